@@ -1,0 +1,39 @@
+"""A model's completion: the text as it came, split into thinking and answer.
+
+Every stage that looks at a completion (teacher dialects, judge, rewards, evaluation) splits it
+here, so that "what follows the thinking" means one thing.
+"""
+
+from dataclasses import dataclass
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion, split.
+
+    `thinking` is None where the text holds no thinking at all; `closed` is False where thinking
+    was opened (in the text or by the prompt) and never closed: then `answer` is "".
+    """
+
+    thinking: str | None
+    answer: str
+    closed: bool = True
+    finish_reason: str = "stop"
+
+
+def split_completion(text: str, *, opened: bool = False, finish_reason: str = "stop") -> Completion:
+    """Split `text` at its last `</think>`; `opened` says the prompt itself ended in `<think>`.
+
+    The last closing tag decides, so that a tag quoted inside the thinking cannot move an answer
+    out of it. DeepSeek-R1's card: templates may open the tag, so a lone `</think>` is normal.
+    """
+    before, tag, answer = text.rpartition(CLOSE)
+    if tag:
+        return Completion(before.strip().removeprefix(OPEN).strip(), answer.strip(),
+                          finish_reason=finish_reason)
+    if opened or OPEN in text:
+        thinking = text if opened else text.partition(OPEN)[2]
+        return Completion(thinking.strip(), "", closed=False, finish_reason=finish_reason)
+    return Completion(None, text.strip(), finish_reason=finish_reason)

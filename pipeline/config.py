@@ -1,0 +1,120 @@
+"""Experiment configuration: frozen pydantic models, YAML files, `key=value` overrides.
+
+Precedence: command line > later file > earlier file > class default. Unknown keys are refused
+with the nearest known one. Each field carries a docstring; `limbeck config` prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every config class: frozen, unknown keys refused, docstrings become help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True,
+                              validate_default=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> list[tuple[str, dict]]:
+    """(origin, tree) per file and per override, in rising precedence."""
+    layers = [(str(path), _read_yaml(path)) for path in files]
+    return layers + [(f"command line ({text})", parse_override(text)) for text in overrides]
+
+
+def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -> C:
+    """The config that `files`, then `overrides`, make of `model`; a UserError on bad input."""
+    layers = read_layers(files, overrides)
+    tree: dict[str, Any] = {}
+    for _, layer in layers:
+        tree = merge(tree, layer)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, model, layers)) from None
+
+
+def merge(below: dict, above: dict) -> dict:
+    """`above` laid over `below`, mapping by mapping; a changed `type` replaces the whole mapping."""
+    if "type" in above and above["type"] != below.get("type"):
+        below = {}
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def parse_override(text: str) -> dict:
+    """`a.b=value` (value in YAML) as a nested mapping."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"override {text!r} is not of the form key.subkey=value")
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"the value of override {text!r} is not valid YAML; quote it") from None
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; see configs/ for those shipped")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path} is not valid YAML: {error}") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise UserError(f"config file {path} must hold keys and values, not a {type(tree).__name__}")
+    return tree or {}
+
+
+def origin_of(location: Sequence[str], layers: Sequence[tuple[str, dict]]) -> str:
+    """Which layer set the value at `location`, or "default"."""
+    for origin, tree in reversed(layers):
+        node: Any = tree
+        for part in location:
+            if not isinstance(node, dict) or part not in node:
+                break
+            node = node[part]
+        else:
+            return origin
+    return "default"
+
+
+def _explain(error: ValidationError, model: type[BaseModel],
+             layers: Sequence[tuple[str, dict]]) -> str:
+    """The first validation error as one sentence with key, origin and remedy."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    origin = origin_of(location, layers)
+    where = "" if origin == "default" else f" (set in {origin})"
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(location[-1], sorted(_field_names(model)), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
+        return f"unknown config key {key!r}{where}{hint}"
+    given = "" if first["type"] == "missing" else f", not {first['input']!r}"
+    return f"config key {key!r}{where}: {first['msg']}{given}"
+
+
+def _field_names(model: type[BaseModel]) -> set[str]:
+    """Every field name anywhere under `model`, for suggestions."""
+    names: set[str] = set()
+    schema = model.model_json_schema()
+    for part in [schema, *schema.get("$defs", {}).values()]:
+        names |= set(part.get("properties", {}))
+    return names

@@ -1,0 +1,1 @@
+"""limbeck's stages: one thin module each, joined in graph.py."""
