@@ -46,7 +46,7 @@ def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -
 
 
 def merge(below: dict, above: dict) -> dict:
-    """`above` laid over `below`, mapping by mapping; a changed `type` replaces the whole mapping."""
+    """`above` over `below`, mapping by mapping; a changed `type` replaces its whole mapping."""
     if "type" in above and above["type"] != below.get("type"):
         below = {}
     out = dict(below)
@@ -78,7 +78,7 @@ def _read_yaml(path: Path) -> dict:
     except yaml.YAMLError as error:
         raise UserError(f"config file {path} is not valid YAML: {error}") from None
     if tree is not None and not isinstance(tree, dict):
-        raise UserError(f"config file {path} must hold keys and values, not a {type(tree).__name__}")
+        raise UserError(f"config file {path} must hold keys and values, not one {tree!r:.60}")
     return tree or {}
 
 

@@ -84,5 +84,6 @@ def read(schema: type[dy.Schema], path: Path) -> Any:
     try:
         table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") from None
+        raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") \
+            from None
     return schema.validate(pl.from_arrow(table), cast=True)
