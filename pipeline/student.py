@@ -94,3 +94,9 @@ def save_tiny(texts: Iterable[str], tiny: TinyModel, chat_template: str, seed: i
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+
+
+def resolve(folder: Path) -> str:
+    """The checkpoint a student, sft or rl folder stands for: its own `model/`, or a named one."""
+    pointer = folder / "model.txt"
+    return pointer.read_text(encoding="utf-8") if pointer.is_file() else str(folder / "model")

@@ -1,0 +1,72 @@
+"""Safe expressions over table columns: `0 < pass_rate < 1 and verdict == "correct"`.
+
+Read as Python's grammar, never evaluated as Python: only names of columns, constants, lists,
+comparisons (chained too), `and or not`, `in` and the four operations become a polars expression.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any
+
+from pipeline.errors import UserError
+
+_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+           ast.Div: operator.truediv}
+_COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
+            ast.Eq: operator.eq, ast.NotEq: operator.ne}
+
+
+def compile_expression(text: str, columns: Iterable[str]) -> Any:
+    """The polars expression that `text` means over `columns`; a UserError on anything else."""
+    names = sorted(columns)
+    try:
+        tree = ast.parse(text, mode="eval")
+        return _visit(tree.body, names)
+    except (SyntaxError, ValueError, RecursionError):
+        raise UserError(f"expression {text!r} cannot be read; use columns, constants, "
+                        "comparisons, and/or/not, in, + - * /") from None
+    except KeyError as error:
+        raise UserError(f"expression {text!r} names {error.args[0]!r}, which is no column; "
+                        f"there are {', '.join(names)}") from None
+
+
+def _visit(node: ast.expr, names: list[str]) -> Any:
+    import polars as pl
+
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() as value):
+            return pl.lit(value)
+        case ast.Name(id=name):
+            if name not in names:
+                raise KeyError(name)
+            return pl.col(name)
+        case ast.BoolOp(op=op, values=values):
+            join = operator.and_ if isinstance(op, ast.And) else operator.or_
+            return reduce(join, [_visit(value, names) for value in values])
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return ~_visit(operand, names)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_visit(operand, names)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            return _BINARY[type(op)](_visit(left, names), _visit(right, names))
+        case ast.Compare(left=left, ops=ops, comparators=comparators):
+            return _comparison([left, *comparators], ops, names)
+    raise ValueError(ast.dump(node))
+
+
+def _comparison(operands: list[ast.expr], ops: list[ast.cmpop], names: list[str]) -> Any:
+    """`a < b < c` as `a < b and b < c`; `a in [..]` as membership."""
+    parts = []
+    for left, op, right in zip(operands, ops, operands[1:], strict=False):
+        if isinstance(op, (ast.In, ast.NotIn)):
+            inside = _visit(left, names).is_in(ast.literal_eval(right))
+            parts.append(~inside if isinstance(op, ast.NotIn) else inside)
+        elif type(op) in _COMPARE:
+            parts.append(_COMPARE[type(op)](_visit(left, names), _visit(right, names)))
+        else:
+            raise ValueError(ast.dump(op))
+    return reduce(operator.and_, parts)

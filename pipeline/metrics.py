@@ -1,0 +1,64 @@
+"""avg@k, pass@k, maj@k with 95 % confidence intervals, over problems x samples."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from math import comb, sqrt
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): 95 % normal interval of the mean over problems, clipped to [0, 1].
+
+    Problems, not samples, are the independent draws, so a problem's samples are averaged before.
+    """
+    n = len(values)
+    mean = sum(values) / n
+    spread = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
+    half = 1.96 * spread / sqrt(n)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Unbiased chance that one of k draws from n samples is right (arXiv 2107.03374, eq. 1)."""
+    return 1.0 if n - right < k else 1.0 - comb(n - right, k) / comb(n, k)
+
+
+def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
+    """Score of the most frequent answer (self-consistency, arXiv 2203.11171); ties share."""
+    counts = Counter(a for a in answers if a is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    winners = [a for a, c in counts.items() if c == most]
+    right = {a for a, s in zip(answers, scores, strict=True) if s == 1.0}
+    return sum(a in right for a in winners) / len(winners)
+
+
+def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
+    """Metrics of one model on one benchmark; fractions of 1, tokens as counts.
+
+    Each row has problem_id, score (None counts as unjudged and is left out), extracted, cut_off
+    and completion_tokens.
+    """
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for row in rows:
+        if row["score"] is not None:
+            groups[row["problem_id"]].append(row)
+    scores = [[r["score"] for r in group] for group in groups.values()]
+    k = min((len(group) for group in scores), default=0)
+    if not k:
+        return {"problems": 0, "samples": 0, "unjudged": len(rows)}
+    means = [sum(group) / len(group) for group in scores]
+    average, low, high = mean_interval(means)
+    out: dict[str, float | int] = {
+        "avg": average, "ci_low": low, "ci_high": high, "problems": len(groups), "samples": k,
+        "cut_off": sum(r["cut_off"] for r in rows) / len(rows),
+        "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
+        "unjudged": sum(r["score"] is None for r in rows)}
+    at_k = [pass_at_k(len(g), sum(s == 1.0 for s in g), k) for g in scores]
+    majorities = [majority([r["extracted"] for r in g], [r["score"] for r in g])
+                  for g in groups.values()]
+    for name, values in (("pass", at_k), ("maj", majorities)):
+        out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(values)
+    return out

@@ -1,0 +1,122 @@
+"""Problem sets: the embedded countdown, a local JSONL or Parquet file, or a hub data set."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+EMBEDDED = "countdown"
+
+
+class Source(Config):
+    """Where problems come from and which columns hold what."""
+
+    problems: str = EMBEDDED
+    """`countdown` (embedded), a .jsonl or .parquet file, or a Hugging Face data set id."""
+    subset: str | None = None
+    """Configuration of a hub data set, e.g. `main`."""
+    split: str = "train"
+    """Split of a hub data set."""
+    problem_column: str = "problem"
+    """Column with the problem's text."""
+    answer_column: str = "answer"
+    """Column with the gold answer."""
+    answer_pattern: str | None = None
+    """Regular expression whose first group is the gold answer, e.g. `#### (.+)` for GSM8K."""
+    kind: str = "math"
+    """The judge's kind for rows that name none: math, choice, exact, code or gym."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many problems after shuffling."""
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is meant as a local file rather than a hub id."""
+    return Path(name).suffix in {".jsonl", ".parquet", ".json"}
+
+
+def countdown_rows(seed: int) -> list[dict[str, str]]:
+    """Every embedded problem as a records.Problem row without its split, shuffled by `seed`."""
+    from pipeline.countdown import instances, tries
+
+    rows = []
+    for one in instances(seed):
+        gold = next(t.expression for t in tries(one.numbers) if t.value == one.target)
+        meta = {"task": "countdown", "numbers": list(one.numbers), "target": one.target}
+        name = "-".join(map(str, one.numbers))
+        rows.append({"problem_id": f"countdown-{name}-{one.target}", "problem": one.text,
+                     "answer": gold, "kind": "gym", "source": EMBEDDED, "meta": json.dumps(meta)})
+    return rows
+
+
+def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
+    """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
+    if source.problems == EMBEDDED:
+        rows = countdown_rows(seed)
+    else:
+        raw = _read_file(Path(source.problems)) if is_file(source.problems) else _read_hub(source)
+        rows = [_to_row(row, index, source) for index, row in enumerate(raw)]
+        random.Random(seed).shuffle(rows)
+    if not rows:
+        raise UserError(f"{source.problems} holds no problems; check prepare.problems")
+    return rows[:source.limit]
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"problem file {path} does not exist; set prepare.problems to one that does")
+    if path.suffix == ".parquet":
+        import polars as pl
+
+        return pl.read_parquet(path).to_dicts()
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number} is not a JSON object ({error.msg})") from None
+    return rows
+
+
+def _read_hub(source: Source) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(source.problems, source.subset, split=source.split))
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"data set {source.problems!r} cannot be loaded ({first}); "
+                        "give a local .jsonl or .parquet file, or check the network") from None
+
+
+def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
+    for column in (source.problem_column, source.answer_column):
+        if row.get(column) is None:
+            raise UserError(f"row {index} of {source.problems} has no {column!r}; set "
+                            "prepare.problem_column and prepare.answer_column "
+                            f"(its columns: {', '.join(row)})")
+    meta = row.get("meta") or {}
+    return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index}")),
+            "problem": str(row[source.problem_column]),
+            "answer": _gold(str(row[source.answer_column]), index, source),
+            "kind": str(row.get("kind", source.kind)),
+            "source": str(row.get("source", source.problems)),
+            "meta": meta if isinstance(meta, str) else json.dumps(meta, default=str)}
+
+
+def _gold(text: str, index: int, source: Source) -> str:
+    if source.answer_pattern is None:
+        return text.strip()
+    found = re.search(source.answer_pattern, text)
+    if found is None:
+        raise UserError(f"row {index} of {source.problems}: prepare.answer_pattern "
+                        f"{source.answer_pattern!r} finds no answer in {text[-60:]!r}")
+    return found.group(1).strip()

@@ -1,0 +1,44 @@
+"""Renders prompts/*.jinja; a variable that the template wants and the row lacks raises."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def prompt_path(name: str) -> Path:
+    """`name` as a path: a file as given, else prompts/NAME.jinja of the project."""
+    given = Path(name)
+    return given if given.suffix else ROOT / "prompts" / f"{name}.jinja"
+
+
+@lru_cache(maxsize=32)
+def _template(path: Path, changed: int):
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False,
+                                                keep_trailing_newline=False)
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def render(name: str, **variables: str) -> str:
+    """The prompt template `name` (see `prompt_path`) filled with `variables`, as plain text."""
+    from jinja2 import TemplateError
+
+    path = prompt_path(name)
+    if not path.is_file():
+        raise UserError(f"prompt template {path} does not exist; prompts/ lists those shipped")
+    try:
+        return _template(path, path.stat().st_mtime_ns).render(**variables).strip()
+    except TemplateError as error:
+        raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
+
+
+def messages(name: str, problem: str) -> list[dict[str, str]]:
+    """The chat sent to teacher and student alike: one user message, as R1's authors advise."""
+    return [{"role": "user", "content": render(name, problem=problem)}]

@@ -1,0 +1,80 @@
+"""GRPO refinement (DeepSeekMath, arXiv 2402.03300) by TRL's GRPOTrainer; rewards by the judge.
+
+What TRL has is configured under its own names; ours are the rewards, the guard against NaN and
+against a reward that never comes, and the count of reflection markers a step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from pipeline.errors import UserError
+from pipeline.trainer import Guard, fit, trainer_arguments
+
+DEFAULTS: dict[str, Any] = {
+    "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
+    "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
+}
+REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
+                        re.IGNORECASE)
+
+
+def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
+    """The GRPOConfig that `rl.trainer` means."""
+    from trl import GRPOConfig
+
+    return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
+
+
+class RewardWatch(TrainerCallback):
+    """Stops a run whose reward is 0 for its first `patience` steps: nothing can be learned."""
+
+    def __init__(self, patience: int):
+        self.patience, self.seen = patience, False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen = self.seen or float((logs or {}).get("rewards/accuracy/mean", 0) or 0) > 0
+        if not self.seen and state.global_step >= self.patience:
+            raise UserError(
+                f"rl: no completion was right in the first {state.global_step} steps, so GRPO has "
+                "nothing to learn from; start from an SFT checkpoint, take easier problems, or "
+                "raise rl.trainer.max_completion_length")
+
+
+def reflection_metric(completions: list, log_metric: Callable | None = None,
+                      **columns: Any) -> list[None]:
+    """A reward function that scores nothing and logs reflection markers a completion."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    if log_metric is not None:
+        log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
+    return [None] * len(texts)
+
+
+def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
+          given: dict[str, Any], out: Path, seed: int, patience: int = 20) -> dict[str, Any]:
+    """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
+
+    `rewards` maps a name to (weight, function). Writes out/model, out/log.jsonl.
+    """
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOTrainer
+
+    functions = []
+    for name, (_, function) in rewards.items():
+        function.__name__ = name
+        functions.append(function)
+    weights = [weight for weight, _ in rewards.values()]
+    args = arguments({**given, "reward_weights": weights}, out, seed)
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
+    trainer = GRPOTrainer(model=student, reward_funcs=functions, args=args,
+                          train_dataset=Dataset.from_list(prompts), processing_class=tokenizer,
+                          callbacks=[guard, RewardWatch(patience)])
+    return fit(trainer, guard, out, tokenizer)

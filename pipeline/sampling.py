@@ -1,0 +1,117 @@
+"""Sample completions from a checkpoint: by transformers anywhere, by vLLM where it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.chat import Messages, encode, load_tokenizer, opens_thinking, render_prompt
+from pipeline.completion import Completion, split_completion
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.progress import progress
+
+
+class StudentSampling(Config):
+    """How a student is sampled in evaluation."""
+
+    temperature: float = Field(default=0.6, ge=0)
+    """0 is greedy; 0.6 is what DeepSeek-R1's card advises."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus of the distribution."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Longest completion in tokens; what reaches it counts as cut off."""
+
+
+Sampled = tuple[Completion, int]
+
+
+def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
+           sampling: StudentSampling, seed: int, batch: int = 512) -> list[list[Sampled]]:
+    """n (completion, tokens) for each chat, in order; tokens count the end of turn."""
+    tokenizer = load_tokenizer(tokenizer_folder)
+    prompts = [encode(tokenizer, render_prompt(tokenizer, chat)) for chat in chats]
+    by_vllm = _vllm_is_here()
+    run = _by_vllm if by_vllm else _by_transformers
+    outputs = run(model, tokenizer, [p for p in prompts for _ in range(n)], sampling, seed, batch)
+    opened = opens_thinking(tokenizer)
+    done = [_complete(tokenizer, ids, opened) for ids in outputs]
+    return [done[i:i + n] for i in range(0, len(done), n)]
+
+
+def _complete(tokenizer: Any, ids: list[int], opened: bool) -> Sampled:
+    stopped = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    finish = "stop" if stopped else "length"
+    return split_completion(text, opened=opened, finish_reason=finish), len(ids)
+
+
+def _vllm_is_here() -> bool:
+    from importlib.util import find_spec
+
+    import torch
+
+    return torch.cuda.is_available() and find_spec("vllm") is not None
+
+
+def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: StudentSampling,
+             seed: int, batch: int) -> list[list[int]]:
+    from vllm import LLM, SamplingParams
+
+    longest = max(map(len, prompts)) + sampling.max_tokens
+    engine = LLM(model=model, seed=seed, max_model_len=longest, gpu_memory_utilization=0.85)
+    params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
+                            max_tokens=sampling.max_tokens, stop_token_ids=[tokenizer.eos_token_id])
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
+                     sampling: StudentSampling, seed: int, batch: int) -> list[list[int]]:
+    """Batches of equal-length prompts first, so that padding stays small."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    set_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        student = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    student.generation_config.eos_token_id = tokenizer.eos_token_id
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    out: list[list[int]] = [[] for _ in prompts]
+    with progress(f"sampling {model.rsplit('/', 2)[-2]}", len(prompts)) as advance:
+        for start in range(0, len(order), batch):
+            chosen = order[start:start + batch]
+            rows = _generate(student, tokenizer, [prompts[i] for i in chosen], sampling)
+            out = _place(out, chosen, rows)
+            advance(len(chosen))
+    return out
+
+
+def _place(out: list[list[int]], where: list[int], rows: list[list[int]]) -> list[list[int]]:
+    for index, row in zip(where, rows, strict=True):
+        out[index] = row
+    return out
+
+
+def _generate(student: Any, tokenizer: Any, prompts: list[list[int]],
+              sampling: StudentSampling) -> list[list[int]]:
+    import torch
+
+    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    greedy = sampling.temperature == 0
+    chosen = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    with torch.inference_mode():
+        ids = student.generate(**padded.to(student.device), do_sample=not greedy, top_k=0, **chosen,
+                               max_new_tokens=sampling.max_tokens,
+                               pad_token_id=tokenizer.pad_token_id)
+    new = ids[:, padded["input_ids"].shape[1]:].tolist()
+    return [_to_end(row, tokenizer.eos_token_id) for row in new]
+
+
+def _to_end(row: list[int], end: int) -> list[int]:
+    """`row` up to and with its first end-of-turn token."""
+    return row[:row.index(end) + 1] if end in row else row

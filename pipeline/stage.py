@@ -1,0 +1,108 @@
+"""A stage as pure data: its key, its folder, its manifest.
+
+The key is a digest of the stage's name, version, config section, seed, input keys and the text of
+the files it reads; runtime knobs are not part of it. Output is built in `KEY.partial` and renamed
+when whole, so a folder without `.partial` is always complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+Counts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the flow. `needs` and `files` are functions of the whole experiment."""
+
+    name: str
+    run: Callable[[Any, Mapping[str, Path], Path], Counts]
+    needs: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
+    files: Callable[[Any], tuple[Path, ...]] = lambda experiment: ()
+    check: Callable[[Any], None] = lambda experiment: None
+    summary: Callable[[Counts], str] = str
+    version: int = 1
+    resumable: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one stage is made of, and where it lies or would lie."""
+
+    stage: Stage
+    key: str
+    folder: Path
+    ingredients: dict[str, Any] = field(repr=False)
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of the finished artifact, or None where there is none."""
+        path = self.folder / "manifest.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@lru_cache(maxsize=256)
+def _digest_of(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes; a UserError that names it where it is missing."""
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist; check the config key that names it")
+    stat = path.stat()
+    return _digest_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: Path) -> Plan:
+    """Work out key and folder of `stage` from its config, its inputs and its files."""
+    section = getattr(experiment, stage.name, None)
+    ingredients = {
+        "stage": stage.name, "version": stage.version, "seed": experiment.seed,
+        "config": section.model_dump(mode="json") if section is not None else {},
+        "inputs": {name: plan.key for name, plan in inputs.items()},
+        "files": {str(path): file_digest(path) for path in stage.files(experiment)},
+    }
+    text = json.dumps({**ingredients, "files": list(ingredients["files"].values())},
+                      sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Plan(stage, key, root / f"{stage.name}-{key}", ingredients)
+
+
+def execute(plan: Plan, experiment: Any, inputs: Mapping[str, Plan],
+            provenance: Mapping[str, Any]) -> Counts:
+    """Run the stage into `KEY.partial`, write the manifest, rename; returns the counts.
+
+    A partial folder left by an interrupted run is used again where the stage can resume.
+    """
+    from filelock import FileLock, Timeout
+
+    partial = plan.folder.with_name(plan.folder.name + ".partial")
+    plan.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{plan.folder}.lock", timeout=0):
+            if partial.exists() and not plan.stage.resumable:
+                shutil.rmtree(partial)
+            partial.mkdir(exist_ok=True)
+            began = time.time()
+            counts = plan.stage.run(experiment, {n: p.folder for n, p in inputs.items()}, partial)
+            manifest = {**provenance, **plan.ingredients, "key": plan.key, "counts": counts,
+                        "seconds": round(time.time() - began, 3), "finished": int(time.time())}
+            text = json.dumps(manifest, indent=1, ensure_ascii=False)
+            (partial / "manifest.json").write_text(text, encoding="utf-8")
+            partial.replace(plan.folder)
+            return manifest
+    except Timeout:
+        raise UserError(f"another process is making {plan.folder}; wait or stop it") from None

@@ -1,0 +1,129 @@
+"""limbeck's command line: every stage is a command; the help text is the documentation."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import UserError
+from pipeline.prompts import ROOT
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Distil the reasoning of a large teacher into a small student. "
+                       "A stage makes what it needs first and does nothing twice.")
+
+Files = Annotated[list[Path] | None, typer.Option(
+    "-c", "--config", help="Config file; may be given several times, later ones win. "
+                           "Default: configs/default.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(
+    metavar="[KEY=VALUE]...", help="Config overrides, e.g. filter.keep='pass_rate < 1'")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
+
+STAGE_HELP = {
+    "prepare": "Load problems, check their gold answers, hold some out.",
+    "generate": "Ask the teacher for reasoning traces; each is paid for once.",
+    "filter": "Judge every trace and choose those the student learns from.",
+    "student": "Build or name the student before training.",
+    "pack": "Turn kept traces into token rows with a loss mask.",
+    "sft": "Fine-tune the student on the rows.",
+    "rl": "Refine the student by GRPO with verifiable rewards.",
+    "evaluate": "Sample every model on held-out problems and score it.",
+    "report": "Write numbers.json and one HTML page.",
+}
+
+
+def _experiment(files: list[Path] | None, overrides: list[str] | None):
+    from pipeline.config import load
+    from stages.graph import Experiment
+
+    return load(Experiment, files or [ROOT / "configs" / "default.yaml"], overrides or [])
+
+
+def _stage_command(name: str) -> None:
+    def command(overrides: Overrides = None, config: Files = None,
+                debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
+        from stages.runner import make
+
+        make(_experiment(config, overrides), name)
+
+    app.command(name, help=STAGE_HELP[name])(command)
+
+
+for _name in STAGE_HELP:
+    _stage_command(_name)
+
+
+@app.command("all")
+def make_all(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Make every stage, up to the report."""
+    from stages.runner import make
+
+    make(_experiment(config, overrides), "report")
+
+
+@app.command()
+def plan(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Say what is cached, what would run, and why; runs nothing."""
+    from stages.runner import show_plan
+
+    show_plan(_experiment(config, overrides))
+
+
+@app.command()
+def show(stage: StageName, overrides: Overrides = None, config: Files = None,
+         rows: Annotated[int, typer.Option(help="Rows to show.")] = 3, debug: bool = False) -> None:
+    """Show a stage's manifest, counts and a few rows."""
+    from stages.runner import show_stage
+
+    show_stage(_experiment(config, overrides), stage, rows)
+
+
+@app.command()
+def path(stage: StageName, overrides: Overrides = None, config: Files = None,
+         debug: bool = False) -> None:
+    """Print the artifact's folder and nothing else."""
+    from stages.runner import plan_of
+
+    print(plan_of(_experiment(config, overrides), stage).folder.resolve())
+
+
+@app.command("config")
+def show_config(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Print the resolved config and where each value came from."""
+    from pipeline.config import read_layers
+    from stages.runner import print_config
+
+    files = config or [ROOT / "configs" / "default.yaml"]
+    print_config(_experiment(config, overrides), read_layers(files, overrides or []))
+
+
+def main() -> None:
+    """Entry point: a UserError becomes one sentence and exit code 2, Ctrl-C exit code 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("stopped; what was finished is kept, the same command goes on", 130))
+    except OSError as error:
+        if debug or (error.filename is None and error.errno is None):
+            raise
+        sys.exit(_complain(f"{error.strerror}: {error.filename or 'no file named'}; free space "
+                           "or mend permissions, then run the same command again", 2))
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"limbeck: {sentence}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""evaluate: every model of the run on every benchmark, sampled k times and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.problems import Source, is_file
+from pipeline.prompts import messages, prompt_path
+from pipeline.sampling import StudentSampling
+from pipeline.stage import Counts, Stage
+
+ModelName = Literal["untrained", "sft", "rl", "teacher"]
+STAGE_OF = {"untrained": "student", "sft": "sft", "rl": "rl", "teacher": "generate"}
+
+
+class EvaluateConfig(Config):
+    """What is measured, on what, and how often each problem is sampled."""
+
+    models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
+    """The models compared; `teacher` is asked through the same client as in generate."""
+    benchmarks: list[str] = Field(default=["heldout"], min_length=1)
+    """`heldout` (prepare's), problem files, or hub ids; a file's stem names its column."""
+    samples: int = Field(default=4, ge=1)
+    """k of avg@k, pass@k and maj@k."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many problems of each benchmark."""
+    sampling: StudentSampling = StudentSampling()
+    """How students are sampled."""
+
+
+def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+    """Write completions.parquet (every sample, judged) and scores.json."""
+    import json
+
+    import polars as pl
+
+    from pipeline.metrics import summarise
+
+    scores: dict[str, dict[str, Any]] = {}
+    tables = []
+    for benchmark, rows in _benchmarks(experiment, inputs).items():
+        for model in experiment.evaluate.models:
+            judged = _judged(experiment, inputs, model, rows)
+            scores.setdefault(model, {})[benchmark] = summarise(judged)
+            tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
+                model=pl.lit(model), benchmark=pl.lit(benchmark)))
+    pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
+    (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    return {"scores": scores}
+
+
+def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
+    """Problem rows of each benchmark, by its short name."""
+    from pipeline import records
+    from pipeline.problems import load_rows
+
+    config, out = experiment.evaluate, {}
+    for name in config.benchmarks:
+        if name == "heldout":
+            table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
+            rows = table.to_dicts()
+        else:
+            rows = load_rows(Source(problems=name, split="test"), experiment.seed)
+        out[Path(name).stem] = rows[:config.limit]
+    return out
+
+
+def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
+            rows: list[dict]) -> list[dict]:
+    """One dict a sample: the completion, its tokens, its judgement."""
+    from pipeline.judging import judge_all
+    from pipeline.verify import Problem
+
+    chats = {row["problem_id"]: messages(experiment.generate.prompt, row["problem"])
+             for row in rows}
+    if model == "teacher":
+        sampled = _ask_teacher(experiment, chats)
+    else:
+        sampled = _ask_student(experiment, inputs, model, chats)
+    problems = {row["problem_id"]: Problem.from_row(row) for row in rows}
+    judgements = judge_all([completion for _, _, completion, _ in sampled],
+                           [problems[name] for name, _, _, _ in sampled], experiment.runtime)
+    return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
+             "answer": completion.answer, "completion_tokens": tokens, "score": judgement.score,
+             "verdict": judgement.verdict, "extracted": judgement.extracted,
+             "cut_off": completion.finish_reason == "length"}
+            for (name, index, completion, tokens), judgement
+            in zip(sampled, judgements, strict=True)]
+
+
+def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
+                 chats: dict[str, list]) -> list[tuple]:
+    from pipeline.sampling import sample
+    from pipeline.student import resolve
+
+    config = experiment.evaluate
+    groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
+                    list(chats.values()), config.samples, config.sampling, experiment.seed)
+    return [(name, index, completion, tokens) for name, group in zip(chats, groups, strict=True)
+            for index, (completion, tokens) in enumerate(group)]
+
+
+def _ask_teacher(experiment: Any, chats: dict[str, list]) -> list[tuple]:
+    from pipeline.judging import as_completion
+    from pipeline.teacher.ask import ask_teacher
+
+    traces, _ = ask_teacher(experiment, chats, experiment.evaluate.samples)
+    return [(row["problem_id"], row["sample"], as_completion(row), row["completion_tokens"])
+            for row in traces.iter_rows(named=True)]
+
+
+def needs(experiment: Any) -> tuple[str, ...]:
+    stages = {STAGE_OF[model] for model in experiment.evaluate.models}
+    return ("prepare", *sorted(stages - {"prepare"} | {"student"}))
+
+
+def summary(counts: Counts) -> str:
+    """The table's headline: avg@k of each model on each benchmark."""
+    return "; ".join(f"{model} {name} {100 * s['avg']:.1f} [{100 * s['ci_low']:.1f}, "
+                     f"{100 * s['ci_high']:.1f}]" for model, by in counts["scores"].items()
+                     for name, s in by.items() if "avg" in s)
+
+
+def files(experiment: Any) -> tuple[Path, ...]:
+    named = tuple(Path(name) for name in experiment.evaluate.benchmarks if is_file(name))
+    return (prompt_path(experiment.generate.prompt), *named)
+
+
+STAGE = Stage(name="evaluate", run=run, needs=needs, files=files, summary=summary)

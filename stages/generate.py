@@ -1,0 +1,51 @@
+"""generate: ask the teacher for traces, paying for each only once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.prompts import messages, prompt_path
+from pipeline.stage import Counts, Stage
+from pipeline.teacher.config import Sampling, Teacher
+
+
+class GenerateConfig(Config):
+    """Who teaches, and how often each problem is asked."""
+
+    teacher: Teacher = Field(discriminator="type")
+    """The teacher: `solver` (embedded), `openai` (any compatible endpoint) or `vllm` (local)."""
+    samples: int = Field(default=4, ge=1)
+    """Traces a problem."""
+    sampling: Sampling = Sampling()
+    """Sampling parameters as sent to the teacher."""
+    prompt: str = "boxed"
+    """Prompt template: a name in prompts/ or a path; teacher and student see the same."""
+
+
+def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+    """Write traces.parquet: one row for every sample the teacher gave."""
+    from pipeline import records
+    from pipeline.teacher.ask import ask_teacher
+
+    config = experiment.generate
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    chats = {row["problem_id"]: messages(config.prompt, row["problem"])
+             for row in problems.iter_rows(named=True)}
+    traces, counts = ask_teacher(experiment, chats, config.samples)
+    records.write(records.Trace, traces, out / "traces.parquet")
+    return counts
+
+
+def summary(counts: Counts) -> str:
+    money = f", ${counts['cost_usd']:.2f}" if counts["cost_usd"] else ""
+    return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
+
+
+STAGE = Stage(name="generate", run=run, needs=lambda e: ("prepare",), summary=summary,
+              files=lambda e: (prompt_path(e.generate.prompt),))

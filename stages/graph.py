@@ -1,0 +1,74 @@
+"""The stages in order and the Experiment config: the only list of either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.config import Config
+from pipeline.stage import Plan, Stage, make_plan
+from pipeline.teacher.config import TeacherRuntime
+from stages import evaluate, filter, generate, pack, prepare, report, rl, sft, student
+
+STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
+    prepare, generate, filter, student, pack, sft, rl, evaluate, report)}
+
+
+class Runtime(Config):
+    """Where and how fast it runs; no part of any key."""
+
+    artifacts: Path = Path("data/artifacts")
+    """Folder of the stages' artifacts."""
+    traces: Path = Path("data/traces")
+    """Folder of the trace store: every completion ever paid for."""
+    judge_workers: int = Field(default=2, ge=1)
+    """Processes that judge."""
+    teacher: TeacherRuntime = TeacherRuntime()
+    """Address, key, limits and budget of the teacher."""
+
+
+class Experiment(Config):
+    """One run of limbeck from problems to report."""
+
+    name: str = "default"
+    """Shown in the report."""
+    seed: int = 0
+    """Seed of every random choice."""
+    prepare: prepare.PrepareConfig = prepare.PrepareConfig()
+    generate: generate.GenerateConfig
+    filter: filter.FilterConfig = filter.FilterConfig()
+    student: student.StudentConfig = student.StudentConfig()
+    pack: pack.PackConfig = pack.PackConfig()
+    sft: sft.SftConfig = sft.SftConfig()
+    rl: rl.RlConfig = rl.RlConfig()
+    evaluate: evaluate.EvaluateConfig = evaluate.EvaluateConfig()
+    report: report.ReportConfig = report.ReportConfig()
+    runtime: Runtime = Runtime()
+
+
+def plans(experiment: Experiment, target: str) -> dict[str, Plan]:
+    """The plan of every stage that `target` stands on, in order, `target` last."""
+    made: dict[str, Plan] = {}
+    for name in _order(experiment, target):
+        stage = STAGES[name]
+        inputs = {need: made[need] for need in stage.needs(experiment)}
+        made[name] = make_plan(stage, experiment, inputs, experiment.runtime.artifacts)
+    return made
+
+
+def _order(experiment: Experiment, target: str) -> Iterator[str]:
+    """Depth-first order of `target` and what it needs."""
+    seen: set[str] = set()
+
+    @cache
+    def visit(name: str) -> tuple[str, ...]:
+        before = [step for need in STAGES[name].needs(experiment) for step in visit(need)]
+        return (*before, name)
+
+    for name in visit(target):
+        if name not in seen:
+            seen.add(name)
+            yield name

@@ -1,0 +1,153 @@
+"""Runs plans and prints them: what stands behind the commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import origin_of
+from pipeline.errors import UserError
+from pipeline.prompts import ROOT
+from pipeline.stage import Plan, execute
+from stages.graph import STAGES, Experiment, plans
+
+LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
+NEXT = {"prepare": "generate", "generate": "filter", "filter": "sft", "student": "pack",
+        "pack": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
+
+
+def plan_of(experiment: Experiment, name: str) -> Plan:
+    """The plan of the stage called `name`; a UserError where there is none."""
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+    return plans(experiment, name)[name]
+
+
+def make(experiment: Experiment, target: str) -> None:
+    """Run `target` and every stage it needs that is not made yet."""
+    chain = plans(experiment, target)
+    todo = [plan for plan in chain.values() if plan.manifest is None]
+    for plan in todo:
+        plan.stage.check(experiment)
+    for plan in todo:
+        inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
+        manifest = execute(plan, experiment, inputs, _provenance())
+        _close(plan, manifest, experiment)
+    if not todo:
+        _close(chain[target], chain[target].manifest or {}, experiment, cached=True)
+
+
+def _close(plan: Plan, manifest: Mapping[str, Any], experiment: Experiment,
+           cached: bool = False) -> None:
+    """The one closing line of a stage: what, where, how long, what next."""
+    name = plan.stage.name
+    took = "already made" if cached else f"{manifest['seconds']:.1f} s"
+    follow = f"; next: limbeck {NEXT[name]}" if name in NEXT else ""
+    print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
+          f"({took}){follow}", file=sys.stderr)
+
+
+def _shown(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _provenance() -> dict[str, Any]:
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
+                         capture_output=True, check=False)
+    return {"git_commit": git.stdout.strip() or None, "libraries": libraries,
+            "python": sys.version.split()[0]}
+
+
+def show_plan(experiment: Experiment) -> None:
+    """A table of every stage: cached or to run, and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
+    chain = plans(experiment, "report")
+    for name, plan in chain.items():
+        state = "cached" if plan.manifest else "would run"
+        table.add_row(name, state, "" if plan.manifest else _why(plan, chain), _shown(plan.folder))
+    Console().print(table)
+
+
+def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
+    """What differs from the newest artifact of the same stage."""
+    if plan.folder.with_name(plan.folder.name + ".partial").exists():
+        return "interrupted; goes on" if plan.stage.resumable else "interrupted"
+    manifests = plan.folder.parent.glob(f"{plan.stage.name}-*/manifest.json")
+    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        return "never made"
+    old, new = json.loads(newest.read_text(encoding="utf-8")), plan.ingredients
+    remade = [f"{name} changed" for name in new["inputs"]
+              if old["inputs"].get(name) != new["inputs"][name]]
+    keys = [f"{plan.stage.name}.{key}" for key in changed_keys(old["config"], new["config"])]
+    files = [path for path, digest in new["files"].items() if digest not in old["files"].values()]
+    rest = ["code version"] if old["version"] != new["version"] else []
+    seed = ["seed"] if old["seed"] != new["seed"] else []
+    return ", ".join(remade + keys + files + rest + seed) or "its artifact was deleted"
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two config trees."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix]
+    return [key for name in sorted(set(old) | set(new))
+            for key in changed_keys(old.get(name), new.get(name),
+                                    f"{prefix}.{name}" if prefix else name)]
+
+
+def show_stage(experiment: Experiment, name: str, rows: int) -> None:
+    """Print manifest, counts and the first rows of each table of a made stage."""
+    from rich.console import Console
+    from rich.pretty import Pretty
+
+    plan = plan_of(experiment, name)
+    manifest = plan.manifest
+    if manifest is None:
+        raise UserError(f"{name} is not made yet for this config; run `limbeck {name}`")
+    console = Console()
+    console.rule(f"{name} {plan.key}")
+    console.print(Pretty({k: v for k, v in manifest.items() if k != "config"}, max_depth=4))
+    for path in sorted(plan.folder.glob("*.parquet")):
+        _print_rows(console, path, rows)
+
+
+def _print_rows(console: Any, path: Path, rows: int) -> None:
+    import polars as pl
+
+    table = pl.read_parquet(path, n_rows=rows)
+    console.rule(path.name)
+    for row in table.iter_rows(named=True):
+        for column, value in row.items():
+            text = str(value)
+            shown = text if len(text) <= 600 else f"{text[:400]} … {text[-150:]}"
+            console.print(f"[bold]{column}[/bold] ", end="")
+            console.print(shown, markup=False, highlight=False)
+        console.print()
+
+
+def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> None:
+    """Each key with its value and its origin, one a line."""
+    def walk(node: Any, location: tuple[str, ...]) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, (*location, key))
+        else:
+            origin = origin_of(location, layers)
+            print(f"{'.'.join(location)}={json.dumps(node, ensure_ascii=False)}  # {origin}")
+
+    walk(experiment.model_dump(mode="json"), ())

@@ -1,0 +1,75 @@
+"""student: the model before training, either built tiny or named by hub id or folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.prompts import ROOT, messages, prompt_path
+from pipeline.stage import Counts, Stage
+from pipeline.student import TinyModel
+
+TEMPLATES = ROOT / "prompts" / "chat_templates"
+
+
+class StudentConfig(Config):
+    """Which model learns."""
+
+    model: str = "tiny"
+    """`tiny` (built from scratch for the traces), a hub id, or a checkpoint folder."""
+    tiny: TinyModel = TinyModel()
+    """Shape of the tiny student."""
+    chat_template: str | None = None
+    """A name in prompts/chat_templates/ or a path, in place of the tokenizer's own template."""
+
+
+def template_path(config: StudentConfig) -> Path | None:
+    """The chat template file the student uses, or None for its tokenizer's own."""
+    name = config.chat_template or ("tiny" if config.model == "tiny" else None)
+    if name is None or Path(name).suffix:
+        return Path(name) if name else None
+    return TEMPLATES / f"{name}.jinja"
+
+
+def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+    """Write model/ (tiny) or model.txt (a name), and the tokenizer with its template."""
+    from pipeline.chat import load_tokenizer
+
+    config = experiment.student
+    template = template_path(config)
+    if config.model == "tiny":
+        from pipeline.student import save_tiny
+
+        assert template is not None
+        counts = save_tiny(_corpus(experiment, inputs), config.tiny,
+                           template.read_text(encoding="utf-8"), experiment.seed, out / "model")
+        load_tokenizer(out / "model").save_pretrained(out / "tokenizer")
+        return counts
+    tokenizer = load_tokenizer(config.model, template)
+    tokenizer.save_pretrained(out / "tokenizer")
+    (out / "model.txt").write_text(config.model, encoding="utf-8")
+    return {"vocabulary": len(tokenizer)}
+
+
+def _corpus(experiment: Any, inputs: Mapping[str, Path]) -> list[str]:
+    """Prompts and kept traces: what the tiny tokenizer must spell in few tokens."""
+    from pipeline import records
+
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
+    kept = judged.filter(judged["kept"])
+    texts = [messages(experiment.generate.prompt, p)[0]["content"] for p in problems["problem"]]
+    return texts + [f"<think>\n{row['thinking']}\n</think>\n{row['answer']}"
+                    for row in kept.iter_rows(named=True)]
+
+
+def files(experiment: Any) -> tuple[Path, ...]:
+    template = template_path(experiment.student)
+    return (prompt_path(experiment.generate.prompt), *([template] if template else []))
+
+
+STAGE = Stage(name="student", run=run, files=files,
+              needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
+              summary=lambda c: ", ".join(f"{v:,} {k}" for k, v in c.items()))
