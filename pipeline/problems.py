@@ -71,7 +71,7 @@ def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
 
 def _read_file(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise UserError(f"problem file {path} does not exist; set prepare.problems to one that does")
+        raise UserError(f"problem file {path} does not exist; mend prepare.problems")
     if path.suffix == ".parquet":
         import polars as pl
 
