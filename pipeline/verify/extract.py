@@ -1,0 +1,112 @@
+"""The final answer in a response: the last box, an answer tag, a stated answer, or its last line.
+
+Rules, first that applies: (1) balanced \\boxed{} or \\fbox{}: the last decides; boxes that stand
+within GAP characters of each other are one statement with several answers. An unbalanced last box
+is no answer. (2) <answer>…</answer>, the last. (3) "answer is …", "Answer: …", "#### …", the last.
+(4) the last formula or number of the last line that has one. A short text that is no prose is the
+answer itself.
+"""
+
+from __future__ import annotations
+
+import re
+
+GAP = 100
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|[^\s{\\])")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
+_TURN = re.compile(r"<\|[^|>]*\|>|<｜[^>]*｜>|</s>")
+_STATED = re.compile(
+    r"(?:\b(?:answer|result|solution|r[ée]ponse|antwort|respuesta|option|choice)s?\b|答案|答)\**"
+    r"(?:\s*\w+){0,2}?\s*(?:\bis\b|\bare\b|\best\b|\bist\b|\bes\b|[:：是为=]|####)\**\s*[:：]?"
+    r"|####", re.I)
+_HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
+_WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end|mathbf|mathbb)"
+                   r"\s*\{[^{}]*\}|\\[A-Za-z]+")
+
+
+def boxes(text: str) -> list[tuple[int, int, str | None]]:
+    """(start, end, content) of each box of `text`; content None where its braces never close."""
+    found = []
+    position = 0
+    while match := _BOX.search(text, position):
+        if match[1] != "{":
+            content, end = match[1], match.end()
+        else:
+            end = _closing(text, match.end())
+            content = text[match.end():end - 1] if end else None
+        found.append((match.start(), end or len(text), content))
+        position = end or len(text)
+    return found
+
+
+_BRACE = re.compile(r"\\.|[{}]", re.S)
+
+
+def _closing(text: str, start: int) -> int:
+    """Index after the brace that closes the one just before `start`; 0 if none does."""
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.end()
+    return 0
+
+
+def extract(text: str, marker: str = "any") -> list[str]:
+    """The final answers stated in `text` (see the module); [] where none is."""
+    text = _TURN.split(text, maxsplit=1)[0] if "<" in text else text
+    if (marker != "tag" and "boxed" in text) or "\\fbox" in text:
+        if found := boxes(text):
+            return _last_statement(found)
+    if marker == "box":
+        return []
+    if tags := _TAG.findall(text):
+        return [tags[-1].strip()] if tags[-1].strip() else []
+    return [] if marker == "tag" else _stated(text)
+
+
+def _last_statement(found: list[tuple[int, int, str | None]]) -> list[str]:
+    """The last box and those that stand close before it, without repetition."""
+    answers = [found[-1][2]]
+    for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
+        if later[0] - earlier[1] > GAP:
+            break
+        answers.append(earlier[2])
+    if any(answer is None for answer in answers):
+        return []
+    unique = dict.fromkeys(answer.strip() for answer in reversed(answers) if answer)
+    return [answer for answer in unique if answer]
+
+
+def is_prose(text: str) -> bool:
+    """Whether `text` reads as sentences rather than as an answer: four words outside LaTeX."""
+    return len(_WORDS.findall(_TEXT.sub(" ", text[:2000]))) >= 4 or len(text) > 2000
+
+
+def _stated(text: str) -> list[str]:
+    text = _HOPE.sub("", text[-4000:].strip())
+    *_, last = [None, *_STATED.finditer(text)]
+    if last and (tail := _sentence(text[last.end():])):
+        return [tail] if not is_prose(tail) else _last_value(tail)
+    if not text or (not is_prose(text) and "\n" not in text):
+        return [text] if text else []
+    lines = [line for line in text.split("\n") if _FORMULA.search(line) or _NUMBER.search(line)]
+    return _last_value(lines[-1]) if lines else []
+
+
+def _sentence(text: str) -> str:
+    """`text` up to the end of its first sentence or line."""
+    line = next((part for part in text.strip().split("\n") if part.strip()), "")
+    line = re.split(r"(?<=[^\s.])\.(?:\s|$)|。|\.\s*$", line)[0]
+    return line.strip(" *:：\t")
+
+
+def _last_value(line: str) -> list[str]:
+    """The last formula or number of `line`, whichever stands later."""
+    formulas, numbers = list(_FORMULA.finditer(line)), list(_NUMBER.finditer(line))
+    if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
+        return [next(filter(None, formulas[-1].groups())).strip()]
+    return [numbers[-1][0].strip().rstrip(",")] if numbers else []
