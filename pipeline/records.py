@@ -53,6 +53,7 @@ class Judged(Trace):
     verdict = dy.String(check=lambda verdict: verdict.is_in(list(VERDICTS)))
     extracted = dy.String(nullable=True)
     grader = dy.String()
+    judge_version = dy.String()
     pass_rate = dy.Float64(nullable=True)
     kept = dy.Bool()
     reason = dy.String()
@@ -67,11 +68,17 @@ class TokenRow(dy.Schema):
     completion_mask = dy.List(dy.Int64())
 
 
-def write(schema: type[dy.Schema], frame: pl.DataFrame, path: Path) -> None:
-    """Check `frame` against `schema` and write it to `path` as Parquet with page checksums."""
+def frame(schema: type[dy.Schema], rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """`rows` as a polars frame with the columns and types of `schema`."""
+    types = {name: column.dtype for name, column in schema.columns().items()}
+    return pl.DataFrame(rows, schema=types)
+
+
+def write(schema: type[dy.Schema], table: pl.DataFrame, path: Path) -> None:
+    """Check `table` against `schema` and write it to `path` as Parquet with page checksums."""
     import pyarrow.parquet as pq
 
-    checked = schema.validate(frame, cast=True)
+    checked = schema.validate(table, cast=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(checked.to_arrow(), path, compression="zstd", write_page_checksum=True)
 

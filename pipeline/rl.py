@@ -7,7 +7,7 @@ against a reward that never comes, and the count of reflection markers a step.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,29 @@ def reflection_metric(completions: list, log_metric: Callable | None = None,
     return [None] * len(texts)
 
 
+def reward_functions(weights: Mapping[str, float], pool: Any,
+                     opened: bool, max_length: int) -> dict[str, tuple[float, Any]]:
+    """{name: (weight, TRL reward function)} of the terms named in `weights`.
+
+    `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
+    tokens, whose last fifth the over-long term punishes.
+    """
+    from pipeline import rewards
+
+    known = {
+        "accuracy": rewards.accuracy_reward(pool, opened=opened),
+        "format": rewards.reward(rewards.format_reward, opened=opened),
+        "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
+        "language": rewards.reward(rewards.language_reward, opened=opened),
+        "overlong": rewards.overlong_reward(max_length=max_length, cache=max(1, max_length // 5)),
+        "repetition": rewards.reward(rewards.repetition_penalty),
+    }
+    for name in weights:
+        if name not in known:
+            raise UserError(f"rl.rewards names {name!r}; there are {', '.join(known)}")
+    return {name: (weight, known[name]) for name, weight in weights.items()}
+
+
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
           given: dict[str, Any], out: Path, seed: int, patience: int = 20) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
@@ -66,11 +89,11 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
-    functions = []
+    functions: list[Any] = [reflection_metric]
     for name, (_, function) in rewards.items():
         function.__name__ = name
         functions.append(function)
-    weights = [weight for weight, _ in rewards.values()]
+    weights = [0.0, *(weight for weight, _ in rewards.values())]
     args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)

@@ -30,7 +30,7 @@ class GenerateConfig(Config):
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
     from pipeline import records
-    from pipeline.teacher.ask import ask_teacher
+    from pipeline.asking import ask_teacher
 
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
