@@ -46,13 +46,15 @@ class RewardWatch(TrainerCallback):
                 "raise rl.trainer.max_completion_length")
 
 
-def reflection_metric(completions: list, log_metric: Callable | None = None,
-                      **columns: Any) -> list[None]:
-    """A reward function that scores nothing and logs reflection markers a completion."""
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    if log_metric is not None:
-        log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
-    return [None] * len(texts)
+def with_reflection(reward: Callable) -> Callable:
+    """`reward`, which also logs the mean count of reflection markers a completion."""
+    def logged(completions: list, log_metric: Callable | None = None, **columns: Any) -> list:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        if log_metric is not None:
+            log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
+        return reward(completions=completions, **columns)
+
+    return logged
 
 
 def reward_functions(weights: Mapping[str, float], pool: Any,
@@ -89,11 +91,12 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
-    functions: list[Any] = [reflection_metric]
-    for name, (_, function) in rewards.items():
+    functions = []
+    for index, (name, (_, function)) in enumerate(rewards.items()):
+        function = with_reflection(function) if index == 0 else function
         function.__name__ = name
         functions.append(function)
-    weights = [0.0, *(weight for weight, _ in rewards.values())]
+    weights = [weight for weight, _ in rewards.values()]
     args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)

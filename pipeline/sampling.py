@@ -10,7 +10,7 @@ from pipeline.chat import Messages, encode, load_tokenizer, opens_thinking, rend
 from pipeline.completion import Completion, split_completion
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import progress, quiet_libraries
 
 
 class StudentSampling(Config):
@@ -73,6 +73,7 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    quiet_libraries()
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
