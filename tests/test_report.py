@@ -171,7 +171,7 @@ def test_model_output_stays_text(tmp_path):
 @pytest.mark.parametrize(("absent", "models", "gone", "stays"), [
     (("rl",), ("untrained", "sft"), "Reinforcement learning", "Supervised fine-tuning"),
     (("sft", "rl", "pack"), ("untrained",), "Supervised fine-tuning", "Scores"),
-    ((), ("teacher",), 'class="card">\n  <header><h3 class="sft"', "the teacher solves"),
+    ((), ("teacher",), "after SFT</h3>", "the teacher solves"),
     (("evaluate",), ("sft",), "Three problems", "Supervised fine-tuning"),
 ])
 def test_a_part_without_its_input_is_left_out(tmp_path, absent, models, gone, stays):
@@ -250,11 +250,13 @@ def test_the_headline_is_a_sentence_for_any_set_of_models():
     def scores(*models):
         return {m: {"heldout": {"avg": SKILL[m], "problems": 600}} for m in models}
 
-    assert headline(scores("sft")) == \
-        "Of 600 held-out problems, the student solves 50.0 % after SFT."
-    assert headline(scores(*SKILL)).endswith("untrained, 50.0 % after SFT and 75.0 % after RL; "
-                                             "its teacher solves 60.0 %.")
-    assert headline({}) == ""
+    def said(*models):
+        return headline(scores(*models)).replace("\N{NO-BREAK SPACE}", " ")
+
+    assert said("sft") == "Of 600 held-out problems, the student solves 50.0 % after SFT."
+    assert said(*SKILL).endswith("the student solves 0.0 % untrained, 50.0 % after SFT and "
+                                 "75.0 % after RL; its teacher solves 60.0 %.")
+    assert said() == ""
 
 
 def test_durations_read_as_people_say_them():

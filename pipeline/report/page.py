@@ -50,9 +50,9 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.5874 as `58.7 %`."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+def percent(value: float, digits: int = 1) -> str:
+    """0.5874 as `58.7 %`, which does not break across lines."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:
