@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node, key, parse, words
+from pipeline.verify.answer import Node, key, parse, without_aside, words
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import Tree, Unreadable, clean, read
 
@@ -32,7 +33,8 @@ def _readings(text: str, node: Node) -> list[Node]:
     plain = clean(text)
     if re.fullmatch(r"-?\d+,\d{2,}", plain):
         return [node, parse(plain.replace(",", ".")), parse(plain.replace(",", ", "))]
-    return [node]
+    short = without_aside(plain)
+    return [node, parse(short)] if short and short != plain else [node]
 
 
 class Comparison:
@@ -59,7 +61,10 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
-        if (a.kind == "value" and b.kind == "text") or (a.kind == "text" and len(left.split()) == 1):
+        if _endless(a) and _endless(b):
+            return True
+        if (a.kind == "value" and b.kind == "text") or (
+                a.kind == "text" and len(left.split()) == 1):
             return False
         return None
 
@@ -109,7 +114,7 @@ class Comparison:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        return _rounds(a, left, right, 3) or _rounds(b, right, left, self.policy.digits)
+        return _rounds(a, left, right, 3, cut=True) or _rounds(b, right, left, self.policy.digits)
 
     def renamed(self, a: Tree, b: Tree, gold: Node) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
@@ -131,8 +136,8 @@ class Comparison:
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
-            return None if single.kind in ("opaque", "text") and group is b else False
-        left, right = _spread(a), _spread(b)
+            return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        left, right = _distinct(_spread(a)), _distinct(_spread(b))
         if a.kind in ("interval", "tuple") and b.kind in ("interval", "tuple") and \
                 {a.kind, b.kind} != {"tuple"} and _ends(a) != _ends(b):
             return False
@@ -186,7 +191,8 @@ class Comparison:
         if a.detail == "chain" and b.kind != "relation":
             return _all(self.same(item, b) for item in a.items)
         if a.kind != b.kind:
-            return self.equations(a, b) if a.label or b.label else False
+            return self.equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
+                else False
         if a.detail == b.detail and len(a.items) == len(b.items) and \
                 _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
@@ -244,6 +250,13 @@ def _spread(node: Node) -> tuple[Node, ...]:
     return node.items
 
 
+def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Repeated tuples of a list of solutions count once."""
+    if any(item.kind != "tuple" for item in items):
+        return items
+    return tuple({key(item.text): item for item in items}.values())
+
+
 def _labels(node: Node) -> list[str]:
     names = [item.label for item in node.items]
     return names if all(names) and len(set(names)) == len(names) else []
@@ -262,6 +275,11 @@ def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
     return value.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
 
 
+def _endless(node: Node) -> bool:
+    return node.tree == ("c", "oo") or \
+        words(node.text) in ("infinitely many", "infinite", "infinity")
+
+
 def _infinite(tree: Tree) -> bool:
     return tree == ("c", "oo") or any(_infinite(t) for t in tree[1:] if isinstance(t, tuple))
 
@@ -272,15 +290,19 @@ def _reduced(tree: Tree) -> bool:
     return Fraction(tree[1][1], tree[2][1]).denominator == tree[2][1]
 
 
-def _rounds(tree: Tree, decimal, other, digits: int) -> bool:  # type: ignore[no-untyped-def]
-    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`."""
+def _rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False) -> bool:
+    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`.
+
+    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
+    """
     number = value.exact(tree)
-    if number is None or number.denominator == 1 or value.places(number) is None:
+    places = value.places(number) if number is not None else None
+    if not places or number is None:
         return False
-    places = value.places(number) or 0
-    significant = len(str(abs(int(number * 10 ** places))).lstrip("0"))
-    return significant >= digits and bool(
-        abs(decimal - other) * (2 * 10 ** places) <= 1 + 1e-9)
+    significant = len(str(abs(int(number * 10 ** places))))
+    difference = (abs(other) - abs(decimal)) * 10 ** places
+    low = 0 if cut else 0.5
+    return significant >= digits and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
 
 
 _SAME_UNIT = {"inches": "in", "inch": "in", "feet": "ft", "foot": "ft", "meters": "m", "meter": "m",

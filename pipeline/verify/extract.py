@@ -23,13 +23,17 @@ _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", r
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_SENTENCES = re.compile(r"(?<=[^\s.])\.\s+(?=[A-Z\\$])|。|\n")
+_INTRODUCED = re.compile(r"(?:[A-Z]?[a-z]+:? ){1,4}(?:\$|\\\(|\\\[)")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end|mathbf|mathbb)"
                    r"\s*\{[^{}]*\}|\\[A-Za-z]+")
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
     """(start, end, content) of each box of `text`; content None where its braces never close."""
-    found = []
+    found: list[tuple[int, int, str | None]] = []
+    if "box" not in text:
+        return found
     position = 0
     while match := _BOX.search(text, position):
         if match[1] != "{":
@@ -58,9 +62,8 @@ def _closing(text: str, start: int) -> int:
 def extract(text: str, marker: str = "any") -> list[str]:
     """The final answers stated in `text` (see the module); [] where none is."""
     text = _TURN.split(text, maxsplit=1)[0] if "<" in text else text
-    if (marker != "tag" and "boxed" in text) or "\\fbox" in text:
-        if found := boxes(text):
-            return _last_statement(found)
+    if marker != "tag" and (found := boxes(text)):
+        return _last_statement(found)
     if marker == "box":
         return []
     if tags := _TAG.findall(text):
@@ -91,11 +94,10 @@ def _stated(text: str) -> list[str]:
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
-    if not text or (not is_prose(text) and "\n" not in text):
+    if not is_prose(text) and "\n" not in text and not _INTRODUCED.match(text):
         return [text] if text else []
-    lines = [line for line in text.split("\n") if _FORMULA.search(line) or _NUMBER.search(line)]
-    return _last_value(lines[-1]) if lines else []
-
+    parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
+    return _last_value(parts[-1]) if parts else _last_value(text)
 
 def _sentence(text: str) -> str:
     """`text` up to the end of its first sentence or line."""

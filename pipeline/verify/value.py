@@ -132,7 +132,7 @@ def _evaluate(tree: Tree, point: Mapping[str, Any]) -> Any:
         value = _node(tree, point, mp)
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
         raise Unsure(str(error)) from None
-    if (value != 0 and not 1e-60 < abs(value) < 1e60) or not mp.isfinite(value):
+    if (value != 0 and not -1000 < mp.mag(value) < 1000) or not mp.isfinite(value):
         raise TooLarge("value out of bounds")
     return value
 
@@ -172,7 +172,7 @@ def _sum(parts: list[Any], mp: Any) -> Any:
 
 
 def _raise(base: Any, exponent: Any, mp: Any) -> Any:
-    if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 300:
+    if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 1500:
         if base == 0 and mp.re(exponent) > 0:
             return base
         raise TooLarge("power out of bounds")
