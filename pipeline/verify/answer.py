@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 from pipeline.verify.latex import Tree, Unreadable, clean, read
 from pipeline.verify.value import Unsure, exact
@@ -16,14 +17,17 @@ _OPEN, _CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
 _LABEL = re.compile(
     r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
-    r"(?:\(\s*[a-z](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|\\(?:angle|triangle)\s*[A-Z]+"
+    r"(?:\(\s*[a-z\d](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
+    r"\\frac\s*\{\s*[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}\s*\}|"
+    r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)|\\(?:angle|triangle)\s*[A-Z]+"
     r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|[A-Z]\w*(?:_\{?\w+\}?)?\s*:\s*[A-Z]\w*(?:_\{?\w+\}?)?"
     r"|\|\s*[A-Z]{1,2}\s*\||S\s*_\s*\{[^{}]*\}\s*:\s*S|V\s*_\s*\{[^{}]*\}\s*:\s*V\s*_\s*\{[^{}]*\}")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=]{1,8}?)+\s*\)")
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*$")
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
 _TAIL = re.compile(r"(?:\s*[-,]?\s*\(?‹([^›]*)›\)?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*(/)?)+$")
-_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›]*›|\\forall\b).*$")
+_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
+                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
 _DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
 _SEQUENCE = re.compile(r"‹[^›]*›\s*\d*\s*:")
@@ -237,13 +241,23 @@ def _bracketed(text: str, depth: int) -> Node | None:
     parts = split_top(inner, ",")
     if len(parts) == 2 and (text[0] in "([" and text[-1] in ")]"):
         items = tuple(_parse(part, depth + 1) for part in parts)
+        if any(item.detail == "±" for item in items):
+            return _signed_tuple(text, items)
         kind = "interval" if text[0] + text[-1] != "()" else "tuple"
         return Node(kind, text, items, detail=text[0] + text[-1])
     if len(parts) > 1:
-        if text[0] == "{":
-            return _list(text, [_parse(part, depth + 1) for part in parts])
-        return Node("tuple", text, tuple(_parse(part, depth + 1) for part in parts))
+        items = tuple(_parse(part, depth + 1) for part in parts)
+        return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
     return _parse(inner, depth + 1) if inner else None
+
+
+def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:
+    """A tuple; with ± in its elements the list of all that it stands for."""
+    choices = [item.items if item.detail == "±" else (item,) for item in items]
+    if all(len(choice) == 1 for choice in choices) or len(items) > 6:
+        return Node("tuple", text, items, detail="()" if len(items) == 2 else "")
+    return Node("list", text, tuple(
+        Node("tuple", " , ".join(n.text for n in chosen), chosen) for chosen in product(*choices)))
 
 
 def _items(inner: str, depth: int) -> tuple[Node, ...]:

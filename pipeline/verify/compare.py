@@ -138,8 +138,7 @@ class Comparison:
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
         left, right = _distinct(_spread(a)), _distinct(_spread(b))
-        if a.kind in ("interval", "tuple") and b.kind in ("interval", "tuple") and \
-                {a.kind, b.kind} != {"tuple"} and _ends(a) != _ends(b):
+        if "interval" in (a.kind, b.kind) and _ends(a) != _ends(b):
             return False
         if len(left) != len(right):
             return False
@@ -190,6 +189,8 @@ class Comparison:
             return _all(self.same(a, item) for item in b.items)
         if a.detail == "chain" and b.kind != "relation":
             return _all(self.same(item, b) for item in a.items)
+        if a.kind == "relation" and b.kind == "value" and a.detail == "=":
+            return self.substituted(a, b)
         if a.kind != b.kind:
             return self.equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
                 else False
@@ -197,6 +198,22 @@ class Comparison:
                 _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
         return self.equations(a, b)
+
+    def substituted(self, a: Node, b: Node) -> bool | None:
+        """A gold equation in one symbol more than the answer: y = E stated as E."""
+        difference = _difference(a)
+        if difference is None or b.tree is None:
+            return None
+        missing = value.symbols(difference[0]) - value.symbols(b.tree)
+        if len(missing) != 1 or not value.symbols(b.tree) <= value.symbols(difference[0]) \
+                or len(value.symbols(difference[0])) < 2:
+            return False
+        try:
+            left, right = (value.substitute(side, *missing, b.tree)
+                           for side in (difference[0][1], difference[0][2][2]))
+            return value.equal(left, right)
+        except value.Unsure:
+            return None
 
     def equations(self, a: Node, b: Node) -> bool | None:
         """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
@@ -263,7 +280,8 @@ def _labels(node: Node) -> list[str]:
 
 
 def _ends(node: Node) -> str:
-    return (node.detail or "()")[:2]
+    """The brackets of an interval; (a, b) may be one, nothing else."""
+    return node.detail if node.kind in ("interval", "tuple") else ""
 
 
 def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
@@ -295,6 +313,8 @@ def _rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False
 
     `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
     """
+    if decimal.imag or other.imag:
+        return False
     number = value.exact(tree)
     places = value.places(number) if number is not None else None
     if not places or number is None:
@@ -302,7 +322,7 @@ def _rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False
     significant = len(str(abs(int(number * 10 ** places))))
     difference = (abs(other) - abs(decimal)) * 10 ** places
     low = 0 if cut else 0.5
-    return significant >= digits and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
+    return significant >= digits and decimal * other > 0 and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
 
 
 _SAME_UNIT = {"inches": "in", "inch": "in", "feet": "ft", "foot": "ft", "meters": "m", "meter": "m",

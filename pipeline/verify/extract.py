@@ -46,6 +46,7 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
+_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 
 
@@ -71,11 +72,18 @@ def extract(text: str, marker: str = "any") -> list[str]:
     return [] if marker == "tag" else _stated(text)
 
 
-def _last_statement(found: list[tuple[int, int, str | None]]) -> list[str]:
+def gold_answers(text: str) -> list[str]:
+    """The answers of a gold solution: its last box and those joined to it by "," or "and"."""
+    found = boxes(text)
+    return _last_statement(found, text) if found else extract(text)
+
+
+def _last_statement(found: list[tuple[int, int, str | None]], gold: str = "") -> list[str]:
     """The last box and those that stand close before it, without repetition."""
     answers = [found[-1][2]]
     for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
-        if later[0] - earlier[1] > GAP:
+        if later[0] - earlier[1] > GAP or \
+                (gold and not _JOINING.fullmatch(gold[earlier[1]:later[0]])):
             break
         answers.append(earlier[2])
     if any(answer is None for answer in answers):

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.verify import choice, value
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
-from pipeline.verify.extract import extract, is_prose
+from pipeline.verify.extract import extract, gold_answers, is_prose
 from pipeline.verify.gym import countdown
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
 from pipeline.verify.pool import JudgePool, WorkerLost
@@ -146,7 +146,7 @@ def _read_engine(reply: bool | None, answer: str) -> Judgement:
 def _gold(text: str) -> str:
     """The answer within a gold: as it stands, or what its solution text boxes or states."""
     if "boxed" in text or is_prose(text):
-        return ", ".join(extract(text)) if "boxed" in text or "answer" in text else text
+        return ", ".join(gold_answers(text)) if "boxed" in text or "answer" in text else text
     return text
 
 

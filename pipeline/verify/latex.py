@@ -30,6 +30,9 @@ _PLAIN = {
     "<sup>": "^{", "</sup>": "}", "<sub>": "_{", "</sub>": "}", "**": "^",
     "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
 _PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
+_CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
+_ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle)")
+"""LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
 _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
          "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
          "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
@@ -58,7 +61,9 @@ _UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\
 @lru_cache(maxsize=50_000)
 def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
-    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip())
+    if _ESCAPED.search(text):
+        text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
+    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
     text = text.replace("\\$", "¤").replace("$", " ").replace("\\%", "%")
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
@@ -73,7 +78,7 @@ def _trim(text: str) -> str:
     return text.lstrip(" ,;:").rstrip(" .,;:^")
 
 
-_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d-])|\\(?:and|or)\b")
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])|\\(?:and|or)\b")
 
 
 def _outside(text: str) -> str:

@@ -106,9 +106,16 @@ def symbols(tree: Tree) -> frozenset[str]:
 
 def rename(tree: Tree, names: Mapping[str, str]) -> Tree:
     """`tree` with free symbols renamed."""
-    if tree[0] == "v":
-        return ("v", names.get(tree[1], tree[1]))
-    return tuple(rename(part, names) if isinstance(part, tuple) else part for part in tree)
+    for old, new in names.items():
+        tree = substitute(tree, old, ("v", new))
+    return tree
+
+
+def substitute(tree: Tree, name: str, by: Tree) -> Tree:
+    """`tree` with the symbol `name` replaced by the tree `by`."""
+    if tree == ("v", name):
+        return by
+    return tuple(substitute(p, name, by) if isinstance(p, tuple) else p for p in tree)
 
 
 @lru_cache(maxsize=1)
