@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import product
 
 from pipeline.verify.latex import Tree, Unreadable, clean, read
-from pipeline.verify.value import Unsure, exact
+from pipeline.verify.value import Unsure, exact, number
 
 _OPEN, _CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
@@ -23,9 +23,9 @@ _LABEL = re.compile(
     r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|[A-Z]\w*(?:_\{?\w+\}?)?\s*:\s*[A-Z]\w*(?:_\{?\w+\}?)?"
     r"|\|\s*[A-Z]{1,2}\s*\||S\s*_\s*\{[^{}]*\}\s*:\s*S|V\s*_\s*\{[^{}]*\}\s*:\s*V\s*_\s*\{[^{}]*\}")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=]{1,8}?)+\s*\)")
-_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*$")
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
-_TAIL = re.compile(r"(?:\s*[-,]?\s*\(?‹([^›]*)›\)?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*(/)?)+$")
+_UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)(?:[^›\d\s]+\s?){1,4}›"
+_TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
 _ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
                     r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
@@ -147,11 +147,10 @@ def _related(text: str, depth: int) -> Node | None:
     parts, ops = _split_relation(text)
     if not ops:
         return None
-    while "\\approx" in ops or "\\sim" in ops:
-        cut = next(i for i, op in enumerate(ops) if op in ("\\approx", "\\sim"))
-        parts, ops = parts[:cut + 1], ops[:cut]
-        if not ops:
-            return _parse(parts[0], depth + 1)
+    while ops and ops[-1] == "\\approx" and _nearly(*parts[-2:]):
+        parts, ops = parts[:-1], ops[:-1]
+    if not ops:
+        return _parse(parts[0], depth + 1)
     if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
         return _labelled(text, parts, ops, depth)
     if ops == ["="] and _worked_out(*parts):
@@ -160,6 +159,15 @@ def _related(text: str, depth: int) -> Node | None:
         return bound
     items = tuple(_parse(part, depth + 1) for part in parts)
     return Node("relation", text, items, detail=" ".join(ops))
+
+
+def _nearly(exactly: str, roughly: str) -> bool:
+    """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
+    try:
+        first, second = (number(read(_value(side).text)) for side in (exactly, roughly))
+    except (Unreadable, Unsure, KeyError):
+        return False
+    return bool(abs(first - second) <= abs(first) / 100)
 
 
 def _worked_out(left: str, right: str) -> bool:
@@ -294,16 +302,16 @@ def _signs(text: str, depth: int) -> Node | None:
 
 def _value(text: str) -> Node:
     """An expression with its unit, or opaque text."""
-    number, unit = text, ""
+    amount, unit = text, ""
     if match := _PERCENT.search(text):
-        number, unit = text[:match.start()], "%"
+        amount, unit = text[:match.start()], "%"
     elif match := _DEGREE.search(text):
-        number, unit = text[:match.start()], "°"
+        amount, unit = text[:match.start()], "°"
     elif match := _TAIL.search(text):
-        number, unit = text[:match.start()], match[0]
-    if re.match(r"‹[^›]*›\s*[-\d.\\(]", number):
-        number = number[number.index("›") + 1:]
+        amount, unit = text[:match.start()], match[0]
+    if re.match(r"‹[^›\d]*›\s*[-\d.\\(]", amount):
+        amount = amount[amount.index("›") + 1:]
     try:
-        return Node("value", text, tree=read(number.strip()), unit=unit.strip())
+        return Node("value", text, tree=read(amount.strip()), unit=unit.strip())
     except Unreadable:
         return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)

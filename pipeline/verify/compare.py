@@ -9,9 +9,13 @@ from typing import Any
 
 from pipeline.verify import value
 from pipeline.verify.answer import Node, key, parse, without_aside, words
+from pipeline.verify.extract import is_prose
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import Tree, Unreadable, clean, read
 
+_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
+_PARAMETERS = frozenset("kmnltjscC")
+"""Letters that a solver may choose for a free integer or constant."""
 _GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
 
@@ -20,12 +24,35 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
     """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
     if key(gold) == key(answer) and not policy.reduced:
         return True
+    if _phrase_of(answer, gold):
+        return True
     left, right = parse(gold), parse(answer)
     results = [Comparison(policy, given).same(a, b)
                for a in _readings(gold, left) for b in _readings(answer, right)]
     if True in results:
         return True
     return None if None in results else False
+
+
+_FUNCTION_WORDS = frozenset(
+    "a an the is are it of to in on at by for and or its be was this that which there any all "
+    "answer correct true false number result solution value".split())
+_TURNING = re.compile(r"\b(?:than|not|no|never|neither|nor|without|or|if|cannot)\b|n't|\?", re.I)
+
+
+def _phrase_of(answer: str, gold: str) -> bool:
+    """A short text that a gold sentence contains word for word: "odd" of "It is an odd number".
+
+    Only where the sentence compares and negates nothing, so that the phrase cannot be its
+    opposite or the other alternative.
+    """
+    plain = clean(answer)
+    if not re.fullmatch(r"[‹› A-Za-z-]{3,60}", plain) or not is_prose(gold) or len(gold) > 300:
+        return False
+    phrase, sentence = words(plain), f" {words(gold)} "
+    content = [word for word in phrase.split() if word not in _FUNCTION_WORDS]
+    return bool(content) and len(max(content, key=len)) > 2 and f" {phrase} " in sentence \
+        and not _TURNING.search(gold)
 
 
 def _readings(text: str, node: Node) -> list[Node]:
@@ -76,10 +103,18 @@ class Comparison:
         assert a.tree and b.tree
         if self.policy.reduced and not _reduced(b.tree):
             return False
-        pairs = [(a.tree, b.tree)]
+        pairs = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
             pairs = self.scaled(a, b)
-        return _any(self.trees(left, right, a) for left, right in pairs)
+        return _any(self.trees(left, right) for left, right in pairs)
+
+    def same_argument(self, a: Node, b: Node) -> Tree:
+        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
+        assert a.tree
+        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
+        if not names[0] or not names[1] or names[0][1] == names[1][1]:
+            return a.tree
+        return value.substitute(a.tree, names[0][1], ("v", names[1][1]))
 
     def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Both readings of a percentage, and degrees as radians where the other side has π."""
@@ -93,7 +128,7 @@ class Comparison:
         return {"either": [*plain, (parts[0], parts[1])], "number": plain,
                 "value": [(parts[0], parts[1])]}[self.policy.percent]
 
-    def trees(self, a: Tree, b: Tree, gold: Node) -> bool | None:
+    def trees(self, a: Tree, b: Tree) -> bool | None:
         if a == b:
             return True
         try:
@@ -101,7 +136,7 @@ class Comparison:
                 return True
             if self.near(a, b):
                 return True
-            return self.renamed(a, b, gold)
+            return self.renamed(a, b)
         except value.TooLarge:
             raise
         except value.Unsure:
@@ -116,16 +151,17 @@ class Comparison:
             return True
         return _rounds(a, left, right, 3, cut=True) or _rounds(b, right, left, self.policy.digits)
 
-    def renamed(self, a: Tree, b: Tree, gold: Node) -> bool:
+    def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
         old, new = value.symbols(a) - value.symbols(b), value.symbols(b) - value.symbols(a)
-        if len(old) != 1 or len(new) != 1 or not self.free(*old) or not gold.text:
+        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
+                or not self.free(*old):
             return False
         return value.equal(value.rename(a, dict(zip(old, new, strict=True))), b)
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
-        return not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
+        return letter.isalpha() and not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
             and bool(self.given)
 
     def groups(self, a: Node, b: Node) -> bool | None:
@@ -189,6 +225,9 @@ class Comparison:
             return _all(self.same(a, item) for item in b.items)
         if a.detail == "chain" and b.kind != "relation":
             return _all(self.same(item, b) for item in a.items)
+        if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
+                and len(a.items) == len(b.items) > 2:
+            return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":
             return self.substituted(a, b)
         if a.kind != b.kind:

@@ -20,7 +20,7 @@ _STATED = re.compile(
     r"(?:\s*\w+){0,2}?\s*(?:\bis\b|\bare\b|\best\b|\bist\b|\bes\b|[:：是为=]|####)\**\s*[:：]?"
     r"|####", re.I)
 _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _SENTENCES = re.compile(r"(?<=[^\s.])\.\s+(?=[A-Z\\$])|。|\n")
@@ -75,6 +75,8 @@ def extract(text: str, marker: str = "any") -> list[str]:
 def gold_answers(text: str) -> list[str]:
     """The answers of a gold solution: its last box and those joined to it by "," or "and"."""
     found = boxes(text)
+    if found and found[-1][2] is None:
+        return [text[found[-1][0]:].partition("{")[2]]
     return _last_statement(found, text) if found else extract(text)
 
 
@@ -99,11 +101,14 @@ def is_prose(text: str) -> bool:
 
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
+    text = _FORMULA.sub(lambda m: " ".join(m[0].split()), text)
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
-    if not is_prose(text) and "\n" not in text and not _INTRODUCED.match(text):
+    if not is_prose(text) and ("\n" not in text or "\\begin{" in text) and not _INTRODUCED.match(text):
         return [text] if text else []
+    if _INTRODUCED.match(text) and not is_prose(text) and not _FORMULA.search(text):
+        return []  # inline mathematics that breaks across lines is not read
     parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
     return _last_value(parts[-1]) if parts else _last_value(text)
 

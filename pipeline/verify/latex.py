@@ -54,6 +54,7 @@ FUNCTIONS = frozenset(
 _WORD = re.compile(
     r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|" + "|".join(map(r"{}\b".format, FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
+_WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
 _UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
                     r"|(?<=\d)(?:\s*\^\s*\{?\s*)?‹?(?:th|st|nd|rd)\b›?[\s}]*")
 
@@ -68,7 +69,7 @@ def clean(text: str) -> str:
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
     text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
-    text = _WORD.sub(lambda m: f"‹{m[0]}›", _outside(text))
+    text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
     text = re.sub(r"[€£¤]", "", text)
     text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)
@@ -211,6 +212,8 @@ class _Reader:
             elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
+                if right[0] == "n" and token[0].isdigit() or ("n", Fraction(0)) in (tree, right):
+                    raise Unreadable("two numbers without an operator")
                 whole = mixed and right[0] == "/" and right[1][0] == right[2][0] == "n"
                 tree = ("+" if whole else "*", tree, right)
             else:
