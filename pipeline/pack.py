@@ -37,6 +37,6 @@ def token_rows(kept: pl.DataFrame, chats: Mapping[str, Messages], tokenizer: Any
         raise UserError(f"all {too_long} kept traces are longer than pack.max_tokens={max_tokens}; "
                         "raise it")
     lengths = [len(row["input_ids"]) for row in rows]
-    return records.frame(records.TokenRow, rows), {
+    return records.table_of(records.TokenRow, rows), {
         "rows": len(rows), "tokens": sum(lengths), "longest": max(lengths), "too_long": too_long,
         "loss_tokens": sum(sum(row["completion_mask"]) for row in rows)}

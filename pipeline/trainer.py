@@ -21,7 +21,7 @@ from pipeline.progress import progress, quiet_libraries
 WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def trainer_arguments(kind: type, section: str, given: Mapping[str, Any], out: Path,
+def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Path,
                       seed: int) -> Any:
     """`kind` (SFTConfig or GRPOConfig) from the keys given, with the machine's device settings.
 

@@ -36,7 +36,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
     for name, table in tables.items():
-        frame = records.frame(records.Problem, [{**row, "split": name} for row in table])
+        frame = records.table_of(records.Problem, [{**row, "split": name} for row in table])
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),

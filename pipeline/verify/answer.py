@@ -8,22 +8,26 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 from pipeline.verify.latex import Tree, Unreadable, clean, read
+from pipeline.verify.value import Unsure, exact, number
 
-_OPEN, _CLOSE = "([{⦃", ")]}⦄"
+_OPEN, _CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
 _LABEL = re.compile(
     r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
-    r"(?:\(\s*[a-z](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|\\(?:angle|triangle)\s*[A-Z]+"
+    r"(?:\(\s*[a-z\d](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
+    r"\\frac\s*\{\s*[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}\s*\}|"
+    r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)|\\(?:angle|triangle)\s*[A-Z]+"
     r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|[A-Z]\w*(?:_\{?\w+\}?)?\s*:\s*[A-Z]\w*(?:_\{?\w+\}?)?"
     r"|\|\s*[A-Z]{1,2}\s*\||S\s*_\s*\{[^{}]*\}\s*:\s*S|V\s*_\s*\{[^{}]*\}\s*:\s*V\s*_\s*\{[^{}]*\}")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=]{1,8}?)+\s*\)")
-_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*$")
-_MATRIX = re.compile(r"\\begin\s*\{([pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?(.*?)"
-                     r"\\end\s*\{[pbvBV]?(?:matrix|array)\}", re.S)
-_TAIL = re.compile(r"(?:\s*[-,]?\s*\(?‹([^›]*)›\)?\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*(/)?)+$")
-_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›]*›|\\forall\b).*$")
+_MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
+_UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)(?:[^›\d\s]+\s?){1,4}›"
+_TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
+_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
+                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
 _DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
 _SEQUENCE = re.compile(r"‹[^›]*›\s*\d*\s*:")
@@ -81,10 +85,7 @@ def _parse(text: str, depth: int) -> Node:
         return Node("opaque", text)
     if text.startswith("‹") and text.find("›") == len(text) - 1:
         return Node("text", text)
-    if match := _ASIDE.search(text):
-        if match.start() > 0 and "‹" not in text[:match.start()]:
-            return _parse(text[:match.start()], depth + 1)
-    for reader in (_matrix, _separated, _set_minus, _related, _union, _bracketed, _ratio, _signs):
+    for reader in (_matrix, _separated, _aside, _related, _union, _bracketed, _ratio, _signs):
         if node := reader(text, depth):
             return node
     return _value(text)
@@ -93,7 +94,7 @@ def _parse(text: str, depth: int) -> Node:
 def _matrix(text: str, depth: int) -> Node | None:
     if not (match := _MATRIX.fullmatch(text)):
         return None
-    rows = [row for row in match[2].split("⏎") if row.strip(" \\hline")]
+    rows = [row for row in match[1].split("⏎") if row.strip(" \\hline")]
     items = tuple(Node("tuple", row, tuple(_parse(cell, depth + 1) for cell in row.split("&")))
                   for row in rows)
     return Node("matrix", text, items)
@@ -103,8 +104,6 @@ def _separated(text: str, depth: int) -> Node | None:
     """A bare list: ";" parts lists of lists, "," parts elements; a shared label goes with all."""
     if number := _grouped_number(text):
         return number
-    if _MATRIX.search(text):
-        return None
     for separators in (";", ",⏎"):
         parts = split_top(text, separators)
         if len(parts) > 1:
@@ -132,8 +131,15 @@ def _grouped_number(text: str) -> Node | None:
     return _value(re.sub("[, ]", "", match[1]) + text[match.end():])
 
 
-def _set_minus(text: str, depth: int) -> Node | None:
-    return None
+def _aside(text: str, depth: int) -> Node | None:
+    """What follows "for all", "where", "if" is not part of the answer."""
+    match = _ASIDE.search(text)
+    return _parse(text[:match.start()], depth + 1) if match and match.start() else None
+
+
+def without_aside(text: str) -> str:
+    """A cleaned answer up to its first aside ("(n, 1) for all n, m" is (n, 1))."""
+    return _ASIDE.sub("", text)
 
 
 def _related(text: str, depth: int) -> Node | None:
@@ -141,17 +147,36 @@ def _related(text: str, depth: int) -> Node | None:
     parts, ops = _split_relation(text)
     if not ops:
         return None
-    while "\\approx" in ops or "\\sim" in ops:
-        cut = next(i for i, op in enumerate(ops) if op in ("\\approx", "\\sim"))
-        parts, ops = parts[:cut + 1], ops[:cut]
-        if not ops:
-            return _parse(parts[0], depth + 1)
+    while ops and ops[-1] == "\\approx" and _nearly(*parts[-2:]):
+        parts, ops = parts[:-1], ops[:-1]
+    if not ops:
+        return _parse(parts[0], depth + 1)
     if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
         return _labelled(text, parts, ops, depth)
-    if all(op in ("<", ">", "\\le", "\\ge") for op in ops) and (bound := _bounds(parts, ops, depth)):
+    if ops == ["="] and _worked_out(*parts):
+        return _parse(parts[1], depth + 1)
+    if set(ops) <= {"<", ">", "\\le", "\\ge"} and (bound := _bounds(text, parts, ops, depth)):
         return bound
     items = tuple(_parse(part, depth + 1) for part in parts)
     return Node("relation", text, items, detail=" ".join(ops))
+
+
+def _nearly(exactly: str, roughly: str) -> bool:
+    """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
+    try:
+        first, second = (number(read(_value(side).text)) for side in (exactly, roughly))
+    except (Unreadable, Unsure, KeyError):
+        return False
+    return bool(abs(first - second) <= abs(first) / 100)
+
+
+def _worked_out(left: str, right: str) -> bool:
+    """Whether `left` is arithmetic that comes to `right`: 35 + 70 = 105 offers one answer."""
+    try:
+        first, second = exact(read(left)), exact(_value(right).tree or read(right))
+    except (Unreadable, Unsure):
+        return False
+    return first is not None and first == second and bool(re.search(r"\d\D*[-+*/\\]\D*\d", left))
 
 
 def is_label(text: str) -> bool:
@@ -185,7 +210,7 @@ def _split_relation(text: str) -> tuple[list[str], list[str]]:
     return [*parts, text[start:].strip()], ops
 
 
-def _bounds(parts: list[str], ops: list[str], depth: int) -> Node | None:
+def _bounds(text: str, parts: list[str], ops: list[str], depth: int) -> Node | None:
     """a < x ≤ b, x ≥ a, a ≤ x as the interval of x."""
     names = [i for i, part in enumerate(parts) if is_label(part) and "‹" not in part]
     if len(parts) not in (2, 3) or names not in ([0], [1], [0, 1]) or (len(parts) == 3 and \
@@ -202,7 +227,7 @@ def _bounds(parts: list[str], ops: list[str], depth: int) -> Node | None:
         else:
             low = (side, "[" if bracket else "(")
     items = (_parse(low[0], depth + 1), _parse(high[0], depth + 1))
-    return Node("interval", "", items, label=parts[at], detail=low[1] + high[1])
+    return Node("interval", text, items, label=parts[at], detail=low[1] + high[1])
 
 
 def _union(text: str, depth: int) -> Node | None:
@@ -224,13 +249,23 @@ def _bracketed(text: str, depth: int) -> Node | None:
     parts = split_top(inner, ",")
     if len(parts) == 2 and (text[0] in "([" and text[-1] in ")]"):
         items = tuple(_parse(part, depth + 1) for part in parts)
+        if any(item.detail == "±" for item in items):
+            return _signed_tuple(text, items)
         kind = "interval" if text[0] + text[-1] != "()" else "tuple"
         return Node(kind, text, items, detail=text[0] + text[-1])
     if len(parts) > 1:
-        if text[0] == "{":
-            return _list(text, [_parse(part, depth + 1) for part in parts])
-        return Node("tuple", text, tuple(_parse(part, depth + 1) for part in parts))
+        items = tuple(_parse(part, depth + 1) for part in parts)
+        return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
     return _parse(inner, depth + 1) if inner else None
+
+
+def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:
+    """A tuple; with ± in its elements the list of all that it stands for."""
+    choices = [item.items if item.detail == "±" else (item,) for item in items]
+    if all(len(choice) == 1 for choice in choices) or len(items) > 6:
+        return Node("tuple", text, items, detail="()" if len(items) == 2 else "")
+    return Node("list", text, tuple(
+        Node("tuple", " , ".join(n.text for n in chosen), chosen) for chosen in product(*choices)))
 
 
 def _items(inner: str, depth: int) -> tuple[Node, ...]:
@@ -267,18 +302,16 @@ def _signs(text: str, depth: int) -> Node | None:
 
 def _value(text: str) -> Node:
     """An expression with its unit, or opaque text."""
-    number, unit = text, ""
+    amount, unit = text, ""
     if match := _PERCENT.search(text):
-        number, unit = text[:match.start()], "%"
+        amount, unit = text[:match.start()], "%"
     elif match := _DEGREE.search(text):
-        number, unit = text[:match.start()], "°"
+        amount, unit = text[:match.start()], "°"
     elif match := _TAIL.search(text):
-        number, unit = text[:match.start()], match[0]
-    if re.match(r"‹[^›]*›\s*[-\d.\\]", number):
-        number = number[number.index("›") + 1:]
-    if _MATRIX.search(number):
-        return Node("opaque", text)
+        amount, unit = text[:match.start()], match[0]
+    if re.match(r"‹[^›\d]*›\s*[-\d.\\(]", amount):
+        amount = amount[amount.index("›") + 1:]
     try:
-        return Node("value", text, tree=read(number.strip()), unit=unit.strip())
+        return Node("value", text, tree=read(amount.strip()), unit=unit.strip())
     except Unreadable:
         return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)

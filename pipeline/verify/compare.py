@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node, key, parse, words
+from pipeline.verify.answer import Node, key, parse, without_aside, words
+from pipeline.verify.extract import is_prose
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import Tree, Unreadable, clean, read
 
+_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
+_PARAMETERS = frozenset("kmnltjscC")
+"""Letters that a solver may choose for a free integer or constant."""
 _GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
 _DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
 
@@ -18,6 +23,8 @@ _DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
 def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
     """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
     if key(gold) == key(answer) and not policy.reduced:
+        return True
+    if _phrase_of(answer, gold):
         return True
     left, right = parse(gold), parse(answer)
     results = [Comparison(policy, given).same(a, b)
@@ -27,12 +34,34 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
     return None if None in results else False
 
 
+_FUNCTION_WORDS = frozenset(
+    "a an the is are it of to in on at by for and or its be was this that which there any all "
+    "answer correct true false number result solution value".split())
+_TURNING = re.compile(r"\b(?:than|not|no|never|neither|nor|without|or|if|cannot)\b|n't|\?", re.I)
+
+
+def _phrase_of(answer: str, gold: str) -> bool:
+    """A short text that a gold sentence contains word for word: "odd" of "It is an odd number".
+
+    Only where the sentence compares and negates nothing, so that the phrase cannot be its
+    opposite or the other alternative.
+    """
+    plain = clean(answer)
+    if not re.fullmatch(r"[‹› A-Za-z-]{3,60}", plain) or not is_prose(gold) or len(gold) > 300:
+        return False
+    phrase, sentence = words(plain), f" {words(gold)} "
+    content = [word for word in phrase.split() if word not in _FUNCTION_WORDS]
+    return bool(content) and len(max(content, key=len)) > 2 and f" {phrase} " in sentence \
+        and not _TURNING.search(gold)
+
+
 def _readings(text: str, node: Node) -> list[Node]:
     """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
     plain = clean(text)
     if re.fullmatch(r"-?\d+,\d{2,}", plain):
         return [node, parse(plain.replace(",", ".")), parse(plain.replace(",", ", "))]
-    return [node]
+    short = without_aside(plain)
+    return [node, parse(short)] if short and short != plain else [node]
 
 
 class Comparison:
@@ -59,7 +88,10 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
-        if (a.kind == "value" and b.kind == "text") or (a.kind == "text" and len(left.split()) == 1):
+        if _endless(a) and _endless(b):
+            return True
+        if (a.kind == "value" and b.kind == "text") or (
+                a.kind == "text" and len(left.split()) == 1):
             return False
         return None
 
@@ -71,10 +103,18 @@ class Comparison:
         assert a.tree and b.tree
         if self.policy.reduced and not _reduced(b.tree):
             return False
-        pairs = [(a.tree, b.tree)]
+        pairs = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
             pairs = self.scaled(a, b)
-        return _any(self.trees(left, right, a) for left, right in pairs)
+        return _any(self.trees(left, right) for left, right in pairs)
+
+    def same_argument(self, a: Node, b: Node) -> Tree:
+        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
+        assert a.tree
+        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
+        if not names[0] or not names[1] or names[0][1] == names[1][1]:
+            return a.tree
+        return value.substitute(a.tree, names[0][1], ("v", names[1][1]))
 
     def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Both readings of a percentage, and degrees as radians where the other side has π."""
@@ -88,7 +128,7 @@ class Comparison:
         return {"either": [*plain, (parts[0], parts[1])], "number": plain,
                 "value": [(parts[0], parts[1])]}[self.policy.percent]
 
-    def trees(self, a: Tree, b: Tree, gold: Node) -> bool | None:
+    def trees(self, a: Tree, b: Tree) -> bool | None:
         if a == b:
             return True
         try:
@@ -96,7 +136,7 @@ class Comparison:
                 return True
             if self.near(a, b):
                 return True
-            return self.renamed(a, b, gold)
+            return self.renamed(a, b)
         except value.TooLarge:
             raise
         except value.Unsure:
@@ -109,18 +149,19 @@ class Comparison:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        return _rounds(a, left, right, 3) or _rounds(b, right, left, self.policy.digits)
+        return _rounds(a, left, right, 3, cut=True) or _rounds(b, right, left, self.policy.digits)
 
-    def renamed(self, a: Tree, b: Tree, gold: Node) -> bool:
+    def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
         old, new = value.symbols(a) - value.symbols(b), value.symbols(b) - value.symbols(a)
-        if len(old) != 1 or len(new) != 1 or not self.free(*old) or not gold.text:
+        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
+                or not self.free(*old):
             return False
         return value.equal(value.rename(a, dict(zip(old, new, strict=True))), b)
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
-        return not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
+        return letter.isalpha() and not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
             and bool(self.given)
 
     def groups(self, a: Node, b: Node) -> bool | None:
@@ -131,10 +172,9 @@ class Comparison:
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
-            return None if single.kind in ("opaque", "text") and group is b else False
-        left, right = _spread(a), _spread(b)
-        if a.kind in ("interval", "tuple") and b.kind in ("interval", "tuple") and \
-                {a.kind, b.kind} != {"tuple"} and _ends(a) != _ends(b):
+            return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        left, right = _distinct(_spread(a)), _distinct(_spread(b))
+        if "interval" in (a.kind, b.kind) and _ends(a) != _ends(b):
             return False
         if len(left) != len(right):
             return False
@@ -185,12 +225,34 @@ class Comparison:
             return _all(self.same(a, item) for item in b.items)
         if a.detail == "chain" and b.kind != "relation":
             return _all(self.same(item, b) for item in a.items)
+        if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
+                and len(a.items) == len(b.items) > 2:
+            return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+        if a.kind == "relation" and b.kind == "value" and a.detail == "=":
+            return self.substituted(a, b)
         if a.kind != b.kind:
-            return self.equations(a, b) if a.label or b.label else False
+            return self.equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
+                else False
         if a.detail == b.detail and len(a.items) == len(b.items) and \
                 _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
         return self.equations(a, b)
+
+    def substituted(self, a: Node, b: Node) -> bool | None:
+        """A gold equation in one symbol more than the answer: y = E stated as E."""
+        difference = _difference(a)
+        if difference is None or b.tree is None:
+            return None
+        missing = value.symbols(difference[0]) - value.symbols(b.tree)
+        if len(missing) != 1 or not value.symbols(b.tree) <= value.symbols(difference[0]) \
+                or len(value.symbols(difference[0])) < 2:
+            return False
+        try:
+            left, right = (value.substitute(side, *missing, b.tree)
+                           for side in (difference[0][1], difference[0][2][2]))
+            return value.equal(left, right)
+        except value.Unsure:
+            return None
 
     def equations(self, a: Node, b: Node) -> bool | None:
         """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
@@ -244,13 +306,21 @@ def _spread(node: Node) -> tuple[Node, ...]:
     return node.items
 
 
+def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Repeated tuples of a list of solutions count once."""
+    if any(item.kind != "tuple" for item in items):
+        return items
+    return tuple({key(item.text): item for item in items}.values())
+
+
 def _labels(node: Node) -> list[str]:
     names = [item.label for item in node.items]
     return names if all(names) and len(set(names)) == len(names) else []
 
 
 def _ends(node: Node) -> str:
-    return (node.detail or "()")[:2]
+    """The brackets of an interval; (a, b) may be one, nothing else."""
+    return node.detail if node.kind in ("interval", "tuple") else ""
 
 
 def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
@@ -260,6 +330,11 @@ def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
         if node.tree == ("n", 0):
             raise Unreadable("a zero in a ratio")
     return value.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
+
+
+def _endless(node: Node) -> bool:
+    return node.tree == ("c", "oo") or \
+        words(node.text) in ("infinitely many", "infinite", "infinity")
 
 
 def _infinite(tree: Tree) -> bool:
@@ -272,15 +347,21 @@ def _reduced(tree: Tree) -> bool:
     return Fraction(tree[1][1], tree[2][1]).denominator == tree[2][1]
 
 
-def _rounds(tree: Tree, decimal, other, digits: int) -> bool:  # type: ignore[no-untyped-def]
-    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`."""
-    number = value.exact(tree)
-    if number is None or number.denominator == 1 or value.places(number) is None:
+def _rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False) -> bool:
+    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`.
+
+    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
+    """
+    if decimal.imag or other.imag:
         return False
-    places = value.places(number) or 0
-    significant = len(str(abs(int(number * 10 ** places))).lstrip("0"))
-    return significant >= digits and bool(
-        abs(decimal - other) * (2 * 10 ** places) <= 1 + 1e-9)
+    number = value.exact(tree)
+    places = value.places(number) if number is not None else None
+    if not places or number is None:
+        return False
+    significant = len(str(abs(int(number * 10 ** places))))
+    difference = (abs(other) - abs(decimal)) * 10 ** places
+    low = 0 if cut else 0.5
+    return significant >= digits and decimal * other > 0 and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
 
 
 _SAME_UNIT = {"inches": "in", "inch": "in", "feet": "ft", "foot": "ft", "meters": "m", "meter": "m",

@@ -20,16 +20,20 @@ _STATED = re.compile(
     r"(?:\s*\w+){0,2}?\s*(?:\bis\b|\bare\b|\best\b|\bist\b|\bes\b|[:：是为=]|####)\**\s*[:：]?"
     r"|####", re.I)
 _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+_SENTENCES = re.compile(r"(?<=[^\s.])\.\s+(?=[A-Z\\$])|。|\n")
+_INTRODUCED = re.compile(r"(?:[A-Z]?[a-z]+:? ){1,4}(?:\$|\\\(|\\\[)")
 _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end|mathbf|mathbb)"
                    r"\s*\{[^{}]*\}|\\[A-Za-z]+")
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
     """(start, end, content) of each box of `text`; content None where its braces never close."""
-    found = []
+    found: list[tuple[int, int, str | None]] = []
+    if "box" not in text:
+        return found
     position = 0
     while match := _BOX.search(text, position):
         if match[1] != "{":
@@ -42,6 +46,7 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
+_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 
 
@@ -58,9 +63,8 @@ def _closing(text: str, start: int) -> int:
 def extract(text: str, marker: str = "any") -> list[str]:
     """The final answers stated in `text` (see the module); [] where none is."""
     text = _TURN.split(text, maxsplit=1)[0] if "<" in text else text
-    if (marker != "tag" and "boxed" in text) or "\\fbox" in text:
-        if found := boxes(text):
-            return _last_statement(found)
+    if marker != "tag" and (found := boxes(text)):
+        return _last_statement(found)
     if marker == "box":
         return []
     if tags := _TAG.findall(text):
@@ -68,11 +72,20 @@ def extract(text: str, marker: str = "any") -> list[str]:
     return [] if marker == "tag" else _stated(text)
 
 
-def _last_statement(found: list[tuple[int, int, str | None]]) -> list[str]:
+def gold_answers(text: str) -> list[str]:
+    """The answers of a gold solution: its last box and those joined to it by "," or "and"."""
+    found = boxes(text)
+    if found and found[-1][2] is None:
+        return [text[found[-1][0]:].partition("{")[2]]
+    return _last_statement(found, text) if found else extract(text)
+
+
+def _last_statement(found: list[tuple[int, int, str | None]], gold: str = "") -> list[str]:
     """The last box and those that stand close before it, without repetition."""
     answers = [found[-1][2]]
     for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
-        if later[0] - earlier[1] > GAP:
+        if later[0] - earlier[1] > GAP or \
+                (gold and not _JOINING.fullmatch(gold[earlier[1]:later[0]])):
             break
         answers.append(earlier[2])
     if any(answer is None for answer in answers):
@@ -88,14 +101,16 @@ def is_prose(text: str) -> bool:
 
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
+    text = _FORMULA.sub(lambda m: " ".join(m[0].split()), text)
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
-    if not text or (not is_prose(text) and "\n" not in text):
+    if not is_prose(text) and ("\n" not in text or "\\begin{" in text) and not _INTRODUCED.match(text):
         return [text] if text else []
-    lines = [line for line in text.split("\n") if _FORMULA.search(line) or _NUMBER.search(line)]
-    return _last_value(lines[-1]) if lines else []
-
+    if _INTRODUCED.match(text) and not is_prose(text) and not _FORMULA.search(text):
+        return []  # inline mathematics that breaks across lines is not read
+    parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
+    return _last_value(parts[-1]) if parts else _last_value(text)
 
 def _sentence(text: str) -> str:
     """`text` up to the end of its first sentence or line."""

@@ -14,8 +14,9 @@ from pipeline.errors import UserError
 from pipeline.verify import choice, value
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
-from pipeline.verify.extract import extract, is_prose
+from pipeline.verify.extract import extract, gold_answers, is_prose
 from pipeline.verify.gym import countdown
+from pipeline.verify.latex import clean
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
 from pipeline.verify.pool import JudgePool, WorkerLost
 
@@ -130,7 +131,7 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
         if not result and _hedged(gold, answer):
             verdict = "several_answers"
         return judgement(verdict, answer, "rules")
-    if not _safe(answer) or not _safe(gold):
+    if not _safe(answer) or not _safe(gold) or _RISKY.search(clean(answer)):
         return judgement("cannot_judge", answer, "rules")
     return Deferred("math", (gold, answer, True), answer, "math-verify",
                     lambda reply: _read_engine(reply, answer))
@@ -146,7 +147,7 @@ def _read_engine(reply: bool | None, answer: str) -> Judgement:
 def _gold(text: str) -> str:
     """The answer within a gold: as it stands, or what its solution text boxes or states."""
     if "boxed" in text or is_prose(text):
-        return ", ".join(extract(text)) if "boxed" in text or "answer" in text else text
+        return ", ".join(gold_answers(text)) if "boxed" in text or "answer" in text else text
     return text
 
 
@@ -159,6 +160,9 @@ def _hedged(gold: str, answer: str) -> bool:
 
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
+
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d")
+"""What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
 def _safe(text: str) -> bool:

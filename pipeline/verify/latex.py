@@ -30,6 +30,9 @@ _PLAIN = {
     "<sup>": "^{", "</sup>": "}", "<sub>": "_{", "</sub>": "}", "**": "^",
     "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
 _PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
+_CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
+_ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle)")
+"""LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
 _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
          "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
          "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
@@ -43,52 +46,60 @@ _FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrig
         r"|fbox|ensuremath|mathsf"
 _TEXT = re.compile(rf"\\(?:{_WRAP})\s*\{{([^{{}}]*)\}}")
 _FONTS = re.compile(rf"\\(?:{_FONT})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
+_MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
 FUNCTIONS = frozenset(
     ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln", "log", "exp", "sqrt"])
 _WORD = re.compile(
-    r"(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|" + "|".join(map(r"{}\b".format, FUNCTIONS))
+    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|" + "|".join(map(r"{}\b".format, FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
-_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|m|g|s|h|pm|am)\s*(\^\{?[23]\}?)?$"
-                    r"|(?<=\d)(th|st|nd|rd)$")
+_WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
+_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
+                    r"|(?<=\d)(?:\s*\^\s*\{?\s*)?‹?(?:th|st|nd|rd)\b›?[\s}]*")
 
 
 @lru_cache(maxsize=50_000)
 def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
-    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip())
-    text = text.replace("\\\\(", "(").replace("\\$", "¤").replace("$", " ").replace("\\%", "%")
+    if _ESCAPED.search(text):
+        text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
+    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
+    text = text.replace("\\$", "¤").replace("$", " ").replace("\\%", "%")
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
-    text = re.sub(r"\{,\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
-    if "\\" in text:
-        text = _commands(text)
-    else:
-        text = re.sub(r"\s+", " ", text)
-    text = _WORD.sub(lambda m: f"‹{m[0]}›", _outside(text))
+    text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
+    text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
     text = re.sub(r"[€£¤]", "", text)
-    text = _UNIT2.sub(lambda m: f"‹{(m[1] or '') + (m[2] or '')}›", _trim(text))
+    text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)
 
 
 def _trim(text: str) -> str:
-    return text.lstrip(" ,;:").rstrip(" .,;:")
+    return text.lstrip(" ,;:").rstrip(" .,;:^")
+
+
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])|\\(?:and|or)\b")
 
 
 def _outside(text: str) -> str:
     """Joining words as separators, also where they stood inside \\text{}."""
-    text = re.sub(r"‹\s*(?:,?\s*(?:and|or)|,)\s*›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d$])or(?=[(\[\d$-])"
-                  r"|\\(?:and|or)\b|‹and ›|‹or ›", " , ", text)
-    return re.sub(r"‹([^›]*)›", lambda m: _word(m[1]), text)
+    return _JOINED.sub(lambda m: " , " if m[1] is None else _word(m[1]), text)
 
 
 def _word(text: str) -> str:
     """The content of \\text{}: an expression if it reads as one, else ‹words›."""
     text = text.strip()
+    if text in ("m", "s", "g", "h", "L", "J", "N", "W", "V"):
+        return f"‹{text}›"
     if re.fullmatch(r"\(?[A-Za-z]\)?|[\d\s./,:+*()=-]*", text):
         return f" {text} "
-    if match := re.fullmatch(r"(?:and|or)\s+(.*)|(.*?)\s+(?:and|or)", text):
-        return " , " + _word(match[1] or match[2] or "")
+    if text in ("and", "or"):
+        return " , "
+    if match := re.fullmatch(r",?\s*(?:and|or)\s+(.*)|(.*?),?\s+(?:and|or)", text):
+        return f" , {_word(match[1])}" if match[1] else f"{_word(match[2])} , "
+    if text in FUNCTIONS:
+        return f"\\{text} "
     return f"‹{text}›" if not _WORD.fullmatch(text) else f" {text} "
 
 
@@ -96,11 +107,12 @@ def _commands(text: str) -> str:
     """LaTeX commands to their one spelling."""
     if "\\begin" in text:
         text = re.sub(r"\\\\\s*(?:\[[^\]]*\])?", "⏎", text)
+        text = _MATRIX.sub(lambda m: "⟦" if m[1] == "begin" else "⟧", text)
     else:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
         text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
-        text = _FONTS.sub(lambda m: f" {m[1]} " if len(m[1]) < 2 else f" {_font(m[1])} ", text)
+        text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
     text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
     text = re.sub(r"\\\{", "⦃", re.sub(r"\\\}", "⦄", text)).replace("\\|", "|")
@@ -108,6 +120,8 @@ def _commands(text: str) -> str:
 
 
 def _font(text: str) -> str:
+    if text.strip("~ ") in ("m", "s", "g", "h"):
+        return f"‹{text}›"
     return f"‹{text}›" if re.fullmatch(r"[^\W\d_][^\W\d_ ^-]+(\s*\^\{?\d\}?)?", text) \
         and text not in FUNCTIONS else text
 
@@ -120,7 +134,7 @@ def _command(match: re.Match[str]) -> str:
         return name
     if name in "{}":
         return "⦃" if name == "{" else "⦄"
-    return f"\\{name} " if name not in ("and", "or") else f"\\{name} "
+    return f"\\{name} "
 
 
 TOKEN = re.compile(r"\\[A-Za-z]+|‹[^›]*›|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?|[A-Za-z]+|\S")
@@ -198,6 +212,8 @@ class _Reader:
             elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
+                if right[0] == "n" and token[0].isdigit() or ("n", Fraction(0)) in (tree, right):
+                    raise Unreadable("two numbers without an operator")
                 whole = mixed and right[0] == "/" and right[1][0] == right[2][0] == "n"
                 tree = ("+" if whole else "*", tree, right)
             else:

@@ -106,9 +106,16 @@ def symbols(tree: Tree) -> frozenset[str]:
 
 def rename(tree: Tree, names: Mapping[str, str]) -> Tree:
     """`tree` with free symbols renamed."""
-    if tree[0] == "v":
-        return ("v", names.get(tree[1], tree[1]))
-    return tuple(rename(part, names) if isinstance(part, tuple) else part for part in tree)
+    for old, new in names.items():
+        tree = substitute(tree, old, ("v", new))
+    return tree
+
+
+def substitute(tree: Tree, name: str, by: Tree) -> Tree:
+    """`tree` with the symbol `name` replaced by the tree `by`."""
+    if tree == ("v", name):
+        return by
+    return tuple(substitute(p, name, by) if isinstance(p, tuple) else p for p in tree)
 
 
 @lru_cache(maxsize=1)
@@ -132,7 +139,7 @@ def _evaluate(tree: Tree, point: Mapping[str, Any]) -> Any:
         value = _node(tree, point, mp)
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
         raise Unsure(str(error)) from None
-    if (value != 0 and not 1e-60 < abs(value) < 1e60) or not mp.isfinite(value):
+    if (value != 0 and not -1000 < mp.mag(value) < 1000) or not mp.isfinite(value):
         raise TooLarge("value out of bounds")
     return value
 
@@ -172,7 +179,7 @@ def _sum(parts: list[Any], mp: Any) -> Any:
 
 
 def _raise(base: Any, exponent: Any, mp: Any) -> Any:
-    if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 300:
+    if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 1500:
         if base == 0 and mp.re(exponent) > 0:
             return base
         raise TooLarge("power out of bounds")
