@@ -19,7 +19,7 @@ import openai
 
 from pipeline.errors import UserError
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.reply import Damaged, Reply, read_body
+from pipeline.teacher.reply import DamagedError, Reply, read_body
 from pipeline.teacher.request import Job
 from pipeline.teacher.stream import Assembler
 
@@ -28,7 +28,7 @@ OVERLOADED = {429, 503, 529}
 NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
 
 
-class Failure(Exception):
+class AttemptError(Exception):
     """One attempt that gave no whole answer.
 
     `again`: worth another attempt; `fatal`: no request can succeed; `refused`: the endpoint has
@@ -88,7 +88,7 @@ class Client:
         return body
 
     async def ask(self, job: Job) -> Reply:
-        """One attempt; raises Failure. Redacts the key from whatever came back."""
+        """One attempt; raises AttemptError. Redacts the key from whatever came back."""
         try:
             async with asyncio.timeout(self.runtime.timeout):
                 return await (self._stream(job) if self.runtime.stream else self._whole(job))
@@ -97,9 +97,9 @@ class Client:
         except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError,
                 OSError) as error:
             raise _lost(error, self.runtime) from None
-        except Damaged as error:
+        except DamagedError as error:
             status, reason = error.status, self.redact(str(error))
-            raise Failure(reason, again=status is None or status in AGAIN or status >= 500,
+            raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
                           fatal=status in (401, 402, 403), refused=status in OVERLOADED,
                           billed=status is None) from None
 
@@ -129,8 +129,8 @@ class Client:
                         assembler.feed(self.redact(line.decode("utf-8", "replace")))
         return assembler.reply()
 
-    def _refusal(self, job: Job, status: int, response: httpx2.Response) -> Failure:
-        """The Failure for an HTTP error; notes what the endpoint does not know."""
+    def _refusal(self, job: Job, status: int, response: httpx2.Response) -> AttemptError:
+        """The AttemptError for an HTTP error; notes what the endpoint does not know."""
         text = self.redact(" ".join(response.text.split())[:200])
         reason = f"HTTP {status}: {text}"
         again = status in AGAIN or status >= 500
@@ -141,7 +141,7 @@ class Client:
         if "insufficient_quota" in text:
             again = False
         again = again and response.headers.get("x-should-retry") != "false"
-        return Failure(reason, again=again, refused=status in OVERLOADED and again,
+        return AttemptError(reason, again=again, refused=status in OVERLOADED and again,
                        fatal=status in (401, 402, 403, 404) or "insufficient_quota" in text,
                        wait=retry_after(response.headers))
 
@@ -160,8 +160,8 @@ def _forms(key: str) -> list[str]:
     return list(dict.fromkeys([key, quote(key, safe=""), encoded]))
 
 
-def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
-    """The Failure for a connection that was not made, broke, or took too long."""
+def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:
+    """The AttemptError for a connection that was not made, broke, or took too long."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
@@ -170,11 +170,11 @@ def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
     if connector is not None:
         os_error = getattr(connector, "os_error", None)
         why = getattr(os_error, "strerror", None) or "no connection"
-        return Failure(str(why), again=True, unreached=True)
+        return AttemptError(str(why), again=True, unreached=True)
     if any(isinstance(e, TimeoutError) for e in chain):
-        return Failure(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
+        return AttemptError(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
                        billed=True)
-    return Failure("the connection broke off", again=True, billed=True)
+    return AttemptError("the connection broke off", again=True, billed=True)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

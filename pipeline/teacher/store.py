@@ -32,7 +32,7 @@ TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
 INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
          "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
-SCHEMA = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
+SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 256 << 20
 NO_LIMIT = 1 << 62
