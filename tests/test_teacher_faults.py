@@ -275,12 +275,12 @@ def limited(per_second):
 @pytest.mark.parametrize("rpm", [6000, None])
 def test_a_stated_rate_is_used_and_not_passed(rpm, tmp_path):
     script, state = limited(100)
-    _, traces, calls = ask(script, tmp_path, questions(800), rpm=rpm, concurrency=None,
+    _, traces, calls = ask(script, tmp_path, questions(400), rpm=rpm, concurrency=None,
                            max_wait=5)
     sent = calls[-1].time - calls[0].time
-    assert len(traces) == 800 and 800 / sent <= 101
+    assert len(traces) == 400 and 400 / sent <= 101
     assert state["refused"] / len(calls) < (0.01 if rpm else 0.05)
-    print(f"rate {800 / sent:.1f} of 100 a second, {state['refused']} of {len(calls)} refused")
+    print(f"rate {400 / sent:.1f} of 100 a second, {state['refused']} of {len(calls)} refused")
 
 
 def test_an_unstated_limit_is_found(tmp_path):

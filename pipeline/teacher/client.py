@@ -8,7 +8,7 @@ import contextlib
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -89,9 +89,16 @@ class Client:
 
     async def ask(self, job: Job) -> Reply:
         """One attempt; raises AttemptError. Redacts the key from whatever came back."""
+        async with self.attempt(job):
+            return await (self._stream(job) if self.runtime.stream else self._whole(job))
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, job: Job) -> AsyncIterator[None]:
+        """Bounds an attempt in time and turns whatever goes wrong in it into AttemptError."""
         try:
             async with asyncio.timeout(self.runtime.timeout):
-                return await (self._stream(job) if self.runtime.stream else self._whole(job))
+                yield
         except openai.APIStatusError as error:
             raise self._refusal(job, error.status_code, error.response) from None
         except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError,
@@ -103,12 +110,15 @@ class Client:
                           fatal=status in (401, 402, 403), refused=status in OVERLOADED,
                           billed=status is None) from None
 
-    async def _whole(self, job: Job) -> Reply:
-        response = await self._openai.post("/chat/completions", cast_to=httpx2.Response,
-                                           body=self.body(job))
+    async def raw(self, body: dict[str, Any]) -> str:
+        """The text that the endpoint sends for `body`, without the key."""
+        response = await self._openai.post("/chat/completions", cast_to=httpx2.Response, body=body)
         self.headers = response.headers
-        text = response.content.decode("utf-8", "replace")
-        return read_body(self.redact(text), opened=getattr(self.teacher, "opened", False))
+        return self.redact(response.content.decode("utf-8", "replace"))
+
+    async def _whole(self, job: Job) -> Reply:
+        return read_body(await self.raw(self.body(job)),
+                         opened=getattr(self.teacher, "opened", False))
 
     async def _stream(self, job: Job) -> Reply:
         """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""

@@ -123,6 +123,9 @@ class _Run:
         except asyncio.CancelledError:
             self.budget.reserved -= worst
             raise
+        if not self._going():
+            self.pace.free()
+            return
         task = asyncio.create_task(self._run(job, worst))
         self.tasks.add(task)
         task.add_done_callback(self._done)

@@ -87,13 +87,13 @@ class TraceStore:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "lock", timeout=0)
-        try:
-            with self._writable():
-                self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire()
-        except Timeout:
-            raise UserError(f"another run is writing to the trace store {self.folder}; wait until "
-                            "it ends, or set runtime.traces to another folder") from None
+            except Timeout:
+                raise UserError(f"another run is writing to the trace store {self.folder}; wait "
+                                "until it ends, or set runtime.traces to another folder") from None
         try:
             self._recover()
             yield
@@ -172,7 +172,7 @@ class TraceStore:
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(self.folder / f"{journal.stem}-{zlib.crc32(data):08x}.parquet")
-        journal.unlink()
+        journal.unlink(missing_ok=True)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
