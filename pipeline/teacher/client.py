@@ -8,7 +8,7 @@ import contextlib
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -19,7 +19,7 @@ import openai
 
 from pipeline.errors import UserError
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.reply import Damaged, Reply, read_body
+from pipeline.teacher.reply import DamagedError, Reply, read_body
 from pipeline.teacher.request import Job
 from pipeline.teacher.stream import Assembler
 
@@ -28,7 +28,7 @@ OVERLOADED = {429, 503, 529}
 NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
 
 
-class Failure(Exception):
+class AttemptError(Exception):
     """One attempt that gave no whole answer.
 
     `again`: worth another attempt; `fatal`: no request can succeed; `refused`: the endpoint has
@@ -88,27 +88,37 @@ class Client:
         return body
 
     async def ask(self, job: Job) -> Reply:
-        """One attempt; raises Failure. Redacts the key from whatever came back."""
+        """One attempt; raises AttemptError. Redacts the key from whatever came back."""
+        async with self.attempt(job):
+            return await (self._stream(job) if self.runtime.stream else self._whole(job))
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, job: Job) -> AsyncIterator[None]:
+        """Bounds an attempt in time and turns whatever goes wrong in it into AttemptError."""
         try:
             async with asyncio.timeout(self.runtime.timeout):
-                return await (self._stream(job) if self.runtime.stream else self._whole(job))
+                yield
         except openai.APIStatusError as error:
             raise self._refusal(job, error.status_code, error.response) from None
         except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError,
                 OSError) as error:
             raise _lost(error, self.runtime) from None
-        except Damaged as error:
+        except DamagedError as error:
             status, reason = error.status, self.redact(str(error))
-            raise Failure(reason, again=status is None or status in AGAIN or status >= 500,
+            raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
                           fatal=status in (401, 402, 403), refused=status in OVERLOADED,
                           billed=status is None) from None
 
-    async def _whole(self, job: Job) -> Reply:
-        response = await self._openai.post("/chat/completions", cast_to=httpx2.Response,
-                                           body=self.body(job))
+    async def raw(self, body: dict[str, Any]) -> str:
+        """The text that the endpoint sends for `body`, without the key."""
+        response = await self._openai.post("/chat/completions", cast_to=httpx2.Response, body=body)
         self.headers = response.headers
-        text = response.content.decode("utf-8", "replace")
-        return read_body(self.redact(text), opened=getattr(self.teacher, "opened", False))
+        return self.redact(response.content.decode("utf-8", "replace"))
+
+    async def _whole(self, job: Job) -> Reply:
+        return read_body(await self.raw(self.body(job)),
+                         opened=getattr(self.teacher, "opened", False))
 
     async def _stream(self, job: Job) -> Reply:
         """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""
@@ -129,8 +139,8 @@ class Client:
                         assembler.feed(self.redact(line.decode("utf-8", "replace")))
         return assembler.reply()
 
-    def _refusal(self, job: Job, status: int, response: httpx2.Response) -> Failure:
-        """The Failure for an HTTP error; notes what the endpoint does not know."""
+    def _refusal(self, job: Job, status: int, response: httpx2.Response) -> AttemptError:
+        """The AttemptError for an HTTP error; notes what the endpoint does not know."""
         text = self.redact(" ".join(response.text.split())[:200])
         reason = f"HTTP {status}: {text}"
         again = status in AGAIN or status >= 500
@@ -141,7 +151,7 @@ class Client:
         if "insufficient_quota" in text:
             again = False
         again = again and response.headers.get("x-should-retry") != "false"
-        return Failure(reason, again=again, refused=status in OVERLOADED and again,
+        return AttemptError(reason, again=again, refused=status in OVERLOADED and again,
                        fatal=status in (401, 402, 403, 404) or "insufficient_quota" in text,
                        wait=retry_after(response.headers))
 
@@ -160,8 +170,8 @@ def _forms(key: str) -> list[str]:
     return list(dict.fromkeys([key, quote(key, safe=""), encoded]))
 
 
-def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
-    """The Failure for a connection that was not made, broke, or took too long."""
+def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:
+    """The AttemptError for a connection that was not made, broke, or took too long."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
@@ -170,11 +180,11 @@ def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
     if connector is not None:
         os_error = getattr(connector, "os_error", None)
         why = getattr(os_error, "strerror", None) or "no connection"
-        return Failure(str(why), again=True, unreached=True)
+        return AttemptError(str(why), again=True, unreached=True)
     if any(isinstance(e, TimeoutError) for e in chain):
-        return Failure(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
+        return AttemptError(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
                        billed=True)
-    return Failure("the connection broke off", again=True, billed=True)
+    return AttemptError("the connection broke off", again=True, billed=True)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

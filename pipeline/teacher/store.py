@@ -32,7 +32,7 @@ TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
 INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
          "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
-SCHEMA = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
+SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 256 << 20
 NO_LIMIT = 1 << 62
@@ -87,13 +87,13 @@ class TraceStore:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "lock", timeout=0)
-        try:
-            with self._writable():
-                self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire()
-        except Timeout:
-            raise UserError(f"another run is writing to the trace store {self.folder}; wait until "
-                            "it ends, or set runtime.traces to another folder") from None
+            except Timeout:
+                raise UserError(f"another run is writing to the trace store {self.folder}; wait "
+                                "until it ends, or set runtime.traces to another folder") from None
         try:
             self._recover()
             yield
@@ -172,7 +172,7 @@ class TraceStore:
                 file.flush()
                 os.fsync(file.fileno())
             partial.rename(self.folder / f"{journal.stem}-{zlib.crc32(data):08x}.parquet")
-        journal.unlink()
+        journal.unlink(missing_ok=True)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
