@@ -16,7 +16,7 @@ from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
 from pipeline.verify.extract import extract, gold_answers, is_prose
 from pipeline.verify.gym import countdown
-from pipeline.verify.latex import clean
+from pipeline.verify.latex import MAX_ANSWER, clean
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
 from pipeline.verify.pool import JudgePool, WorkerLost
 
@@ -119,15 +119,20 @@ def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
 
 @lru_cache(maxsize=100_000)
 def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | Deferred:
+    verdict: Verdict
     gold = _gold(gold)
     if not gold:
         return judgement("cannot_judge", answer, "rules")
+    if max(len(answer), len(gold)) > MAX_ANSWER:
+        verdict = "correct" if answer.strip() == gold.strip() else \
+            "wrong" if len(gold) < MAX_ANSWER // 4 else "cannot_judge"
+        return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, given)
     except value.TooLarge:
         return judgement("cannot_judge", answer, "rules")
     if result is not None:
-        verdict: Verdict = "correct" if result else "wrong"
+        verdict = "correct" if result else "wrong"
         if not result and _hedged(gold, answer):
             verdict = "several_answers"
         return judgement(verdict, answer, "rules")
@@ -161,7 +166,7 @@ def _hedged(gold: str, answer: str) -> bool:
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d")
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d|\d\s*\(\s*\d")
 """What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
