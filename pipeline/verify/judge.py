@@ -120,7 +120,7 @@ def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
 @lru_cache(maxsize=100_000)
 def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | Deferred:
     verdict: Verdict
-    gold = _gold(gold)
+    gold = gold_answer(gold)
     if not gold:
         return judgement("cannot_judge", answer, "rules")
     if max(len(answer), len(gold)) > MAX_ANSWER:
@@ -149,7 +149,7 @@ def _read_engine(reply: bool | None, answer: str) -> Judgement:
 
 
 @lru_cache(maxsize=50_000)
-def _gold(text: str) -> str:
+def gold_answer(text: str) -> str:
     """The answer within a gold: as it stands, or what its solution text boxes or states."""
     if "boxed" in text or is_prose(text):
         return ", ".join(gold_answers(text)) if "boxed" in text or "answer" in text else text
@@ -177,7 +177,7 @@ def _safe(text: str) -> bool:
 
 
 def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
-    gold, found = choice.letters(f"\\boxed{{{_gold(problem.answer)}}}"), choice.letters(text)
+    gold, found = choice.letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), choice.letters(text)
     if not gold:
         return judgement("cannot_judge", None, "choice")
     if not found:
