@@ -13,7 +13,6 @@ import re
 
 GAP = 100
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|[^\s{\\])")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
 _TURN = re.compile(r"<\|[^|>]*\|>|<｜[^>]*｜>|</s>")
 _STATED = re.compile(
     r"(?:\b(?:answer|result|solution|r[ée]ponse|antwort|respuesta|option|choice)s?\b|答案|答)\**"
@@ -67,8 +66,9 @@ def extract(text: str, marker: str = "any") -> list[str]:
         return _last_statement(found)
     if marker == "box":
         return []
-    if tags := _TAG.findall(text):
-        return [tags[-1].strip()] if tags[-1].strip() else []
+    if "</answer>" in text:
+        inside = text.rpartition("</answer>")[0].rpartition("<answer>")[2].strip()
+        return [inside] if inside else []
     return [] if marker == "tag" else _stated(text)
 
 

@@ -16,7 +16,7 @@ from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
 from pipeline.verify.extract import extract, gold_answers, is_prose
 from pipeline.verify.gym import countdown
-from pipeline.verify.latex import clean
+from pipeline.verify.latex import MAX_ANSWER, clean
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
 from pipeline.verify.pool import JudgePool, WorkerLost
 
@@ -119,15 +119,20 @@ def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
 
 @lru_cache(maxsize=100_000)
 def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | Deferred:
-    gold = _gold(gold)
+    verdict: Verdict
+    gold = gold_answer(gold)
     if not gold:
         return judgement("cannot_judge", answer, "rules")
+    if max(len(answer), len(gold)) > MAX_ANSWER:
+        verdict = "correct" if answer.strip() == gold.strip() else \
+            "wrong" if len(gold) < MAX_ANSWER // 4 else "cannot_judge"
+        return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, given)
     except value.TooLarge:
         return judgement("cannot_judge", answer, "rules")
     if result is not None:
-        verdict: Verdict = "correct" if result else "wrong"
+        verdict = "correct" if result else "wrong"
         if not result and _hedged(gold, answer):
             verdict = "several_answers"
         return judgement(verdict, answer, "rules")
@@ -144,7 +149,7 @@ def _read_engine(reply: bool | None, answer: str) -> Judgement:
 
 
 @lru_cache(maxsize=50_000)
-def _gold(text: str) -> str:
+def gold_answer(text: str) -> str:
     """The answer within a gold: as it stands, or what its solution text boxes or states."""
     if "boxed" in text or is_prose(text):
         return ", ".join(gold_answers(text)) if "boxed" in text or "answer" in text else text
@@ -161,7 +166,7 @@ def _hedged(gold: str, answer: str) -> bool:
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d")
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d|\d\s*\(\s*\d")
 """What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
@@ -172,7 +177,7 @@ def _safe(text: str) -> bool:
 
 
 def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
-    gold, found = choice.letters(f"\\boxed{{{_gold(problem.answer)}}}"), choice.letters(text)
+    gold, found = choice.letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), choice.letters(text)
     if not gold:
         return judgement("cannot_judge", None, "choice")
     if not found:

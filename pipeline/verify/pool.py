@@ -56,7 +56,7 @@ class Worker:
         if self.process is None or self.process.poll() is not None:
             self.start()
         assert self.process and self.process.stdin
-        line = json.dumps({"task": task, "arguments": list(arguments)}) + "\n"
+        line = json.dumps({"task": task, "arguments": list(arguments), "seconds": seconds}) + "\n"
         try:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
