@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-Output = Annotated[Path | None, typer.Option("-o", "--out", help="File to write (.jsonl or "
-                                                                ".parquet); default: standard output.")]
+Output = Annotated[Path | None, typer.Option("-o", "--out",
+                                             help="File to write; default: standard output.")]
 Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")]
 
 
