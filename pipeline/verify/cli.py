@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.verify.judge import gold_answer, default_pool
+from pipeline.verify.judge import default_pool, gold_answer
 from pipeline.verify.judgement import Policy, Problem, make_policy
 from pipeline.verify.pool import JudgePool
 from pipeline.verify.second import second_opinion

@@ -15,9 +15,9 @@ from pipeline.verify import choice, value
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
 from pipeline.verify.extract import extract, gold_answers, is_prose
-from pipeline.verify.gym import countdown
-from pipeline.verify.latex import MAX_ANSWER, clean
+from pipeline.verify.gym import countdown, safe_for_scorer
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
+from pipeline.verify.latex import MAX_ANSWER, clean
 from pipeline.verify.pool import JudgePool, WorkerLost
 
 
@@ -163,7 +163,7 @@ def _hedged(gold: str, answer: str) -> bool:
         or (node.kind == "relation" and parse(gold).kind != "relation")
 
 
-_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
+_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
 _RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d|\d\s*\(\s*\d")
@@ -204,6 +204,8 @@ def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
         return judgement(verdict, answer, "countdown")  # type: ignore[arg-type]
     if "entry" not in meta or "task" not in meta:
         raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
+    if not safe_for_scorer(meta["task"], answer):
+        return judgement("wrong", answer, "refused: not the form of an answer to this task")
     return Deferred("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
                     lambda score: judgement("correct" if score >= 1 else "wrong", answer,
                                             "reasoning-gym", float(score)))

@@ -15,7 +15,7 @@ Tree = tuple[Any, ...]
 MAX_ANSWER, MAX_DEPTH = 2000, 40
 
 
-class Unreadable(ValueError):
+class Unreadable(ValueError):  # noqa: N818
     """The text is no expression that this reader knows."""
 
 
@@ -40,7 +40,7 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqsla
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
-_DROP = ["left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut", "hspace", "vspace", "thinspace", "normalsize", "large"]
+_DROP = frozenset(["left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut", "hspace", "vspace", "thinspace", "normalsize", "large"])
 _WRAP = r"text|mbox|textbf|textit|textrm|texttt|hbox|textnormal|mathtext"
 _FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrightarrow|vec|boxed" \
         r"|fbox|ensuremath|mathsf"
@@ -212,7 +212,7 @@ class _Reader:
             elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
-                if right[0] == "n" and token[0].isdigit() or ("n", Fraction(0)) in (tree, right):
+                if (right[0] == "n" and token[0].isdigit()) or ("n", Fraction(0)) in (tree, right):
                     raise Unreadable("two numbers without an operator")
                 whole = mixed and right[0] == "/" and right[1][0] == right[2][0] == "n"
                 tree = ("+" if whole else "*", tree, right)
@@ -349,7 +349,7 @@ class _Reader:
         return ("^", tree, power) if power else tree
 
     def operand(self) -> Tree:
-        """What a function without brackets applies to: a product up to the next sign or function."""
+        """What a function without brackets applies to: a product up to the next sign."""
         if self.peek() in _CLOSE:
             tree = self.group()
             return ("^", tree, self.argument()) if self.take("^") else tree

@@ -30,7 +30,7 @@ _UIDS = itertools.cycle(range(61_000, 64_000))
 WATCH_SECONDS = 0.01
 
 
-class SandboxMissing(UserError):
+class SandboxMissing(UserError):  # noqa: N818
     """No sandbox works on this machine; the message says why and what to install."""
 
 
@@ -195,7 +195,7 @@ def resident(pid: int) -> int:
     return total
 
 
-def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:  # noqa: B008
+def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:
     """Run a program with `given` on its standard input. SandboxMissing where no box works."""
     probe()
     with Box("script", {"code": code, "input": given}, limits) as box:

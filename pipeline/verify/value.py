@@ -19,7 +19,7 @@ from pipeline.verify.latex import Tree
 MAX_BITS = 20_000
 
 
-class Unsure(ArithmeticError):
+class Unsure(ArithmeticError):  # noqa: N818
     """The value is out of bounds or cannot be told from another safely."""
 
 
