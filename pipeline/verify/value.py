@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from pipeline.verify.latex import Tree
+from pipeline.verify.expression import Tree
 
 MAX_BITS = 20_000
 
