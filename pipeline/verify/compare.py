@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from pipeline.verify import value
 from pipeline.verify.answer import Node, key, parse, without_aside
@@ -100,14 +101,13 @@ class Comparison:
     def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Both readings of a percentage, and degrees as radians where the other side has π."""
         assert a.tree and b.tree
-        plain = [(a.tree, b.tree)]
+        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
         if "°" in (a.unit, b.unit):
-            turned = [("f", "degree", n.tree) if n.unit == "°" else n.tree for n in (a, b)]
-            return plain + [(turned[0], turned[1])] if "\\pi" in a.text + b.text else plain
-        hundred = ("n", Fraction(100))
-        parts = [("/", n.tree, hundred) if n.unit == "%" else n.tree for n in (a, b)]
-        return {"either": [*plain, (parts[0], parts[1])], "number": plain,
-                "value": [(parts[0], parts[1])]}[self.policy.percent]
+            if "\\pi" not in a.text + b.text:
+                return plain
+            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
+        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
+        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
 
     def trees(self, a: Tree, b: Tree) -> bool | None:
         if a == b:
@@ -142,8 +142,8 @@ class Comparison:
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
-        return letter.isalpha() and not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
-            and bool(self.given)
+        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
+        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
 
     def groups(self, a: Node, b: Node) -> bool | None:
         """Collections: element by element, ordered or as multisets (see Policy.order)."""
@@ -218,6 +218,15 @@ class Comparison:
                 _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
         return equations(a, b)
+
+
+_HUNDREDTH: Tree = ("n", Fraction(1, 100))
+
+
+def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
+    """The tree of a value, with the operation that its unit stands for."""
+    assert node.tree
+    return (*operation, node.tree) if node.unit == unit else node.tree
 
 
 def _any(results) -> bool | None:  # type: ignore[no-untyped-def]

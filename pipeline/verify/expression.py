@@ -20,7 +20,10 @@ Tree = tuple[Any, ...]
 class Unreadable(ValueError):  # noqa: N818
     """The text is no expression that this reader knows."""
 TOKEN = re.compile(r"\\[A-Za-z]+|‹[^›]*›|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?|[A-Za-z]+|\S")
-_GREEK = frozenset(["alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "psi", "omega", "rho", "sigma", "tau", "Delta", "Omega", "Gamma", "ell", "varepsilon", "eta", "zeta", "kappa", "nu", "xi", "chi", "prime", "ldots"])
+_GREEK = frozenset([
+    "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "psi",
+    "omega", "rho", "sigma", "tau", "Delta", "Omega", "Gamma", "ell", "varepsilon", "eta",
+    "zeta", "kappa", "nu", "xi", "chi", "prime", "ldots"])
 _CLOSE = {"(": ")", "[": "]", "{": "}", "⦃": "⦄"}
 
 
@@ -172,7 +175,8 @@ class _Reader:
         raise Unreadable(f"unexpected {token!r}")
 
     def number(self, token: str) -> Tree:
-        if len(token) > 400 or ("e" in token.lower() and abs(int(re.split("[eE]", token)[1])) > 300):
+        exponent = re.split("[eE]", token)[1:]
+        if len(token) > 400 or (exponent and abs(int(exponent[0])) > 300):
             raise Unreadable("number too long")
         if self.take("_"):
             return ("v", f"{token}_{self.subscript()}")

@@ -13,15 +13,19 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 _SPELLING = ((re.compile(r"\\(?:times|cdot|ast)|×|·|∗"), "*"), (re.compile(r"\\div|÷"), "/"),
-             (re.compile(r"[−–]"), "-"), (re.compile(r"\\(?:left|right|,|;|!|\s)|\$|\\[()\[\]]"), ""),
+             (re.compile(r"[−–]"), "-"),
+             (re.compile(r"\\(?:left|right|,|;|!|\s)|\$|\\[()\[\]]"), ""),
              (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
              (re.compile(r"\\text\{[^{}]*\}"), ""), (re.compile(r"\["), "("),
              (re.compile(r"\]"), ")"))
 _ALLOWED = re.compile(r"[\d\s+*/()-]{1,200}")
 
 
-_EXPRESSIONS = frozenset(["countdown", "puzzle24", "simple_integration", "intermediate_integration", "polynomial_multiplication", "polynomial_equations"])
-_LISTS = frozenset(["string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"])
+_EXPRESSIONS = frozenset([
+    "countdown", "puzzle24", "simple_integration", "intermediate_integration",
+    "polynomial_multiplication", "polynomial_equations"])
+_LISTS = frozenset([
+    "string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"])
 _LIST = re.compile(r"[A-Za-z0-9_,.\s'\"\[\]-]*")
 _FORMULA = re.compile(r"(?:sin|cos|tan|exp|log|sqrt|pi|[A-Za-z](?![A-Za-z_])|\d{1,9}(?:\.\d+)?"
                       r"|[\s+*/^()-])*")

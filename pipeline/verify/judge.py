@@ -94,8 +94,8 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     prepare drops or reports what is not "correct" here, before any teacher token is paid for.
     """
     if problem.kind in ("code", "gym"):
-        return _by_kind(problem)(problem.answer, [problem.answer], problem) \
-            if problem.kind == "gym" and problem.answer else judgement("correct", None, "unchecked")
+        return judge_answer(problem.answer, problem, pool) if problem.answer and \
+            problem.kind == "gym" else judgement("correct", None, "unchecked")
     text = problem.answer if problem.kind == "exact" or "\\boxed" in problem.answer else \
         f"\\boxed{{{problem.answer}}}"
     if problem.policy.marker == "tag":
@@ -166,7 +166,8 @@ def _hedged(gold: str, answer: str) -> bool:
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d|\d\s*\(\s*\d")
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b"
+                    r"|[?|:]|\d\s+\d|\d\s*\(\s*\d|__")
 """What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 

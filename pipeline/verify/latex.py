@@ -29,7 +29,10 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqsla
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
-_DROP = frozenset(["left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut", "hspace", "vspace", "thinspace", "normalsize", "large"])
+_DROP = frozenset([
+    "left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg",
+    "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut",
+    "hspace", "vspace", "thinspace", "normalsize", "large"])
 _WRAP = r"text|mbox|textbf|textit|textrm|texttt|hbox|textnormal|mathtext"
 _FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrightarrow|vec|boxed" \
         r"|fbox|ensuremath|mathsf"
@@ -38,10 +41,12 @@ _FONTS = re.compile(rf"\\(?:{_FONT})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
 _MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
-FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln", "log", "exp", "sqrt"])
+FUNCTIONS = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh",
+    "cosh", "tanh", "ln", "log", "exp", "sqrt"])
 _WORD = re.compile(
-    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|" + "|".join(map(r"{}\b".format, FUNCTIONS))
+    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|"
+    + "|".join(rf"{name}\b" for name in sorted(FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
 _WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
 _UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
@@ -68,7 +73,8 @@ def _trim(text: str) -> str:
     return text.lstrip(" ,;:").rstrip(" .,;:^")
 
 
-_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])|\\(?:and|or)\b")
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
+                     r"|\\(?:and|or)\b")
 
 
 def _outside(text: str) -> str:

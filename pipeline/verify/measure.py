@@ -31,7 +31,10 @@ def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False)
     significant = len(str(abs(int(number * 10 ** places))))
     difference = (abs(other) - abs(decimal)) * 10 ** places
     low = 0 if cut else 0.5
-    return significant >= digits and decimal * other > 0 and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
+    close = -0.5 - 1e-9 <= difference <= (1 - low) + 1e-9
+    return significant >= digits and decimal * other > 0 and bool(close)
+
+
 _SAME_UNIT = {"inches": "in", "inch": "in", "feet": "ft", "foot": "ft", "meters": "m", "meter": "m",
               "metres": "m", "centimeters": "cm", "kilometers": "km", "miles": "mi", "mile": "mi",
               "seconds": "s", "second": "s", "sec": "s", "hours": "h", "hour": "h", "hr": "h",

@@ -21,7 +21,8 @@ def substituted(a: Node, b: Node) -> bool | None:
             or len(value.symbols(difference[0])) < 2:
         return False
     try:
-        left, right = (value.substitute(side, *missing, b.tree)
+        name, = missing
+        left, right = (value.substitute(side, name, b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return value.equal(left, right)
     except value.Unsure:
@@ -30,10 +31,10 @@ def substituted(a: Node, b: Node) -> bool | None:
 
 def equations(a: Node, b: Node) -> bool | None:
     """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
-    sides = [_difference(a), _difference(b)]
-    if sides[0] is None or sides[1] is None:
+    first, second = _difference(a), _difference(b)
+    if first is None or second is None:
         return None
-    (left, op), (right, other) = sides
+    (left, op), (right, other) = first, second
     if op != other:
         return False
     try:

@@ -88,7 +88,7 @@ def _inside() -> str:
 def _link(path: str) -> list[str]:
     target = Path(path)
     if target.is_symlink():
-        return ["--symlink", os.readlink(path), path]
+        return ["--symlink", str(target.readlink()), path]
     return ["--ro-bind", path, path]
 
 

@@ -7,8 +7,10 @@ import re
 from pipeline.verify.extract import is_prose
 from pipeline.verify.latex import clean
 
-_FUNCTION_WORDS = frozenset(
-    ["a", "an", "the", "is", "are", "it", "of", "to", "in", "on", "at", "by", "for", "and", "or", "its", "be", "was", "this", "that", "which", "there", "any", "all", "answer", "correct", "true", "false", "number", "result", "solution", "value"])
+_FUNCTION_WORDS = frozenset([
+    "a", "an", "the", "is", "are", "it", "of", "to", "in", "on", "at", "by", "for", "and", "or",
+    "its", "be", "was", "this", "that", "which", "there", "any", "all", "answer", "correct",
+    "true", "false", "number", "result", "solution", "value"])
 _TURNING = re.compile(r"\b(?:than|not|no|never|neither|nor|without|or|if|cannot)\b|n't|\?", re.I)
 
 
