@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -192,4 +191,4 @@ def attack_wins(case: dict[str, str], host: Host) -> bool:
     return ("ESCAPED!" in result.output or len(result.output) > LIMITS.output_kb << 10
             or time.monotonic() - before > LIMITS.seconds + 2 or host.reached()
             or host.decoy.poll() is not None
-            or set(os.listdir(host.folder)) != {".ssh"})
+            or [path.name for path in host.folder.iterdir()] != [".ssh"])

@@ -18,7 +18,8 @@ def boxed(answer: str, gold: str, **policy: object) -> str:
 
 
 @pytest.mark.parametrize(("answer", "gold"), [
-    ("\\frac{3}{8}", "0.375"), ("\\dfrac38", "3/8"), ("12,345", "12345"), ("2\\sqrt{12}", "4\\sqrt3"),
+    ("\\frac{3}{8}", "0.375"), ("\\dfrac38", "3/8"), ("12,345", "12345"),
+    ("2\\sqrt{12}", "4\\sqrt3"),
     ("x = 11", "11"), ("3, 1", "1,3"), ("\\{3,1\\}", "1, 3"), ("(2, 7)", "\\left(2,7\\right)"),
     ("x > 4", "(4,\\infty)"), ("2 < y \\le 9", "(2,9]"), ("(a+b)^2", "a^2+2ab+b^2"),
     ("40^\\circ", "40"), ("17\\%", "0.17"), ("2 \\pm \\sqrt 5", "2+\\sqrt5, 2-\\sqrt5"),
@@ -30,14 +31,16 @@ def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> N
 
 @pytest.mark.parametrize(("answer", "gold"), [
     ("0.37", "3/8"), ("(7, 2)", "(2, 7)"), ("[1,5)", "(1,5)"), ("x < 4", "x > 4"), ("-3", "3"),
-    ("1,2,4", "1,2,3"), ("2021", "\\pm 2021"), ("x^2+1", "y^2+1"), ("30\\text{ cm}", "30\\text{ m}"),
+    ("1,2,4", "1,2,3"), ("2021", "\\pm 2021"), ("x^2+1", "y^2+1"),
+    ("30\\text{ cm}", "30\\text{ m}"),
     ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("10^{-40}", "10^{-41}"), ("5", "5.1")])
 def test_another_answer_is_wrong(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "wrong"
 
 
 @pytest.mark.parametrize("text", ["\\boxed{8 = 5}", "\\boxed{5 = 8}", "\\boxed{5 \\text{ or } 8}",
-                                  "\\boxed{8, 5}", "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
+                                  "\\boxed{8, 5}",
+                                  "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
 def test_a_hedge_is_not_correct(text: str) -> None:
     assert verdict(text, "5") == "several_answers"
 

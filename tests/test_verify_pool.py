@@ -22,11 +22,12 @@ from pipeline.verify.pool import WorkerLost
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "resource_attacks.json"
 FIVE = Problem("p", "", "5")
-HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}", "\\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}",
+HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}",
+         "\\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}",
          "\\boxed{\\sum_{k=1}^{10^9} \\sin(k^k)}", "\\boxed{" * 50_000, "<answer>" * 50_000,
          "$" * 300_000, "1 " * 200_000, "\\(" * 100_000, "answer is " * 50_000,
          "\\boxed{" + "\\frac" * 900 + "}", "\\boxed{\\int_0^{10^{9}} x^{x^{x}} dx}"]
-NAMES = "math choice exact".split()
+NAMES = ["math", "choice", "exact"]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,8 @@ def test_every_answer_equals_itself(answer: str) -> None:
 PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
 
 
-@pytest.mark.parametrize("form", ["{}", "\\boxed{{{}}}", "\\boxed{{\\text{{{}}}}}", "\\boxed{{\\sqrt{{{}}}}}",
+@pytest.mark.parametrize("form", ["{}", "\\boxed{{{}}}", "\\boxed{{\\text{{{}}}}}",
+                                  "\\boxed{{\\sqrt{{{}}}}}",
                                   "\\boxed{{\\begin{{pmatrix}} {} \\end{{pmatrix}}}}", "[{}]",
                                   "<answer>{}</answer>", "\\boxed{{\\pi + {}}}", "x = {}"])
 def test_no_answer_is_ever_evaluated(form: str, tmp_path: Path,

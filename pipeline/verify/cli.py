@@ -1,9 +1,9 @@
 """`limbeck judge` and `limbeck audit`: the judge over a file of answers, and its second opinion.
 
-A row of judge's input has `gold` (or `answer`) and one of `completion` and `prediction`. A completion
-is a full response: only what follows closed thinking counts. A prediction with a box, an <answer>
-tag or thinking tags is read as one too; any other is the answer itself or, where it reads as prose,
-the answer that its last sentences state (rules 3 and 4 of extract.py).
+A row of judge's input has `gold` (or `answer`) and one of `completion` and `prediction`. A
+completion is a full response: only what follows closed thinking counts. A prediction with a box,
+an <answer> tag or thinking tags is read as one too; any other is the answer itself or, where it
+reads as prose, the answer that its last sentences state (rules 3 and 4 of extract.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.verify.judge import gold_answer, default_pool
+from pipeline.verify.judge import default_pool, gold_answer
 from pipeline.verify.judgement import Policy, Problem, make_policy
 from pipeline.verify.pool import JudgePool
 from pipeline.verify.second import second_opinion

@@ -105,9 +105,10 @@ def _stated(text: str) -> list[str]:
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
-    if not is_prose(text) and ("\n" not in text or "\\begin{" in text) and not _INTRODUCED.match(text):
+    introduced, one_line = _INTRODUCED.match(text), "\n" not in text or "\\begin{" in text
+    if not is_prose(text) and one_line and not introduced:
         return [text] if text else []
-    if _INTRODUCED.match(text) and not is_prose(text) and not _FORMULA.search(text):
+    if introduced and not is_prose(text) and not _FORMULA.search(text):
         return []  # inline mathematics that breaks across lines is not read
     parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
     return _last_value(parts[-1]) if parts else _last_value(text)

@@ -15,9 +15,9 @@ from pipeline.verify import choice, value
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
 from pipeline.verify.extract import extract, gold_answers, is_prose
-from pipeline.verify.gym import countdown
-from pipeline.verify.latex import MAX_ANSWER, clean
+from pipeline.verify.gym import countdown, safe_for_scorer
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
+from pipeline.verify.latex import MAX_ANSWER, clean
 from pipeline.verify.pool import JudgePool, WorkerLost
 
 
@@ -94,8 +94,8 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     prepare drops or reports what is not "correct" here, before any teacher token is paid for.
     """
     if problem.kind in ("code", "gym"):
-        return _by_kind(problem)(problem.answer, [problem.answer], problem) \
-            if problem.kind == "gym" and problem.answer else judgement("correct", None, "unchecked")
+        return judge_answer(problem.answer, problem, pool) if problem.answer and \
+            problem.kind == "gym" else judgement("correct", None, "unchecked")
     text = problem.answer if problem.kind == "exact" or "\\boxed" in problem.answer else \
         f"\\boxed{{{problem.answer}}}"
     if problem.policy.marker == "tag":
@@ -163,10 +163,11 @@ def _hedged(gold: str, answer: str) -> bool:
         or (node.kind == "relation" and parse(gold).kind != "relation")
 
 
-_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
+_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d|\d\s*\(\s*\d")
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b"
+                    r"|[?|:]|\d\s+\d|\d\s*\(\s*\d|__")
 """What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
@@ -204,6 +205,8 @@ def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
         return judgement(verdict, answer, "countdown")  # type: ignore[arg-type]
     if "entry" not in meta or "task" not in meta:
         raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
+    if not safe_for_scorer(meta["task"], answer):
+        return judgement("wrong", answer, "refused: not the form of an answer to this task")
     return Deferred("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
                     lambda score: judgement("correct" if score >= 1 else "wrong", answer,
                                             "reasoning-gym", float(score)))

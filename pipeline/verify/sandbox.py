@@ -30,7 +30,7 @@ _UIDS = itertools.cycle(range(61_000, 64_000))
 WATCH_SECONDS = 0.01
 
 
-class SandboxMissing(UserError):
+class SandboxMissing(UserError):  # noqa: N818
     """No sandbox works on this machine; the message says why and what to install."""
 
 
@@ -88,7 +88,7 @@ def _inside() -> str:
 def _link(path: str) -> list[str]:
     target = Path(path)
     if target.is_symlink():
-        return ["--symlink", os.readlink(path), path]
+        return ["--symlink", str(target.readlink()), path]
     return ["--ro-bind", path, path]
 
 
@@ -195,7 +195,7 @@ def resident(pid: int) -> int:
     return total
 
 
-def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:  # noqa: B008
+def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:
     """Run a program with `given` on its standard input. SandboxMissing where no box works."""
     probe()
     with Box("script", {"code": code, "input": given}, limits) as box:

@@ -14,12 +14,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from pipeline.verify.latex import Tree
+from pipeline.verify.expression import Tree
 
 MAX_BITS = 20_000
 
 
-class Unsure(ArithmeticError):
+class Unsure(ArithmeticError):  # noqa: N818
     """The value is out of bounds or cannot be told from another safely."""
 
 
