@@ -83,7 +83,7 @@ class FaultServer:
                 path = line.split()[1].decode()
                 if not await self._answer(writer, self._note(path, raw, headers)):
                     break
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()

@@ -67,9 +67,9 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     price = price_of(teacher, runtime)
     bill = Usage(prompt=round(prompts), completion=round(tokens * len(missing)))
     slots = runtime.concurrency or PRIOR_CONCURRENCY
+    hours = seconds * len(missing) / slots / 3600
     return Estimate(len(missing), len(requests) - len(missing), prompts, tokens * len(missing),
-                    price and price.cost(bill), seconds * len(missing) / slots / 3600, spread,
-                    source)
+                    price.cost(bill) if price else None, hours, spread, source)
 
 
 def _prior(sampling: Sampling) -> tuple[float, float, str]:

@@ -41,6 +41,11 @@ class Price(Config):
                 + (usage.completion - usage.reasoning) * self.output
                 + usage.reasoning * reasoning) / 1e6
 
+    def batched(self) -> Price:
+        """The prices of the batch API."""
+        return self.model_copy(update={name: value * self.batch for name, value in self
+                                       if value is not None and name != "batch"})
+
     def worst(self, prompt: int, completion: int) -> float:
         """Dollars that no request of so many tokens passes."""
         dearest = max(self.output, self.reasoning or 0.0)
