@@ -90,8 +90,14 @@ def _small(value: Fraction | None) -> Fraction | None:
 
 
 def places(number: Fraction) -> int | None:
-    """Decimal places of a terminating decimal, None of any other rational (or beyond 12)."""
-    return next((k for k in range(13) if (number * 10 ** k).denominator == 1), None)
+    """Decimal places of a terminating decimal, None of any other rational (or beyond 30)."""
+    return next((k for k in range(31) if (number * 10 ** k).denominator == 1), None)
+
+
+def terminates(tree: Tree) -> bool:
+    """Whether `tree` is a decimal that can be written out."""
+    number = exact(tree)
+    return number is not None and places(number) is not None
 
 
 @lru_cache(maxsize=20_000)
