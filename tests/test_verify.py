@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.verify import Judgement, JudgePool, Policy, Problem, judge, refuse_if_broken
+from pipeline.verify import (
+    Judgement,
+    JudgePool,
+    Policy,
+    Problem,
+    check_gold,
+    judge,
+    refuse_if_broken,
+)
 
 
 def verdict(text: str, gold: str, **policy: object) -> str:
@@ -98,6 +106,14 @@ def test_a_gym_answer_that_its_scorer_would_evaluate_is_refused() -> None:
     for answer in ("__import__('os')", "x.__class__", "exec(1)", "().x", "lambda: 1"):
         found = judge(f"\\boxed{{{answer}}}", problem)
         assert found.verdict == "wrong" and found.grader.startswith("refused")
+
+
+@pytest.mark.parametrize(("gold", "expected"), [
+    ("\\frac{3}{7}", "correct"), ("\\text{Friday}", "correct"), ("", "cannot_judge"),
+    ("It can be any of the numbers", "cannot_judge"), ("\\frac{3}{", "cannot_judge"),
+    ("\\begin{pmatrix} 1 & 2 \\end{pmatrix}", "correct"), ("\\sum_{k=1}^{n} k", "correct")])
+def test_a_gold_is_checked_before_anything_is_spent_on_it(gold: str, expected: str) -> None:
+    assert check_gold(Problem("p", "", gold)).verdict == expected
 
 
 def test_an_unknown_kind_is_refused_by_name() -> None:
