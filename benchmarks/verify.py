@@ -51,7 +51,7 @@ def with_attacks(rows: list[Row]) -> list[Row]:
 def grade(name: str, rows: list[Row]) -> None:
     """Judge one by one in this process; print a line as each is done, with its score."""
     judge_one = {"trl": _trl, "boxed": _boxed, "limbeck": _limbeck}[name]()
-    judge_one(("\\boxed{1}", "1"))
+    judge_one(("\\boxed{\\sqrt{2}}", "3"))  # what is imported late is imported for all of them
     print("start", flush=True)
     for row in rows:
         print(judge_one(row), flush=True)

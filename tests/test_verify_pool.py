@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.verify import Judgement, JudgePool, Problem, check_gold, judge
+from pipeline.verify import Judgement, JudgePool, Problem, judge
 from pipeline.verify.pool import WorkerLost
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "resource_attacks.json"
@@ -112,11 +112,12 @@ def test_many_threads_may_share_one_pool() -> None:
     assert list(out.values()) == ["correct"] * 6
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=600, deadline=2000)
 @given(st.text(max_size=200), st.text(max_size=40), st.sampled_from(NAMES))
 def test_judge_never_raises(text: str, gold: str, kind: str) -> None:
     for wrapped in (text, f"\\boxed{{{text}}}", f"<think>{text}</think>{text}"):
-        assert isinstance(judge(wrapped, Problem("p", text, gold, kind)), Judgement)
+        found = judge(wrapped, Problem("p", text, gold, kind))
+        assert isinstance(found, Judgement) and found.verdict != "error"
 
 
 LATEX = st.recursive(
@@ -133,7 +134,6 @@ LATEX = st.recursive(
 @given(LATEX)
 def test_every_answer_equals_itself(answer: str) -> None:
     problem = Problem("p", "", answer)
-    assert check_gold(problem).verdict == "correct"
     assert judge(f"<think>so</think> It is \\boxed{{ {answer} }}.", problem).verdict == "correct"
 
 

@@ -49,11 +49,6 @@ class Node:
     detail: str = ""
 
 
-def key(text: str) -> str:
-    """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
-    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
-
-
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""

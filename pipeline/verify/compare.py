@@ -8,13 +8,24 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node, key, parse, without_aside
+from pipeline.verify.answer import Node, parse, without_aside
+from pipeline.verify.elements import (
+    all_of,
+    any_of,
+    cross_equal,
+    distinct,
+    endless,
+    ends_of,
+    infinite,
+    labels_of,
+    spread,
+)
 from pipeline.verify.expression import Tree, Unreadable
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import clean
 from pipeline.verify.measure import other_unit, reduced, rounds, unit_of
 from pipeline.verify.relation import equations, substituted
-from pipeline.verify.wording import phrase_of, words
+from pipeline.verify.wording import key, phrase_of, words
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
 _PARAMETERS = frozenset("kmnltjscC")
@@ -55,7 +66,7 @@ class Comparison:
     def same(self, a: Node, b: Node) -> bool | None:
         """Gold `a` against answer `b`."""
         if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
-            return _any(self.same(item, b) for item in a.items)
+            return any_of(self.same(item, b) for item in a.items)
         if "relation" in (a.kind, b.kind):
             return self.relations(a, b)
         if a.kind == b.kind == "value":
@@ -70,7 +81,7 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
-        if _endless(a) and _endless(b):
+        if endless(a) and endless(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (
                 a.kind == "text" and len(left.split()) == 1):
@@ -88,7 +99,7 @@ class Comparison:
         pairs = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
             pairs = self.scaled(a, b)
-        return _any(self.trees(left, right) for left, right in pairs)
+        return any_of(self.trees(left, right) for left, right in pairs)
 
     def same_argument(self, a: Node, b: Node) -> Tree:
         """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
@@ -121,7 +132,7 @@ class Comparison:
         except value.TooLarge:
             raise
         except value.Unsure:
-            return False if _infinite(a) != _infinite(b) else None
+            return False if infinite(a) != infinite(b) else None
 
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or one is the other correctly rounded."""
@@ -130,7 +141,9 @@ class Comparison:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        return rounds(a, left, right, 3, cut=True) or rounds(b, right, left, self.policy.digits)
+        endless_gold, endless_answer = (not value.terminates(tree) for tree in (a, b))
+        return rounds(a, left, right, 3, cut=endless_answer) or \
+            (endless_gold and rounds(b, right, left, self.policy.digits))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
@@ -154,20 +167,20 @@ class Comparison:
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
-        left, right = _distinct(_spread(a)), _distinct(_spread(b))
-        if "interval" in (a.kind, b.kind) and _ends(a) != _ends(b):
+        left, right = distinct(spread(a)), distinct(spread(b))
+        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b):
             return False
         if len(left) != len(right):
             return False
         if not self.ordered(a, b):
             return self.matched(left, right)
-        return _all(self.same(x, y) for x, y in zip(left, right, strict=True))
+        return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
 
     def ordered(self, a: Node, b: Node) -> bool:
         if self.policy.order != "tuples":
             return self.policy.order == "all" or {a.kind, b.kind} <= {"interval"}
         if {a.kind, b.kind} <= {"list", "set", "union"}:
-            return bool(_labels(a)) and _labels(a) == _labels(b)
+            return bool(labels_of(a)) and labels_of(a) == labels_of(b)
         return True
 
     def matched(self, left: Sequence[Node], right: Sequence[Node]) -> bool | None:
@@ -189,10 +202,10 @@ class Comparison:
             if len(a.items) != len(b.items):
                 return False
             try:
-                pairs = [_cross(x, y, a.items[0], b.items[0])
+                pairs = [cross_equal(x, y, a.items[0], b.items[0])
                          for x, y in zip(a.items[1:], b.items[1:], strict=True)]
             except (value.Unsure, Unreadable):
-                return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+                return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
             return all(pairs)
         ratio, other = (a, b) if a.kind == "ratio" else (b, a)
         if len(ratio.items) != 2 or other.kind != "value" or None in [n.tree for n in ratio.items]:
@@ -203,19 +216,19 @@ class Comparison:
     def relations(self, a: Node, b: Node) -> bool | None:
         """An equation is an answer only where the gold is one; chains must agree throughout."""
         if b.detail == "chain" and a.kind != "relation":
-            return _all(self.same(a, item) for item in b.items)
+            return all_of(self.same(a, item) for item in b.items)
         if a.detail == "chain" and b.kind != "relation":
-            return _all(self.same(item, b) for item in a.items)
+            return all_of(self.same(item, b) for item in a.items)
         if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
                 and len(a.items) == len(b.items) > 2:
-            return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+            return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":
             return substituted(a, b)
         if a.kind != b.kind:
             return equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
                 else False
         if a.detail == b.detail and len(a.items) == len(b.items) and \
-                _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
+                all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
         return equations(a, b)
 
@@ -227,59 +240,5 @@ def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
     """The tree of a value, with the operation that its unit stands for."""
     assert node.tree
     return (*operation, node.tree) if node.unit == unit else node.tree
-
-
-def _any(results) -> bool | None:  # type: ignore[no-untyped-def]
-    seen = list(results)
-    return True if True in seen else None if None in seen else False
-
-
-def _all(results) -> bool | None:  # type: ignore[no-untyped-def]
-    seen = list(results)
-    return False if False in seen else None if None in seen else True
-
-
-def _spread(node: Node) -> tuple[Node, ...]:
-    """Items; a matrix of one column or one row is its vector."""
-    if node.kind != "matrix":
-        return node.items
-    if len(node.items) == 1 or all(len(row.items) == 1 for row in node.items):
-        return tuple(cell for row in node.items for cell in row.items)
-    return node.items
-
-
-def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Repeated tuples of a list of solutions count once."""
-    if any(item.kind != "tuple" for item in items):
-        return items
-    return tuple({key(item.text): item for item in items}.values())
-
-
-def _labels(node: Node) -> list[str]:
-    names = [item.label for item in node.items]
-    return names if all(names) and len(set(names)) == len(names) else []
-
-
-def _ends(node: Node) -> str:
-    """The brackets of an interval; (a, b) may be one, nothing else."""
-    return node.detail if node.kind in ("interval", "tuple") else ""
-
-
-def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
-    if None in (x.tree, y.tree, first.tree, other.tree):
-        raise Unreadable("no values")
-    for node in (x, y, first, other):
-        if node.tree == ("n", 0):
-            raise Unreadable("a zero in a ratio")
-    return value.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
-
-
-def _endless(node: Node) -> bool:
-    return node.tree == ("c", "oo") or \
-        words(node.text) in ("infinitely many", "infinite", "infinity")
-
-
-def _infinite(tree: Tree) -> bool:
-    return tree == ("c", "oo") or any(_infinite(t) for t in tree[1:] if isinstance(t, tuple))
 
 

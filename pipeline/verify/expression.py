@@ -135,7 +135,7 @@ class _Reader:
             return self.group()
         if token == "\\circ":
             return ("v", self.next())
-        if token.isdigit() and len(token) > 1:
+        if token.isdecimal() and len(token) > 1:
             self.tokens[self.at:self.at + 1] = list(token)
         if token == "-":
             return self.signed()
@@ -166,7 +166,7 @@ class _Reader:
             tree = self.sum()
             return ("f", "abs", tree) if self.take("|") else self.fail()
         self.next()
-        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
+        if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):
             return self.number(token)
         if len(token) == 1 and token.isalpha():
             return self.symbol(token)

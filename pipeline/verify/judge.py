@@ -91,8 +91,17 @@ def default_pool() -> JudgePool:
 def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     """The gold answer judged against itself, as a completion would state it.
 
-    prepare drops or reports what is not "correct" here, before any teacher token is paid for.
+    prepare drops or reports what is not "correct" here, before any teacher token is paid for. A
+    math gold that is a sentence, or that neither the rules nor the engine can read, is
+    cannot_judge: no other wording of it would ever be recognised.
     """
+    gold = gold_answer(problem.answer) if problem.kind == "math" else ""
+    if problem.kind == "math" and not gold.strip():
+        return judgement("cannot_judge", None, "rules")
+    if gold and (is_prose(gold) or (parse(gold).kind == "opaque" and not _safe(gold))):
+        return judgement("cannot_judge", gold, "rules")
+    if gold and parse(gold).kind == "opaque":
+        return finish(_to_engine(gold, gold), pool or default_pool())
     if problem.kind in ("code", "gym"):
         return judge_answer(problem.answer, problem, pool) if problem.answer and \
             problem.kind == "gym" else judgement("correct", None, "unchecked")
@@ -131,6 +140,8 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
         result = same(gold, answer, policy, given)
     except value.TooLarge:
         return judgement("cannot_judge", answer, "rules")
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero
     if result is not None:
         verdict = "correct" if result else "wrong"
         if not result and _hedged(gold, answer):
@@ -138,6 +149,10 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
         return judgement(verdict, answer, "rules")
     if not _safe(answer) or not _safe(gold) or _RISKY.search(clean(answer)):
         return judgement("cannot_judge", answer, "rules")
+    return _to_engine(gold, answer)
+
+
+def _to_engine(gold: str, answer: str) -> Deferred:
     return Deferred("math", (gold, answer, True), answer, "math-verify",
                     lambda reply: _read_engine(reply, answer))
 

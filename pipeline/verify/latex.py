@@ -108,10 +108,22 @@ def _commands(text: str) -> str:
     for _ in range(3):
         text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
         text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
+    text = _REPEATING.sub(_repeating, text)
     text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
     text = re.sub(r"\\\{", "⦃", re.sub(r"\\\}", "⦄", text)).replace("\\|", "|")
     return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
+
+
+_REPEATING = re.compile(r"(\d{1,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} as the fraction that it is."""
+    whole, fixed, period = match.groups()
+    bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
+    top = int(whole + fixed + period) - int(whole + fixed)
+    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def _font(text: str) -> str:

@@ -32,3 +32,8 @@ def phrase_of(answer: str, gold: str) -> bool:
 def words(text: str) -> str:
     """Letters and digits only, lower case: how texts are compared."""
     return " ".join(re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).casefold().split())
+
+
+def key(text: str) -> str:
+    """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
+    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
