@@ -34,7 +34,7 @@ INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "fail
          "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
-FOLD_ROWS, FOLD_BYTES = 20_000, 256 << 20
+FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
 NO_LIMIT = 1 << 62
 
 
