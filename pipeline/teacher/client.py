@@ -14,6 +14,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -30,21 +31,25 @@ from pipeline.teacher.stream import Assembler
 
 AGAIN = {408, 409, 425, 429}
 OVERLOADED = {429, 503, 529}
+FATAL = {401, 402}
+DOUBTFUL = {403, 404}
+"""A wrong key, address or model, but also one question refused by a moderator."""
 NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
 
 
 class AttemptError(Exception):
     """One attempt that gave no whole answer.
 
-    `again`: worth another attempt; `fatal`: no request can succeed; `refused`: the endpoint has
-    too much to do; `unreached`: no connection; `billed`: it may be charged all the same.
+    `again`: worth another attempt; `fatal`: no request can succeed; `doubt`: perhaps none can;
+    `refused`: the endpoint has too much to do; `unreached`: no connection; `billed`: it may be
+    charged all the same; `wait`: seconds the endpoint asked for.
     """
 
     def __init__(self, reason: str, *, again: bool = False, fatal: bool = False,
-                 refused: bool = False, unreached: bool = False, billed: bool = False,
-                 wait: float | None = None) -> None:
+                 doubt: bool = False, refused: bool = False, unreached: bool = False,
+                 billed: bool = False, wait: float | None = None) -> None:
         super().__init__(reason)
-        self.again, self.fatal, self.refused = again, fatal, refused
+        self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
         self.unreached, self.billed, self.wait = unreached, billed, wait
 
 
@@ -58,7 +63,7 @@ class Client:
         self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
         self.honours_n = True
         self.headers: Mapping[str, str] = {}
-        self._usage_in_stream = True
+        self._usage_in_stream, self._limit = True, "max_tokens"
         self._secrets = _forms(runtime.api_key().get_secret_value())
         many = httpx2.Limits(max_connections=100_000, max_keepalive_connections=100_000,
                              keepalive_expiry=30.0)
@@ -85,6 +90,8 @@ class Client:
         seed = self.sampling.seed if self.sampling.seed is not None else seed
         if seed is not None:                 # vLLM gives choice i the seed + i, as single ones get
             body["seed"] = seed + job.samples.start
+        if "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
         if len(job.samples) > 1:
             body["n"] = len(job.samples)
         if self.sampling.top_logprobs is not None and self.teacher.type == "vllm":
@@ -98,7 +105,8 @@ class Client:
     async def ask(self, job: Job) -> Reply:
         """One attempt; raises AttemptError. Redacts the key from whatever came back."""
         async with self.attempt(job):
-            return await (self._stream(job) if self.runtime.stream else self._whole(job))
+            reply = await (self._stream(job) if self.runtime.stream else self._whole(job))
+            return self._without_key(reply)
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
@@ -112,7 +120,7 @@ class Client:
         except DamagedError as error:
             status, reason = error.status, self.redact(str(error))
             raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
-                          fatal=status in (401, 402, 403), refused=status in OVERLOADED,
+                          fatal=status in FATAL, refused=status in OVERLOADED,
                           billed=status is None) from None
 
     async def raw(self, body: dict[str, Any]) -> str:
@@ -157,18 +165,34 @@ class Client:
         """The AttemptError for an HTTP error; notes what the endpoint does not know."""
         status = response.status_code
         text = self.redact(" ".join(response.text.split())[:200])
-        reason = f"HTTP {status}: {text}"
-        again = status in AGAIN or status >= 500
-        if status in (400, 422) and self._usage_in_stream and "stream_options" in text:
-            self._usage_in_stream, again = False, True
-        elif status in (400, 422) and body.get("n", 1) > 1 and NO_N.search(text):
-            self.honours_n, again = False, True
-        if "insufficient_quota" in text:
-            again = False
-        again = again and response.headers.get("x-should-retry") != "false"
-        return AttemptError(reason, again=again, refused=status in OVERLOADED and again,
-                       fatal=status in (401, 402, 403, 404) or "insufficient_quota" in text,
-                       wait=retry_after(response.headers))
+        broke = "insufficient_quota" in text
+        again = (status in AGAIN or status >= 500) and not broke \
+            and response.headers.get("x-should-retry") != "false"
+        return AttemptError(f"HTTP {status}: {text}", again=again or self._adapts(body, text),
+                            fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
+                            refused=status in OVERLOADED and again,
+                            wait=retry_after(response.headers))
+
+    def _adapts(self, body: dict[str, Any], text: str) -> bool:
+        """Whether `text` objects to a field that can be left out or renamed from now on."""
+        if "stream_options" in body and "stream_options" in text:
+            self._usage_in_stream = False
+        elif "max_tokens" in body and "max_completion_tokens" in text:
+            self._limit = "max_completion_tokens"
+        elif body.get("n", 1) > 1 and NO_N.search(text):
+            self.honours_n = False
+        else:
+            return False
+        return True
+
+    def _without_key(self, reply: Reply) -> Reply:
+        """`reply`, should the endpoint say the key back, however it wrote it."""
+        if not self._secrets:
+            return reply
+        choices = {index: replace(choice, answer=self.redact(choice.answer),
+                                  thinking=choice.thinking and self.redact(choice.thinking))
+                   for index, choice in reply.choices.items()}
+        return replace(reply, choices=choices, model=self.redact(reply.model))
 
     def redact(self, text: str) -> str:
         """`text` without the key, plain, URL-quoted or in base64."""
