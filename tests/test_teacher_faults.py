@@ -92,7 +92,7 @@ def test_attempts_are_bounded_and_nothing_broken_is_stored(name, tmp_path):
     assert isinstance(outcome, UserError) and traces.is_empty()
 
 
-@pytest.mark.parametrize("status", [400, 422, 413])
+@pytest.mark.parametrize("status", [400, 422, 413, 403])
 def test_a_refused_request_is_asked_once_and_its_neighbours_are_answered(status, tmp_path):
     def script(call):
         poisoned = call.question == "question 3"
@@ -242,6 +242,17 @@ def test_broken_choices_of_an_answer_are_asked_again_and_whole_ones_kept(tmp_pat
     answers = [Answer(json.dumps(half).encode()), Answer(completion("later"))]
     _, traces, calls = ask(scripted(*answers), tmp_path, questions(1, 3), n=3)
     assert traces["answer"].to_list() == ["a", "later", "c"] and len(calls) == 2
+
+
+def test_an_endpoint_that_wants_another_name_for_the_limit_gets_it(tmp_path):
+    def script(call):
+        if "max_tokens" in call.body:
+            return Answer(b'{"error": "use max_completion_tokens instead of max_tokens"}', 400)
+        assert call.body["max_completion_tokens"] == 100
+        return GOOD
+
+    outcome, traces, _ = ask(script, tmp_path, questions(20), concurrency=4)
+    assert len(traces) == 20 and not outcome.failed
 
 
 def test_seeds_follow_the_sample_however_samples_are_grouped(tmp_path):

@@ -201,7 +201,8 @@ def echo(call):
     if kind == 0:
         return Answer(shown.encode(), 500)
     if kind == 1:
-        return Answer(completion(f"your key is {shown}", reasoning_content=shown))
+        body = completion(f"your key is {shown}", reasoning_content=shown)
+        return Answer(body.replace(b"/", b"\\/"))         # as some servers write JSON
     if kind == 2:
         return Answer(f'{{"error": "{shown}"}}'.encode(), 400)
     return Answer(shown.encode())

@@ -18,6 +18,7 @@ from pipeline.teacher import Request, TraceStore
 from pipeline.teacher.batch import generate_in_batches
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.estimate import estimate
+from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.prices import PRICES, Price, price_of
 from pipeline.teacher.probe import probe
 from pipeline.teacher.reply import Usage
@@ -266,3 +267,27 @@ def test_batches_are_submitted_once_and_collected_days_later(tmp_path):
         assert outcome.cost_usd == pytest.approx(9 * 0.5 * (10 + 100 * 10) / 1e6)
         run(wait=True, count=12)
         assert sum(map(len, endpoint_.files.values())) == 10 + 10 + 1 + 3
+
+
+def test_the_progress_line_says_speed_load_shares_money_and_time_left():
+    outcome = Outcome(wanted=1000)
+    row = {"finish_reason": "stop", "prompt_tokens": 10, "completion_tokens": 90, "cost_usd": 0.01}
+    for number in range(100):
+        outcome.count(row | {"finish_reason": "length" if number < 10 else "stop"}, number % 2 == 0)
+    outcome.retries = 3
+    line = outcome.line(seconds=30.0, in_flight=64)
+    for part in ("300 tok/s", "64 in flight", "3 retries", "10% cut off", "50% accepted",
+                 "$1.00 of about $10.00", "$0.0200 an accepted trace", "4 min left"):
+        assert part in line
+
+
+def test_a_line_a_minute_is_printed_where_no_terminal_is(capsys, monkeypatch):
+    seen = []
+    display = Display(Outcome(wanted=5), lambda steps, note: seen.append((steps, note)))
+    display.show(1, 2)
+    assert capsys.readouterr().err == ""
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    display.show(1, 2)
+    display.show(1, 2)
+    assert capsys.readouterr().err.count("teacher: 0 of 5") == 1 and len(seen) == 3

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.teacher.client import AttemptError, Client
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.hope import Hope
@@ -21,6 +20,7 @@ from pipeline.teacher.prices import Budget, price_of
 from pipeline.teacher.reply import Reply
 from pipeline.teacher.request import Job, Keys, Request, jobs, prompt_bound, runs
 from pipeline.teacher.rows import asked_row, trace_rows
+from pipeline.teacher.slots import slots
 from pipeline.teacher.store import TraceStore
 
 Accept = Callable[[dict[str, Any]], bool | None]
@@ -63,7 +63,7 @@ class _Run:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        self.pace = Pace(*_slots(teacher, runtime), runtime.rpm, runtime.tpm)
+        self.pace = Pace(*slots(teacher, runtime), runtime.rpm, runtime.tpm)
         self.hope = Hope(teacher, runtime)
         self.fresh = jobs(missing, self.keys, SOLVER_N if teacher.type == "solver" else runtime.n)
         self.again: deque[Job] = deque()
@@ -152,8 +152,11 @@ class _Run:
                 except asyncio.CancelledError:
                     self.pace.free()
                     raise
+                try:
+                    self._answered(job, reply, time.monotonic() - began)
+                except UserError as error:           # before the slot is free: nothing more goes
+                    self.fatal = self.fatal or error
                 self.pace.free()
-                self._answered(job, reply, time.monotonic() - began)
                 return
         finally:
             self.budget.reserved -= worst
@@ -234,17 +237,3 @@ class _Run:
 
     def _expected(self, job: Job) -> float:
         return prompt_bound(job) / 4 + self.typical * len(job.samples)
-
-
-def _slots(teacher: Teacher, runtime: TeacherRuntime) -> tuple[int, int]:
-    """(slots at the start, ceiling): local servers queue by themselves, others are felt out."""
-    local = {"solver": 32, "vllm": 1024}.get(teacher.type)
-    start = runtime.concurrency or local or 8
-    ceiling = runtime.concurrency or local or 2048
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < ceiling + 256:             # a connection is a file
-        soft = min(hard, ceiling + 256)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    most = max(1, soft - 128)
-    return min(start, most), min(ceiling, most)

@@ -6,8 +6,8 @@ from pipeline.errors import UserError
 from pipeline.teacher.client import AttemptError
 from pipeline.teacher.config import Teacher, TeacherRuntime
 
-UNREACHED, FAILED = 5, 20
-"""Failed connections, and failed requests, in a row that end a run without any success."""
+UNREACHED, DOUBTED, FAILED = 5, 3, 20
+"""Failed connections, refusals and failed requests in a row that end a run without success."""
 
 
 class Hope:
@@ -15,17 +15,18 @@ class Hope:
 
     def __init__(self, teacher: Teacher, runtime: TeacherRuntime) -> None:
         self.teacher, self.runtime = teacher, runtime
-        self.successes = self.unreached = self.failed = 0
+        self.successes = self.unreached = self.doubted = self.failed = 0
 
     def answered(self) -> None:
         self.successes += 1
-        self.unreached = self.failed = 0
+        self.unreached = self.doubted = self.failed = 0
 
     def attempt(self, error: AttemptError) -> bool:
         """Whether a failed attempt ends the run. A server that once answered may come back."""
         self.unreached = self.unreached + 1 if error.unreached else 0
+        self.doubted += error.doubt and not self.successes
         patience = UNREACHED * (self.runtime.max_attempts if self.successes else 1)
-        return error.fatal or self.unreached >= patience
+        return error.fatal or self.doubted >= DOUBTED or self.unreached >= patience
 
     def request(self) -> bool:
         """Whether one more request that failed for good ends the run."""
