@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import progress, quiet_libraries
 
 WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
-def trainer_arguments(kind: type, section: str, given: Mapping[str, Any], out: Path,
+def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Path,
                       seed: int) -> Any:
     """`kind` (SFTConfig or GRPOConfig) from the keys given, with the machine's device settings.
 
@@ -32,6 +32,7 @@ def trainer_arguments(kind: type, section: str, given: Mapping[str, Any], out: P
     if unknown:
         raise UserError(f"{section}.{unknown[0]} is not a key of {kind.__name__}; "
                         f"see its documentation in TRL {_version('trl')}")
+    quiet_libraries()
     cuda = torch.cuda.is_available()
     settings = {"output_dir": str(out / "checkpoints"), "logging_dir": None, "seed": seed,
                 "bf16": cuda, "use_cpu": not cuda, "report_to": ["tensorboard"],

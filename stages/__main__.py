@@ -111,8 +111,10 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_complain(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("stopped; what was finished is kept, the same command goes on", 130))
+    except SystemExit as stop:  # Typer turns Ctrl-C into exit code 130 without a word
+        if stop.code == 130:
+            _complain("stopped; what was finished is kept, the same command goes on", 130)
+        raise
     except OSError as error:
         if debug or (error.filename is None and error.errno is None):
             raise

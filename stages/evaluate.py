@@ -106,8 +106,8 @@ def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 
 def _ask_teacher(experiment: Any, chats: dict[str, list]) -> list[tuple]:
+    from pipeline.asking import ask_teacher
     from pipeline.judging import as_completion
-    from pipeline.teacher.ask import ask_teacher
 
     traces, _ = ask_teacher(experiment, chats, experiment.evaluate.samples)
     return [(row["problem_id"], row["sample"], as_completion(row), row["completion_tokens"])

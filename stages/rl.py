@@ -35,8 +35,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves."""
     from pipeline import records
     from pipeline.chat import load_tokenizer, opens_thinking
-    from pipeline.rewards import reward_functions
-    from pipeline.rl import train
+    from pipeline.rl import arguments, reward_functions, train
     from pipeline.student import resolve
     from pipeline.verify import JudgePool
 
@@ -48,7 +47,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
             for row in problems.iter_rows(named=True)]
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     with JudgePool(experiment.runtime.judge_workers) as pool:
-        rewards = reward_functions(config.rewards, pool, opened=opens_thinking(tokenizer))
+        longest = arguments(dict(config.trainer), out, experiment.seed).max_completion_length
+        rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest)
         return train(model, tokenizer, rows, rewards, dict(config.trainer), out,
                      experiment.seed, config.patience)
 
