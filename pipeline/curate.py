@@ -35,6 +35,7 @@ COLUMNS: dict[str, Any] = {
     "complete": pl.Boolean, "prompt_tokens": pl.Int64, "completion_tokens": pl.Int64,
     "tokens": pl.Int64, "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String,
     "score": pl.Float64, "verdict": pl.String, "extracted": pl.String, "grader": pl.String,
+    "judge_version": pl.String,
     "pass_rate": pl.Float64, "difficulty": pl.String, "source": pl.String,
     "thinking_chars": pl.Int64, "answer_chars": pl.Int64, "thinking_tokens": pl.Int64,
     "has_thinking": pl.Boolean, "has_code": pl.Boolean, "has_summary": pl.Boolean,

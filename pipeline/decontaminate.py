@@ -51,16 +51,6 @@ class Hit(NamedTuple):
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 
 
-class Hit(NamedTuple):
-    """Training problem `row` meets evaluation problem `against` in `matched`; score 0 to 1."""
-
-    row: int
-    against: str
-    method: str
-    score: float
-    matched: str
-
-
 def _fold(text: str) -> str:
     text = _DRAWING.sub(" ", text) if "[asy]" in text else text
     if text.isascii():

@@ -59,7 +59,8 @@ class Writer:
     """Appends frames of one schema to a Parquet file, a row group each."""
 
     def __init__(self, schema: Any, path: Path):
-        self.schema, self.path, self.file = schema, path, None
+        self.schema, self.path = schema, path
+        self.file: Any = None
 
     def write(self, frame: pl.DataFrame) -> None:
         """Check `frame` and append it."""

@@ -85,7 +85,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     decided = _decided(experiment, inputs)
     refuse_empty(decided, experiment.filter)
-    columns = ["score", "verdict", "extracted", "grader", "pass_rate", "kept", "reason"]
+    columns = [name for name in records.Judged.columns() if name not in records.Trace.columns()]
     start = 0
     with stream.writer(records.Judged, out / "judged.parquet") as writer:
         for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
