@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,17 +63,26 @@ def normal_words(texts: Sequence[str]) -> Words:
     """The words of `texts` with synonyms unified and layout commands left out."""
     found = words([_fold(text) for text in texts])
     hashes = found.hashes.copy()
-    names = words(list(_SAME)).hashes
-    meant = words(list(_SAME.values())).hashes
+    names, meant = _hashes(tuple(_SAME)), _hashes(tuple(_SAME.values()))
     order = np.argsort(names)
     at = np.minimum(np.searchsorted(names[order], hashes), len(names) - 1)
     known = names[order][at] == hashes
     hashes[known] = meant[order][at[known]]
-    return _without(replace(found, hashes=hashes), _NOISE)
+    raised, degrees = words(["^", "circ"]).hashes
+    degree = np.append((hashes[:-1] == raised) & (hashes[1:] == degrees), False)[:len(hashes)]
+    return _where(replace(found, hashes=hashes), ~np.isin(hashes, _hashes(_NOISE)) & ~degree)
 
 
-def _without(found: Words, some: Sequence[str]) -> Words:
-    keep = ~np.isin(found.hashes, words(list(some)).hashes)
+@lru_cache(maxsize=4)
+def _hashes(some: tuple[str, ...]) -> np.ndarray:
+    return words(some).hashes
+
+
+def _without(found: Words, some: tuple[str, ...]) -> Words:
+    return _where(found, ~np.isin(found.hashes, _hashes(some)))
+
+
+def _where(found: Words, keep: np.ndarray) -> Words:
     before = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep)))
     return Words(found.blob, found.hashes[keep], found.starts[keep], found.ends[keep],
                  before[found.offsets])
@@ -191,16 +201,22 @@ def _stretches(rows: np.ndarray, index: _Index, rare: np.ndarray) -> list[tuple[
 
 def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: float,
            first: int) -> list[Hit]:
-    """Pairs whose word sets are alike are compared in order; their numbers must be the same."""
+    """Pairs whose word sets are alike are compared in order; their numbers must be the same.
+
+    In a short problem a sign is as telling as a number.
+    """
     if not evaluation.texts or least > 1:
         return []
     ours, theirs = (sign(w.hashes, w.offsets) for w in (found, evaluation.words))
     pairs = pairs_between(ours, theirs, rows=4)
     pairs = pairs[similarity(ours, theirs, pairs) >= least - 0.25]
     mine, yours = _spans(found), _spans(evaluation.words)
+    signs = _hashes(OPERATORS)
     hits = []
     for row, other in pairs:
-        if _numbers(texts[row]) == _numbers(evaluation.texts[other]):
+        short = evaluation.counts[other] < NGRAM
+        if _numbers(texts[row]) == _numbers(evaluation.texts[other]) and not (
+                short and _differ(mine[row], yours[other], signs)):
             match = SequenceMatcher(None, mine[row].tolist(), yours[other].tolist(), False)
             if match.quick_ratio() >= least and (score := match.ratio()) >= least:
                 run = match.find_longest_match()
@@ -208,6 +224,10 @@ def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: fl
                 hits.append(Hit(first + int(row), evaluation.names[other], "fuzzy", score,
                                 found.text(start, start + run.size - 1)))
     return hits
+
+
+def _differ(one: np.ndarray, two: np.ndarray, signs: np.ndarray) -> bool:
+    return sorted(one[np.isin(one, signs)]) != sorted(two[np.isin(two, signs)])
 
 
 def _numbers(text: str) -> Counter[str]:
