@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -26,7 +26,7 @@ def compile_expression(text: str, columns: Iterable[str]) -> Any:
     try:
         tree = ast.parse(text, mode="eval")
         return _visit(tree.body, names)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
         raise UserError(f"expression {text!r} cannot be read; use columns, constants, "
                         "comparisons, and/or/not, in, + - * /") from None
     except KeyError as error:
@@ -34,11 +34,34 @@ def compile_expression(text: str, columns: Iterable[str]) -> Any:
                         f"there are {', '.join(names)}") from None
 
 
+def names_in(text: str) -> set[str]:
+    """The names that `text` mentions, without judging whether it is a valid expression."""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def check_expression(text: str, columns: Mapping[str, Any]) -> None:
+    """Raise a UserError where `text` is no truth value over `columns` (name: polars type)."""
+    import polars as pl
+
+    expression = compile_expression(text, columns)
+    try:
+        outcome = pl.DataFrame(schema=dict(columns)).select(expression).dtypes[0]
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"expression {text!r} compares what cannot be compared "
+                        f"({str(error).splitlines()[0]})") from None
+    if outcome != pl.Boolean:
+        raise UserError(f"expression {text!r} is a {outcome}, not true or false; compare it")
+
+
 def _visit(node: ast.expr, names: list[str]) -> Any:
     import polars as pl
 
     match node:
-        case ast.Constant(value=bool() | int() | float() | str() as value):
+        case ast.Constant(value=bool() | int() | float() | str() as value) if _fits(value):
             return pl.lit(value)
         case ast.Name(id=name):
             if name not in names:
@@ -58,12 +81,18 @@ def _visit(node: ast.expr, names: list[str]) -> Any:
     raise ValueError(ast.dump(node))
 
 
+def _fits(value: Any) -> bool:
+    return not isinstance(value, int) or abs(value) < 1 << 63
+
+
 def _comparison(operands: list[ast.expr], ops: list[ast.cmpop], names: list[str]) -> Any:
     """`a < b < c` as `a < b and b < c`; `a in [..]` as membership."""
     parts = []
     for left, op, right in zip(operands, ops, operands[1:], strict=False):
         if isinstance(op, (ast.In, ast.NotIn)):
-            inside = _visit(left, names).is_in(ast.literal_eval(right))
+            if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
+                raise ValueError(ast.dump(right))
+            inside = _visit(left, names).is_in(list(ast.literal_eval(right)))
             parts.append(~inside if isinstance(op, ast.NotIn) else inside)
         elif type(op) in _COMPARE:
             parts.append(_COMPARE[type(op)](_visit(left, names), _visit(right, names)))

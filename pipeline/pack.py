@@ -1,42 +1,142 @@
-"""Kept traces to token rows; nothing is cut, what does not fit is counted."""
+"""Kept traces to token rows, and rows to blocks; nothing is cut without being counted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline import records
+from pipeline.blocks import balance, best_fit
 from pipeline.chat import Messages, training_row
 from pipeline.errors import UserError
 from pipeline.progress import progress
 
+WINDOW = 1 << 26
+"""Tokens that are packed together: at 5 bytes each, what is held in memory."""
+Row = tuple[str, int, list[int], list[int]]
+
 
 def token_rows(kept: pl.DataFrame, chats: Mapping[str, Messages], tokenizer: Any,
-               max_tokens: int) -> tuple[pl.DataFrame, dict[str, int]]:
+               max_tokens: int, too_long: str = "drop") -> tuple[pl.DataFrame, dict[str, Any]]:
     """(records.TokenRow frame, counts) of the kept traces; lengths in tokens.
 
+    A row longer than `max_tokens` is left out (`drop`) or goes on in further rows (`split`).
     Raises a UserError where no row fits or a row would train on nothing.
     """
-    rows, too_long = [], 0
+    tally = Tally(max_tokens)
     with progress("packing", len(kept)) as advance:
-        for trace in kept.iter_rows(named=True):
-            ids, mask = training_row(tokenizer, chats[trace["problem_id"]], trace["thinking"],
-                                     trace["answer"])
-            if not any(mask) or ids[-1] != tokenizer.eos_token_id or not mask[-1]:
-                raise UserError(f"trace {trace['problem_id']}#{trace['sample']} would train on "
-                                "no end of turn; check student.chat_template")
-            if len(ids) > max_tokens:
-                too_long += 1
-            else:
-                rows.append({"problem_id": trace["problem_id"], "sample": trace["sample"],
-                             "input_ids": ids, "completion_mask": mask})
-            advance(1)
-    if not rows:
-        raise UserError(f"all {too_long} kept traces are longer than pack.max_tokens={max_tokens}; "
-                        "raise it")
-    lengths = [len(row["input_ids"]) for row in rows]
-    return records.table_of(records.TokenRow, rows), {
-        "rows": len(rows), "tokens": sum(lengths), "longest": max(lengths), "too_long": too_long,
-        "loss_tokens": sum(sum(row["completion_mask"]) for row in rows)}
+        rows = [row for trace in kept.iter_rows(named=True)
+                for row in tally.rows_of(trace, chats, tokenizer, too_long, advance)]
+    return table(rows), tally.counts()
+
+
+def table(rows: Iterable[Row]) -> pl.DataFrame:
+    """Rows as a records.TokenRow frame."""
+    names = ("problem_id", "sample", "input_ids", "completion_mask")
+    return records.table_of(records.TokenRow, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+class Tally:
+    """Makes rows and counts what became of every trace; lengths in tokens."""
+
+    def __init__(self, max_tokens: int):
+        self.max_tokens = max_tokens
+        self.seen: Counter[str] = Counter()
+        self.longest = 0
+
+    def rows_of(self, trace: Mapping[str, Any], chats: Mapping[str, Messages], tokenizer: Any,
+                too_long: str, advance: Any) -> Iterator[Row]:
+        """The rows of one trace: one, none, or several where it is split."""
+        advance(1)
+        if not (trace["answer"] or "").strip():
+            self.seen["without_answer"] += 1
+            return
+        name = trace["problem_id"], trace["sample"]
+        ids, mask = training_row(tokenizer, chats[name[0]], trace["thinking"], trace["answer"])
+        refuse_wrong_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
+        self.seen["too_long"] += len(ids) > self.max_tokens
+        pieces = [(ids, mask)] if len(ids) <= self.max_tokens else []
+        if len(ids) > self.max_tokens and too_long == "split":
+            pieces = list(split(ids, mask, self.max_tokens))
+            self.seen["pieces"] += len(pieces)
+        for piece, trained in pieces:
+            self.seen.update(rows=1, tokens=len(piece), loss_tokens=sum(trained))
+            self.longest = max(self.longest, len(piece))
+            yield *name, piece, trained
+
+    def counts(self) -> dict[str, Any]:
+        """Counts of rows, tokens and what was left out; a UserError where no row was made."""
+        if not self.seen["rows"]:
+            raise UserError(
+                f"no row is left to train on: {self.seen['too_long']} kept traces are longer than "
+                f"pack.max_tokens={self.max_tokens} and {self.seen['without_answer']} have no "
+                "answer; raise pack.max_tokens or set pack.too_long=split")
+        names = ("rows", "tokens", "loss_tokens", "too_long", "pieces", "without_answer")
+        return {**{name: self.seen[name] for name in names}, "longest": self.longest}
+
+
+def refuse_wrong_mask(ids: list[int], mask: list[int], end: int, name: str) -> None:
+    """UserError unless the mask is 0 over a prompt, then 1 to the end-of-turn token."""
+    first = mask.index(1) if 1 in mask else len(mask)
+    if not 0 < first < len(ids) == len(mask) or 0 in mask[first:] or ids[-1] != end:
+        raise UserError(f"trace {name} would train on no end of turn, on nothing or on its "
+                        "prompt; check student.chat_template")
+
+
+def split(ids: list[int], mask: list[int], longest: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Stretches of at most `longest` tokens that follow each other; those untrained are left out.
+
+    All but the first begin within the trace, without its problem.
+    """
+    for start in range(0, len(ids), longest):
+        if any(mask[start:start + longest]):
+            yield ids[start:start + longest], mask[start:start + longest]
+
+
+def block_tables(rows: Iterable[Row], block: int,
+                 shape: dict[str, Any]) -> Iterator[pl.DataFrame]:
+    """records.Block frames of the packed rows; fills `shape` with what came of it.
+
+    Rows are packed a WINDOW of tokens at a time, so any number of them fits in memory.
+    """
+    lengths: list[list[int]] = []
+    for window in _windows(rows):
+        sizes = [len(ids) for _, _, ids, _ in window]
+        blocks = best_fit(sizes, block)
+        lengths += [[sizes[index] for index in members] for members in blocks]
+        yield _blocks(window, blocks)
+    filled = sum(map(sum, lengths))
+    shape.update(blocks=len(lengths), block_tokens=block,
+                 fill=round(filled / max(1, len(lengths) * block), 5),
+                 attention_balance=round(balance(lengths), 4))
+
+
+def _windows(rows: Iterable[Row]) -> Iterator[list[tuple[str, int, np.ndarray, np.ndarray]]]:
+    held, size = [], 0
+    for name, sample, ids, mask in rows:
+        held.append((name, sample, np.array(ids, np.int32), np.array(mask, np.int8)))
+        size += len(ids)
+        if size >= WINDOW:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _blocks(window: list[tuple[str, int, np.ndarray, np.ndarray]],
+            blocks: list[list[int]]) -> pl.DataFrame:
+    def joined(column: int) -> list[np.ndarray]:
+        return [np.concatenate([window[index][column] for index in members])
+                for members in blocks]
+
+    def each(value: Any) -> list[list[Any]]:
+        return [[value(window[index]) for index in members] for members in blocks]
+
+    return pl.DataFrame({
+        "problem_id": each(lambda row: row[0]), "sample": each(lambda row: row[1]),
+        "input_ids": joined(2), "completion_mask": joined(3),
+        "seq_lengths": each(lambda row: len(row[2]))})

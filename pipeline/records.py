@@ -68,6 +68,17 @@ class TokenRow(dy.Schema):
     completion_mask = dy.List(dy.Int64())
 
 
+class Block(TokenRow):
+    """Several token rows end to end, with the source and the length of each.
+
+    Position ids start again with every row, as TRL's collator makes them of `seq_lengths`.
+    """
+
+    problem_id = dy.List(dy.String())  # type: ignore[assignment]
+    sample = dy.List(dy.Int64())  # type: ignore[assignment]
+    seq_lengths = dy.List(dy.Int64())
+
+
 def table_of(schema: type[dy.Schema], rows: list[dict[str, Any]]) -> pl.DataFrame:
     """`rows` as a polars frame with the columns and types of `schema`."""
     types = {name: column.dtype for name, column in schema.columns().items()}

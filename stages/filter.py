@@ -2,45 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.stage import Counts, Stage
 
+Rule = Literal["mixed_language", "long_paragraph", "code_in_thinking", "no_summary",
+               "repetition", "cut_off"]
+
+
+class SelectAll(Config):
+    """Every trace that passes."""
+
+    type: Literal["all"] = "all"
+
+
+class SelectBest(Config):
+    """The n traces of a problem with the highest score, of equals the shortest."""
+
+    type: Literal["best"] = "best"
+    n: int = Field(default=1, ge=1)
+    """Traces a problem."""
+
+
+class SelectShortest(Config):
+    """The n traces of a problem with the fewest tokens."""
+
+    type: Literal["shortest"] = "shortest"
+    n: int = Field(default=1, ge=1)
+    """Traces a problem."""
+
+
+class SelectDiverse(Config):
+    """The shortest trace of a problem and those least like the ones taken, by MinHash."""
+
+    type: Literal["diverse"] = "diverse"
+    n: int = Field(default=2, ge=1)
+    """Traces a problem."""
+
+
+Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
+                      Field(discriminator="type")]
+
 
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
     keep: str = 'verdict == "correct"'
-    """Expression over the columns of the judged table; a trace is kept where it is true."""
+    """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
+    difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
+    true."""
+    rules: list[Rule] = []
+    """Traces that these named rules describe are rejected; pipeline/curate.py says what each is."""
+    language: str = "en"
+    """Language the thinking should be in, for language_share."""
     distinct: bool = True
     """Keep only the first of several identical traces of one problem."""
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Reject a trace whose five-word runs are those of an earlier one to this share (Jaccard)."""
+    select: Selection = SelectAll()
+    """Which of a problem's remaining traces: all, best, shortest or diverse, with n."""
     per_problem: int | None = Field(default=None, ge=1)
     """Most traces kept of one problem, the shortest first."""
+    per_source: int | None = Field(default=None, ge=1)
+    """Most traces kept of one source, spread over its problems."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write judged.parquet: every trace with verdict, pass rate, kept and the reason."""
+    """Write judged.parquet: every trace with verdict, pass rate, kept and the reason.
+
+    Two passes over the traces, so that texts are never all in memory: one judges and gathers a
+    few numbers a row, the other writes each trace beside its decision.
+    """
+    import polars as pl
+
+    from pipeline import records, stream
+    from pipeline.curate import refuse_empty
+
+    decided = _decided(experiment, inputs)
+    refuse_empty(decided, experiment.filter)
+    columns = [name for name in records.Judged.columns() if name not in records.Trace.columns()]
+    start = 0
+    with stream.writer(records.Judged, out / "judged.parquet") as writer:
+        for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
+            beside = decided.select(columns)[start:start + len(batch)]
+            writer.write(pl.concat([batch, beside], how="horizontal"))
+            start += len(batch)
+    return _counts(decided)
+
+
+def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
+    """What filter would keep and why the rest would leave; writes nothing.
+
+    `inputs` maps "prepare" and "generate" to their artifacts. Where it also has "filter", an
+    artifact of any filter over the same traces, its verdicts are used and nothing is judged.
+    Returns the frame of pipeline.curate.funnel.
+    """
+    from pipeline.curate import funnel
+
+    return funnel(_decided(experiment, inputs))
+
+
+def check(experiment: Any) -> None:
+    """Refuse an expression that cannot work before any work is done."""
+    from pipeline import curate
+
+    curate.check(experiment.filter)
+
+
+def _decided(experiment: Any, inputs: Mapping[str, Path]) -> Any:
+    """Every trace without its texts, decided."""
+    import polars as pl
+
     from pipeline import records
-    from pipeline.curate import select
+    from pipeline.curate import decide, summarise
+    from pipeline.errors import UserError
+
+    check(experiment)
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    found = [summarise(batch, experiment.filter) for batch in _judged(experiment, inputs, problems)]
+    if not found:
+        raise UserError("there are no traces to filter; look at `limbeck show generate`")
+    table = pl.concat(found)
+    if table.select("problem_id", "sample").is_duplicated().any():
+        raise UserError("a trace occurs twice in the traces; delete the generate artifact")
+    sources = dict(problems.select("problem_id", "source").rows())
+    return decide(table, experiment.filter, sources)
+
+
+def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
+    """Batches of traces with their verdicts: an earlier filter's, or new ones."""
+    from pipeline import records, stream
     from pipeline.judging import judge_traces
 
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    traces = records.read(records.Trace, inputs["generate"] / "traces.parquet")
-    judged = select(judge_traces(traces, problems, experiment.runtime), experiment.filter)
-    records.write(records.Judged, judged, out / "judged.parquet")
-    reasons = judged.filter(~judged["kept"])["reason"].value_counts().rows()
-    verdicts = judged["verdict"].value_counts().rows()
-    return {"traces": len(judged), "kept": int(judged["kept"].sum()),
-            "problems_with_a_trace": judged.filter(judged["kept"])["problem_id"].n_unique(),
-            "verdicts": dict(verdicts), "rejected": dict(reasons)}
+    if "filter" in inputs:
+        for batch in stream.batches(records.Judged, inputs["filter"] / "judged.parquet"):
+            yield batch.drop("kept", "reason")
+        return
+    for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
+        mine = problems.filter(problems["problem_id"].is_in(batch["problem_id"].unique().implode()))
+        yield judge_traces(batch, mine, experiment.runtime)
+
+
+def _counts(decided: Any) -> Counts:
+    from pipeline.curate import BANDS
+
+    kept = decided.filter(decided["kept"])
+    bands = dict(decided.unique("problem_id")["difficulty"].value_counts().rows())
+    reasons = decided.filter(~decided["kept"])["reason"].value_counts(sort=True).rows()
+    return {"traces": len(decided), "kept": len(kept),
+            "problems_with_a_trace": kept["problem_id"].n_unique(),
+            "verdicts": dict(decided["verdict"].value_counts(sort=True).rows()),
+            "rejected": dict(reasons), "kept_by_source": dict(kept["source"].value_counts().rows()),
+            "problems_by_difficulty": {band: bands.get(band, 0) for band in (*BANDS, None)
+                                       if band or None in bands}}
 
 
 STAGE = Stage(
-    name="filter", run=run, needs=lambda e: ("prepare", "generate"),
+    name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=2,
     summary=lambda c: f"kept {c['kept']:,} of {c['traces']:,} traces "
                       f"({c['kept'] / max(c['traces'], 1):.1%})")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,33 +13,127 @@ from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
 
+class NoPacking(Config):
+    """A row a trace."""
+
+    type: Literal["none"] = "none"
+
+
+class BestFitPacking(Config):
+    """Rows side by side in blocks; none sees its neighbour."""
+
+    type: Literal["best_fit"] = "best_fit"
+    block: int = Field(default=16384, ge=16)
+    """Tokens of a block; a row that is longer counts as too long."""
+
+
 class PackConfig(Config):
     """How traces become token rows."""
 
     max_tokens: int = Field(default=32768, ge=16)
-    """Longest row; a longer trace is left out and counted, never cut."""
+    """Longest row."""
+    too_long: Literal["drop", "split"] = "drop"
+    """A longer trace is left out, or goes on in rows that begin within it; counted either way."""
+    packing: Annotated[NoPacking | BestFitPacking, Field(discriminator="type")] = NoPacking()
+    """`none`: a row a trace; `best_fit`: blocks of rows, with the column seq_lengths."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write rows.parquet: input_ids and completion_mask of every kept trace that fits."""
-    import polars as pl
+    """Write rows.parquet (token rows, or blocks of them) and a data set card."""
+    from pipeline import records, stream
+    from pipeline.pack import Tally, block_tables
 
-    from pipeline import records
-    from pipeline.chat import load_tokenizer
-    from pipeline.pack import token_rows
-
-    judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
-    tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
-    rows, counts = token_rows(judged.filter(pl.col("kept")), asked, tokenizer,
-                              experiment.pack.max_tokens)
-    records.write(records.TokenRow, rows, out / "rows.parquet")
+    packing = experiment.pack.packing
+    packed = packing.type == "best_fit"
+    longest = experiment.pack.max_tokens
+    tally = Tally(min(longest, packing.block) if packed else longest)
+    shape: dict[str, Any] = {}
+    schema = records.Block if packed else records.TokenRow
+    with stream.writer(schema, out / "rows.parquet") as writer:
+        batches = _rows(experiment, inputs, tally)
+        rows = (row for batch in batches for row in batch)
+        for table in block_tables(rows, packing.block, shape) if packed else _tables(batches):
+            writer.write(table)
+    counts = {**tally.counts(), **shape}
+    (out / "README.md").write_text(_card(experiment, counts, packed), encoding="utf-8")
     return counts
 
 
+def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[list]:
+    """Token rows, a batch of traces at a time."""
+    from pipeline import records, stream
+    from pipeline.chat import load_tokenizer
+    from pipeline.progress import progress
+
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
+    judged = inputs["filter"] / "judged.parquet"
+    with progress("packing", stream.count(judged)) as advance:
+        for batch in stream.batches(records.Judged, judged):
+            kept = batch.filter(batch["kept"])
+            advance(len(batch) - len(kept))
+            yield [row for trace in kept.iter_rows(named=True)
+                   for row in tally.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
+                                            advance)]
+
+
+def _tables(batches: Iterator[list]) -> Iterator[Any]:
+    from pipeline.pack import table
+
+    return (table(batch) for batch in batches if batch)
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: rows.parquet
+---
+# {title}: token rows
+
+Teacher traces as training rows of `{student}`, made by limbeck; `manifest.json` beside this card
+holds the whole configuration. Prompts follow the template `{prompt}`.
+
+| column | what |
+|---|---|
+| `problem_id`, `sample` | the trace a row comes from; of a block, a list of them |
+| `input_ids` | token ids of prompt and completion |
+| `completion_mask` | 1 where the loss counts: the completion and its end of turn |
+{more}
+| | |
+|---|---|
+{counts}
+
+Open it with `datasets.load_dataset("FOLDER")`. The texts belong to their sources: see the
+licences of the problem set ({problems}) and of the teacher ({teacher}).
+"""
+BLOCK_COLUMNS = """| `seq_lengths` | lengths of the rows in a block; positions start again with each |
+"""
+
+
+def _card(experiment: Any, counts: Counts, packed: bool) -> str:
+    """The data set card; its head is what `datasets` reads."""
+    teacher = experiment.generate.teacher
+    return CARD.format(
+        title=experiment.name, student=experiment.student.model,
+        prompt=experiment.generate.prompt, problems=experiment.prepare.problems,
+        teacher=getattr(teacher, "model", None) or teacher.type,
+        more=BLOCK_COLUMNS if packed else "",
+        counts="\n".join(f"| {key.replace('_', ' ')} | {value:,} |"
+                         for key, value in counts.items()))
+
+
+def summary(counts: Counts) -> str:
+    """Rows, tokens, and what did not fit."""
+    blocks = f" in {counts['blocks']:,} blocks ({counts['fill']:.1%} full)" \
+        if "blocks" in counts else ""
+    long = f"{counts['too_long']:,} too long" + (" and split" if counts["pieces"] else "")
+    return (f"{counts['rows']:,} rows{blocks}, {counts['tokens']:,} tokens "
+            f"({counts['loss_tokens'] / counts['tokens']:.0%} trained), {long}")
+
+
 STAGE = Stage(
-    name="pack", run=run, needs=lambda e: ("prepare", "filter", "student"),
-    files=lambda e: (prompt_path(e.generate.prompt),),
-    summary=lambda c: f"{c['rows']:,} rows, {c['tokens']:,} tokens "
-                      f"({c['loss_tokens'] / c['tokens']:.0%} trained), {c['too_long']:,} too long")
+    name="pack", run=run, needs=lambda e: ("prepare", "filter", "student"), version=2,
+    files=lambda e: (prompt_path(e.generate.prompt),), summary=summary)

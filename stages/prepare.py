@@ -22,31 +22,43 @@ class PrepareConfig(Source):
     """Problems kept out of training, for evaluation."""
     bad_gold: Literal["stop", "drop"] = "stop"
     """What to do with a gold answer that fails its own check."""
+    decontaminate: list[str] = []
+    """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
+    test split). A shared run of eight words, a short problem whole, or a similar text counts."""
+    overlap: float = Field(default=0.0, ge=0, le=1)
+    """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1."""
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Drop a problem whose five-word runs are those of an earlier one to this share (Jaccard)."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write problems.parquet (train) and heldout.parquet."""
+    """Write problems.parquet (train), heldout.parquet, and removed.parquet where any were."""
     from pipeline import records
 
     config = experiment.prepare
     rows = _distinct(load_rows(config, experiment.seed))
     good = _check_golds(rows, config.bad_gold)
+    good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     if len(good) <= config.held_out:
         raise UserError(f"{config.problems} has {len(good)} usable problems and "
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
+    tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
+    if removed := repeats + hits:
+        _write_removed(removed, out / "removed.parquet")
     for name, table in tables.items():
         frame = records.table_of(records.Problem, [{**row, "split": name} for row in table])
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),
             "duplicates": len(rows) - len({row["problem_id"] for row in rows}),
-            "bad_gold": len(rows) - len(good)}
+            "bad_gold": len(rows) - len(good) - len(repeats),
+            "near_duplicates": len(repeats), "contaminated": len(hits)}
 
 
 def normalise(text: str) -> str:
-    """Text as compared for overlap: case, spacing and punctuation do not count."""
-    return re.sub(r"\W+", " ", text.casefold()).strip()
+    """Text as compared for overlap: case, spacing and punctuation do not count, signs do."""
+    return re.sub(r"[^\w+\-*/=<>^!%|]+", " ", text.casefold()).strip()
 
 
 def _distinct(rows: list[dict]) -> list[dict]:
@@ -78,6 +90,61 @@ def _check_golds(rows: list[dict], policy: str) -> list[dict]:
     return good
 
 
+def _drop_near_duplicates(rows: list[dict],
+                          threshold: float | None) -> tuple[list[dict], list[dict]]:
+    """(rows kept, one record for each that nearly repeats an earlier one)."""
+    if threshold is None:
+        return rows, []
+    from pipeline.dedup import near_duplicates, signatures
+
+    of = near_duplicates(signatures([row["problem"] for row in rows]), threshold)
+    removed = [{"problem_id": row["problem_id"], "reason": "near duplicate", "score": None,
+                "against": rows[other]["problem_id"], "matched": rows[other]["problem"]}
+               for row, other in zip(rows, of, strict=True) if other >= 0]
+    return [row for row, other in zip(rows, of, strict=True) if other < 0], removed
+
+
+def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
+                   seed: int) -> tuple[list[dict], list[dict]]:
+    """(training problems left, one record for each that an evaluation set holds)."""
+    if not config.decontaminate:
+        return tables["problems"], []
+    from pipeline.decontaminate import Evaluation, contamination
+
+    texts: dict[str, str] = {}
+    for name in config.decontaminate:
+        named = Source(problems=name, split="test", problem_column=config.problem_column,
+                       answer_column=config.problem_column)
+        rows = tables["heldout"] if name == "heldout" else load_rows(named, seed)
+        texts |= {f"{Path(name).stem}/{row['problem_id']}": row["problem"] for row in rows}
+    train = tables["problems"]
+    hits = contamination([row["problem"] for row in train], Evaluation(texts),
+                         share=config.overlap)
+    gone = {hit.row for hit in hits}
+    left = [row for index, row in enumerate(train) if index not in gone]
+    if not left:
+        raise UserError(f"every training problem is in {', '.join(config.decontaminate)}; "
+                        "train on another set, or raise prepare.overlap")
+    return left, [{"problem_id": train[hit.row]["problem_id"], "reason": hit.method,
+                   "score": hit.score, "against": hit.against, "matched": hit.matched}
+                  for hit in hits]
+
+
+def _write_removed(removed: list[dict], path: Path) -> None:
+    """Each problem that was taken out, with why, against what, and the text that matched."""
+    import polars as pl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(removed, infer_schema_length=None,
+                 schema_overrides={"score": pl.Float64}).write_parquet(path)
+
+
+def files(experiment: Any) -> tuple[Path, ...]:
+    """The local files that decide the outcome."""
+    named = (experiment.prepare.problems, *experiment.prepare.decontaminate)
+    return tuple(Path(name) for name in named if is_file(name))
+
+
 def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
     train = {normalise(row["problem"]) for row in tables["problems"]}
     shared = [row["problem_id"] for row in tables["heldout"] if normalise(row["problem"]) in train]
@@ -88,5 +155,6 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
 
 STAGE = Stage(
     name="prepare", run=run,
-    files=lambda e: (Path(e.prepare.problems),) if is_file(e.prepare.problems) else (),
-    summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out")
+    files=files, version=2,
+    summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out"
+                      + (f", {c['contaminated']:,} contaminated left out" * bool(c["contaminated"])))

@@ -1,0 +1,234 @@
+"""Which training problems are, or hold, a problem of an evaluation set; each hit with its text.
+
+Compared after normalisation (case, Unicode forms, LaTeX layout and synonyms, drawings left out).
+Three ways in, the surest first: the whole text is the same (exact); eight words in a row are
+shared, as in open-r1, or the whole of an evaluation problem of fewer words (ngram); the sequence
+of words is similar and the numbers are the same (fuzzy).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.dedup import pairs_between, sign, similarity
+from pipeline.shingles import Words, chunks, ngrams, words
+
+NGRAM = 8
+"""Words in a row, signs of arithmetic not counted."""
+SHORTEST_RUN = 4
+"""An evaluation problem of fewer words must be the whole training problem."""
+COMMON = 3
+"""Phrasing: a run in so many evaluation or training problems, unless it covers half of one."""
+FUZZY = 0.8
+"""Least similarity of two word sequences (difflib ratio) that counts as a hit."""
+_NOISE = ("left", "right", "displaystyle", "text", "mathrm", "mathbf", "quad", "big", "limits")
+_SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*", "·": "*",
+         "−": "-", "–": "-", "div": "/", "÷": "/", "leq": "le", "≤": "le", "geq": "ge", "≥": "ge",
+         "degrees": "circ", "°": "circ", "π": "pi", "√": "sqrt", "percent": "%"}
+OPERATORS = tuple("+-*/=<>^!%|")
+_LOW = np.uint64(0xFFFFF)
+_SYMBOL = re.compile("([×·−–÷≤≥°π√])")
+
+
+class Hit(NamedTuple):
+    """Training problem `row` meets evaluation problem `against` in `matched`; score 0 to 1."""
+
+    row: int
+    against: str
+    method: str
+    score: float
+    matched: str
+
+
+_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+
+
+def _fold(text: str) -> str:
+    text = _DRAWING.sub(" ", text) if "[asy]" in text else text
+    if text.isascii():
+        return text
+    return _SYMBOL.sub(r" \1 ", unicodedata.normalize("NFKC", text).lower())
+
+
+def normal_words(texts: Sequence[str]) -> Words:
+    """The words of `texts` with synonyms unified and layout commands left out."""
+    found = words([_fold(text) for text in texts])
+    hashes = found.hashes.copy()
+    names, meant = _hashes(tuple(_SAME)), _hashes(tuple(_SAME.values()))
+    order = np.argsort(names)
+    at = np.minimum(np.searchsorted(names[order], hashes), len(names) - 1)
+    known = names[order][at] == hashes
+    hashes[known] = meant[order][at[known]]
+    raised, degrees = words(["^", "circ"]).hashes
+    degree = np.append((hashes[:-1] == raised) & (hashes[1:] == degrees), False)[:len(hashes)]
+    return _where(replace(found, hashes=hashes), ~np.isin(hashes, _hashes(_NOISE)) & ~degree)
+
+
+@lru_cache(maxsize=4)
+def _hashes(some: tuple[str, ...]) -> np.ndarray:
+    return words(some).hashes
+
+
+def _without(found: Words, some: tuple[str, ...]) -> Words:
+    return _where(found, ~np.isin(found.hashes, _hashes(some)))
+
+
+def _where(found: Words, keep: np.ndarray) -> Words:
+    before = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep)))
+    return Words(found.blob, found.hashes[keep], found.starts[keep], found.ends[keep],
+                 before[found.offsets])
+
+
+def _spans(found: Words) -> list[np.ndarray]:
+    return [found.hashes[a:b] for a, b in zip(found.offsets, found.offsets[1:], strict=False)]
+
+
+class Evaluation:
+    """Evaluation problems, normalised once: `texts` maps a name to its problem's text."""
+
+    def __init__(self, texts: Mapping[str, str]):
+        self.exact: dict[bytes, str] = {}
+        for name, span in zip(texts, _spans(normal_words(list(texts.values()))), strict=True):
+            if len(span):
+                self.exact.setdefault(span.tobytes(), name)
+        self.names = list(self.exact.values())
+        self.texts = [texts[name] for name in self.names]
+        self.words = normal_words(self.texts)
+        plain = _without(self.words, OPERATORS)
+        self.counts = np.diff(plain.offsets)
+        self.indices = [_Index(plain, NGRAM, self.counts >= NGRAM, signs=False)]
+        whole = np.diff(self.words.offsets)
+        short = (self.counts < NGRAM) & (whole >= SHORTEST_RUN)
+        self.indices += [_Index(self.words, n, short & (whole == n), signs=True)
+                         for n in sorted({int(n) for n in whole[short]}, reverse=True)]
+
+
+class _Index:
+    """The `n`-word runs of those evaluation problems that `usable` marks, for look-up."""
+
+    def __init__(self, found: Words, n: int, usable: np.ndarray, *, signs: bool):
+        hashes, _, offsets = ngrams(found, n)
+        owner = np.repeat(np.arange(len(usable)), np.diff(offsets))
+        mine = usable[owner]
+        both = np.unique(np.stack((hashes[mine], owner[mine].astype(np.uint64))), axis=1)
+        self.values, first, self.times = np.unique(both[0], return_index=True, return_counts=True)
+        self.owners = both[1][first].astype(np.int64)
+        self.n, self.signs = n, signs
+        self.table = np.zeros(1 << 20, bool)
+        self.table[(self.values & _LOW).astype(np.int64)] = True
+
+    def look_up(self, found: Words) -> np.ndarray:
+        """int64 [hits, 3]: row of `found`, first word of the run, its place in `values`."""
+        hashes, firsts, offsets = ngrams(found, self.n)
+        maybe = np.flatnonzero(self.table[(hashes & _LOW).astype(np.int64)])
+        at = np.minimum(np.searchsorted(self.values, hashes[maybe]), max(len(self.values) - 1, 0))
+        real = self.values[at] == hashes[maybe] if len(self.values) else np.zeros(0, bool)
+        rows = np.searchsorted(offsets, maybe[real], side="right") - 1
+        long = np.diff(found.offsets)[rows] >= self.n
+        start = firsts[maybe[real]] - found.offsets[rows]
+        return np.stack((rows, start, at[real]), axis=1)[long]
+
+
+def contamination(problems: Sequence[str], evaluation: Evaluation,
+                  fuzzy: float = FUZZY, share: float = 0.0) -> list[Hit]:
+    """At most one hit, the surest, for each of `problems`, in order of their rows.
+
+    `share` is how much of an evaluation problem shared words must cover; 0 takes any eight.
+    `fuzzy` is the least similarity of the third way; above 1 it is left out.
+    """
+    exact: list[Hit] = []
+    alike: list[Hit] = []
+    runs: list[list[np.ndarray]] = [[] for _ in evaluation.indices]
+    for first, chunk in chunks(problems):
+        found = normal_words(chunk)
+        plain = _without(found, OPERATORS)
+        exact += _exact(found, evaluation, chunk, first)
+        alike += _fuzzy(chunk, found, evaluation, fuzzy, first)
+        for index, collected in zip(evaluation.indices, runs, strict=True):
+            hits = index.look_up(found if index.signs else plain)
+            collected.append(hits + np.array([first, 0, 0]))
+    shared = [hit for index, collected in zip(evaluation.indices, runs, strict=True) if collected
+              for hit in _shared(np.concatenate(collected), index, problems, evaluation.names,
+                                 evaluation.counts)]
+    best: dict[int, Hit] = {}
+    for hit in (*exact, *(hit for hit in shared if hit.score >= share),
+                *sorted(alike, key=lambda hit: -hit.score)):
+        best.setdefault(hit.row, hit)
+    return [best[row] for row in sorted(best)]
+
+
+def _exact(found: Words, evaluation: Evaluation, texts: Sequence[str], first: int) -> list[Hit]:
+    named = [evaluation.exact.get(span.tobytes()) for span in _spans(found)]
+    return [Hit(first + row, name, "exact", 1.0, texts[row])
+            for row, name in enumerate(named) if name]
+
+
+def _shared(hits: np.ndarray, index: _Index, problems: Sequence[str], names: Sequence[str],
+            counts: np.ndarray) -> list[Hit]:
+    """One hit a training problem: its longest shared stretch, phrasing left out."""
+    rows_of = np.bincount(np.unique(hits[:, [0, 2]], axis=0)[:, 1], minlength=len(index.values))
+    rare = (rows_of < COMMON) & (index.times < COMMON)
+    out = []
+    for rows in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1) if len(hits) else []:
+        size, start, owner = max(_stretches(rows, index, rare), key=lambda s: s[0])
+        share = min(1.0, size / max(1, counts[owner])) if not index.signs else 1.0
+        if rare[rows[:, 2]].any() or share >= 0.5:
+            row = int(rows[0, 0])
+            found = normal_words([problems[row]])
+            found = found if index.signs else _without(found, OPERATORS)
+            out.append(Hit(row, names[owner], "ngram", share, found.text(start, start + size - 1)))
+    return out
+
+
+def _stretches(rows: np.ndarray, index: _Index, rare: np.ndarray) -> list[tuple[int, int, int]]:
+    """(words, first word, evaluation problem) of runs that follow each other without a gap."""
+    out = []
+    for part in np.split(rows, np.flatnonzero(np.diff(rows[:, 1]) != 1) + 1):
+        known = part[rare[part[:, 2]], 2]
+        owner = index.owners[known[0] if len(known) else part[0, 2]]
+        out.append((len(part) - 1 + index.n, int(part[0, 1]), int(owner)))
+    return out
+
+
+def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: float,
+           first: int) -> list[Hit]:
+    """Pairs whose word sets are alike are compared in order; their numbers must be the same.
+
+    In a short problem a sign is as telling as a number.
+    """
+    if not evaluation.texts or least > 1:
+        return []
+    ours, theirs = (sign(w.hashes, w.offsets) for w in (found, evaluation.words))
+    pairs = pairs_between(ours, theirs, rows=4)
+    pairs = pairs[similarity(ours, theirs, pairs) >= least - 0.25]
+    mine, yours = _spans(found), _spans(evaluation.words)
+    signs = _hashes(OPERATORS)
+    hits = []
+    for row, other in pairs:
+        short = evaluation.counts[other] < NGRAM
+        if _numbers(texts[row]) == _numbers(evaluation.texts[other]) and not (
+                short and _differ(mine[row], yours[other], signs)):
+            match = SequenceMatcher(None, mine[row].tolist(), yours[other].tolist(), False)
+            if match.quick_ratio() >= least and (score := match.ratio()) >= least:
+                run = match.find_longest_match()
+                start = int(found.offsets[row]) + run.a
+                hits.append(Hit(first + int(row), evaluation.names[other], "fuzzy", score,
+                                found.text(start, start + run.size - 1)))
+    return hits
+
+
+def _differ(one: np.ndarray, two: np.ndarray, signs: np.ndarray) -> bool:
+    return sorted(one[np.isin(one, signs)]) != sorted(two[np.isin(two, signs)])
+
+
+def _numbers(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\d+(?:\.\d+)?", text))

@@ -1,0 +1,181 @@
+"""Is a model fit to be a student (or teacher), before a token is trained? `limbeck doctor MODEL`.
+
+Every check answers with one sentence. Only tokenizer, template and configuration are read, never
+the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import chat
+from pipeline.completion import split_completion
+from pipeline.errors import UserError
+
+ASK = [{"role": "user", "content": "What is 6 times 7? Put it within \\boxed{}."}]
+THINKING = "6 times 7: six sevens.\n\n7, 14, 21, 28, 35, 42. Wait, check: 42 / 7 = 6. Yes."
+ANSWER = "Six sevens are **42**.\n\n\\boxed{42}"
+
+
+class Check(NamedTuple):
+    """One check: its name, whether it passed, and a sentence with the remedy where it did not."""
+
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(model: str, chat_template: Path | None = None,
+            teacher: str | None = None) -> list[Check]:
+    """Every check of `model` (folder or hub id), with `chat_template` in place of its own.
+
+    `teacher`, a folder or hub id, adds the comparison that learning from logits needs. Never
+    raises for a bad model: what fails is a check that is not ok.
+    """
+    try:
+        tokenizer = chat.load_tokenizer(model, chat_template)
+    except UserError as error:
+        return [Check("tokenizer", False, str(error))]
+    size = vocabulary_size(model)
+    checks = [Check("tokenizer", True, f"{len(tokenizer):,} tokens and a chat template")]
+    checks += [_run(name, check, tokenizer) for name, check in CHECKS.items()]
+    checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size)]
+    return checks + ([_vocabularies(tokenizer, size, teacher)] if teacher else [])
+
+
+def vocabulary_size(model: str) -> int | None:
+    """Rows of the model's embedding as its configuration says, or None where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(model).get_text_config().vocab_size)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _run(name: str, check: Callable[[Any], tuple[bool, str]], tokenizer: Any) -> Check:
+    try:
+        return Check(name, *check(tokenizer))
+    except UserError as error:
+        return Check(name, False, str(error))
+
+
+def _row(tokenizer: Any) -> tuple[list[int], list[int]]:
+    return chat.training_row(tokenizer, ASK, THINKING, ANSWER)
+
+
+def _eos(tokenizer: Any) -> tuple[bool, str]:
+    ids, mask = _row(tokenizer)
+    trained = ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
+    spoken = [*ASK, {"role": "assistant", "content": ANSWER}]
+    rendered = tokenizer.apply_chat_template(spoken, tokenize=False).rstrip()
+    if rendered.endswith(tokenizer.eos_token):
+        return trained, f"{tokenizer.eos_token!r} ends the assistant's turn and is trained"
+    return trained, (f"the template does not end a turn in {tokenizer.eos_token!r}; it is added "
+                     "to every row, so the student stops there")
+
+
+def _pad(tokenizer: Any) -> tuple[bool, str]:
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return True, f"{tokenizer.pad_token!r} pads and differs from eos"
+    return True, ("pad is eos; the loss follows completion_mask and never the pad token, so "
+                  "eos is trained all the same")
+
+
+def _prefix(tokenizer: Any) -> tuple[bool, str]:
+    ids, _ = _row(tokenizer)
+    prompt = chat.prompt_ids(tokenizer, ASK)
+    text = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
+    same = ids[:len(prompt)] == prompt == chat.encode(tokenizer, text)
+    return same, (f"the generation prompt ({len(prompt)} tokens) is the head of the training row"
+                  if same else "the generation prompt is not the head of the training row; set "
+                  "student.chat_template to one of prompts/chat_templates/")
+
+
+def _mask(tokenizer: Any) -> tuple[bool, str]:
+    ids, mask = _row(tokenizer)
+    share = sum(mask) / len(mask)
+    plain = len(chat.encode(tokenizer, THINKING + ANSWER))
+    right = 0 < share < 1 and plain - 8 <= sum(mask) <= plain + 40
+    return right, (f"{sum(mask)} of {len(mask)} tokens of a sample row are trained ({share:.0%})"
+                   + ("" if right else f", where its completion has about {plain}; "
+                      "look at the chat template"))
+
+
+def _thinking(tokenizer: Any) -> tuple[bool, str]:
+    ids, mask = _row(tokenizer)
+    new = [index for index, trained in zip(ids, mask, strict=True) if trained]
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    came = split_completion(text, opened=chat.opens_thinking(tokenizer))
+    if came.thinking == THINKING and came.answer == ANSWER:
+        return True, "thinking and answer come back from the tokens as they went in"
+    if "</think>" not in text:
+        return False, ("the thinking tags are special tokens of this tokenizer and vanish when it "
+                       "decodes without them; add them as ordinary tokens")
+    return False, (f"thinking or answer change on the way through the tokens ({text[:60]!r}…); "
+                   "set student.chat_template to one of prompts/chat_templates/")
+
+
+def _spelt_out(tokenizer: Any) -> tuple[bool, str]:
+    tokens = sorted(set(tokenizer.all_special_tokens))
+    inside = [{"role": "user", "content": "Say " + " ".join(tokens)}]
+    ids, _ = chat.training_row(tokenizer, inside, " ".join(tokens), " ".join(tokens) + " x")
+    clean, _ = chat.training_row(tokenizer, [{"role": "user", "content": "Say"}], "x", "x")
+    special = set(tokenizer.all_special_ids)
+    more = sum(i in special for i in ids) - sum(i in special for i in clean)
+    return more == 0, ("control tokens that a text spells out are encoded as text" if not more
+                       else f"{more} control tokens spelt out in a text are encoded as such; this "
+                       "tokenizer cannot be made safe against its own texts")
+
+
+CHECKS: dict[str, Callable[[Any], tuple[bool, str]]] = {
+    "end of turn": _eos, "pad": _pad, "prefix": _prefix, "mask": _mask, "thinking": _thinking,
+    "control tokens": _spelt_out}
+
+
+def _eos_of_model(tokenizer: Any, model: str) -> Check:
+    """Whether servers stop where the student was taught to stop."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(model).eos_token_id
+    except (OSError, ValueError):
+        return Check("generation config", True, "there is none; training writes one with the eos")
+    known = ends if isinstance(ends, list) else [ends]
+    if tokenizer.eos_token_id in known:
+        return Check("generation config", True, "servers stop at the trained end of turn")
+    return Check("generation config", False,
+                 f"generation_config.json stops at {known}, the tokenizer's eos is "
+                 f"{tokenizer.eos_token_id}; mend eos_token_id there, or servers run on")
+
+
+def _embeddings(tokenizer: Any, size: int | None) -> Check:
+    if size is None:
+        return Check("embeddings", True, "no model configuration here, so nothing to compare")
+    top = max(tokenizer.get_vocab().values())
+    if top < size:
+        return Check("embeddings", True, f"{size:,} rows hold every token id (highest {top:,})")
+    return Check("embeddings", False, f"token id {top:,} has no row among the model's {size:,}; "
+                 "take the tokenizer that belongs to the model, or resize its embeddings")
+
+
+def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
+    """Learning from logits needs equal token ids; padding rows beyond them do not matter."""
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(teacher).get_vocab()
+    except (OSError, ValueError) as error:
+        return Check("teacher vocabulary", False, f"no tokenizer for {teacher!r}: "
+                     f"{str(error).splitlines()[0]}; name a folder or hub id you can reach")
+    mine = tokenizer.get_vocab()
+    shared = mine.keys() & other.keys()
+    moved = [token for token in shared if mine[token] != other[token]]
+    apart = sorted((mine.keys() ^ other.keys()) | set(moved))
+    if not apart:
+        return Check("teacher vocabulary", True, f"the same {len(mine):,} tokens (embeddings "
+                     f"{size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
+    return Check("teacher vocabulary", False, f"{len(apart):,} tokens differ, e.g. {apart[0]!r}; "
+                 "learn from the teacher's text (sft.method.type=sequence) instead of its logits")

@@ -1,0 +1,135 @@
+"""Texts as arrays of word hashes and n-gram hashes: the ground of dedup, decontamination, loops.
+
+A word is a run of letters and digits, lower-cased, or one operator sign. Hashes are 64-bit, the
+same in every process. Everything is vectorised over about a megabyte of text at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+CHUNK = 1 << 20
+_BASE = 0x9E3779B97F4A7C15 | 1
+_INVERSE = pow(_BASE, -1, 1 << 64)
+_STEP = np.uint64(0xD6E8FEB86659FD93)
+_OPERATORS = b"+-*/=<>^!%|"
+
+
+def _kinds() -> np.ndarray:
+    """0 separator, 1 letter, digit or part of a longer UTF-8 sequence, 2 operator; by byte."""
+    kinds = np.zeros(256, np.uint8)
+    kinds[[byte for byte in range(256) if byte >= 128 or chr(byte).isalnum()]] = 1
+    kinds[list(_OPERATORS)] = 2
+    return kinds
+
+
+_KIND = _kinds()
+_LOWER = bytes(byte + 32 if 65 <= byte <= 90 else byte for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of some texts: text t holds words offsets[t] to offsets[t + 1].
+
+    `hashes` (uint64) is one a word; `starts` and `ends` are its bytes in `blob`.
+    """
+
+    blob: bytes
+    hashes: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    offsets: np.ndarray
+
+    def text(self, first: int, last: int) -> str:
+        """What stands in the text from word `first` to word `last`, both included."""
+        return self.blob[self.starts[first]:self.ends[last]].decode("utf-8", "replace")
+
+
+@lru_cache(maxsize=4)
+def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """_BASE^i and its inverse modulo 2^64 for i < size."""
+    out = []
+    for factor in (_BASE, _INVERSE):
+        powers = np.full(size, factor, np.uint64)
+        powers[0] = 1
+        out.append(np.multiply.accumulate(powers))
+    return out[0], out[1]
+
+
+def mix(hashes: np.ndarray) -> np.ndarray:
+    """Spread the bits of uint64 hashes (the finaliser of splitmix64, Steele et al. 2014)."""
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return hashes ^ (hashes >> np.uint64(31))
+
+
+def words(texts: Sequence[str]) -> Words:
+    """The words of `texts`, in order."""
+    pieces = [text.encode("utf-8", "replace") for text in texts]
+    blob = b"\n".join(pieces) + b"\n"
+    data = np.frombuffer(blob.translate(_LOWER), np.uint8)
+    kind = _KIND[data]
+    before = np.concatenate((np.zeros(1, np.uint8), kind[:-1]))
+    letter, was_letter = kind == 1, before == 1
+    starts = np.flatnonzero((letter & ~was_letter) | (kind == 2))
+    after = np.concatenate((letter[1:], [False]))
+    ends = np.flatnonzero((letter & ~after) | (kind == 2)) + 1
+    powers, inverses = _powers(max(2 * CHUNK, 1 << len(blob).bit_length()))
+    sums = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum((data.astype(np.uint64) + np.uint64(1)) * powers[:len(data)], out=sums[1:])
+    hashes = mix((sums[ends] - sums[starts]) * inverses[starts])
+    bounds = np.cumsum([0] + [len(piece) + 1 for piece in pieces])
+    return Words(blob, hashes, starts, ends, np.searchsorted(starts, bounds))
+
+
+def chunks(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """(index of the first, texts) of stretches of about CHUNK characters, to bound memory."""
+    first, held, size = 0, [], 0
+    for index, text in enumerate(texts):
+        held.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            yield first, held
+            first, held, size = index + 1, [], 0
+    if held:
+        yield first, held
+
+
+def ngrams(found: Words, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(hashes, first words, offsets) of the runs of `n` words that stay within a text.
+
+    A text of fewer words is one run, of all it has; one without words has none.
+    """
+    counts = np.diff(found.offsets)
+    runs = np.where(counts >= n, counts - n + 1, np.minimum(counts, 1))
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(runs)))
+    firsts = np.arange(offsets[-1]) + np.repeat(found.offsets[:-1] - offsets[:-1], runs)
+    padded = np.concatenate((found.hashes, np.zeros(n, np.uint64)))
+    hashes = _fold([padded[step:step + len(found.hashes)] for step in range(n)])[firsts]
+    for run in np.flatnonzero(np.repeat(counts < n, runs)):
+        first = firsts[run]
+        length = counts[np.searchsorted(found.offsets, first, side="right") - 1]
+        hashes[run] = _fold([padded[first + step:first + step + 1] for step in range(length)])[0]
+    return mix(hashes), firsts, offsets
+
+
+def _fold(columns: list[np.ndarray]) -> np.ndarray:
+    hashes = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        hashes = hashes * _STEP + column
+    return hashes
+
+
+def repetition(texts: Sequence[str], n: int = 20) -> list[float]:
+    """Share of each text's n-word runs that occurred before in it: near 1 in a loop."""
+    out: list[float] = []
+    for _, chunk in chunks(texts):
+        hashes, _, offsets = ngrams(words(chunk), n)
+        for first, last in zip(offsets, offsets[1:], strict=False):
+            distinct = len(np.unique(hashes[first:last]))
+            out.append(float(1 - distinct / (last - first)) if last > first else 0.0)
+    return out

@@ -1,0 +1,93 @@
+"""Decontamination: copies are found however they are dressed, look-alikes are left."""
+
+import json
+import random
+
+import pytest
+
+from pipeline.decontaminate import Evaluation, contamination
+
+LONG = ("The points $(9, -5)$ and $(-3, -1)$ are the endpoints of a diameter of a circle. "
+        "What is the sum of the coordinates of the center of the circle?")
+PIPES = ("Two pipes fill a tank in \\frac{12}{7} hours; how long does the slower of the two pipes "
+         "need when it is left alone with the job?")
+SHORT = "Compute $\\sin 60^\\circ$."
+TINY = "What is $2 + 3$?"
+SETS = {"math/1": LONG, "math/2": SHORT, "own/3": TINY, "own/4": PIPES}
+EVALUATION = Evaluation(SETS)
+
+
+def hit(text):
+    found = contamination([text], EVALUATION)
+    return (found[0].method, found[0].against) if found else None
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    (LONG.upper(), ("exact", "math/1")), (LONG.replace("$", "").replace(" ", "  "),
+                                         ("exact", "math/1")),
+    (LONG.replace("(", "\\left(").replace(")", "\\right)"), ("exact", "math/1")),
+    ("Consider this. " + LONG + " Explain.", ("ngram", "math/1")),
+    ("Given two endpoints of a diameter of a circle, find more.", None),
+    ("You know that (9, -5) and (-3, -1) are the endpoints of a diameter. Draw it.",
+     ("ngram", "math/1")),
+    (PIPES.replace("\\frac", "\\dfrac"), ("exact", "own/4")),
+    (PIPES.replace("hours", "h").replace("long does", "much time does").replace("left alone", "on "
+     "its own"), ("ngram", "own/4")),
+    (SHORT.replace("^\\circ", "°"), ("exact", "math/2")), ("compute sin 60^\\circ", ("exact",
+                                                                                     "math/2")),
+    ("First compute $\\sin 60^\\circ$, then square it.", ("ngram", "math/2")),
+    ("Compute $\\sin 30^\\circ$.", None), ("Compute $\\cos 60^\\circ$ of the angle.", None),
+    ("What is $2+3$", ("exact", "own/3")), ("What is $2-3$?", None), ("What is $2+4$?", None),
+    ("", None), ("circle", None)])
+def test_a_copy_is_found_however_it_is_dressed(text, expected):
+    assert hit(text) == expected
+
+
+def test_a_reworded_copy_without_eight_shared_words_is_found_by_likeness():
+    text = "A runner covers 13 kilometres every morning before he starts to work in town at 9."
+    other = "A runner covers 13 kilometres each morning before he begins to work in town at 9."
+    found = contamination([other], Evaluation({"e/1": text}))
+    assert [(h.method, h.against) for h in found] == [("fuzzy", "e/1")] and found[0].score > 0.8
+    assert contamination([other.replace("13", "14")], Evaluation({"e/1": text})) == []
+    assert contamination([other], Evaluation({"e/1": text}), fuzzy=2) == []
+
+
+def test_every_hit_shows_text_that_both_hold():
+    for text in ("Consider this. " + LONG, "First " + SHORT, PIPES):
+        found = contamination([text], EVALUATION)[0]
+        assert found.matched in text and len(found.matched) > 10
+        squeezed = "".join(found.matched.lower().split())
+        assert squeezed[:20] in "".join(SETS[found.against].lower().split())
+
+
+def test_phrasing_that_many_problems_share_is_no_hit():
+    tail = "where m and n are relatively prime positive integers, find m plus n."
+    rng = random.Random(0)
+
+    def told():
+        return " ".join(f"w{rng.randrange(10 ** 6)}" for _ in range(30)) + " " + tail
+
+    evaluation = Evaluation({f"e/{i}": told() for i in range(5)})
+    assert contamination([told() for _ in range(20)], evaluation) == []
+    assert contamination([told()], Evaluation({"e/0": told()}), share=0.5) == []
+    assert len(contamination([told()], Evaluation({"e/0": told()}))) == 1
+
+
+def test_a_set_without_problems_hits_nothing():
+    assert contamination([LONG], Evaluation({})) == [] and contamination([], EVALUATION) == []
+
+
+def test_every_planted_problem_of_real_sets_is_found(shared):
+    def problems(name):
+        path = shared / "data" / f"{name}.jsonl"
+        return [json.loads(line)["problem"] for line in path.open(encoding="utf-8")]
+
+    held = [p for name in ("math500", "amc2023", "aime2024") for p in problems(name)]
+    train = problems("gsm8k_train")[:1500]
+    evaluation = Evaluation({f"e/{i}": text for i, text in enumerate(held)})
+    before = contamination(train, evaluation)
+    planted = contamination(train + [f"Solve: {text}" for text in held], evaluation)
+    found = {h.row for h in planted if h.row >= 1500}
+    long = {1500 + i for i, text in enumerate(held) if len(text.split()) >= 8}
+    assert long <= found and len(found) >= 0.99 * len(held)
+    assert len(before) <= 0.01 * len(train)
