@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.recipe import LogitsConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import TeacherRuntime
-from stages import evaluate, filter, generate, pack, prepare, report, rl, sft, student
+from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
 
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
-    prepare, generate, filter, student, pack, sft, rl, evaluate, report)}
+    prepare, generate, filter, student, pack, logits, sft, rl, evaluate, report)}
 
 
 class Runtime(Config):
@@ -26,6 +28,8 @@ class Runtime(Config):
     """Folder of the trace store: every completion ever paid for."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
+    launch: dict[str, Any] = {}
+    """Handed to `accelerate launch` (config_file, num_processes, ...); empty: train in-process."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
 
@@ -42,7 +46,8 @@ class Experiment(Config):
     filter: filter.FilterConfig = filter.FilterConfig()
     student: student.StudentConfig = student.StudentConfig()
     pack: pack.PackConfig = pack.PackConfig()
-    sft: sft.SftConfig = sft.SftConfig()
+    logits: LogitsConfig = LogitsConfig()
+    sft: SftConfig = SftConfig()
     rl: rl.RlConfig = rl.RlConfig()
     evaluate: evaluate.EvaluateConfig = evaluate.EvaluateConfig()
     report: report.ReportConfig = report.ReportConfig()
