@@ -89,13 +89,13 @@ def divergence(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Ten
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-                      labels: torch.Tensor, teacher: TopK | Dense,
+                      labels: torch.Tensor, teacher: TopK | Dense | None,
                       mix: Mix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(loss, divergence, cross-entropy), each summed over the N tokens; the loss has gradients.
 
     `hidden` [N, H] are the student's states before its output `weight` [V, H] (and `bias` [V]) at
     N trained positions, `labels` [N] the tokens that follow. Products are taken in the autocast
-    type where that is on, sums in float32.
+    type where that is on, sums in float32. Without a teacher the loss is the cross-entropy alone.
     """
     return _Fused.apply(hidden, weight, bias, labels, teacher, mix)  # type: ignore[no-untyped-call]
 
@@ -116,7 +116,7 @@ class _Fused(torch.autograd.Function):
             chunk = slice(start, start + step)
             states = hidden[chunk].to(dtype)
             logits = _project(states, matrix, bias)
-            values, grad = _chunk(logits, labels[chunk], teacher.part(chunk), mix)
+            values, grad = _chunk(logits, labels[chunk], teacher and teacher.part(chunk), mix)
             sums += values
             _add_gradients(wanted, chunk, grad.to(dtype), states, matrix)
         ctx.gradients = [None if grad is None else grad.to(x.dtype)
@@ -153,12 +153,15 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
         by_bias += grad.float().sum(0)
 
 
-def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense,
+def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | None,
            mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
     """([divergence, cross-entropy] sums, gradient [n, V]) of one chunk; overwrites `logits`."""
     grad = None
     values = torch.zeros(2, device=logits.device)
     share = mix.cross_entropy
+    if teacher is None:
+        values[1], grad = _cross_entropy(logits, labels, 1.0)
+        return values, grad
     if share and mix.temperature != 1:
         # A second distribution is needed, the one at temperature 1.
         values[1], grad = _cross_entropy(logits, labels, share)

@@ -15,7 +15,10 @@ from pipeline.scorer import check_vocabulary, hidden_states, load_teacher, outpu
 
 
 class Objective:
-    """The logits method's loss: of a model and a batch, summed over its trained tokens."""
+    """The loss of a model and a batch, summed over its trained tokens.
+
+    The teacher is `teacher`, or the batch's stored distributions, or neither (cross-entropy).
+    """
 
     def __init__(self, mix: Mix, teacher: Any = None):
         self.mix, self.teacher = mix, teacher
@@ -24,13 +27,16 @@ class Objective:
         labels = inputs.pop("labels")[:, 1:]
         stored = {key: inputs.pop(key) for key in list(inputs) if key.startswith("target_")}
         trained = labels != IGNORED
-        signal = self._online(inputs, trained) if self.teacher is not None else \
-            TopK(stored["target_ids"], stored["target_logps"], stored["target_rest"])
+        signal: TopK | Dense | None = None
+        if self.teacher is not None:
+            signal = self._online(inputs, trained)
+        elif stored:
+            signal = TopK(stored["target_ids"], stored["target_logps"], stored["target_rest"])
         states = hidden_states(model, inputs)[:, :-1][trained]
         loss, gap, nll = distillation_loss(states, *output_layer(model), labels[trained], signal,
                                            self.mix)
-        return loss, {"divergence": gap, "cross_entropy": nll} if self.mix.cross_entropy \
-            else {"divergence": gap}
+        metrics = {"divergence": gap} if signal is not None else {}
+        return loss, {**metrics, "cross_entropy": nll} if self.mix.cross_entropy else metrics
 
     @torch.no_grad()
     def _online(self, inputs: dict[str, Any], trained: torch.Tensor) -> Dense:
@@ -39,10 +45,10 @@ class Objective:
 
 
 def method_of(job: SftJob, rows: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """(objective, targets of a batch) of the job's method; (None, None) for plain tokens."""
+    """(objective, targets of a batch) of the job's method; None where the trainer has its own."""
     method = job.sft.method
     if not isinstance(method, LogitsMethod):
-        return None, None
+        return Objective(Mix(cross_entropy=1.0)) if job.sft.head == "limbeck" else None, None
     if isinstance(method.source, Online):
         name = method.source.teacher
         check_vocabulary(AutoTokenizer.from_pretrained(name), tokenizer, name)

@@ -40,7 +40,7 @@ class LogitsConfig(Config):
     """What runs the teacher."""
     top_k: int = Field(default=64, ge=1, le=255)
     """Most outcomes stored a token; the mass of all others is one more outcome."""
-    mass: float = Field(default=0.999, gt=0, le=1)
+    mass: float = Field(default=0.995, gt=0, le=1)
     """Outcomes are stored until they hold this much probability; 1 stores all top_k."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions: the teacher's when scored, the student's when trained."""
@@ -91,6 +91,9 @@ class SftConfig(Config):
     """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there."""
     trainer: dict[str, Any] = {}
     """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
+    head: Literal["trl", "limbeck"] = "trl"
+    """What turns states into the sequence loss, chunk by chunk: TRL's tiles, which are computed
+    again for the gradient, or the logits method's pass, which works out both at once."""
     lora: dict[str, Any] | None = None
     """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
     held_out: int = Field(default=64, ge=0)

@@ -39,11 +39,11 @@ OURS: dict[str, Any] = {
     "dataset_kwargs": {"skip_prepare_dataset": True},
 }
 """Rows come as pack made them, so the trainer must neither cut nor pack nor tokenise."""
-ELSEWHERE = {"max_length": "pack.max_tokens", "packing": "the pack stage's packing",
+ELSEWHERE = {**dict.fromkeys(OURS, "nothing (pack decides it)"),
+             "max_length": "pack.max_tokens", "packing": "the pack stage's packing",
              "assistant_only_loss": "the rows' loss mask", "completion_only_loss": "the rows' mask",
              "report_to": "sft.report_to", "eval_strategy": "sft.held_out",
-             "chat_template_path": "student.chat_template", "eos_token": "student.chat_template",
-             **dict.fromkeys(OURS, "nothing: pack decides it")}
+             "chat_template_path": "student.chat_template", "eos_token": "student.chat_template"}
 
 
 def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
@@ -59,8 +59,10 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
         if not find_spec(tracker):
             raise UserError(f"sft.report_to names {tracker}, which is not installed; "
                             f"pip install {tracker}")
-    if sft.method.type == "logits" and sft.trainer.get("loss_type", "nll") != "nll":
-        raise UserError("sft.trainer.loss_type is for sft.method.type=sequence; remove it")
+    if sft.method.type == "logits" or sft.head == "limbeck":
+        for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
+            raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
+                            "set these or remove it")
     lora_config(sft)
     ours = {"report_to": ["tensorboard", *sft.report_to],
             "eval_strategy": "steps" if sft.held_out else "no"}
@@ -146,6 +148,9 @@ class StudentTrainer(SFTTrainer):
         lengths = [len(self.rows.ids[i]) for i in self.chosen]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return ByLength(lengths, batch, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)
 
 
 def make_trainer(job: SftJob) -> tuple[StudentTrainer, Guard, Any]:

@@ -6,12 +6,14 @@ import random
 from pathlib import Path
 
 import polars as pl
+import torch
 
 from pipeline import records
 from pipeline.chat import load_tokenizer, training_row
 from pipeline.recipe import SftConfig, SftJob
 from pipeline.student import TinyModel, save_tiny
 
+torch.set_num_threads(1)  # these models are so small that threads only wait for each other
 TEMPLATE = Path(__file__).parents[1] / "prompts" / "chat_templates" / "tiny.jinja"
 SHAPE = TinyModel(layers=2, width=32, heads=2, vocabulary=420)
 
