@@ -75,8 +75,11 @@ def test_each_stored_distribution_is_the_one_that_predicts_its_token(tiny, teach
 def test_a_teacher_shifted_by_one_token_is_rarely_right(tiny, teacher, tmp_path):
     scorer = TransformersScorer(LogitsConfig(teacher=str(teacher)), 10 ** 6)
     rows = read_rows(tiny / "rows.parquet")
-    counts = score_rows(rows, lambda samples: scorer([(ids, places - 1) for ids, places in samples]),
-                        0.999, 64, tmp_path, {}, lambda n: None)
+
+    def shifted(samples):
+        return scorer([(ids, places - 1) for ids, places in samples])
+
+    counts = score_rows(rows, shifted, 0.999, 64, tmp_path, {}, lambda n: None)
     assert counts["argmax_share"] < 0.3
 
 
