@@ -15,7 +15,14 @@ def judge_all(completions: list[Completion], problems: list[Problem],
               runtime: Any, label: str = "judging") -> list[Judgement]:
     """One judgement a completion, in order; stops where over 1 % could not be judged for error."""
     with progress(label, len(completions)) as advance, JudgePool(runtime.judge_workers) as pool:
-        judgements = pool.judge_many(completions, problems, progress=advance)
+        done = 0
+
+        def step(so_far: int) -> None:
+            nonlocal done
+            advance(so_far - done)
+            done = so_far
+
+        judgements = pool.judge_many(completions, problems, progress=step)
     refuse_if_broken(judgements)
     return judgements
 
@@ -34,7 +41,7 @@ def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, runtime: Any) -> 
     judgements = judge_all(completions, [by_id[i] for i in traces["problem_id"]], runtime)
     columns = {name: [getattr(j, name) for j in judgements]
                for name in ("score", "verdict", "extracted", "grader")}
-    schema = {"score": pl.Float64, "verdict": pl.String, "extracted": pl.String,
-              "grader": pl.String}
+    columns["judge_version"] = [j.version for j in judgements]
+    schema = {name: pl.Float64 if name == "score" else pl.String for name in columns}
     return traces.hstack(pl.DataFrame(columns, schema=schema)).with_columns(
         pass_rate=pl.col("score").mean().over("problem_id"))

@@ -30,12 +30,13 @@ def token_rows(kept: pl.DataFrame, chats: Mapping[str, Messages], tokenizer: Any
             if len(ids) > max_tokens:
                 too_long += 1
             else:
-                rows.append((trace["problem_id"], trace["sample"], ids, mask))
+                rows.append({"problem_id": trace["problem_id"], "sample": trace["sample"],
+                             "input_ids": ids, "completion_mask": mask})
             advance(1)
     if not rows:
         raise UserError(f"all {too_long} kept traces are longer than pack.max_tokens={max_tokens}; "
                         "raise it")
-    frame = pl.DataFrame(rows, schema=records.TokenRow.to_polars_schema(), orient="row")
-    return frame, {"rows": len(rows), "tokens": sum(len(row[2]) for row in rows),
-                   "loss_tokens": sum(sum(row[3]) for row in rows), "too_long": too_long,
-                   "longest": max(len(row[2]) for row in rows)}
+    lengths = [len(row["input_ids"]) for row in rows]
+    return records.table_of(records.TokenRow, rows), {
+        "rows": len(rows), "tokens": sum(lengths), "longest": max(lengths), "too_long": too_long,
+        "loss_tokens": sum(sum(row["completion_mask"]) for row in rows)}

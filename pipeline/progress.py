@@ -34,3 +34,13 @@ def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
             bar.update(task, advance=steps, note=note, rate=f"{speed:,.1f}/s")
 
         yield advance
+
+
+def quiet_libraries() -> None:
+    """Turn off the bars and warnings of transformers and datasets; ours say what matters."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -34,7 +34,7 @@ class Trace(dy.Schema):
     """One sampled completion of the teacher. Tokens are counts as billed, cost is US dollars."""
 
     problem_id = dy.String(primary_key=True)
-    sample = dy.Int64(primary_key=True)
+    sample = dy.Int64(primary_key=True)  # type: ignore[assignment]
     thinking = dy.String(nullable=True)
     answer = dy.String(nullable=True)
     finish_reason = dy.String()
@@ -53,6 +53,7 @@ class Judged(Trace):
     verdict = dy.String(check=lambda verdict: verdict.is_in(list(VERDICTS)))
     extracted = dy.String(nullable=True)
     grader = dy.String()
+    judge_version = dy.String()
     pass_rate = dy.Float64(nullable=True)
     kept = dy.Bool()
     reason = dy.String()
@@ -62,16 +63,22 @@ class TokenRow(dy.Schema):
     """One training row: token ids of prompt and completion, and 1 where the loss counts."""
 
     problem_id = dy.String()
-    sample = dy.Int64()
+    sample = dy.Int64()  # type: ignore[assignment]
     input_ids = dy.List(dy.Int64())
     completion_mask = dy.List(dy.Int64())
 
 
-def write(schema: type[dy.Schema], frame: pl.DataFrame, path: Path) -> None:
-    """Check `frame` against `schema` and write it to `path` as Parquet with page checksums."""
+def table_of(schema: type[dy.Schema], rows: list[dict[str, Any]]) -> pl.DataFrame:
+    """`rows` as a polars frame with the columns and types of `schema`."""
+    types = {name: column.dtype for name, column in schema.columns().items()}
+    return pl.DataFrame(rows, schema=types)
+
+
+def write(schema: type[dy.Schema], table: pl.DataFrame, path: Path) -> None:
+    """Check `table` against `schema` and write it to `path` as Parquet with page checksums."""
     import pyarrow.parquet as pq
 
-    checked = schema.validate(frame, cast=True)
+    checked = schema.validate(table, cast=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(checked.to_arrow(), path, compression="zstd", write_page_checksum=True)
 
@@ -86,4 +93,5 @@ def read(schema: type[dy.Schema], path: Path) -> Any:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") \
             from None
-    return schema.validate(pl.from_arrow(table), cast=True)
+    frame: Any = pl.from_arrow(table)
+    return schema.validate(frame, cast=True)

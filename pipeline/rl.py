@@ -7,7 +7,7 @@ against a reward that never comes, and the count of reflection markers a step.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,38 @@ class RewardWatch(TrainerCallback):
                 "raise rl.trainer.max_completion_length")
 
 
-def reflection_metric(completions: list, log_metric: Callable | None = None,
-                      **columns: Any) -> list[None]:
-    """A reward function that scores nothing and logs reflection markers a completion."""
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    if log_metric is not None:
-        log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
-    return [None] * len(texts)
+def with_reflection(reward: Callable) -> Callable:
+    """`reward`, which also logs the mean count of reflection markers a completion."""
+    def logged(completions: list, log_metric: Callable | None = None, **columns: Any) -> list:
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        if log_metric is not None:
+            log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
+        return reward(completions=completions, **columns)
+
+    return logged
+
+
+def reward_functions(weights: Mapping[str, float], pool: Any,
+                     opened: bool, max_length: int) -> dict[str, tuple[float, Any]]:
+    """{name: (weight, TRL reward function)} of the terms named in `weights`.
+
+    `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
+    tokens, whose last fifth the over-long term punishes.
+    """
+    from pipeline import rewards
+
+    known = {
+        "accuracy": rewards.accuracy_reward(pool, opened=opened),
+        "format": rewards.reward(rewards.format_reward, opened=opened),
+        "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
+        "language": rewards.reward(rewards.language_reward, opened=opened),
+        "overlong": rewards.overlong_reward(max_length=max_length, cache=max(1, max_length // 5)),
+        "repetition": rewards.reward(rewards.repetition_penalty),
+    }
+    for name in weights:
+        if name not in known:
+            raise UserError(f"rl.rewards names {name!r}; there are {', '.join(known)}")
+    return {name: (weight, known[name]) for name, weight in weights.items()}
 
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
@@ -67,7 +92,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     from trl import GRPOTrainer
 
     functions = []
-    for name, (_, function) in rewards.items():
+    for index, (name, (_, function)) in enumerate(rewards.items()):
+        function = with_reflection(function) if index == 0 else function
         function.__name__ = name
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]

@@ -10,7 +10,7 @@ from pipeline.chat import Messages, encode, load_tokenizer, opens_thinking, rend
 from pipeline.completion import Completion, split_completion
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import progress, quiet_libraries
 
 
 class StudentSampling(Config):
@@ -73,12 +73,14 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    quiet_libraries()
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        student = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device).eval()
+        student: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    student = student.to(device).eval()
     student.generation_config.eos_token_id = tokenizer.eos_token_id
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from pipeline import checkpoints
 from pipeline.errors import UserError
-from pipeline.progress import progress
+from pipeline.progress import progress, quiet_libraries
 
 
 def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Path,
@@ -31,6 +31,7 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
     if unknown:
         raise UserError(f"{section}.{unknown[0]} is not a key of {kind.__name__}; "
                         f"see its documentation in TRL {version('trl')}")
+    quiet_libraries()
     cuda = torch.cuda.is_available()
     settings = {"output_dir": str(out / "checkpoints"), "seed": seed, "bf16": cuda,
                 "use_cpu": not cuda, "report_to": ["tensorboard"], "disable_tqdm": True,

@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
+from stages import tools
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Distil the reasoning of a large teacher into a small student. "
@@ -102,6 +103,36 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
     print_config(_experiment(config, overrides), read_layers(files, overrides or []))
 
 
+@app.command()
+def audit(overrides: Overrides = None, config: Files = None,
+          file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
+                                                         "instead of the filtered traces.")] = None,
+          n: Annotated[int, typer.Option(help="Rows to judge twice.")] = 200,
+          debug: bool = False) -> None:
+    """Judge a sample with a second, independent grader and show where the two disagree."""
+    from pipeline.verify.cli import read_rows
+    from stages.runner import judged_rows
+
+    rows = list(read_rows(file)) if file else judged_rows(_experiment(config, overrides))
+    tools.audit_rows(rows, n, 0)
+
+
+@app.command()
+def estimate(overrides: Overrides = None, config: Files = None,
+             pilot: Annotated[int, typer.Option(help="Requests asked first; 0 sends none.")] = 0,
+             debug: bool = False) -> None:
+    """Say tokens, dollars and hours of a generate run before anything is sent."""
+    from stages.runner import make, plan_of
+
+    experiment = _experiment(config, overrides)
+    make(experiment, "prepare")
+    tools.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+
+
+app.command()(tools.judge)
+app.command()(tools.probe)
+
+
 def main() -> None:
     """Entry point: a UserError becomes one sentence and exit code 2, Ctrl-C exit code 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -112,8 +143,10 @@ def main() -> None:
         if debug:
             raise
         sys.exit(_complain(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("stopped; what was finished is kept, the same command goes on", 130))
+    except SystemExit as stop:  # Typer turns Ctrl-C into exit code 130 without a word
+        if stop.code == 130:
+            _complain("stopped; what was finished is kept, the same command goes on", 130)
+        raise
     except OSError as error:
         if debug or (error.filename is None and error.errno is None):
             raise

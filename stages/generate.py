@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.prompts import messages, prompt_path
+from pipeline.errors import UserError
+from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 from pipeline.teacher.config import Sampling, Teacher
 
@@ -23,6 +24,8 @@ class GenerateConfig(Config):
     """Traces a problem."""
     sampling: Sampling = Sampling()
     """Sampling parameters as sent to the teacher."""
+    max_missing: float = Field(default=0.02, ge=0, le=1)
+    """Share of traces that may stay missing after failures; above it the stage stops."""
     prompt: str = "boxed"
     """Prompt template: a name in prompts/ or a path; teacher and student see the same."""
 
@@ -30,15 +33,23 @@ class GenerateConfig(Config):
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
     from pipeline import records
-    from pipeline.teacher.ask import ask_teacher
+    from pipeline.asking import ask_teacher
 
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    chats = {row["problem_id"]: messages(config.prompt, row["problem"])
-             for row in problems.iter_rows(named=True)}
-    traces, counts = ask_teacher(experiment, chats, config.samples)
+    asked = chats(config.prompt, problems.iter_rows(named=True))
+    traces, counts = ask_teacher(experiment, asked, config.samples)
+    _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing, counts["stopped"])
     records.write(records.Trace, traces, out / "traces.parquet")
     return counts
+
+
+def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -> None:
+    if wanted - given > allowed * wanted:
+        raise UserError(f"{wanted - given:,} of {wanted:,} traces are missing"
+                        f"{f' ({stopped})' if stopped else ''}; the {given:,} that came are kept "
+                        "and the same command asks only for the rest (generate.max_missing "
+                        "lets a run go on with gaps)")
 
 
 def summary(counts: Counts) -> str:

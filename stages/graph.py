@@ -14,6 +14,14 @@ from pipeline.recipe import LogitsConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import TeacherRuntime
 from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
+from stages.evaluate import EvaluateConfig
+from stages.filter import FilterConfig
+from stages.generate import GenerateConfig
+from stages.pack import PackConfig
+from stages.prepare import PrepareConfig
+from stages.report import ReportConfig
+from stages.rl import RlConfig
+from stages.student import StudentConfig
 
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
     prepare, generate, filter, student, pack, logits, sft, rl, evaluate, report)}
@@ -41,16 +49,16 @@ class Experiment(Config):
     """Shown in the report."""
     seed: int = 0
     """Seed of every random choice."""
-    prepare: prepare.PrepareConfig = prepare.PrepareConfig()
-    generate: generate.GenerateConfig
-    filter: filter.FilterConfig = filter.FilterConfig()
-    student: student.StudentConfig = student.StudentConfig()
-    pack: pack.PackConfig = pack.PackConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    generate: GenerateConfig
+    filter: FilterConfig = FilterConfig()
+    student: StudentConfig = StudentConfig()
+    pack: PackConfig = PackConfig()
     logits: LogitsConfig = LogitsConfig()
     sft: SftConfig = SftConfig()
-    rl: rl.RlConfig = rl.RlConfig()
-    evaluate: evaluate.EvaluateConfig = evaluate.EvaluateConfig()
-    report: report.ReportConfig = report.ReportConfig()
+    rl: RlConfig = RlConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.prompts import messages, prompt_path
+from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
 
@@ -30,10 +30,9 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    chats = {row["problem_id"]: messages(experiment.generate.prompt, row["problem"])
-             for row in problems.iter_rows(named=True)}
+    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
-    rows, counts = token_rows(judged.filter(pl.col("kept")), chats, tokenizer,
+    rows, counts = token_rows(judged.filter(pl.col("kept")), asked, tokenizer,
                               experiment.pack.max_tokens)
     records.write(records.TokenRow, rows, out / "rows.parquet")
     return counts

@@ -26,8 +26,6 @@ class PrepareConfig(Source):
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write problems.parquet (train) and heldout.parquet."""
-    import polars as pl
-
     from pipeline import records
 
     config = experiment.prepare
@@ -38,8 +36,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
     for name, table in tables.items():
-        frame = pl.DataFrame([{**row, "split": name} for row in table],
-                             schema=records.Problem.to_polars_schema())
+        frame = records.table_of(records.Problem, [{**row, "split": name} for row in table])
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),

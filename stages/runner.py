@@ -126,6 +126,21 @@ def show_stage(experiment: Experiment, name: str, rows: int) -> None:
         _print_rows(console, path, rows)
 
 
+def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
+    import polars as pl
+
+    chain = plans(experiment, "filter")
+    if chain["filter"].manifest is None:
+        raise UserError("filter is not made yet for this config; run `limbeck filter`")
+    judged = pl.read_parquet(chain["filter"].folder / "judged.parquet")
+    problems = pl.read_parquet(chain["prepare"].folder / "problems.parquet")
+    gold = problems.select("problem_id", "kind", "meta", gold="answer")
+    return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
+             "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}
+            for row in judged.join(gold, on="problem_id").iter_rows(named=True)]
+
+
 def _print_rows(console: Any, path: Path, rows: int) -> None:
     import polars as pl
 

@@ -1,0 +1,91 @@
+"""Asks the experiment's teacher: starts a local one where needed, shows progress, counts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import polars as pl
+
+from pipeline.chat import Messages
+from pipeline.errors import UserError
+from pipeline.progress import progress
+
+
+def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
+                samples: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """(records.Trace frame, counts) of `samples` traces for each chat, by problem id.
+
+    Only what the trace store lacks is asked. A UserError where the teacher gave nothing at all.
+    """
+    from pipeline.teacher import Outcome, TraceStore, generate
+
+    config, runtime = experiment.generate, experiment.runtime
+    requests = requests_of(chats, samples)
+    with TraceStore(runtime.traces) as store:
+        missing = len(store.missing(requests, config.teacher, config.sampling))
+        outcome = Outcome(reused=len(requests) - missing)
+        if missing:
+            with (reached(config.teacher, runtime) as address,
+                  progress("asking the teacher", missing) as advance):
+                outcome = generate(requests, teacher=config.teacher, sampling=config.sampling,
+                                   runtime=address, store=store, on_progress=advance)
+        traces = store.collect(requests, config.teacher, config.sampling)
+    _explain(outcome)
+    if not len(traces):
+        raise UserError("the teacher gave no trace at all: "
+                        f"{outcome.stopped or dict(outcome.reasons)}")
+    return traces, _counts(traces, outcome)
+
+
+def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
+    """One Request for each chat and sample."""
+    from pipeline.teacher import Request
+
+    return [Request(name, sample, chat) for name, chat in chats.items()
+            for sample in range(samples)]
+
+
+@contextmanager
+def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
+    """`runtime.teacher` with the address of the teacher, started here where it is local."""
+    if teacher.type == "openai" or runtime.teacher.base_url:
+        if not runtime.teacher.base_url:
+            raise UserError("no address for the teacher: set runtime.teacher.base_url, e.g. "
+                            "https://api.deepseek.com/v1")
+        yield runtime.teacher
+        return
+    if teacher.type == "solver":
+        from pipeline.teacher.server import serve
+
+        server = serve(options=teacher.options)
+    else:
+        from pipeline.serve import vllm_server
+
+        server = vllm_server(teacher.model, teacher.vllm, log=runtime.traces / "vllm.log")
+    with server as address:
+        yield runtime.teacher.model_copy(update={"base_url": address})
+
+
+def _explain(outcome: Any) -> None:
+    """What went wrong or is worth knowing, a line each."""
+    if outcome.stopped:
+        print(f"generate: stopped early: {outcome.stopped}", file=sys.stderr)
+    for reason, count in outcome.reasons.most_common(3):
+        print(f"generate: {count:,} failed: {reason}", file=sys.stderr)
+    for note in outcome.notes:
+        print(f"generate: {note}", file=sys.stderr)
+
+
+def _counts(traces: pl.DataFrame, outcome: Any) -> dict[str, Any]:
+    """What the manifest keeps; tokens and dollars are of all traces, asked now or before."""
+    return {"traces": len(traces), "asked": outcome.asked, "reused": outcome.reused,
+            "failed": outcome.failed, "reasons": dict(outcome.reasons),
+            "retries": outcome.retries, "stopped": outcome.stopped,
+            "cut_off": int((traces["finish_reason"] == "length").sum()),
+            "prompt_tokens": int(traces["prompt_tokens"].sum()),
+            "completion_tokens": int(traces["completion_tokens"].sum()),
+            "cost_usd": float(traces["cost_usd"].sum()),
+            "spent_now_usd": outcome.cost_usd, "asking_seconds": round(outcome.seconds, 2)}

@@ -1,0 +1,164 @@
+"""Who teaches, how it samples, and how it is reached. Only the first two are part of any key."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+
+SHAPING_VLLM_OPTIONS = frozenset({
+    "revision", "tokenizer", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype",
+    "hf_overrides", "chat_template", "generation_config", "override_generation_config"})
+"""`vllm serve` options that change what is sampled; the others only change how fast."""
+
+FALLBACK_KEYS = {"deepseek.com": "DEEPSEEK_API_KEY", "openai.com": "OPENAI_API_KEY"}
+"""Usual key variables by host; bound to it, so that no host is sent another one's key."""
+
+
+class SolverTeacher(Config):
+    """The embedded teacher: a search program that narrates itself. Costs nothing."""
+
+    type: Literal["solver"] = "solver"
+    """An embedded program."""
+    options: dict[str, Any] = {}
+    """Patience and slips of the solver, under its own names."""
+
+    @property
+    def model(self) -> str:
+        return "solver"
+
+    def identity(self) -> dict[str, Any]:
+        """What, with messages and sampling, decides the distribution of its traces."""
+        return {"type": self.type, **self.options}
+
+
+class OpenAITeacher(Config):
+    """Any endpoint that speaks OpenAI's chat completions; runtime.teacher says where."""
+
+    type: Literal["openai"] = "openai"
+    """An OpenAI-compatible endpoint."""
+    model: str
+    """Model name as the endpoint knows it."""
+    opened: bool = False
+    """The server's chat template opens <think> and no reasoning parser splits it off again."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's. The address is left out: one model, wherever it is served."""
+        return {"type": self.type, "model": self.model}
+
+
+class VllmTeacher(Config):
+    """A model served by vLLM on this machine, started and stopped by the stage."""
+
+    type: Literal["vllm"] = "vllm"
+    """A local vLLM server."""
+    model: str
+    """Model name on the hub, or a folder."""
+    opened: bool = False
+    """The chat template opens <think> and no reasoning parser is set in `vllm`."""
+    vllm: dict[str, Any] = {}
+    """Options of `vllm serve` under its own names, e.g. {max_model_len: 16384}."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's, with the vLLM options that shape the samples."""
+        shaping = {k: v for k, v in self.vllm.items() if k in SHAPING_VLLM_OPTIONS}
+        return {"type": self.type, "model": self.model, **shaping}
+
+
+Teacher = SolverTeacher | OpenAITeacher | VllmTeacher
+
+
+class Sampling(Config):
+    """Sampling parameters, sent under these names; one that is not set is not sent."""
+
+    temperature: float | None = Field(default=None, ge=0)
+    """Softmax temperature."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Nucleus mass."""
+    top_k: int | None = None
+    """Most likely tokens considered; not known to every endpoint."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    """Least probability relative to the likeliest token; not known to every endpoint."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest completion, thinking included. Raising it asks again only what was cut off."""
+    seed: int | None = None
+    """Sample i is asked with seed + i."""
+    stop: list[str] | None = None
+    """Texts that end the completion."""
+    reasoning_effort: str | None = None
+    """How long to think, where the endpoint knows it."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    """Keep the log-probabilities of the sampled token and of this many likeliest ones."""
+    extra: dict[str, Any] = {}
+    """Further body fields, as the endpoint names them."""
+
+    def identity(self) -> dict[str, Any]:
+        """What is part of a trace's key: all that is set except max_tokens."""
+        shown = self.model_dump(exclude_none=True, exclude={"max_tokens"})
+        return {name: value for name, value in shown.items() if value != {}}
+
+    def body(self) -> dict[str, Any]:
+        """The request's fields, without seed."""
+        body = self.model_dump(exclude_none=True, exclude={"seed", "extra"})
+        if self.top_logprobs is not None:
+            body["logprobs"] = True
+        return body | self.extra
+
+
+class TeacherRuntime(Config):
+    """Where the teacher is, its key, its limits and the budget; no part of any key."""
+
+    base_url: str | None = None
+    """Address up to and with /v1; the embedded and the vLLM teacher set it themselves."""
+    api_key_env: str = "LIMBECK_API_KEY"
+    """Environment variable of the key; DEEPSEEK_API_KEY and OPENAI_API_KEY serve their hosts."""
+    key_file: Path | None = None
+    """File that holds the key, used where the variable is not set."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Requests in flight. Unset: found by rising until the endpoint objects. Set: the ceiling."""
+    n: int = Field(default=8, ge=1)
+    """Most samples asked in one request, where the endpoint honours `n`."""
+    rpm: float | None = Field(default=None, gt=0)
+    """Requests a minute; unset: as the endpoint's headers say, if they do."""
+    tpm: float | None = Field(default=None, gt=0)
+    """Tokens a minute; unset: as the endpoint's headers say, if they do."""
+    max_attempts: int = Field(default=6, ge=1)
+    """Attempts for each request, the first one counted."""
+    max_wait: float = Field(default=120.0, gt=0)
+    """Longest wait between two attempts in seconds, whatever Retry-After asks for."""
+    timeout: float = Field(default=1800.0, gt=0)
+    """Longest time for one attempt in seconds."""
+    max_usd: float | None = Field(default=None, gt=0)
+    """Stop before the run's cost passes this many dollars."""
+    prices: Path | None = None
+    """Price file; unset: configs/prices.yaml."""
+    stream: bool = False
+    """Ask for streamed answers: for endpoints whose proxies drop silent connections."""
+
+    def api_key(self) -> SecretStr:
+        """The key, or an empty one; a UserError where key_file cannot be read."""
+        host = urlsplit(self.base_url or "").hostname or ""
+        names = [self.api_key_env] + [name for domain, name in FALLBACK_KEYS.items()
+                                      if host == domain or host.endswith("." + domain)]
+        for name in names:
+            if os.environ.get(name, "").strip():
+                return SecretStr(os.environ[name].strip())
+        if self.key_file is None:
+            return SecretStr("")
+        try:
+            return SecretStr(self.key_file.read_text(encoding="utf-8").strip())
+        except OSError as error:
+            raise UserError(f"runtime.teacher.key_file {self.key_file} cannot be read "
+                            f"({error.strerror}); name a readable file or unset it") from None
+
+    def shown_url(self) -> str:
+        """The address without any user name, password or query in it."""
+        parts = urlsplit(self.base_url or "")
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

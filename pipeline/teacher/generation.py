@@ -1,0 +1,250 @@
+"""Asks the teacher for every trace that is missing, and keeps each the moment it is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from pipeline.teacher.client import AttemptError, Client
+from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
+from pipeline.teacher.hope import Hope
+from pipeline.teacher.outcome import Display, Outcome
+from pipeline.teacher.pace import Pace
+from pipeline.teacher.prices import Budget, price_of
+from pipeline.teacher.reply import Reply
+from pipeline.teacher.request import Job, Keys, Request, jobs, prompt_bound, runs
+from pipeline.teacher.rows import asked_row, trace_rows
+from pipeline.teacher.store import TraceStore
+
+Accept = Callable[[dict[str, Any]], bool | None]
+SOLVER_N = 64
+
+
+def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
+             runtime: TeacherRuntime, store: TraceStore,
+             on_progress: Callable[..., None] | None = None,
+             accept: Accept | None = None) -> Outcome:
+    """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
+
+    `on_progress(steps, note=...)` is called as traces come in; `accept` is a quick judge of a
+    stored row, for the share accepted so far. One request's failure leaves the others alone; a
+    UserError is raised where none can succeed (no connection, a wrong key, an unknown model).
+    """
+    requests = list(requests)
+    with store.writing():
+        missing = store.missing(requests, teacher, sampling)
+        outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing))
+        if missing:
+            display = Display(outcome, on_progress)
+            run = _Run(missing, teacher, sampling, runtime, store, display, accept)
+            asyncio.run(run.main())
+            outcome.seconds = time.monotonic() - display.began
+            if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
+                raise run.hope.sentence(outcome.reasons.most_common(1)[0][0])
+    return outcome
+
+
+class _Run:
+    """One call of generate: jobs waiting, tasks in flight, and what came of them."""
+
+    def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
+                 runtime: TeacherRuntime, store: TraceStore, display: Display,
+                 accept: Accept | None) -> None:
+        self.teacher, self.sampling, self.runtime, self.store = teacher, sampling, runtime, store
+        self.display, self.outcome, self.accept = display, display.outcome, accept
+        self.keys = Keys(teacher, sampling)
+        self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
+        self.outcome.notes += self.budget.notes
+        self.client = Client(teacher, sampling, runtime)
+        self.pace = Pace(*_slots(teacher, runtime), runtime.rpm, runtime.tpm)
+        self.hope = Hope(teacher, runtime)
+        self.fresh = jobs(missing, self.keys, SOLVER_N if teacher.type == "solver" else runtime.n)
+        self.again: deque[Job] = deque()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ended = asyncio.Event()
+        self.fatal: BaseException | None = None
+        self.typical = 500.0             # tokens of an answer, learnt as answers come
+
+    async def main(self) -> None:
+        """Fill slots until nothing is left or nothing can succeed."""
+        async with self.client:
+            try:
+                while (job := await self._next()) is not None:
+                    await self._start(job)
+                while self.tasks and self.fatal is None:
+                    await self._one_ends()
+            finally:
+                for task in self.tasks:
+                    task.cancel()
+                await asyncio.gather(*self.tasks, return_exceptions=True)
+        if self.fatal is not None:
+            raise self.fatal
+
+    async def _one_ends(self) -> None:
+        self.ended.clear()
+        await self.ended.wait()
+
+    async def _next(self) -> Job | None:
+        """The next job; None once there is none and none can come back."""
+        while self.fatal is None and self.outcome.stopped is None:
+            job = self.again.popleft() if self.again else next(self.fresh, None)
+            if job is None and not self.tasks:
+                return None
+            if job is None:
+                await self._one_ends()
+            elif len(job.samples) > 1 and not self.client.honours_n:
+                self._requeue(job, job.samples, 1)
+            else:
+                return job
+        return None
+
+    def _requeue(self, job: Job, samples: Iterable[int], n: int) -> None:
+        self.again.extend(replace(job, samples=run) for run in runs(samples, n))
+
+    async def _start(self, job: Job) -> None:
+        """Give the job its share of the budget and a slot, then let it run by itself."""
+        worst = self.budget.worst(job)
+        while not self.budget.fits(worst):
+            if not self.tasks:
+                self.outcome.stopped = (f"the next request might pass max_usd "
+                                        f"{self.runtime.max_usd:g}")
+                return
+            await self._one_ends()
+        self.budget.reserved += worst
+        try:
+            await self.pace.slot(self._expected(job))
+        except asyncio.CancelledError:
+            self.budget.reserved -= worst
+            raise
+        if not self._going():
+            self.pace.free()
+            return
+        task = asyncio.create_task(self._run(job, worst))
+        self.tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.ended.set()
+        if not task.cancelled() and task.exception() is not None:
+            self.fatal = self.fatal or task.exception()
+
+    async def _run(self, job: Job, worst: float) -> None:
+        """Attempts at one job, which holds a slot while an attempt lasts and not between them."""
+        try:
+            while True:
+                job = replace(job, attempts=job.attempts + 1)
+                began = time.monotonic()
+                try:
+                    reply = await self.client.ask(job)
+                except AttemptError as error:
+                    self.pace.free()
+                    if not await self._try_again(job, error, worst, began):
+                        return
+                    continue
+                except asyncio.CancelledError:
+                    self.pace.free()
+                    raise
+                self.pace.free()
+                self._answered(job, reply, time.monotonic() - began)
+                return
+        finally:
+            self.budget.reserved -= worst
+
+    async def _try_again(self, job: Job, error: AttemptError, worst: float,
+                         began: float) -> bool:
+        """Whether to attempt the job again; if so, after the wait, and with a slot."""
+        if error.billed:
+            self.budget.unsure += worst
+            self.outcome.unsure_usd += worst
+        if error.refused:
+            self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
+        if self.hope.attempt(error):
+            self._stop(str(error))
+        if error.again and len(job.samples) > 1 and not self.client.honours_n:
+            self._requeue(replace(job, attempts=0), job.samples, 1)
+            return False
+        if error.again and job.attempts < self.runtime.max_attempts and self._going():
+            wait = error.wait
+            if wait is None:
+                wait = min(0.5 * 2 ** (job.attempts - 1), 30.0) * random.uniform(0.5, 1.0)
+            await asyncio.sleep(min(wait, self.runtime.max_wait))
+            if self._going() and self.budget.fits(0.0):
+                await self.pace.slot(self._expected(job), again=True)
+                self.outcome.retries += 1
+                return True
+        self._failed(job, str(error))
+        return False
+
+    def _going(self) -> bool:
+        return self.fatal is None and self.outcome.stopped is None
+
+    def _stop(self, reason: str) -> None:
+        """End the run: at once where nothing ever came, else when what is in flight has ended."""
+        if self.hope.successes:
+            self.outcome.stopped = self.outcome.stopped or reason
+        else:
+            self.fatal = self.fatal or self.hope.sentence(reason)
+        self.ended.set()
+
+    def _failed(self, job: Job, reason: str) -> None:
+        """Record a job that failed for good, sample by sample."""
+        self.outcome.asked += len(job.samples)
+        self.outcome.failed += len(job.samples)
+        self.outcome.reasons[reason[:160]] += len(job.samples)
+        for sample in job.samples:
+            self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
+                              | {"failure": reason[:300]})
+        if self.hope.request():
+            self._stop(f"{self.hope.failed} requests in a row failed, the last with {reason}")
+        self.display.show(len(job.samples), self.pace.in_flight)
+
+    def _answered(self, job: Job, reply: Reply, seconds: float) -> None:
+        """Store what is whole; samples that did not come, or came broken, are asked again."""
+        self.hope.answered()
+        rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
+        for row in rows:
+            self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
+            self.outcome.count(row, self.accept(row) if self.accept else None)
+            self.budget.spent += row["cost_usd"]
+        longest = max((row["completion_tokens"] for row in rows), default=0)
+        self.typical += 0.05 * (longest - self.typical)
+        self.pace.answered(seconds, longest)
+        self.pace.learn(self.client.headers)
+        self._ask_rest(job, set(job.samples) - {row["sample"] for row in rows}, bool(reply.broken))
+        self.display.show(len(rows), self.pace.in_flight)
+
+    def _ask_rest(self, job: Job, left: set[int], broken: bool) -> None:
+        """Queue what a reply left out: broken choices as a further attempt, others one by one."""
+        if left and not broken:
+            self.client.honours_n = False
+            self._requeue(replace(job, attempts=0), left, 1)
+        elif left and job.attempts < self.runtime.max_attempts:
+            self._requeue(job, left, len(left))
+        elif left:
+            for run in runs(left, len(left)):
+                self._failed(replace(job, samples=run), "the answer broke off")
+
+    def _expected(self, job: Job) -> float:
+        return prompt_bound(job) / 4 + self.typical * len(job.samples)
+
+
+def _slots(teacher: Teacher, runtime: TeacherRuntime) -> tuple[int, int]:
+    """(slots at the start, ceiling): local servers queue by themselves, others are felt out."""
+    local = {"solver": 32, "vllm": 1024}.get(teacher.type)
+    start = runtime.concurrency or local or 8
+    ceiling = runtime.concurrency or local or 2048
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < ceiling + 256:             # a connection is a file
+        soft = min(hard, ceiling + 256)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = max(1, soft - 128)
+    return min(start, most), min(ceiling, most)

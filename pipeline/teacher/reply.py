@@ -1,0 +1,227 @@
+"""What an endpoint answered, in whichever dialect, as (thinking, answer, finish_reason, complete).
+
+Dialects: `reasoning_content` (DeepSeek, SGLang, llama.cpp, older vLLM), `reasoning` (OpenRouter,
+newer vLLM, Ollama), `reasoning_details`, content parts, and inline `<think>` (Together,
+transformers serve, vLLM without a reasoning parser), opened by the model or by the template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.completion import CLOSE, OPEN, split_completion
+
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+REASONING_LIKE = re.compile("reason|think|thought", re.IGNORECASE)
+FINISH = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
+          "max_tokens": "length", "model_length": "length", "max_length": "length"}
+BROKEN = {None, "", "error", "abort", "insufficient_system_resource", "network_error"}
+
+
+class DamagedError(Exception):
+    """A body that holds no whole answer; `status` is the error code it carries, if it does."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One completion. `complete`: it ended by itself, with its thinking closed, in an answer."""
+
+    thinking: str | None
+    answer: str
+    finish_reason: str
+    complete: bool
+    logprobs: list[dict] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Billed tokens of one request; `usd` where the endpoint says what it charged."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Whole choices by index, the bill (None where none came) and the model that answered."""
+
+    choices: dict[int, Choice]
+    usage: Usage | None = None
+    model: str = ""
+    broken: dict[int, str] = field(default_factory=dict)
+
+
+def read_body(text: str, *, opened: bool = False) -> Reply:
+    """The reply in a whole body, JSON or server-sent events; DamagedError where there is none.
+
+    `opened`: the server's template opens `<think>` and nothing splits it off.
+    """
+    from pipeline.teacher.stream import Assembler
+
+    text = "\n".join(line for line in text.strip().split("\n") if not line.startswith(":")).strip()
+    if not text:
+        raise DamagedError("an empty body")
+    if text.startswith(("data:", "event:")):
+        assembler = Assembler(opened)
+        for line in text.split("\n"):
+            assembler.feed(line)
+        return assembler.reply()
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        kind = "HTML" if text.startswith("<") else "not whole JSON"
+        raise DamagedError(f"a body that is {kind}: {text[:80]!r}") from None
+    return read_json(body, opened=opened)
+
+
+@contextmanager
+def shaped() -> Iterator[None]:
+    """What is not built as the protocol says is damage, whichever way it is not."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError, RecursionError):
+        raise DamagedError("a body of an unknown shape") from None
+
+
+@shaped()
+def read_json(body: Any, *, opened: bool = False) -> Reply:
+    """The reply in a chat completion object; DamagedError where it holds none."""
+    refuse_error(body)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise DamagedError("a body without choices")
+    whole: dict[int, Choice] = {}
+    broken: dict[int, str] = {}
+    for position, raw in enumerate(choices):
+        try:
+            refuse_error(raw)
+            index = raw.get("index")
+            index = index if isinstance(index, int) else position
+            whole[index] = read_choice(raw, opened)
+        except DamagedError as error:
+            broken[position] = str(error)
+    if not whole:
+        raise DamagedError(next(iter(broken.values())))
+    return Reply(whole, read_usage(body.get("usage")), str(body.get("model") or ""), broken)
+
+
+def refuse_error(body: Any) -> None:
+    """Raise DamagedError on what is no object or carries an error, as OpenRouter's 200s may."""
+    if not isinstance(body, Mapping):
+        raise DamagedError("a body that is no JSON object")
+    error = body.get("error")
+    if not error:
+        return
+    detail = error if isinstance(error, Mapping) else {"message": error}
+    code = str(detail.get("code"))
+    status = int(code) if code.isdigit() else None
+    message = str(detail.get("message") or code)[:200]
+    raise DamagedError(f"an error inside the answer: {message}", status)
+
+
+def read_choice(raw: Mapping, opened: bool) -> Choice:
+    """One element of `choices`; DamagedError where it is empty or did not end."""
+    reason = raw.get("finish_reason") or raw.get("native_finish_reason")
+    if reason in BROKEN or not isinstance(reason, str):
+        raise DamagedError(f"an answer that did not end (finish_reason {reason!r})")
+    message = raw.get("message")
+    if not isinstance(message, Mapping):
+        raise DamagedError("a choice without a message")
+    finish = FINISH.get(reason, reason)
+    thinking, answer, closed = _split(message, opened)
+    if not answer and not thinking:
+        raise DamagedError("an empty answer")
+    return Choice(thinking, answer, finish, finish == "stop" and closed and bool(answer),
+                  _logprobs(raw.get("logprobs")))
+
+
+def _logprobs(raw: Any) -> list[dict] | None:
+    """The entries of `logprobs.content`, one a token, where they are what they should be."""
+    content = raw.get("content") if isinstance(raw, Mapping) else None
+    if not isinstance(content, list) or not content:
+        return None
+    entries = [*content, *(top for entry in content for top in entry.get("top_logprobs") or [])]
+    sound = all(isinstance(entry.get("token"), str)
+                and isinstance(entry.get("logprob"), int | float) for entry in entries)
+    return content if sound else None
+
+
+def _split(message: Mapping, opened: bool) -> tuple[str | None, str, bool]:
+    """(thinking, answer, closed) of a message. A field for thinking rules over inline tags."""
+    in_parts, content = _parts(message.get("content"))
+    thinking = _reasoning(message)
+    thinking = in_parts if thinking is None else thinking
+    content = _clean(content)
+    if thinking is None:
+        split = split_completion(content, opened=opened)
+        return split.thinking, split.answer, split.closed
+    thinking = _clean(thinking).strip().removeprefix(OPEN).removesuffix(CLOSE).strip()
+    if not content.lstrip().startswith((OPEN, CLOSE)):
+        return thinking, content.strip(), True
+    split = split_completion(content)
+    return thinking or split.thinking, split.answer, split.closed
+
+
+def _reasoning(message: Mapping) -> str | None:
+    """The first field for thinking that says something; "" where one is there but empty."""
+    names = [*REASONING_FIELDS, *(name for name in message if REASONING_LIKE.search(name))]
+    found = [_text(message[name]) for name in names if message.get(name) is not None]
+    return next((text for text in found if text.strip()), "" if found else None)
+
+
+def _parts(content: Any) -> tuple[str | None, str]:
+    """(thinking, text) of a message's content, a string or a list of typed parts."""
+    if not isinstance(content, list):
+        return None, _text(content)
+    thoughts = [part for part in content if isinstance(part, Mapping)
+                and REASONING_LIKE.search(str(part.get("type")))]
+    texts = [part for part in content if part not in thoughts]
+    return (_text(thoughts) if thoughts else None), _text(texts)
+
+
+def _text(value: Any) -> str:
+    """All text in a string, a part or a list of parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_text, value))
+    if isinstance(value, Mapping):
+        return next((_text(value[name]) for name in ("text", "thinking", "summary", "reasoning")
+                     if value.get(name)), "")
+    return ""
+
+
+def _clean(text: str) -> str:
+    """`text` as it can be stored: a lone surrogate becomes a question mark."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def read_usage(raw: Any) -> Usage | None:
+    """The bill, or None where the endpoint sent none that can be read."""
+    if not isinstance(raw, Mapping):
+        return None
+    def number(value: Any) -> int:
+        return value if isinstance(value, int) and value > 0 else 0
+
+    details = raw.get("prompt_tokens_details") or {}
+    cached = number(raw.get("prompt_cache_hit_tokens")) or number(details.get("cached_tokens"))
+    thought = number((raw.get("completion_tokens_details") or {}).get("reasoning_tokens"))
+    usd = raw.get("cost")
+    return Usage(number(raw.get("prompt_tokens")), cached, number(raw.get("completion_tokens")),
+                 thought, float(usd) if isinstance(usd, int | float) else None)

@@ -1,0 +1,228 @@
+"""The trace store: every completion ever paid for, append-only, keyed by what was asked.
+
+A folder of Parquet segments, each named INDEX-CRC32.parquet, and at most one journal, which holds
+the newest rows and becomes the next segment. Page checksums guard what is read by column; the
+CRC32 in the name guards all the rest of a file (footer, page headers) wherever rows are read.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.teacher.config import Sampling, Teacher
+from pipeline.teacher.journal import Journal, read_journal
+from pipeline.teacher.request import Keys, Request
+
+LOGPROBS = {"token_ids": pl.List(pl.Int32), "token_texts": pl.List(pl.String),
+            "token_logprobs": pl.List(pl.Float32), "top_ids": pl.List(pl.Int32),
+            "top_texts": pl.List(pl.String), "top_logprobs": pl.List(pl.Float32)}
+TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
+         "complete": pl.Boolean, "prompt_tokens": pl.Int64, "completion_tokens": pl.Int64,
+         "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
+INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
+         "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
+SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
+          "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
+FOLD_ROWS, FOLD_BYTES = 20_000, 256 << 20
+NO_LIMIT = 1 << 62
+
+
+class TraceStore:
+    """The store in `folder`. Reading needs nothing; writing is for one process at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._journal: Journal | None = None
+
+    def __enter__(self) -> TraceStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._journal is not None:
+            self._fold()
+
+    def missing(self, requests: Iterable[Request], teacher: Teacher,
+                sampling: Sampling) -> list[Request]:
+        """Those of `requests` never answered, or cut off below today's max_tokens."""
+        requests = list(requests)
+        wanted = self._wanted(requests, teacher, sampling)
+        have = self._index().filter(pl.col("failure").is_null() & _reaches(sampling.max_tokens))
+        rows = wanted.join(have, on=["key", "sample"], how="anti").get_column("row")
+        return [requests[row] for row in rows.sort()]
+
+    def collect(self, requests: Iterable[Request], teacher: Teacher,
+                sampling: Sampling) -> pl.DataFrame:
+        """The traces of `requests` in their order, as records.Trace rows; unanswered ones absent.
+
+        Of several answers to one request the complete one, else the longest allowed, is taken.
+        With `top_logprobs` asked, the nullable columns of LOGPROBS follow: one entry a token, and
+        `top_*` flattened, top_logprobs entries a token, null where the endpoint gave fewer.
+        """
+        wanted = self._wanted(list(requests), teacher, sampling)
+        extra = list(LOGPROBS) if sampling.top_logprobs is not None else []
+        names = ["key", "sample", *TRACE, "failure", "max_tokens", *extra]
+        rows = [frame.select(names).join(wanted, on=["key", "sample"], how="semi")
+                for frame in self._frames(wanted)]
+        best = (pl.concat(rows or [pl.DataFrame(schema=SCHEMA).select(names)])
+                .filter(pl.col("failure").is_null())
+                .sort(pl.col("finish_reason") != "length", pl.col("max_tokens").fill_null(NO_LIMIT))
+                .unique(["key", "sample"], keep="last"))
+        return (wanted.join(best, on=["key", "sample"], how="inner").sort("row")
+                .select("problem_id", "sample", *TRACE, *extra))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store's lock; what an interrupted run left in its journal becomes a segment."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / "lock", timeout=0)
+        with self._writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(f"another run is writing to the trace store {self.folder}; wait "
+                                "until it ends, or set runtime.traces to another folder") from None
+        try:
+            self._recover()
+            yield
+        finally:
+            try:
+                self._fold()
+            finally:
+                lock.release()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Keep one finished row (names as in SCHEMA); on disk when this returns."""
+        with self._writable():
+            if self._journal is None:
+                self._journal = Journal(self.folder / f"{self._next_index():06d}.journal")
+            self._journal.append(row)
+        if len(self._journal.rows) >= FOLD_ROWS or self._journal.size >= FOLD_BYTES:
+            self._fold()
+
+    def _wanted(self, requests: list[Request], teacher: Teacher, sampling: Sampling
+                ) -> pl.DataFrame:
+        keys = Keys(teacher, sampling)
+        return pl.DataFrame({"row": range(len(requests)),
+                             "problem_id": [request.problem_id for request in requests],
+                             "key": [keys.of(request.messages) for request in requests],
+                             "sample": [request.sample for request in requests]},
+                            schema={"row": pl.Int64, "problem_id": pl.String, "key": pl.String,
+                                    "sample": pl.Int64})
+
+    def _index(self) -> pl.DataFrame:
+        """The INDEX columns of every row, and `segment`, the file it is in (null: the journal)."""
+        # Journals first: one that is folded meanwhile is then seen twice, never missed.
+        fresh = _frame(self._journal_rows()).select(*INDEX, segment=pl.lit(None, pl.String))
+        parts = [_columns(path, list(INDEX)).with_columns(segment=pl.lit(path.name))
+                 for path in self._segments()]
+        return pl.concat([fresh, *parts])
+
+    def _frames(self, wanted: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Whole rows of the journal and of every segment that holds any of `wanted`."""
+        yield _frame(self._journal_rows())
+        index = self._index().join(wanted, on=["key", "sample"], how="semi")
+        for name in index.get_column("segment").drop_nulls().unique().sort():
+            yield _whole(self.folder / name)
+
+    def _journal_rows(self) -> list[dict[str, Any]]:
+        return [row for path in sorted(self.folder.glob("*.journal")) for row in read_journal(path)]
+
+    def _segments(self) -> list[Path]:
+        return sorted(self.folder.glob("*.parquet"))
+
+    def _next_index(self) -> int:
+        return max((int(path.name[:6]) for path in self._segments()), default=0) + 1
+
+    def _recover(self) -> None:
+        for path in sorted(self.folder.glob("*.journal")):
+            if any(segment.name[:6] == path.stem for segment in self._segments()):
+                path.unlink()                # killed after the rename: the segment has the rows
+            else:
+                self._write_segment(path, read_journal(path))
+
+    def _fold(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+            self._write_segment(journal.path, journal.rows)
+
+    def _write_segment(self, journal: Path, rows: list[dict[str, Any]]) -> None:
+        """Rows as the segment that takes the journal's place: written, synced, renamed."""
+        if rows:
+            sink = io.BytesIO()
+            pq.write_table(_frame(rows).to_arrow(), sink, compression="zstd",
+                           write_page_checksum=True)
+            data = sink.getvalue()
+            partial = self.folder / f"{journal.stem}.partial"
+            with self._writable(), partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(self.folder / f"{journal.stem}-{zlib.crc32(data):08x}.parquet")
+        journal.unlink(missing_ok=True)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """A refused write as one sentence. Rows written before it stay readable."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"the trace store {self.folder} cannot be written ({error.strerror}); "
+                            "free space or mend permissions and run again: finished traces are "
+                            "kept") from None
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _reaches(max_tokens: int | None) -> pl.Expr:
+    """Whether a stored row serves a request with this limit: whole, or cut off no earlier."""
+    cut = pl.col("finish_reason") == "length"
+    if max_tokens is None:
+        return ~cut | pl.col("max_tokens").is_null()
+    return ~cut | (pl.col("max_tokens").fill_null(pl.col("completion_tokens")) >= max_tokens)
+
+
+def _columns(path: Path, names: list[str]) -> pl.DataFrame:
+    """Some columns of a segment, page checksums verified."""
+    with _guarded(path):
+        return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
+
+
+def _whole(path: Path) -> pl.DataFrame:
+    """A segment whose every byte is as written."""
+    data = path.read_bytes()
+    if f"{zlib.crc32(data):08x}" != path.stem.partition("-")[2]:
+        raise UserError(f"{path} is damaged; restore it from a backup, or delete it to ask the "
+                        "teacher for its traces again")
+    with _guarded(path):
+        return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
+
+
+def _polars(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it from a backup, or delete it "
+                        "to ask the teacher for its traces again") from None

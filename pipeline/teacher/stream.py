@@ -1,0 +1,66 @@
+"""Server-sent events put together into the reply that one whole body would have been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.teacher.reply import DamagedError, Reply, read_json, refuse_error, shaped
+
+
+class Assembler:
+    """Takes a stream line by line; holds its text, not its events.
+
+    A choice counts only once its finish_reason has come: a stream that just ends, with or without
+    `[DONE]`, leaves its unfinished choices out (Reply.broken), never cut short.
+    """
+
+    def __init__(self, opened: bool = False) -> None:
+        self.opened = opened
+        self.head: dict[str, Any] = {}
+        self.choices: dict[int, dict[str, Any]] = {}
+
+    @shaped()
+    def feed(self, line: str) -> None:
+        """One line without its newline; raises DamagedError on an error event or broken JSON."""
+        name, _, value = line.rstrip("\r").partition(":")
+        value = value.strip()
+        if name != "data" or not value or value == "[DONE]":
+            return
+        try:
+            event = json.loads(value)
+        except (ValueError, RecursionError):
+            raise DamagedError(f"a stream event that is not JSON: {value[:80]!r}") from None
+        refuse_error(event)
+        self.head.update({k: event[k] for k in ("usage", "model") if event.get(k)})
+        for position, raw in enumerate(event.get("choices") or []):
+            refuse_error(raw)
+            self._add(raw.get("index", position), raw)
+
+    def _add(self, index: int, raw: Mapping[str, Any]) -> None:
+        choice = self.choices.setdefault(index, {"pieces": {}, "finish_reason": None, "tokens": []})
+        for name, piece in (raw.get("delta") or raw.get("message") or {}).items():
+            if name != "role" and piece is not None and isinstance(piece, str | list):
+                choice["pieces"].setdefault(name, []).append(piece)
+        choice["finish_reason"] = raw.get("finish_reason") or choice["finish_reason"]
+        choice["tokens"] += (raw.get("logprobs") or {}).get("content") or []
+
+    @shaped()
+    def reply(self) -> Reply:
+        """The reply so far; DamagedError where no choice is whole."""
+        if not self.choices:
+            raise DamagedError("a stream without an answer")
+        choices = [{"index": index, "finish_reason": choice["finish_reason"],
+                    "message": {n: _join(pieces) for n, pieces in choice["pieces"].items()},
+                    "logprobs": {"content": choice["tokens"] or None}}
+                   for index, choice in sorted(self.choices.items())]
+        return read_json({**self.head, "choices": choices}, opened=self.opened)
+
+
+def _join(pieces: list[Any]) -> Any:
+    """Deltas of one field: strings joined, parts listed."""
+    if all(isinstance(piece, str) for piece in pieces):
+        return "".join(pieces)
+    return [part for piece in pieces for part in (piece if isinstance(piece, list) else
+                                                  [{"type": "text", "text": piece}])]

@@ -1,0 +1,252 @@
+"""The shape of an answer: value, list, tuple, set, interval, union, matrix, relation, ratio, text.
+
+parse() reads a cleaned answer into a Node; compare.py says whether two Nodes are the same answer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+from pipeline.verify.expression import Tree, Unreadable, read
+from pipeline.verify.latex import clean
+from pipeline.verify.parts import (
+    CLOSE,
+    OPEN,
+    is_label,
+    nearly,
+    one_group,
+    split_relation,
+    split_top,
+    worked_out,
+)
+
+_MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
+_UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)(?:[^›\d\s]+\s?){1,4}›"
+_TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
+_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
+                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
+_PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
+_DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
+_SEQUENCE = re.compile(r"‹[^›]*›\s*\d*\s*:")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One answer. `items` are the parts of a collection; `tree` the expression of a value.
+
+    kind: value, text, opaque, list, tuple, set, interval, union, matrix, relation, ratio.
+    """
+
+    kind: str
+    text: str
+    items: tuple[Node, ...] = ()
+    tree: Tree | None = None
+    unit: str = ""
+    label: str = ""
+    detail: str = ""
+
+
+def key(text: str) -> str:
+    """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
+    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
+
+
+@lru_cache(maxsize=50_000)
+def parse(text: str) -> Node:
+    """The Node of a raw answer."""
+    return _parse(clean(text), 0)
+
+
+def _parse(text: str, depth: int) -> Node:
+    text = text.strip()
+    if depth > 6 or not text:
+        return Node("opaque", text)
+    if text.startswith("‹") and text.find("›") == len(text) - 1:
+        return Node("text", text)
+    for reader in (_matrix, _separated, _aside, _related, _union, _bracketed, _ratio, _signs):
+        if node := reader(text, depth):
+            return node
+    return _value(text)
+
+
+def _matrix(text: str, depth: int) -> Node | None:
+    if not (match := _MATRIX.fullmatch(text)):
+        return None
+    rows = [row for row in match[1].split("⏎") if row.strip(" \\hline")]
+    items = tuple(Node("tuple", row, tuple(_parse(cell, depth + 1) for cell in row.split("&")))
+                  for row in rows)
+    return Node("matrix", text, items)
+
+
+def _separated(text: str, depth: int) -> Node | None:
+    """A bare list: ";" parts lists of lists, "," parts elements; a shared label goes with all."""
+    if number := _grouped_number(text):
+        return number
+    for separators in (";", ",⏎"):
+        parts = split_top(text, separators)
+        if len(parts) > 1:
+            return _list(text, [_parse(part, depth + 1) for part in parts])
+    return None
+
+
+def _list(text: str, items: list[Node]) -> Node:
+    """A list of `items`, with ± and nested unions of values laid flat."""
+    flat: list[Node] = []
+    for item in items:
+        flat += item.items if item.kind == "list" and item.detail == "±" else [item]
+    label = flat[0].label if flat and not any(item.label for item in flat[1:]) else ""
+    return Node("list", text, tuple(flat), label=label)
+
+
+_GROUPED = re.compile(r"([-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?)(?!\d)")
+
+
+def _grouped_number(text: str) -> Node | None:
+    """"1,234.5" or "1 234" as one number with what unit follows."""
+    match = _GROUPED.match(text) or re.match(r"([-+]?\d{1,3}(?: \d{3})+)$", text)
+    if not match or "," in text[match.end():] or re.search(r"[=<>]", text):
+        return None
+    return _value(re.sub("[, ]", "", match[1]) + text[match.end():])
+
+
+def _aside(text: str, depth: int) -> Node | None:
+    """What follows "for all", "where", "if" is not part of the answer."""
+    match = _ASIDE.search(text)
+    return _parse(text[:match.start()], depth + 1) if match and match.start() else None
+
+
+def without_aside(text: str) -> str:
+    """A cleaned answer up to its first aside ("(n, 1) for all n, m" is (n, 1))."""
+    return _ASIDE.sub("", text)
+
+
+def _related(text: str, depth: int) -> Node | None:
+    """Relations: labels dropped, bounds of one symbol read as an interval, else kept as they are"""
+    parts, ops = split_relation(text)
+    if not ops:
+        return None
+    while ops and ops[-1] == "\\approx" and nearly(*parts[-2:]):
+        parts, ops = parts[:-1], ops[:-1]
+    if not ops:
+        return _parse(parts[0], depth + 1)
+    if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
+        return _labelled(text, parts, ops, depth)
+    if ops == ["="] and worked_out(*parts):
+        return _parse(parts[1], depth + 1)
+    if set(ops) <= {"<", ">", "\\le", "\\ge"} and (bound := _bounds(text, parts, ops, depth)):
+        return bound
+    items = tuple(_parse(part, depth + 1) for part in parts)
+    return Node("relation", text, items, detail=" ".join(ops))
+
+
+def _labelled(text: str, parts: list[str], ops: list[str], depth: int) -> Node:
+    while len(parts) > 2 and is_label(parts[1]):
+        parts, ops = parts[1:], ops[1:]
+    if len(ops) > 1 and set(ops) == {"="}:
+        items = tuple(_parse(part, depth + 1) for part in parts[1:])
+        return Node("relation", text, items, label=parts[0], detail="chain")
+    if len(ops) > 1:
+        return Node("relation", text, tuple(_parse(p, depth + 1) for p in parts),
+                    detail=" ".join(ops))
+    node = _parse(parts[1], depth + 1)
+    return replace(node, label=parts[0] if ops[0] == "=" else "", text=text)
+
+
+def _bounds(text: str, parts: list[str], ops: list[str], depth: int) -> Node | None:
+    """a < x ≤ b, x ≥ a, a ≤ x as the interval of x."""
+    names = [i for i, part in enumerate(parts) if is_label(part) and "‹" not in part]
+    if len(parts) not in (2, 3) or names not in ([0], [1], [0, 1]) or (len(parts) == 3 and \
+            names != [1]):
+        return None
+    low, high = ("-\\infty", "("), ("\\infty", ")")
+    at = names[0]
+    for index, op in enumerate(ops):
+        side = parts[index if index < at else index + 1]
+        above = (op[-1] in "<e" and op != "\\ge") == (index >= at)
+        bracket = "" if op in "<>" else "="
+        if above:
+            high = (side, "]" if bracket else ")")
+        else:
+            low = (side, "[" if bracket else "(")
+    items = (_parse(low[0], depth + 1), _parse(high[0], depth + 1))
+    return Node("interval", text, items, label=parts[at], detail=low[1] + high[1])
+
+
+def _union(text: str, depth: int) -> Node | None:
+    parts = split_top(text.replace("\\cup", "∪"), "∪")
+    if len(parts) < 2:
+        return None
+    return Node("union", text, tuple(_parse(part, depth + 1) for part in parts))
+
+
+def _bracketed(text: str, depth: int) -> Node | None:
+    """(a, b), [a, b), {a, b} and {x | condition}; one bracketed thing is that thing."""
+    if text[0] not in OPEN or text[-1] not in CLOSE or not one_group(text):
+        return None
+    inner = text[1:-1].strip()
+    if text[0] == "⦃":
+        if match := re.match(r"\(?\s*[A-Za-z,\s]+\)?\s*(?:\\in\s*\S+\s*)?[|:]", inner):
+            return _parse(inner[match.end():], depth + 1)
+        return Node("set", text, _items(inner, depth))
+    parts = split_top(inner, ",")
+    if len(parts) == 2 and (text[0] in "([" and text[-1] in ")]"):
+        items = tuple(_parse(part, depth + 1) for part in parts)
+        if any(item.detail == "±" for item in items):
+            return _signed_tuple(text, items)
+        kind = "interval" if text[0] + text[-1] != "()" else "tuple"
+        return Node(kind, text, items, detail=text[0] + text[-1])
+    if len(parts) > 1:
+        items = tuple(_parse(part, depth + 1) for part in parts)
+        return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
+    return _parse(inner, depth + 1) if inner else None
+
+
+def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:
+    """A tuple; with ± in its elements the list of all that it stands for."""
+    choices = [item.items if item.detail == "±" else (item,) for item in items]
+    if all(len(choice) == 1 for choice in choices) or len(items) > 6:
+        return Node("tuple", text, items, detail="()" if len(items) == 2 else "")
+    return Node("list", text, tuple(
+        Node("tuple", " , ".join(n.text for n in chosen), chosen) for chosen in product(*choices)))
+
+
+def _items(inner: str, depth: int) -> tuple[Node, ...]:
+    return _list(inner, [_parse(part, depth + 1) for part in split_top(inner, ",;")]).items
+
+
+def _ratio(text: str, depth: int) -> Node | None:
+    parts = split_top(text, ":")
+    if len(parts) < 2:
+        return None
+    if len(parts) == 2 and parts[0].endswith("›"):
+        return replace(_parse(parts[1], depth + 1), label=parts[0])
+    return Node("ratio", text, tuple(_parse(part, depth + 1) for part in parts))
+
+
+def _signs(text: str, depth: int) -> Node | None:
+    """a ± b as the list of both."""
+    if "\\pm" not in text:
+        return None
+    both = [_parse(text.replace("\\pm", sign).replace("\\mp", other), depth + 1)
+            for sign, other in ("+-", "-+")]
+    return Node("list", text, tuple(both), detail="±")
+
+
+def _value(text: str) -> Node:
+    """An expression with its unit, or opaque text."""
+    amount, unit = text, ""
+    if match := _PERCENT.search(text):
+        amount, unit = text[:match.start()], "%"
+    elif match := _DEGREE.search(text):
+        amount, unit = text[:match.start()], "°"
+    elif match := _TAIL.search(text):
+        amount, unit = text[:match.start()], match[0]
+    if re.match(r"‹[^›\d]*›\s*[-\d.\\(]", amount):
+        amount = amount[amount.index("›") + 1:]
+    try:
+        return Node("value", text, tree=read(amount.strip()), unit=unit.strip())
+    except Unreadable:
+        return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)

@@ -1,0 +1,285 @@
+"""Whether two parsed answers are the same answer under a Policy: yes, no, or None (cannot tell)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from pipeline.verify import value
+from pipeline.verify.answer import Node, key, parse, without_aside
+from pipeline.verify.expression import Tree, Unreadable
+from pipeline.verify.judgement import Policy
+from pipeline.verify.latex import clean
+from pipeline.verify.measure import other_unit, reduced, rounds, unit_of
+from pipeline.verify.relation import equations, substituted
+from pipeline.verify.wording import phrase_of, words
+
+_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
+_PARAMETERS = frozenset("kmnltjscC")
+"""Letters that a solver may choose for a free integer or constant."""
+_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
+_DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
+
+
+def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
+    """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
+    if key(gold) == key(answer) and not policy.reduced:
+        return True
+    if phrase_of(answer, gold):
+        return True
+    left, right = parse(gold), parse(answer)
+    results = [Comparison(policy, given).same(a, b)
+               for a in _readings(gold, left) for b in _readings(answer, right)]
+    if True in results:
+        return True
+    return None if None in results else False
+
+
+def _readings(text: str, node: Node) -> list[Node]:
+    """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
+    plain = clean(text)
+    if re.fullmatch(r"-?\d+,\d{2,}", plain):
+        return [node, parse(plain.replace(",", ".")), parse(plain.replace(",", ", "))]
+    short = without_aside(plain)
+    return [node, parse(short)] if short and short != plain else [node]
+
+
+class Comparison:
+    """One comparison: the policy and the text of the problem."""
+
+    def __init__(self, policy: Policy, given: str) -> None:
+        self.policy, self.given = policy, given
+
+    def same(self, a: Node, b: Node) -> bool | None:
+        """Gold `a` against answer `b`."""
+        if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
+            return _any(self.same(item, b) for item in a.items)
+        if "relation" in (a.kind, b.kind):
+            return self.relations(a, b)
+        if a.kind == b.kind == "value":
+            return self.values(a, b)
+        if a.kind in _GROUPS or b.kind in _GROUPS:
+            return self.groups(a, b)
+        if "ratio" in (a.kind, b.kind):
+            return self.ratios(a, b)
+        return self.texts(a, b)
+
+    def texts(self, a: Node, b: Node) -> bool | None:
+        left, right = words(a.text), words(b.text)
+        if left and left == right and "text" in (a.kind, b.kind):
+            return True
+        if _endless(a) and _endless(b):
+            return True
+        if (a.kind == "value" and b.kind == "text") or (
+                a.kind == "text" and len(left.split()) == 1):
+            return False
+        return None
+
+    def values(self, a: Node, b: Node) -> bool | None:
+        if self.policy.units == "required" and unit_of(a) != unit_of(b):
+            return False
+        if other_unit(unit_of(a), unit_of(b)):
+            return False
+        assert a.tree and b.tree
+        if self.policy.reduced and not reduced(b.tree):
+            return False
+        pairs = [(self.same_argument(a, b), b.tree)]
+        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
+            pairs = self.scaled(a, b)
+        return _any(self.trees(left, right) for left, right in pairs)
+
+    def same_argument(self, a: Node, b: Node) -> Tree:
+        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
+        assert a.tree
+        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
+        if not names[0] or not names[1] or names[0][1] == names[1][1]:
+            return a.tree
+        return value.substitute(a.tree, names[0][1], ("v", names[1][1]))
+
+    def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Both readings of a percentage, and degrees as radians where the other side has π."""
+        assert a.tree and b.tree
+        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
+        if "°" in (a.unit, b.unit):
+            if "\\pi" not in a.text + b.text:
+                return plain
+            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
+        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
+        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
+
+    def trees(self, a: Tree, b: Tree) -> bool | None:
+        if a == b:
+            return True
+        try:
+            if value.equal(a, b):
+                return True
+            if self.near(a, b):
+                return True
+            return self.renamed(a, b)
+        except value.TooLarge:
+            raise
+        except value.Unsure:
+            return False if _infinite(a) != _infinite(b) else None
+
+    def near(self, a: Tree, b: Tree) -> bool:
+        """Equal within the policy's tolerance, or one is the other correctly rounded."""
+        if value.symbols(a) or value.symbols(b):
+            return False
+        left, right = value.number(a), value.number(b)
+        if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
+            return True
+        return rounds(a, left, right, 3, cut=True) or rounds(b, right, left, self.policy.digits)
+
+    def renamed(self, a: Tree, b: Tree) -> bool:
+        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
+        old, new = value.symbols(a) - value.symbols(b), value.symbols(b) - value.symbols(a)
+        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
+                or not self.free(*old):
+            return False
+        return value.equal(value.rename(a, dict(zip(old, new, strict=True))), b)
+
+    def free(self, name: str) -> bool:
+        letter = name.lstrip("\\")
+        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
+        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
+
+    def groups(self, a: Node, b: Node) -> bool | None:
+        """Collections: element by element, ordered or as multisets (see Policy.order)."""
+        if "ratio" in (a.kind, b.kind):
+            return False
+        if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
+            single, group = (a, b) if a.kind not in _GROUPS else (b, a)
+            if len(group.items) == 1 and group.kind in ("set", "list", "union"):
+                return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
+            return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        left, right = _distinct(_spread(a)), _distinct(_spread(b))
+        if "interval" in (a.kind, b.kind) and _ends(a) != _ends(b):
+            return False
+        if len(left) != len(right):
+            return False
+        if not self.ordered(a, b):
+            return self.matched(left, right)
+        return _all(self.same(x, y) for x, y in zip(left, right, strict=True))
+
+    def ordered(self, a: Node, b: Node) -> bool:
+        if self.policy.order != "tuples":
+            return self.policy.order == "all" or {a.kind, b.kind} <= {"interval"}
+        if {a.kind, b.kind} <= {"list", "set", "union"}:
+            return bool(_labels(a)) and _labels(a) == _labels(b)
+        return True
+
+    def matched(self, left: Sequence[Node], right: Sequence[Node]) -> bool | None:
+        """Whether the multisets pair off; None where an undecided pair could make it so."""
+        rest, unsure = list(right), False
+        for item in left:
+            results = [self.same(item, other) for other in rest]
+            if True in results:
+                rest.pop(results.index(True))
+            elif None in results:
+                unsure = True
+            else:
+                return False
+        return None if unsure else True
+
+    def ratios(self, a: Node, b: Node) -> bool | None:
+        """a:b against c:d, or against a fraction."""
+        if a.kind == b.kind:
+            if len(a.items) != len(b.items):
+                return False
+            try:
+                pairs = [_cross(x, y, a.items[0], b.items[0])
+                         for x, y in zip(a.items[1:], b.items[1:], strict=True)]
+            except (value.Unsure, Unreadable):
+                return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+            return all(pairs)
+        ratio, other = (a, b) if a.kind == "ratio" else (b, a)
+        if len(ratio.items) != 2 or other.kind != "value" or None in [n.tree for n in ratio.items]:
+            return None if other.kind in ("opaque", "text") else False
+        quotient = Node("value", ratio.text, tree=("/", ratio.items[0].tree, ratio.items[1].tree))
+        return self.same(*((quotient, other) if ratio is a else (other, quotient)))
+
+    def relations(self, a: Node, b: Node) -> bool | None:
+        """An equation is an answer only where the gold is one; chains must agree throughout."""
+        if b.detail == "chain" and a.kind != "relation":
+            return _all(self.same(a, item) for item in b.items)
+        if a.detail == "chain" and b.kind != "relation":
+            return _all(self.same(item, b) for item in a.items)
+        if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
+                and len(a.items) == len(b.items) > 2:
+            return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+        if a.kind == "relation" and b.kind == "value" and a.detail == "=":
+            return substituted(a, b)
+        if a.kind != b.kind:
+            return equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
+                else False
+        if a.detail == b.detail and len(a.items) == len(b.items) and \
+                _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
+            return True
+        return equations(a, b)
+
+
+_HUNDREDTH: Tree = ("n", Fraction(1, 100))
+
+
+def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
+    """The tree of a value, with the operation that its unit stands for."""
+    assert node.tree
+    return (*operation, node.tree) if node.unit == unit else node.tree
+
+
+def _any(results) -> bool | None:  # type: ignore[no-untyped-def]
+    seen = list(results)
+    return True if True in seen else None if None in seen else False
+
+
+def _all(results) -> bool | None:  # type: ignore[no-untyped-def]
+    seen = list(results)
+    return False if False in seen else None if None in seen else True
+
+
+def _spread(node: Node) -> tuple[Node, ...]:
+    """Items; a matrix of one column or one row is its vector."""
+    if node.kind != "matrix":
+        return node.items
+    if len(node.items) == 1 or all(len(row.items) == 1 for row in node.items):
+        return tuple(cell for row in node.items for cell in row.items)
+    return node.items
+
+
+def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Repeated tuples of a list of solutions count once."""
+    if any(item.kind != "tuple" for item in items):
+        return items
+    return tuple({key(item.text): item for item in items}.values())
+
+
+def _labels(node: Node) -> list[str]:
+    names = [item.label for item in node.items]
+    return names if all(names) and len(set(names)) == len(names) else []
+
+
+def _ends(node: Node) -> str:
+    """The brackets of an interval; (a, b) may be one, nothing else."""
+    return node.detail if node.kind in ("interval", "tuple") else ""
+
+
+def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
+    if None in (x.tree, y.tree, first.tree, other.tree):
+        raise Unreadable("no values")
+    for node in (x, y, first, other):
+        if node.tree == ("n", 0):
+            raise Unreadable("a zero in a ratio")
+    return value.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
+
+
+def _endless(node: Node) -> bool:
+    return node.tree == ("c", "oo") or \
+        words(node.text) in ("infinitely many", "infinite", "infinity")
+
+
+def _infinite(tree: Tree) -> bool:
+    return tree == ("c", "oo") or any(_infinite(t) for t in tree[1:] if isinstance(t, tuple))
+
+

@@ -1,0 +1,102 @@
+"""What is judged and what comes out: Policy, Problem, Judgement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from pipeline.errors import UserError
+
+VERSION = "1"
+"""Raised by hand whenever a verdict may change: it is stored beside every verdict."""
+
+Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
+                  "cut_off", "cannot_judge", "timeout", "error"]
+UNSCORED = ("cannot_judge", "timeout", "error")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What counts as the same answer where reasonable graders differ. All have defaults."""
+
+    units: Literal["optional", "required"] = "optional"
+    """optional: a unit may be left out (never exchanged for another); required: it must agree."""
+    percent: Literal["either", "value", "number"] = "either"
+    """28% equals 28 and 0.28 (either), only 0.28 (value), or only 28 (number)."""
+    tolerance: float = 0.0
+    """Relative difference still equal, for numbers; 0 keeps exact comparison."""
+    digits: int = 4
+    """Significant digits from which a correctly rounded decimal equals an exact gold."""
+    order: Literal["tuples", "all", "none"] = "tuples"
+    """Where order counts: in (bracketed) tuples only, in bare lists too, or nowhere."""
+    gold_is_set: bool = False
+    """Any one element of a gold list is a full answer."""
+    reduced: bool = False
+    """A fraction must be in lowest terms."""
+    marker: Literal["any", "box", "tag"] = "any"
+    """Where the answer must stand: anywhere stated, in a box, or in <answer> tags."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem to judge against. `kind`: math, choice, exact, code or gym."""
+
+    problem_id: str
+    problem: str
+    answer: str
+    kind: str = "math"
+    policy: Policy = Policy()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Problem:
+        """A row of records.Problem; `meta` is a JSON object that may hold "policy"."""
+        meta = row.get("meta") or {}
+        if isinstance(meta, str):
+            try:
+                meta = json.loads(meta)
+            except ValueError:
+                raise UserError(f"meta of problem {row.get('problem_id')!r} is not valid JSON") \
+                    from None
+        return cls(str(row.get("problem_id", "")), row.get("problem") or "", row["answer"],
+                   row.get("kind") or "math", make_policy(meta.get("policy") or {}), meta)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """score 1.0 or 0.0 (a part of 1 for code and gym), None where nothing could be decided."""
+
+    score: float | None
+    verdict: Verdict
+    extracted: str | None
+    grader: str
+    version: str = VERSION
+
+
+def make_policy(overrides: dict[str, Any], base: Policy = Policy()) -> Policy:
+    """`base` with `overrides`; UserError on an unknown name."""
+    known = {f.name for f in fields(Policy)}
+    if unknown := set(overrides) - known:
+        raise UserError(f"unknown policy {min(unknown)!r}; known: {', '.join(sorted(known))}")
+    return replace(base, **overrides)
+
+
+def judgement(verdict: Verdict, extracted: str | None, grader: str,
+              score: float | None = None) -> Judgement:
+    """A Judgement with the score that its verdict means, unless a partial `score` is given."""
+    if score is None and verdict not in UNSCORED:
+        score = float(verdict == "correct")
+    return Judgement(score, verdict, extracted, grader)
+
+
+def refuse_if_broken(judgements: Sequence[Judgement], limit: float = 0.01) -> None:
+    """UserError when more than `limit` of the verdicts are error or timeout.
+
+    A grader that fails silently scores every answer 0 (verl issue 5635): stop instead.
+    """
+    broken = [j.verdict for j in judgements if j.verdict in ("error", "timeout")]
+    if len(broken) > limit * len(judgements):
+        raise UserError(f"{len(broken)} of {len(judgements)} verdicts are error or timeout "
+                        f"(limit {limit:.0%}); see the grader column and raise `seconds` or memory")

@@ -1,0 +1,134 @@
+"""LaTeX answers to one plain spelling. Words become ‹words›."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+MAX_ANSWER = 2000
+
+
+_PLAIN = {
+    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "⩾": r"\ge ", "≠": r"\ne ", "×": r"\cdot ", "·": r"\cdot ", "÷": "/", "−": "-", "–": "-",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3",
+    "，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "≈": r"\approx ", "±": r"\pm ",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "∀": r"\forall ",
+    "＞": ">", "＜": "<", "＝": "=", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
+    "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "≡": r"\equiv ", "、": ",", "‹": "<", "›": ">",
+    "<sup>": "^{", "</sup>": "}", "<sub>": "_{", "</sub>": "}", "**": "^",
+    "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
+_PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
+_CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
+_ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle)")
+"""LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
+_SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
+         "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
+         "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
+         "vert": "|", "lvert": "|", "rvert": "|", "arcsec": "arcsec", "tg": "tan", "ctg": "cot",
+         "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
+         "dotsc": "ldots", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
+         "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
+_DROP = frozenset([
+    "left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg",
+    "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut",
+    "hspace", "vspace", "thinspace", "normalsize", "large"])
+_WRAP = r"text|mbox|textbf|textit|textrm|texttt|hbox|textnormal|mathtext"
+_FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrightarrow|vec|boxed" \
+        r"|fbox|ensuremath|mathsf"
+_TEXT = re.compile(rf"\\(?:{_WRAP})\s*\{{([^{{}}]*)\}}")
+_FONTS = re.compile(rf"\\(?:{_FONT})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
+_MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?")
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
+FUNCTIONS = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh",
+    "cosh", "tanh", "ln", "log", "exp", "sqrt"])
+_WORD = re.compile(
+    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|"
+    + "|".join(rf"{name}\b" for name in sorted(FUNCTIONS))
+    + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
+_WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
+_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
+                    r"|(?<=\d)(?:\s*\^\s*\{?\s*)?‹?(?:th|st|nd|rd)\b›?[\s}]*")
+
+
+@lru_cache(maxsize=50_000)
+def clean(text: str) -> str:
+    """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
+    if _ESCAPED.search(text):
+        text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
+    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
+    text = text.replace("\\$", "¤").replace("$", " ").replace("\\%", "%")
+    text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
+    text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
+    text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
+    text = re.sub(r"[€£¤]", "", text)
+    text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
+    return _trim(text)
+
+
+def _trim(text: str) -> str:
+    return text.lstrip(" ,;:").rstrip(" .,;:^")
+
+
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
+                     r"|\\(?:and|or)\b")
+
+
+def _outside(text: str) -> str:
+    """Joining words as separators, also where they stood inside \\text{}."""
+    return _JOINED.sub(lambda m: " , " if m[1] is None else _word(m[1]), text)
+
+
+def _word(text: str) -> str:
+    """The content of \\text{}: an expression if it reads as one, else ‹words›."""
+    text = text.strip()
+    if text in ("m", "s", "g", "h", "L", "J", "N", "W", "V"):
+        return f"‹{text}›"
+    if re.fullmatch(r"\(?[A-Za-z]\)?|[\d\s./,:+*()=-]*", text):
+        return f" {text} "
+    if text in ("and", "or"):
+        return " , "
+    if match := re.fullmatch(r",?\s*(?:and|or)\s+(.*)|(.*?),?\s+(?:and|or)", text):
+        return f" , {_word(match[1])}" if match[1] else f"{_word(match[2])} , "
+    if text in FUNCTIONS:
+        return f"\\{text} "
+    return f"‹{text}›" if not _WORD.fullmatch(text) else f" {text} "
+
+
+def _commands(text: str) -> str:
+    """LaTeX commands to their one spelling."""
+    if "\\begin" in text:
+        text = re.sub(r"\\\\\s*(?:\[[^\]]*\])?", "⏎", text)
+        text = _MATRIX.sub(lambda m: "⟦" if m[1] == "begin" else "⟧", text)
+    else:
+        text = text.replace("\\\\", "\\")  # escaped twice on its way here
+    for _ in range(3):
+        text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
+        text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
+    text = text.replace("\\left.", "").replace("\\right.", "")
+    text = _COMMAND.sub(_command, text)
+    text = re.sub(r"\\\{", "⦃", re.sub(r"\\\}", "⦄", text)).replace("\\|", "|")
+    return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
+
+
+def _font(text: str) -> str:
+    if text.strip("~ ") in ("m", "s", "g", "h"):
+        return f"‹{text}›"
+    return f"‹{text}›" if re.fullmatch(r"[^\W\d_][^\W\d_ ^-]+(\s*\^\{?\d\}?)?", text) \
+        and text not in FUNCTIONS else text
+
+
+def _command(match: re.Match[str]) -> str:
+    name = _SAME.get(match[1], match[1])
+    if name in _DROP:
+        return " "
+    if name in "<>|/:":
+        return name
+    if name in "{}":
+        return "⦃" if name == "{" else "⦄"
+    return f"\\{name} "
+
+

@@ -1,0 +1,248 @@
+"""Equality of expression trees: exact for rationals, else at random points to thirty digits.
+
+Everything is bounded before it is computed (exponents, factorials, sizes), so that no answer can
+make it hang. Two expressions that agree to thirty digits at several points, with no term lost
+against another, are equal (Schwartz 1980 for polynomials; sympy's `equals` works the same way);
+where that cannot be told, Unsure is raised and the engine decides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from pipeline.verify.expression import Tree
+
+MAX_BITS = 20_000
+
+
+class Unsure(ArithmeticError):  # noqa: N818
+    """The value is out of bounds or cannot be told from another safely."""
+
+
+class TooLarge(Unsure):
+    """A number that no grader should write out: the engine is not asked either."""
+
+
+@lru_cache(maxsize=20_000)
+def exact(tree: Tree) -> Fraction | None:
+    """The rational that `tree` is, or None. Unsure where it is too large to write out."""
+    head = tree[0]
+    if head == "n":
+        return tree[1]
+    if head not in ("+", "*", "/", "^") and tree[:2] != ("f", "factorial"):
+        return None
+    parts = [exact(part) for part in tree[1 + (head == "f"):]]
+    if any(part is None for part in parts):
+        return None
+    return _small(_combine(head, [part for part in parts if part is not None]))
+
+
+def _combine(head: str, parts: list[Fraction]) -> Fraction | None:
+    if head == "+":
+        return sum(parts, Fraction(0))
+    if head == "*":
+        return parts[0] * parts[1]
+    if head == "f":
+        return _factorial(parts[0])
+    if head == "/":
+        if parts[1] == 0:
+            raise Unsure("division by zero")
+        return parts[0] / parts[1]
+    return _power(*parts)
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
+    if exponent.denominator != 1:
+        return _exact_root(base, exponent)
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if abs(exponent) * bits > MAX_BITS or (base == 0 and exponent <= 0):
+        raise TooLarge("power out of bounds")
+    return base ** int(exponent)
+
+
+def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
+    """√ of a rational square, else None."""
+    from math import isqrt
+
+    if exponent != Fraction(1, 2) or base < 0:
+        return None
+    top, bottom = isqrt(base.numerator), isqrt(base.denominator)
+    return Fraction(top, bottom) if Fraction(top, bottom) ** 2 == base else None
+
+
+def _factorial(n: Fraction) -> Fraction:
+    from math import factorial
+
+    if n.denominator != 1 or not 0 <= n <= 1000:
+        raise TooLarge("factorial out of bounds")
+    return Fraction(factorial(int(n)))
+
+
+def _small(value: Fraction | None) -> Fraction | None:
+    if value is not None and \
+            max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
+        raise TooLarge("number out of bounds")
+    return value
+
+
+def places(number: Fraction) -> int | None:
+    """Decimal places of a terminating decimal, None of any other rational (or beyond 12)."""
+    return next((k for k in range(13) if (number * 10 ** k).denominator == 1), None)
+
+
+@lru_cache(maxsize=20_000)
+def symbols(tree: Tree) -> frozenset[str]:
+    """The names of the free symbols of `tree`."""
+    if tree[0] in ("n", "c"):
+        return frozenset()
+    if tree[0] == "v":
+        return frozenset([tree[1]])
+    return frozenset().union(*(symbols(part) for part in tree[1:] if isinstance(part, tuple)))
+
+
+def rename(tree: Tree, names: Mapping[str, str]) -> Tree:
+    """`tree` with free symbols renamed."""
+    for old, new in names.items():
+        tree = substitute(tree, old, ("v", new))
+    return tree
+
+
+def substitute(tree: Tree, name: str, by: Tree) -> Tree:
+    """`tree` with the symbol `name` replaced by the tree `by`."""
+    if tree == ("v", name):
+        return by
+    return tuple(substitute(p, name, by) if isinstance(p, tuple) else p for p in tree)
+
+
+@lru_cache(maxsize=1)
+def _mp() -> Any:
+    """An mpmath context of our own at 50 digits: its precision is never changed."""
+    from mpmath.ctx_mp import MPContext
+
+    context = MPContext()
+    context.dps = 50
+    return context
+
+
+def number(tree: Tree) -> Any:
+    """The complex value of a tree without symbols, at 50 digits. Unsure if there is none."""
+    return _evaluate(tree, {})
+
+
+def _evaluate(tree: Tree, point: Mapping[str, Any]) -> Any:
+    mp = _mp()
+    try:
+        value = _node(tree, point, mp)
+    except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
+        raise Unsure(str(error)) from None
+    if (value != 0 and not -1000 < mp.mag(value) < 1000) or not mp.isfinite(value):
+        raise TooLarge("value out of bounds")
+    return value
+
+
+def _node(tree: Tree, point: Mapping[str, Any], mp: Any) -> Any:
+    head = tree[0]
+    if head == "n":
+        return mp.mpf(tree[1].numerator) / tree[1].denominator if \
+            _small(tree[1]) is not None else None
+    if head == "v":
+        return point[tree[1]]
+    if head == "c":
+        if tree[1] == "oo":
+            raise Unsure("infinity")
+        return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[tree[1]]
+    if head == "f":
+        return _function(tree[1], [_evaluate(part, point) for part in tree[2:]], mp)
+    parts = [_evaluate(part, point) for part in tree[1:]]
+    if head == "+":
+        return _sum(parts, mp)
+    if head == "^":
+        return _raise(parts[0], parts[1], mp)
+    return parts[0] * parts[1] if head == "*" else parts[0] / parts[1]
+
+
+def _sum(parts: list[Any], mp: Any) -> Any:
+    """The sum; Unsure where a term is lost against another or most digits cancel."""
+    total, largest = mp.fsum(parts), max(map(abs, parts))
+    smallest = min((abs(part) for part in parts if part != 0), default=largest)
+    if smallest < largest * mp.mpf("1e-20"):
+        raise Unsure("terms too far apart")
+    if abs(total) < largest * mp.mpf("1e-42"):
+        return mp.mpf(0)
+    if abs(total) < largest * mp.mpf("1e-12"):
+        raise Unsure("terms cancel")
+    return total
+
+
+def _raise(base: Any, exponent: Any, mp: Any) -> Any:
+    if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 1500:
+        if base == 0 and mp.re(exponent) > 0:
+            return base
+        raise TooLarge("power out of bounds")
+    real = mp.im(base) == 0 and mp.re(base) < 0 and mp.im(exponent) == 0
+    if real and (odd := mp.nint(1 / exponent)) % 2 == 1 and abs(exponent * odd - 1) < 1e-40:
+        return -((-base) ** exponent)
+    return base ** exponent
+
+
+_NAMES = {"ln": "ln", "exp": "exp", "arcsin": "asin", "arccos": "acos", "arctan": "atan",
+          "arccot": "acot", "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec",
+          "csc": "csc", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "floor": "floor",
+          "ceil": "ceil", "sqrt": "sqrt", "arcsinh": "asinh", "arccosh": "acosh"}
+
+
+def _function(name: str, arguments: list[Any], mp: Any) -> Any:
+    first = arguments[0]
+    if any(abs(argument) > 10_000 for argument in arguments):
+        raise TooLarge("argument out of bounds")
+    if name == "abs":
+        return abs(first)
+    if name == "degree":
+        return first * mp.pi / 180
+    if name in ("factorial", "binom"):
+        return mp.factorial(first) if name == "factorial" else mp.binomial(*arguments)
+    if name == "log":
+        return mp.log(first, 10)
+    if name not in _NAMES:
+        raise Unsure(f"no value for {name}")
+    return getattr(mp, _NAMES[name])(first)
+
+
+def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
+    source = random.Random("limbeck")
+    for _ in range(3):
+        sign = -1 if negative else 1
+        yield {name: sign * _mp().mpf(source.randrange(3_000, 29_000)) / 10_007
+               for name in sorted(names)}
+
+
+def _has_abs(tree: Tree) -> bool:
+    return tree[:2] == ("f", "abs") or any(_has_abs(t) for t in tree[1:] if isinstance(t, tuple))
+
+
+def equal(left: Tree, right: Tree) -> bool:
+    """Whether two trees are the same function of the same symbols. Unsure if untold."""
+    a, b = exact(left), exact(right)
+    if a is not None and b is not None:
+        return a == b
+    names = symbols(left) | symbols(right)
+    signs = (False, True) if _has_abs(left) != _has_abs(right) else (False,)
+    return all(_close(_evaluate(left, point), _evaluate(right, point))
+               for sign in signs for point in _points(names, sign))
+
+
+def _close(a: Any, b: Any) -> bool:
+    return bool(abs(a - b) <= max(abs(a), abs(b)) * _mp().mpf("1e-28"))
+
+
+def ratio(left: Tree, right: Tree) -> int | None:
+    """Sign of c where left = c·right for a constant c ≠ 0, None where there is no such c."""
+    names = symbols(left) | symbols(right)
+    ratios = [_evaluate(("/", left, right), point) for point in _points(names, False)]
+    if not names or any(not _close(r, ratios[0]) for r in ratios) or ratios[0] == 0:
+        return None
+    return 1 if _mp().re(ratios[0]) > 0 else -1

@@ -1,0 +1,33 @@
+"""Shared by the tests: the command as a user runs it, and where the given data lie."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def limbeck(tmp_path):
+    """Run a limbeck command in an empty folder; returns the finished process."""
+    def run(*arguments, code=0, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "stages", *map(str, arguments)], cwd=tmp_path, text=True,
+            capture_output=True, check=False, timeout=280,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment})
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def shared():
+    """The folder of given data and cases beside the checkout; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder `shared` with problem sets and cases beside the checkout")
+    return SHARED

@@ -1,0 +1,90 @@
+"""Configuration: precedence, refusals that name the key, overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config, load, merge, origin_of, parse_override, read_layers
+from pipeline.errors import UserError
+from stages.graph import Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Inner(Config):
+    """A section."""
+
+    rate: float = 0.5
+    """A rate."""
+
+
+class Outer(Config):
+    """A config."""
+
+    size: int = 1
+    """A size."""
+    inner: Inner = Inner()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_later_file_wins_and_the_command_line_wins_over_all(tmp_path):
+    first = write(tmp_path / "a.yaml", "size: 2\ninner: {rate: 0.1}\n")
+    second = write(tmp_path / "b.yaml", "size: 3\n")
+    config = load(Outer, [first, second], ["inner.rate=0.9"])
+    assert (config.size, config.inner.rate) == (3, 0.9)
+
+
+def test_a_misspelt_key_is_named_with_its_file_and_the_nearest_known_key(tmp_path):
+    bad = write(tmp_path / "a.yaml", "inner: {rte: 0.1}\n")
+    with pytest.raises(UserError, match=r"'inner.rte'.*a\.yaml.*'rate'"):
+        load(Outer, [bad])
+
+
+def test_a_wrong_type_names_the_key_and_the_override(tmp_path):
+    with pytest.raises(UserError, match=r"'size'.*command line \(size=many\)"):
+        load(Outer, [], ["size=many"])
+
+
+@pytest.mark.parametrize("text", ["size", "=3", "a..b=1", "size=[1"])
+def test_an_override_that_cannot_be_read_is_refused(text):
+    with pytest.raises(UserError, match="override"):
+        parse_override(text)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load(Outer, [tmp_path / "nowhere.yaml"])
+    with pytest.raises(UserError, match="not valid YAML"):
+        load(Outer, [write(tmp_path / "b.yaml", "a: [1")])
+    with pytest.raises(UserError, match="keys and values"):
+        load(Outer, [write(tmp_path / "c.yaml", "- 1")])
+
+
+def test_changing_a_type_replaces_the_whole_mapping():
+    below = {"teacher": {"type": "a", "only_a": 1}, "x": 1}
+    assert merge(below, {"teacher": {"type": "b"}}) == {"teacher": {"type": "b"}, "x": 1}
+    assert merge(below, {"teacher": {"only_a": 2}})["teacher"] == {"type": "a", "only_a": 2}
+
+
+def test_the_origin_of_a_value_is_its_last_setter(tmp_path):
+    file = write(tmp_path / "a.yaml", "size: 2\n")
+    layers = read_layers([file], ["inner.rate=1"])
+    assert origin_of(["size"], layers) == str(file)
+    assert origin_of(["inner", "rate"], layers).startswith("command line")
+    assert origin_of(["nothing"], layers) == "default"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_parses(path):
+    base = [] if "generate:" in path.read_text("utf-8") else [ROOT / "configs" / "default.yaml"]
+    if path.stem != "prices":
+        load(Experiment, [*base, path])
+
+
+def test_a_config_cannot_be_changed_after_loading():
+    with pytest.raises(ValueError, match="frozen"):
+        Outer().size = 2

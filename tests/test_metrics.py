@@ -1,0 +1,51 @@
+"""avg@k, pass@k, maj@k and their intervals."""
+
+import random
+
+import pytest
+
+from pipeline.metrics import majority, mean_interval, pass_at_k, summarise
+
+
+def rows(table):
+    return [{"problem_id": str(i), "score": s, "extracted": str(s), "cut_off": False,
+             "completion_tokens": 10} for i, group in enumerate(table) for s in group]
+
+
+def test_the_mean_lies_in_its_interval_which_narrows_with_more_problems():
+    mean, low, high = mean_interval([0.0, 1.0] * 10)
+    _, low2, high2 = mean_interval([0.0, 1.0] * 100)
+    assert low < mean < high and high2 - low2 < high - low
+    assert mean_interval([0.4]) == (0.4, 0.4, 0.4)
+    assert mean_interval([0.0] * 100) == (0.0, 0.0, pytest.approx(0.037, abs=1e-3))
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    rng = random.Random(0)
+    hits = sum(low <= 0.3 <= high for _, low, high in (
+        mean_interval([float(rng.random() < 0.3) for _ in range(200)]) for _ in range(500)))
+    assert 0.92 < hits / 500 < 0.98
+
+
+def test_pass_at_k_agrees_with_drawing():
+    assert pass_at_k(4, 0, 2) == 0 and pass_at_k(4, 4, 1) == 1
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
+
+
+def test_the_majority_decides_and_ties_share():
+    assert majority(["a", "a", "b"], [1, 1, 0]) == 1
+    assert majority(["a", "b", "b"], [1, 0, 0]) == 0
+    assert majority(["a", "b"], [1, 0]) == 0.5
+    assert majority([None, None], [0, 0]) == 0
+
+
+def test_summarise_averages_over_problems_and_leaves_out_what_was_not_judged():
+    got = summarise(rows([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert got["avg"] == pytest.approx(0.5) and got["problems"] == 3 and got["samples"] == 2
+    assert got["pass"] == pytest.approx(2 / 3)
+    assert got["ci_low"] < got["avg"] < got["ci_high"]
+    unjudged = {"problem_id": "9", "score": None, "extracted": None, "cut_off": True,
+                "completion_tokens": 10}
+    with_none = [*rows([[1.0, 0.0]]), unjudged]
+    assert summarise(with_none)["avg"] == 0.5 and summarise(with_none)["unjudged"] == 1

@@ -1,0 +1,81 @@
+"""The reward terms, and that the adapted judge is the judge."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.rewards import (
+    accuracy_reward,
+    format_reward,
+    language_reward,
+    length_reward,
+    overlong_penalty,
+    overlong_reward,
+    repetition_penalty,
+    reward,
+)
+from pipeline.verify import JudgePool, Problem, judge
+
+TEXTS = ["<think>a</think>\\boxed{4}", "<think>\\boxed{4}", "\\boxed{5}", "\\boxed{8/2}", ""]
+
+
+def test_the_reward_is_the_judges_score_for_strings_and_messages() -> None:
+    count = len(TEXTS)
+    rows = {"problem_id": ["p"] * count, "problem": ["2+2?"] * count, "answer": ["4"] * count,
+            "kind": ["math"] * count, "meta": [json.dumps({})] * count}
+    messages = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    expected = [judge(text, Problem("p", "2+2?", "4")).score for text in TEXTS]
+    with JudgePool(workers=1) as pool:
+        score = accuracy_reward(pool)
+        assert score(prompts=[""] * count, completions=TEXTS, **rows) == expected
+        assert score(prompts=[""] * count, completions=messages, **rows) == expected
+    assert expected == [1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_gold_that_cannot_be_read_is_skipped_and_not_scored_zero() -> None:
+    with JudgePool(workers=1) as pool:
+        score = accuracy_reward(pool)
+        assert score(prompts=[""], completions=["\\boxed{3}"], answer=[""]) == [None]
+
+
+@pytest.mark.parametrize(("template", "text", "expected"), [
+    ("answer", "<think>a</think>\n<answer>b</answer>", 1.0), ("answer", "<think>a</think>b", 0.0),
+    ("boxed", "<think>a</think> \\boxed{1}", 1.0), ("boxed", "<think>a \\boxed{1}</think>", 0.0),
+    ("think", "<think>a</think>b", 1.0), ("think", "<think>a</think>b</think>", 0.0),
+    ("think", "x<think>a</think>b", 0.0), ("think", "<think>a</think>  ", 0.0)])
+def test_format_reward_asks_for_its_template(template: str, text: str, expected: float) -> None:
+    assert format_reward(text, template=template) == expected
+
+
+def test_format_reward_counts_the_tag_that_the_prompt_opened() -> None:
+    assert format_reward("a</think> \\boxed{1}", opened=True) == 1.0
+    assert format_reward("a</think> \\boxed{1}") == 0.0
+
+
+def test_language_reward_is_the_share_of_target_words() -> None:
+    assert language_reward("<think>two words $x$</think>答案") == 1.0
+    assert language_reward("<think>one 二</think>") == 0.5
+    assert language_reward("<think>一二 three</think>", language="zh") == pytest.approx(2 / 3)
+
+
+def test_overlong_penalty_is_linear_in_the_cache() -> None:
+    penalties = [overlong_penalty(n, max_length=100, cache=20) for n in (80, 90, 100, 500)]
+    assert penalties == [0.0, -0.5, -1.0, -1.0]
+    score = overlong_reward(max_length=4, cache=2)
+    assert score(prompts=[""], completions=[""], completion_ids=[[1, 2, 3]]) == [-0.5]
+    with pytest.raises(ValueError, match="cache"):
+        overlong_penalty(1, max_length=10, cache=0)
+
+
+def test_repetition_costs_and_variety_does_not() -> None:
+    assert repetition_penalty("a b c d e f") == 0.0
+    assert repetition_penalty("a b c " * 30) < -0.9
+    assert reward(repetition_penalty)(prompts=[""], completions=["a b c"]) == [0.0]
+
+
+def test_length_reward_favours_short_right_and_long_wrong_answers() -> None:
+    right = [length_reward(n, True, max_length=100) for n in (0, 50, 100)]
+    wrong = [length_reward(n, False, max_length=100) for n in (0, 50, 100)]
+    assert right == sorted(right, reverse=True) and wrong == sorted(wrong)

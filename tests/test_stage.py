@@ -1,0 +1,100 @@
+"""Stages: keys move with what they are made of, folders are whole or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.stage import Stage, execute, make_plan
+
+
+class Section(Config):
+    """A stage's section."""
+
+    value: int = 1
+    """Anything."""
+
+
+class Whole(Config):
+    """An experiment with one stage and a runtime."""
+
+    seed: int = 0
+    one: Section = Section()
+    runtime: Section = Section()
+
+
+def write_value(experiment, inputs, out: Path):
+    (out / "value.txt").write_text(str(experiment.one.value))
+    return {"value": experiment.one.value}
+
+
+ONE = Stage("one", write_value)
+
+
+def plan(experiment=None, stage=ONE, root=Path("artifacts"), inputs=None):
+    return make_plan(stage, experiment or Whole(), inputs or {}, root)
+
+
+def test_the_key_moves_with_config_seed_version_inputs_and_files_and_with_nothing_else(tmp_path):
+    file = tmp_path / "prompt.jinja"
+    file.write_text("a")
+    reading = Stage("one", write_value, files=lambda e: (file,))
+    before = plan(stage=reading).key
+    file.write_text("b")
+    newer = Stage("one", write_value, version=2)
+    keys = [plan().key, before, plan(stage=reading).key, plan(Whole(seed=1)).key,
+            plan(Whole(one=Section(value=2))).key, plan(stage=newer).key,
+            plan(inputs={"zero": plan()}).key]
+    assert len(set(keys)) == len(keys)
+    assert plan(Whole(runtime=Section(value=9))).key == plan().key
+    assert plan(root=Path("elsewhere")).key == plan().key
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.jinja does not exist"):
+        plan(stage=Stage("one", write_value, files=lambda e: (Path("nowhere.jinja"),)))
+
+
+def test_a_finished_stage_has_its_output_and_a_manifest(tmp_path):
+    made = plan(root=tmp_path)
+    execute(made, Whole(), {}, {"git_commit": "abc"})
+    manifest = json.loads((made.folder / "manifest.json").read_text())
+    assert (made.folder / "value.txt").read_text() == "1"
+    assert manifest["counts"] == {"value": 1} and manifest["key"] == made.key
+    assert manifest["config"] == {"value": 1} and manifest["git_commit"] == "abc"
+
+
+def test_a_stage_that_fails_leaves_no_finished_folder_and_runs_again(tmp_path):
+    def fail(experiment, inputs, out):
+        (out / "half.txt").write_text("half")
+        raise RuntimeError
+
+    broken = plan(stage=Stage("one", fail), root=tmp_path)
+    with pytest.raises(RuntimeError):
+        execute(broken, Whole(), {}, {})
+    assert broken.manifest is None and not broken.folder.exists()
+    execute(plan(root=tmp_path), Whole(), {}, {})
+    assert not (broken.folder / "half.txt").exists()
+
+
+def test_only_a_resumable_stage_sees_what_an_interrupted_run_left(tmp_path):
+    for resumable in (False, True):
+        def run(experiment, inputs, out, resumable=resumable):
+            assert (out / "half.txt").exists() == resumable
+            return {}
+
+        made = plan(stage=Stage("one", run, resumable=resumable), root=tmp_path / str(resumable))
+        partial = made.folder.with_name(made.folder.name + ".partial")
+        partial.mkdir(parents=True)
+        (partial / "half.txt").touch()
+        execute(made, Whole(), {}, {})
+
+
+def test_a_second_process_making_the_same_artifact_is_refused(tmp_path):
+    from filelock import FileLock
+
+    made = plan(root=tmp_path)
+    with FileLock(f"{made.folder}.lock"), pytest.raises(UserError, match="another process"):
+        execute(made, Whole(), {}, {})

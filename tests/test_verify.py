@@ -1,0 +1,90 @@
+"""What judge() accepts, what it refuses, and what it never does."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.verify import Judgement, JudgePool, Policy, Problem, judge, refuse_if_broken
+
+
+def verdict(text: str, gold: str, **policy: object) -> str:
+    problem = Problem("p", "", gold, policy=Policy(**policy))  # type: ignore[arg-type]
+    return judge(text, problem).verdict
+
+
+def boxed(answer: str, gold: str, **policy: object) -> str:
+    return verdict(f"so \\boxed{{{answer}}}.", gold, **policy)
+
+
+@pytest.mark.parametrize(("answer", "gold"), [
+    ("\\frac{3}{8}", "0.375"), ("\\dfrac38", "3/8"), ("12,345", "12345"),
+    ("2\\sqrt{12}", "4\\sqrt3"),
+    ("x = 11", "11"), ("3, 1", "1,3"), ("\\{3,1\\}", "1, 3"), ("(2, 7)", "\\left(2,7\\right)"),
+    ("x > 4", "(4,\\infty)"), ("2 < y \\le 9", "(2,9]"), ("(a+b)^2", "a^2+2ab+b^2"),
+    ("40^\\circ", "40"), ("17\\%", "0.17"), ("2 \\pm \\sqrt 5", "2+\\sqrt5, 2-\\sqrt5"),
+    ("35\\text{ km}", "35"), ("3:4", "\\frac34"), ("\\text{Tuesday}", "Tuesday"),
+    ("y = 3x - 6", "6x - 2y = 12"), ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)")])
+def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> None:
+    assert boxed(answer, gold) == "correct"
+
+
+@pytest.mark.parametrize(("answer", "gold"), [
+    ("0.37", "3/8"), ("(7, 2)", "(2, 7)"), ("[1,5)", "(1,5)"), ("x < 4", "x > 4"), ("-3", "3"),
+    ("1,2,4", "1,2,3"), ("2021", "\\pm 2021"), ("x^2+1", "y^2+1"),
+    ("30\\text{ cm}", "30\\text{ m}"),
+    ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("10^{-40}", "10^{-41}"), ("5", "5.1")])
+def test_another_answer_is_wrong(answer: str, gold: str) -> None:
+    assert boxed(answer, gold) == "wrong"
+
+
+@pytest.mark.parametrize("text", ["\\boxed{8 = 5}", "\\boxed{5 = 8}", "\\boxed{5 \\text{ or } 8}",
+                                  "\\boxed{8, 5}",
+                                  "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
+def test_a_hedge_is_not_correct(text: str) -> None:
+    assert verdict(text, "5") == "several_answers"
+
+
+def test_only_what_follows_closed_thinking_counts() -> None:
+    assert verdict("<think>\\boxed{5}", "5") == "unclosed_thinking"
+    assert verdict("<think>\\boxed{5}</think>", "5") == "no_answer"
+    assert verdict("<think>\\boxed{5}</think> \\boxed{6}", "5") == "wrong"
+    assert verdict("<think>\\boxed{6}</think> \\boxed{5}", "5") == "correct"
+    assert judge("\\boxed{5}", Problem("p", "", "5"), opened=True).verdict == "unclosed_thinking"
+
+
+def test_a_box_that_never_closes_is_no_answer() -> None:
+    assert verdict("\\boxed{5", "5") == "no_answer"
+
+
+def test_countdown_takes_every_number_once_and_exact_arithmetic() -> None:
+    problem = Problem("p", "", "", "gym", meta={"task": "countdown", "numbers": [3, 7, 8],
+                                                "target": 80})
+    assert judge("\\boxed{(3 + 7) \\times 8}", problem).verdict == "correct"
+    assert judge("\\boxed{8(3+7)}", problem).verdict == "wrong"
+    assert judge("\\boxed{(3+7)*8 = 80}", problem).verdict == "correct"
+    assert judge("\\boxed{80}", problem).verdict == "wrong"
+    assert judge("\\boxed{(3+7)*8*1}", problem).verdict == "wrong"
+    assert judge("\\boxed{__import__('os')}", problem).verdict == "wrong"
+
+
+def test_an_unknown_kind_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="kind 'riddle'"):
+        judge("1", Problem("p", "", "1", "riddle"))
+
+
+def test_a_batch_with_many_timeouts_stops_the_stage() -> None:
+    fine, lost = Judgement(1.0, "correct", "1", "rules"), Judgement(None, "timeout", "1", "rules")
+    refuse_if_broken([fine] * 99 + [lost])
+    with pytest.raises(UserError, match="2 of 100"):
+        refuse_if_broken([fine] * 98 + [lost] * 2)
+
+
+def test_judge_many_keeps_the_order_and_counts_progress() -> None:
+    seen: list[int] = []
+    texts = [f"\\boxed{{{i}}}" for i in range(5)] + ["\\boxed{\\sum_{k=1}^{3} k}"]
+    with JudgePool(workers=1) as pool:
+        out = pool.judge_many(texts, [Problem("p", "", "2")] * 5 + [Problem("p", "", "6")],
+                              seen.append)
+    assert [j.verdict for j in out] == ["wrong", "wrong", "correct", "wrong", "wrong", "correct"]
+    assert seen[-1] == 6
