@@ -62,7 +62,8 @@ def read_rows(path: Path) -> Rows:
 def _arrays(table: pa.Table, column: str) -> list[np.ndarray]:
     """A list column as one numpy view a row."""
     lists = table[column].combine_chunks()
-    values, ends = lists.values.to_numpy(zero_copy_only=False), lists.offsets.to_numpy()
+    values = lists.values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    ends = lists.offsets.to_numpy()
     return [values[start:end] for start, end in pairwise(ends)]
 
 

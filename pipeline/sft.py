@@ -106,8 +106,12 @@ class StudentTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"][:, 1:] != -100).sum()
-        loss, metrics = self.objective(model, inputs)
         seen = self._metrics["train" if model.training else "eval"]
+        if model.training:
+            real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
+            self._total_train_tokens += int(self.accelerator.gather(real).sum())
+        seen["num_tokens"] = [self._total_train_tokens]
+        loss, metrics = self.objective(model, inputs)
         for name, value in metrics.items():
             seen[name].append((value / num_items_in_batch).item())
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

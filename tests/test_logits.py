@@ -252,3 +252,39 @@ def test_vllms_flat_log_probabilities_become_the_same_columns(tiny, teacher, mon
             assert np.array_equal(ours.ids, theirs.ids)
             assert np.allclose(ours.logps, theirs.logps, atol=1e-5)
             assert np.allclose(np.exp(ours.rest), np.exp(theirs.rest), atol=1e-5)
+
+
+def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, tmp_path):
+    from pipeline.recipe import SftConfig
+    from stages import logits as scoring
+    from stages import sft as training
+
+    student, pack = tmp_path / "student", tmp_path / "pack"
+    student.mkdir(), pack.mkdir()
+    for name in ("model", "tokenizer"):
+        (student / name).symlink_to(tiny / name)
+    (pack / "rows.parquet").symlink_to(tiny / "rows.parquet")
+    recipe = {"method": {"type": "logits"}, "held_out": 0,
+              "trainer": {"max_steps": 2, "per_device_train_batch_size": 4}}
+    experiment = SimpleNamespace(sft=SftConfig.model_validate(recipe), seed=0,
+                                 logits=LogitsConfig(teacher=str(teacher)),
+                                 runtime=SimpleNamespace(launch={}))
+    assert training.STAGE.needs(experiment) == ("student", "pack", "logits")
+    inputs = {"student": student, "pack": pack, "logits": tmp_path / "logits"}
+    inputs["logits"].mkdir(), (tmp_path / "out").mkdir()
+    scoring.STAGE.check(experiment)
+    counts = scoring.STAGE.run(experiment, inputs, inputs["logits"])
+    assert "bytes each" in scoring.STAGE.summary(counts)
+    assert training.STAGE.run(experiment, inputs, tmp_path / "out")["steps"] == 2
+    plain = SimpleNamespace(sft=SftConfig())
+    assert training.STAGE.needs(plain) == ("student", "pack")
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({}, "logits.teacher is empty"),
+    ({"teacher": "t", "scorer": {"type": "vllm"}, "temperature": 2.0}, "temperature 1 only")])
+def test_scoring_that_cannot_work_is_refused_before_any_work(settings, said):
+    from stages import logits as scoring
+
+    with pytest.raises(UserError, match=said):
+        scoring.STAGE.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import tiny_sft
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -255,3 +256,14 @@ def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch,
     assert all(checkpoints.is_whole(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)
+
+
+@pytest.mark.parametrize("overlay", ["fsdp2", "zero2"])
+def test_accelerate_takes_every_option_of_the_shipped_overlays(overlay):
+    from accelerate.commands.launch import launch_command_parser
+
+    text = (Path(__file__).parents[1] / "configs" / f"{overlay}.yaml").read_text(encoding="utf-8")
+    line = launch.command(yaml.safe_load(text)["runtime"]["launch"], ["-m", "pipeline.sft", "j"])
+    given = launch_command_parser().parse_args(line[3:])
+    assert given.module and given.training_script == "pipeline.sft"
+    assert given.num_processes == 8 and given.mixed_precision == "bf16"
