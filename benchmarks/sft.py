@@ -33,6 +33,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL defaults": {}, "TRL padding-free, no checkpointing": TUNED,
     "TRL with Liger layers": {**TUNED, "use_liger_kernel": True},
     "limbeck, TRL head": {"head": "trl"}, "limbeck, own head": {"head": "limbeck"},
+    "limbeck, own head, own attention": {"head": "limbeck", "attention": "limbeck_varlen"},
 }
 
 
@@ -58,10 +59,12 @@ def contender(name: str, given: argparse.Namespace, rows: Rows, out: Path) -> An
     settings = dict(CONTENDERS[name])
     shared = {"per_device_train_batch_size": given.batch, "max_steps": given.steps,
               "logging_steps": 1, "learning_rate": 1e-5, "train_sampling_strategy": "sequential",
-              "save_strategy": "no", "lr_scheduler_type": "constant", "bf16": CUDA, "logging_nan_inf_filter": False}
+              "save_strategy": "no", "lr_scheduler_type": "constant", "bf16": CUDA,
+              "logging_nan_inf_filter": False}
     if "head" in settings:
         recipe = SftConfig(held_out=0, head=settings["head"],
-                           trainer={**shared, "padding_free": True})
+                           trainer={**shared, "padding_free": True, "model_init_kwargs": {
+                               "attn_implementation": settings.get("attention", "sdpa")}})
         return make_trainer(SftJob(sft=recipe, model=given.model, tokenizer=Path(given.model),
                                    rows=given.rows, out=out))[0]
     args = SFTConfig(output_dir=str(out), max_length=None, report_to=[], use_cpu=not CUDA,

@@ -24,6 +24,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from pipeline import attention
 from pipeline.errors import UserError
 from pipeline.objective import Objective, method_of
 from pipeline.recipe import SftConfig, SftJob
@@ -168,6 +169,7 @@ def make_trainer(job: SftJob) -> tuple[StudentTrainer, Guard, Any]:
     if not away:
         args.eval_strategy = "no"
     kept = sorted(set(range(len(rows))) - set(away))
+    attention.register()
     settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
     student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
     args.model_init_kwargs = None

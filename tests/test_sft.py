@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline import checkpoints, launch, sft
+from pipeline import attention, checkpoints, launch, sft
 from pipeline.errors import UserError
 from pipeline.recipe import SftConfig
 from pipeline.rows import IGNORED, Collator, held_out, read_rows
@@ -55,9 +55,9 @@ def test_both_chunked_heads_give_the_same_loss_and_gradient(tiny, tmp_path):
     assert all((found[0][1][n] - g).abs().max() < 1e-5 for n, g in found[1][1].items())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_loss_and_gradient_of_packed_rows_are_those_of_the_rows_alone(tiny, tmp_path, attention):
-    kwargs = {"model_init_kwargs": {"attn_implementation": attention}}
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "limbeck_varlen"])
+def test_loss_and_gradient_of_packed_rows_are_those_of_the_rows_alone(tiny, tmp_path, kind):
+    kwargs = {"model_init_kwargs": {"attn_implementation": kind}}
     alone = loss_and_gradient(tiny_sft.job(tiny, tmp_path / "a", **kwargs), range(8))
     blocks = packed(tiny, tmp_path)
     together = loss_and_gradient(tiny_sft.job(blocks, tmp_path / "b", **kwargs), range(2))
@@ -81,6 +81,27 @@ def test_a_sample_does_not_see_its_neighbour_in_a_block(tiny, tmp_path):
         after = model(other, **fed).logits
     assert torch.equal(before[:, bounds[1]:], after[:, bounds[1]:])
     assert not torch.equal(before[:, :bounds[1]], after[:, :bounds[1]])
+
+
+def test_the_variable_length_kernel_gets_samples_heads_and_bounds(monkeypatch):
+    asked = {}
+
+    def kernel(q, k, v, bounds, other, longest, also, dropout, causal, debug, scale):
+        asked.update(shapes=[tuple(x.shape) for x in (q, k, v)], bounds=bounds.tolist(),
+                     longest=longest, causal=causal, scale=scale)
+        return (q,)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", kernel)
+    query, key = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8)
+
+    class OnGpu(torch.Tensor):
+        is_cuda, dtype = True, torch.bfloat16
+
+    out, _ = attention.varlen_attention(torch.nn.Module(), query.as_subclass(OnGpu), key, key, None,
+                                        torch.tensor([0, 4, 9], dtype=torch.int32), 5, 0.25)
+    assert asked == {"shapes": [(9, 4, 8), (9, 2, 8), (9, 2, 8)], "bounds": [0, 4, 9],
+                     "longest": 5, "causal": True, "scale": 0.25}
+    assert out.shape == (1, 9, 4, 8)
 
 
 def test_every_token_of_the_mask_is_trained_and_no_other(tiny, tmp_path):
