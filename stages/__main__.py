@@ -30,6 +30,7 @@ STAGE_HELP = {
     "filter": "Judge every trace and choose those the student learns from.",
     "student": "Build or name the student before training.",
     "pack": "Turn kept traces into token rows with a loss mask.",
+    "logits": "Score the rows with the teacher: its distribution at every trained token.",
     "sft": "Fine-tune the student on the rows.",
     "rl": "Refine the student by GRPO with verifiable rewards.",
     "evaluate": "Sample every model on held-out problems and score it.",
