@@ -85,7 +85,9 @@ def theirs(url: str, count: int, in_flight: int, connections: int | None = None)
         slots = asyncio.Semaphore(in_flight)
         http = connections and openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(
             max_connections=connections, max_keepalive_connections=connections))
-        async with openai.AsyncOpenAI(api_key="none", base_url=url, http_client=http) as client:
+        # Its 5 s to connect pass on a busy machine: one patience for all.
+        async with openai.AsyncOpenAI(api_key="none", base_url=url, http_client=http,
+                                      timeout=600) as client:
             async def ask(i: int) -> None:
                 async with slots:
                     chat = [{"role": "user", "content": f"question {i}"}]

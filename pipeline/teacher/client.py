@@ -134,6 +134,7 @@ class Client:
         request = httpx2.Request("POST", self._url, headers=self._head,
                                  content=text.encode("utf-8", "replace"),
                                  extensions=self._extensions)
+        request.headers.encoding = "utf-8"        # else found out anew at every look at a header
         response = await self._http.send(request, stream=True)
         self.headers = response.headers
         if response.status_code >= 300:
