@@ -43,6 +43,7 @@ COLUMNS: dict[str, Any] = {
 }
 """Every column that an expression may name, with its type."""
 TEXTS = ("thinking", "answer")
+SIGNATURE = pl.Array(pl.UInt32, 128)
 
 
 def check(config: Any) -> None:
@@ -56,17 +57,23 @@ def summarise(judged: pl.DataFrame, config: Any) -> pl.DataFrame:
     """`judged` without its texts, with what the decision needs of them.
 
     `same` tells identical texts apart from others; `signature` is there where near-duplicates or
-    diversity are asked for.
+    diversity are asked for. Works on few rows at a time, since each step copies the texts.
     """
+    wanted = sorted({name for text in (config.keep, *(RULES[rule] for rule in config.rules))
+                     for name in names_in(text)})
+    return pl.concat([_summary(part, config, wanted) for part in judged.iter_slices(256)]
+                     or [_summary(judged, config, wanted)])
+
+
+def _summary(judged: pl.DataFrame, config: Any, wanted: list[str]) -> pl.DataFrame:
     from pipeline.dedup import signatures
 
-    wanted = {name for text in (config.keep, *(RULES[rule] for rule in config.rules))
-              for name in names_in(text)}
-    table = describe(judged, sorted(wanted), config.language).with_columns(
+    table = describe(judged, wanted, config.language).with_columns(
         same=pl.struct(*TEXTS).hash(seed=1))
     if config.near_duplicates is not None or config.select.type == "diverse":
         texts = judged.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True))
-        table = table.with_columns(signature=pl.Series(signatures(texts.to_series().to_list())))
+        signature = signatures(texts.to_series().to_list())
+        table = table.with_columns(signature=pl.Series(signature, dtype=SIGNATURE))
     return table.drop(TEXTS)
 
 

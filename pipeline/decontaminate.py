@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -19,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.dedup import pairs_between, sign, similarity
 from pipeline.shingles import Words, chunks, ngrams, words
 
 NGRAM = 8
@@ -35,6 +33,7 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*",
          "−": "-", "–": "-", "div": "/", "÷": "/", "leq": "le", "≤": "le", "geq": "ge", "≥": "ge",
          "degrees": "circ", "°": "circ", "π": "pi", "√": "sqrt", "percent": "%"}
 OPERATORS = tuple("+-*/=<>^!%|")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LOW = np.uint64(0xFFFFF)
 _SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 
@@ -107,6 +106,10 @@ class Evaluation:
         self.counts = np.diff(plain.offsets)
         self.indices = [_Index(plain, NGRAM, self.counts >= NGRAM, signs=False)]
         whole = np.diff(self.words.offsets)
+        self.lists = [(span.tolist(), set(span.tolist())) for span in _spans(self.words)]
+        self.by_numbers: dict[tuple[str, ...], list[int]] = {}
+        for row, text in enumerate(self.texts):
+            self.by_numbers.setdefault(_numbers(text), []).append(row)
         short = (self.counts < NGRAM) & (whole >= SHORTEST_RUN)
         self.indices += [_Index(self.words, n, short & (whole == n), signs=True)
                          for n in sorted({int(n) for n in whole[short]}, reverse=True)]
@@ -118,10 +121,13 @@ class _Index:
     def __init__(self, found: Words, n: int, usable: np.ndarray, *, signs: bool):
         hashes, _, offsets = ngrams(found, n)
         owner = np.repeat(np.arange(len(usable)), np.diff(offsets))
-        mine = usable[owner]
-        both = np.unique(np.stack((hashes[mine], owner[mine].astype(np.uint64))), axis=1)
-        self.values, first, self.times = np.unique(both[0], return_index=True, return_counts=True)
-        self.owners = both[1][first].astype(np.int64)
+        hashes, owner = hashes[usable[owner]], owner[usable[owner]]
+        order = np.argsort(hashes, kind="stable")
+        hashes, owner = hashes[order], owner[order]
+        new = np.append(True, (np.diff(hashes) > 0) | (np.diff(owner) > 0))[:len(hashes)]
+        self.values, first, self.times = np.unique(hashes[new], return_index=True,
+                                                   return_counts=True)
+        self.owners = owner[new][first]
         self.n, self.signs = n, signs
         self.table = np.zeros(1 << 20, bool)
         self.table[(self.values & _LOW).astype(np.int64)] = True
@@ -177,15 +183,19 @@ def _shared(hits: np.ndarray, index: _Index, problems: Sequence[str], names: Seq
     """One hit a training problem: its longest shared stretch, phrasing left out."""
     rows_of = np.bincount(np.unique(hits[:, [0, 2]], axis=0)[:, 1], minlength=len(index.values))
     rare = (rows_of < COMMON) & (index.times < COMMON)
-    out = []
+    found: dict[int, tuple[int, int, int]] = {}
     for rows in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1) if len(hits) else []:
-        size, start, owner = max(_stretches(rows, index, rare), key=lambda s: s[0])
-        share = min(1.0, size / max(1, counts[owner])) if not index.signs else 1.0
-        if rare[rows[:, 2]].any() or share >= 0.5:
-            row = int(rows[0, 0])
-            found = normal_words([problems[row]])
-            found = found if index.signs else _without(found, OPERATORS)
-            out.append(Hit(row, names[owner], "ngram", share, found.text(start, start + size - 1)))
+        stretch = max(_stretches(rows, index, rare), key=lambda stretch: stretch[0])
+        covers = index.signs or 2 * stretch[0] >= counts[stretch[2]]
+        if covers or rare[rows[:, 2]].any():
+            found[int(rows[0, 0])] = stretch
+    held = normal_words([problems[row] for row in found])
+    held = held if index.signs else _without(held, OPERATORS)
+    out = []
+    for start, (row, (size, first, owner)) in zip(held.offsets, found.items(), strict=False):
+        share = 1.0 if index.signs else min(1.0, size / counts[owner])
+        text = held.text(start + first, start + first + size - 1)
+        out.append(Hit(row, names[owner], "ngram", share, text))
     return out
 
 
@@ -201,34 +211,32 @@ def _stretches(rows: np.ndarray, index: _Index, rare: np.ndarray) -> list[tuple[
 
 def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: float,
            first: int) -> list[Hit]:
-    """Pairs whose word sets are alike are compared in order; their numbers must be the same.
+    """Texts with the same numbers whose words, in order, are alike (difflib's ratio).
 
     In a short problem a sign is as telling as a number.
     """
-    if not evaluation.texts or least > 1:
-        return []
-    ours, theirs = (sign(w.hashes, w.offsets) for w in (found, evaluation.words))
-    pairs = pairs_between(ours, theirs, rows=4)
-    pairs = pairs[similarity(ours, theirs, pairs) >= least - 0.25]
-    mine, yours = _spans(found), _spans(evaluation.words)
-    signs = _hashes(OPERATORS)
+    signs = set(_hashes(OPERATORS).tolist())
     hits = []
-    for row, other in pairs:
-        short = evaluation.counts[other] < NGRAM
-        if _numbers(texts[row]) == _numbers(evaluation.texts[other]) and not (
-                short and _differ(mine[row], yours[other], signs)):
-            match = SequenceMatcher(None, mine[row].tolist(), yours[other].tolist(), False)
-            if match.quick_ratio() >= least and (score := match.ratio()) >= least:
+    for row, (text, span) in enumerate(zip(texts, _spans(found), strict=True)):
+        mine = span.tolist()
+        for other in evaluation.by_numbers.get(_numbers(text), ()) if least <= 1 else ():
+            yours, bag = evaluation.lists[other]
+            size = least * (len(mine) + len(yours)) / 2
+            if min(len(mine), len(yours)) < size or sum(map(bag.__contains__, mine)) < size or (
+                    evaluation.counts[other] < NGRAM and _differ(mine, yours, signs)):
+                continue
+            match = SequenceMatcher(None, mine, yours, False)
+            if (score := match.ratio()) >= least:
                 run = match.find_longest_match()
                 start = int(found.offsets[row]) + run.a
-                hits.append(Hit(first + int(row), evaluation.names[other], "fuzzy", score,
+                hits.append(Hit(first + row, evaluation.names[other], "fuzzy", score,
                                 found.text(start, start + run.size - 1)))
     return hits
 
 
-def _differ(one: np.ndarray, two: np.ndarray, signs: np.ndarray) -> bool:
-    return sorted(one[np.isin(one, signs)]) != sorted(two[np.isin(two, signs)])
+def _differ(one: list[int], two: list[int], signs: set[int]) -> bool:
+    return sorted(filter(signs.__contains__, one)) != sorted(filter(signs.__contains__, two))
 
 
-def _numbers(text: str) -> Counter[str]:
-    return Counter(re.findall(r"\d+(?:\.\d+)?", text))
+def _numbers(text: str) -> tuple[str, ...]:
+    return tuple(sorted(_NUMBER.findall(text)))

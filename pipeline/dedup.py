@@ -19,20 +19,15 @@ RECALL = 0.99
 
 def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
     """MinHash signatures of the sets of `n`-word runs: uint32 [texts, PERMUTATIONS]."""
+    from rensa import RMinHash
+
     parts = [np.zeros((0, PERMUTATIONS), np.uint32)]
     for _, chunk in chunks(texts):
         hashes, _, offsets = ngrams(words(chunk), n)
-        parts.append(sign(hashes, offsets))
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, offsets.astype(np.uint64), PERMUTATIONS, 1)
+        parts.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, PERMUTATIONS))
     return np.concatenate(parts)
-
-
-def sign(hashes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Signatures of flat uint64 sets; set s is hashes[offsets[s]:offsets[s + 1]]."""
-    from rensa import RMinHash
-
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        hashes, offsets.astype(np.uint64), PERMUTATIONS, 1)
-    return np.array(matrix.to_rows(), np.uint32).reshape(-1, PERMUTATIONS)
 
 
 def rows_per_band(threshold: float) -> int:
@@ -53,12 +48,12 @@ def _bands(signature: np.ndarray, rows: int) -> np.ndarray:
     return np.array(keys)
 
 
-def similarity(left: np.ndarray, right: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Estimated Jaccard similarity of the texts in each pair: float64 [pairs]."""
+def similarity(signature: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Estimated Jaccard similarity of the texts in each pair of rows: float64 [pairs]."""
     out = np.empty(len(pairs))
     for start in range(0, len(pairs), 1 << 16):
         some = pairs[start:start + (1 << 16)]
-        out[start:start + len(some)] = (left[some[:, 0]] == right[some[:, 1]]).mean(axis=1)
+        out[start:start + len(some)] = (signature[some[:, 0]] == signature[some[:, 1]]).mean(axis=1)
     return out
 
 
@@ -79,23 +74,10 @@ def _pairs_within(signature: np.ndarray, rows: int) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def pairs_between(left: np.ndarray, right: np.ndarray, rows: int) -> np.ndarray:
-    """Every candidate (index in left, index in right) that shares a band: int64 [pairs, 2]."""
-    found = [np.zeros((0, 2), np.int64)]
-    for one, two in zip(_bands(left, rows), _bands(right, rows), strict=True):
-        order = np.argsort(two, kind="stable")
-        low = np.searchsorted(two[order], one, side="left")
-        count = np.searchsorted(two[order], one, side="right") - low
-        where = np.repeat(np.arange(len(one)), count)
-        within = np.arange(len(where)) - np.repeat(np.cumsum(count) - count, count)
-        found.append(np.stack((where, order[low[where] + within]), axis=1))
-    return np.unique(np.concatenate(found), axis=0)
-
-
 def near_duplicates(signature: np.ndarray, threshold: float) -> np.ndarray:
     """For each text the index of the earlier, kept text that it nearly repeats, else -1."""
     pairs = _pairs_within(signature, rows_per_band(threshold))
-    close = pairs[similarity(signature, signature, pairs) >= threshold]
+    close = pairs[similarity(signature, pairs) >= threshold]
     of = np.full(len(signature), -1, np.int64)
     for first, later in close[np.lexsort((close[:, 0], close[:, 1]))]:
         if of[first] < 0 and of[later] < 0:

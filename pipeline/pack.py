@@ -15,8 +15,8 @@ from pipeline.chat import Messages, training_row
 from pipeline.errors import UserError
 from pipeline.progress import progress
 
-WINDOW = 1 << 26
-"""Tokens that are packed together: at 5 bytes each, what is held in memory."""
+WINDOW = 1 << 25
+"""Tokens that are packed together, to bound memory; enough rows for blocks to fill."""
 Row = tuple[str, int, list[int], list[int]]
 
 
@@ -118,7 +118,7 @@ def block_tables(rows: Iterable[Row], block: int,
 def _windows(rows: Iterable[Row]) -> Iterator[list[tuple[str, int, np.ndarray, np.ndarray]]]:
     held, size = [], 0
     for name, sample, ids, mask in rows:
-        held.append((name, sample, np.array(ids, np.int32), np.array(mask, np.int8)))
+        held.append((name, sample, np.asarray(ids, np.int32), np.asarray(mask, np.int8)))
         size += len(ids)
         if size >= WINDOW:
             yield held
@@ -129,14 +129,20 @@ def _windows(rows: Iterable[Row]) -> Iterator[list[tuple[str, int, np.ndarray, n
 
 def _blocks(window: list[tuple[str, int, np.ndarray, np.ndarray]],
             blocks: list[list[int]]) -> pl.DataFrame:
-    def joined(column: int) -> list[np.ndarray]:
-        return [np.concatenate([window[index][column] for index in members])
-                for members in blocks]
+    import pyarrow as pa
 
-    def each(value: Any) -> list[list[Any]]:
-        return [[value(window[index]) for index in members] for members in blocks]
+    order = [index for members in blocks for index in members]
+    sizes = np.array([len(window[index][2]) for index in order])
+    rows = np.cumsum([0] + [len(members) for members in blocks])
+    tokens = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[rows]
 
-    return pl.DataFrame({
-        "problem_id": each(lambda row: row[0]), "sample": each(lambda row: row[1]),
-        "input_ids": joined(2), "completion_mask": joined(3),
-        "seq_lengths": each(lambda row: len(row[2]))})
+    def lists(bounds: np.ndarray, values: Any) -> Any:
+        return pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(values))
+
+    frame: Any = pl.from_arrow(pa.table({
+        "problem_id": lists(rows, [window[index][0] for index in order]),
+        "sample": lists(rows, [window[index][1] for index in order]),
+        "input_ids": lists(tokens, np.concatenate([window[index][2] for index in order])),
+        "completion_mask": lists(tokens, np.concatenate([window[index][3] for index in order])),
+        "seq_lengths": lists(rows, sizes)}))
+    return frame

@@ -12,6 +12,8 @@ import polars as pl
 from pipeline.errors import UserError
 
 ROWS = 4096
+PAGE = 512
+"""Rows decoded at once; a few pages of long texts are tens of megabytes."""
 
 
 def count(path: Path) -> int:
@@ -28,10 +30,10 @@ def batches(schema: Any, path: Path, rows: int = ROWS) -> Iterator[pl.DataFrame]
     import pyarrow as pa
 
     total = count(path)
-    size = -(-total // max(1, -(-total // rows)))
+    size = max(1, -(-total // max(1, -(-total // rows))))
     held: list[pl.DataFrame] = []
     try:
-        for batch in _open(path).iter_batches(max(size, 1), use_threads=False):
+        for batch in _open(path).iter_batches(min(size, PAGE), use_threads=False):
             held.append(schema.validate(pl.from_arrow(pa.Table.from_batches([batch])), cast=True))
             if sum(map(len, held)) >= size:
                 whole = pl.concat(held)
@@ -49,7 +51,9 @@ def _open(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20)
+        # Without pre_buffer=False a whole row group is fetched, and some writers make only one.
+        return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20,
+                              pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Parquet file ({error}); delete its folder and "
                         "run the stage that made it again") from None
@@ -71,7 +75,7 @@ class Writer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd",
                                          write_page_checksum=True)
-        self.file.write_table(table.cast(self.file.schema))
+        self.file.write_table(table.cast(self.file.schema), row_group_size=1024)
 
 
 @contextmanager
