@@ -11,6 +11,8 @@ and bytes a token and the share of the dense KL(teacher, student) that is lost.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import tempfile
 import time
@@ -18,9 +20,11 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.divergence import Dense, Mix, TopK, distillation_loss
+from pipeline.logits import Scored
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -131,31 +135,47 @@ def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> No
 
     rows = Rows(*(column[:limit] for column in vars(read_rows(rows_path)).values()))
     models = [load_teacher(name, "auto") for name in (teacher, student)]
-    width = output_layer(models[1])[0].shape[0]
+    weights = [output_layer(model)[0].float() for model in models]
+    states = []
+    for ids, labels in zip(rows.ids, rows.labels, strict=True):
+        trained = torch.tensor(labels[1:] != IGNORED, device=DEVICE)
+        fed = {"input_ids": torch.tensor(ids, device=DEVICE)[None]}
+        with torch.no_grad():
+            states.append([hidden_states(m, fed)[0, :-1][trained].float() for m in models])
 
-    @torch.no_grad()
     def divergence_of(targets: Targets | None) -> float:
-        total = 0.0
-        for i in range(len(rows)):
-            fed = {"input_ids": torch.tensor(rows.ids[i], device=DEVICE)[None]}
-            trained = torch.tensor(rows.labels[i][1:] != IGNORED, device=DEVICE)
-            t, s = (hidden_states(model, fed)[0, :-1][trained].float() for model in models)
-            weights = [output_layer(model)[0].float() for model in models]
-            signal = Dense(t, weights[0]) if targets is None else targets.of_row(i)
-            if isinstance(signal, TopK):
-                signal = TopK(*(x.to(DEVICE) for x in (signal.ids, signal.logps, signal.rest)))
-            labels = torch.tensor(rows.labels[i][1:], device=DEVICE)[trained]
-            total += distillation_loss(s, weights[1], None, labels, signal, Mix())[1].item()
-        return total
+        """The KL summed over all rows, dense or over stored outcomes."""
+        signals = [Dense(t, weights[0]) if targets is None else _on_device(targets.of_row(i))
+                   for i, (t, _) in enumerate(states)]
+        return sum(distillation_loss(s, weights[1], None, s.new_zeros(len(s), dtype=torch.long),
+                                     signal, Mix())[1].item()
+                   for signal, (_, s) in zip(signals, states, strict=True))
 
-    dense = divergence_of(None)
-    for k in (8, 16, 32, 64):
-        scorer = TransformersScorer(LogitsConfig(teacher=teacher, top_k=k), width)
-        for mass in (0.98, 0.99, 0.995, 0.999):
-            with tempfile.TemporaryDirectory() as folder:
-                counts = score_rows(rows, scorer, mass, 4096, Path(folder), {}, lambda n: None)
-                lost = 1 - divergence_of(Targets.read(Path(folder), rows)) / dense
-            print(json.dumps({"top_k": k, "mass": mass, "lost": round(lost, 5), **counts}))
+    dense, most = divergence_of(None), 64
+    tokens = sum(len(s) for _, s in states)
+    print(json.dumps({"tokens": tokens, "dense KL a token": round(dense / tokens, 4)}))
+    scorer = TransformersScorer(LogitsConfig(teacher=teacher, top_k=most), len(weights[1]))
+    whole = functools.cache(lambda: scorer(samples))
+    samples: list = []
+    for k, mass in itertools.product((8, 16, 32, most), (0.98, 0.99, 0.995, 0.999, 1.0)):
+        def cut(given: list, k: int = k) -> list:
+            samples[:] = given
+            return [_first(scored, k) for scored in whole()]
+
+        with tempfile.TemporaryDirectory() as folder:
+            counts = score_rows(rows, cut, mass, limit, Path(folder), {}, lambda n: None)
+            lost = 1 - divergence_of(Targets.read(Path(folder), rows)) / dense
+        print(json.dumps({"top_k": k, "mass": mass, "lost": round(lost, 5), **counts}), flush=True)
+
+
+def _on_device(top: TopK) -> TopK:
+    return TopK(top.ids.to(DEVICE), top.logps.to(DEVICE), top.rest.to(DEVICE))
+
+
+def _first(scored: Scored, k: int) -> Scored:
+    """The k likeliest outcomes; the others join the rest."""
+    dropped = np.logaddexp.reduce(scored.logps[:, k:], 1, initial=-np.inf)
+    return Scored(scored.ids[:, :k], scored.logps[:, :k], np.logaddexp(scored.rest, dropped))
 
 
 def main() -> None:
