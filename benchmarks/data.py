@@ -242,10 +242,11 @@ def _make_traces(count: int, folder: str) -> None:
     """Write the inputs of the filter stage to `folder`."""
     import polars as pl
 
-    from pipeline import records, stream
+    from pipeline import records
 
     rng = random.Random(0)
-    pool = [" ".join(rng.choice("let me check that sum again so x is y".split())
+    filler = ["let", "me", "check", "that", "sum", "again", "so", "x", "is", "y"]
+    pool = [" ".join(rng.choice(filler)
                      + str(rng.randrange(10 ** 6)) for _ in range(20)) for _ in range(3000)]
     problems = [{"problem_id": f"p{i}", "problem": "q", "answer": "42", "kind": "math",
                  "source": "s", "split": "problems", "meta": "{}"} for i in range(count // 4)]

@@ -2,7 +2,7 @@
 
 The prompt a student sees when it generates is, token for token, the head of its training row;
 the completion's tokens and the end of its turn carry the loss, nothing else does. A control token
-that is spelt out in a problem or a trace is text: it is encoded in pieces that are no control token.
+that is spelt out in a problem or a trace is text: its pieces are no control token.
 """
 
 from __future__ import annotations

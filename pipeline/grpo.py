@@ -20,17 +20,17 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""
-        args = self.args
+        args: Any = self.args
         return (not args.use_vllm and self.accelerator.num_processes == 1 and not args.top_k
                 and args.min_p is None and args.repetition_penalty == 1.0
                 and not args.generation_kwargs and not args.use_transformers_continuous_batching)
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
-        if images or not self._ours():
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args,
-                                                 **kwargs)
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        rows = decode(model, prompt_ids, max_tokens=self.max_completion_length,
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
+        if images or not self.max_completion_length or not self._ours():
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        longest = int(self.max_completion_length or 0)
+        rows = decode(model, prompt_ids, max_tokens=longest,
                       temperature=self.temperature, top_p=self.top_p, end=list(self.eos_token_ids))
         return rows, None
 

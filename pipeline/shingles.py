@@ -6,6 +6,7 @@ same in every process. Everything is vectorised over about a megabyte of text at
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,7 +130,7 @@ def repetition(texts: Sequence[str], n: int = 20) -> list[float]:
     out: list[float] = []
     for _, chunk in chunks(texts):
         hashes, _, offsets = ngrams(words(chunk), n)
-        for first, last in zip(offsets, offsets[1:], strict=False):
+        for first, last in itertools.pairwise(offsets):
             distinct = len(np.unique(hashes[first:last]))
             out.append(float(1 - distinct / (last - first)) if last > first else 0.0)
     return out
