@@ -129,6 +129,18 @@ def estimate(overrides: Overrides = None, config: Files = None,
     tools.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
 
 
+@app.command()
+def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Say what filter would keep and why the rest would leave; writes nothing."""
+    from stages.graph import plans
+    from stages.runner import make
+
+    experiment = _experiment(config, overrides)
+    make(experiment, "generate")
+    tools.preview_filter(experiment, plans(experiment, "filter"))
+
+
+app.command()(tools.doctor)
 app.command()(tools.judge)
 app.command()(tools.probe)
 

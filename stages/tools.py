@@ -70,3 +70,34 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
         found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
                          runtime=address, store=store, pilot=pilot)
     print("\n".join(found.lines()))
+
+
+def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+           chat_template: Annotated[Path | None, typer.Option(help="Template to use instead of "
+                                                                   "the tokenizer's own.")] = None,
+           teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
+                                                            "model.")] = None,
+           debug: bool = False) -> None:
+    """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
+    from pipeline.doctor import examine
+
+    checks = examine(model, chat_template, teacher)
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def preview_filter(experiment: Any, chain: Any) -> None:
+    """Print how many traces filter would keep, and why the others would leave."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.filter import preview
+
+    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    frame = preview(experiment, ready)
+    table = Table(*frame.columns, title="filter preview; nothing is written")
+    for row in frame.rows():
+        table.add_row(*(str(value) for value in row))
+    Console().print(table, markup=False)

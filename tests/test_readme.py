@@ -29,7 +29,7 @@ def test_every_limbeck_command_parses_and_its_config_loads(line):
     commands = typer.main.get_command(app).commands
     assert name in commands
     commands[name].make_context(name, list(words))
-    if name in STAGES or name in ("plan", "config", "estimate"):
+    if name in STAGES or name in ("plan", "config", "estimate", "preview"):
         files = [ROOT / words[i + 1] for i, word in enumerate(words) if word == "-c"]
         overrides = [w for w in words if "=" in w and not w.startswith("-")]
         load(Experiment, files or [ROOT / "configs/default.yaml"], overrides)
