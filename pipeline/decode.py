@@ -7,12 +7,26 @@ where vLLM is not: on a CPU, for small models.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
 
 COMPACT_EVERY = 8
 """Steps between two looks for finished rows; compacting copies the cache, so not every step."""
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # names in malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks: a growing cache else faults its pages in at every step.
+
+    Worth about a third of the decoding speed on a CPU (measured with the tiny student); does
+    nothing on other C libraries.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 1 << 28)):
+            libc.mallopt(option, value)
 
 
 @torch.no_grad()

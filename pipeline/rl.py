@@ -90,8 +90,10 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
+    from pipeline.decode import keep_freed_memory
     from pipeline.grpo import CompactGRPOTrainer
 
+    keep_freed_memory()
     functions = []
     for index, (name, (_, function)) in enumerate(rewards.items()):
         function = with_reflection(function) if index == 0 else function

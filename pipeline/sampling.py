@@ -73,8 +73,9 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from pipeline.decode import decode
+    from pipeline.decode import decode, keep_freed_memory
 
+    keep_freed_memory()
     quiet_libraries()
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
