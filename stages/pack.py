@@ -110,7 +110,7 @@ holds the whole configuration. Prompts follow the template `{prompt}`.
 Open it with `datasets.load_dataset("FOLDER")`. The texts belong to their sources: see the
 licences of the problem set ({problems}) and of the teacher ({teacher}).
 """
-BLOCK_COLUMNS = """| `seq_lengths` | lengths of the rows in a block; positions start again with each |
+BLOCK_COLUMNS = """| `seq_lengths` | lengths of a block's rows; positions start again with each |
 """
 
 

@@ -5,14 +5,15 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_kinds import NAMES, tokenizer_of
 
 from pipeline.chat import encode, prompt_ids, render_prompt, training_row
 from pipeline.completion import split_completion
 from pipeline.errors import UserError
-from tokenizer_kinds import NAMES, tokenizer_of
 
-WORDS = ("Let me check 12 + 30 = 42. Wait, \\frac{1}{2} λ 数学 ∑ 🙂 \n \n\n so the answer is "
-         "\\boxed{42} `code` {{ x }} {% if %} ${y} \t - * # _a_ 3.14 don't").split(" ")
+TEXT = ("Let me check 12 + 30 = 42. Wait, \\frac{1}{2} λ 数学 ∑ 🙂 \n \n\n so the answer is "
+        "\\boxed{42} `code` {{ x }} {% if %} ${y} \t - * # _a_ 3.14 don't")
+WORDS = TEXT.split(" ")
 
 
 def conversations(count, seed=0):

@@ -185,7 +185,7 @@ def artifacts(tmp_path, monkeypatch):
                  "source": "s", "split": "problems", "meta": "{}"} for i in range(20)]
     inputs = {"prepare": tmp_path / "prepare", "generate": tmp_path / "generate"}
     records.write(records.Problem, pl.DataFrame(problems), inputs["prepare"] / "problems.parquet")
-    names = [name for name in records.Trace.columns()]
+    names = list(records.Trace.columns())
     records.write(records.Trace, judged(rows).select(names), inputs["generate"] / "traces.parquet")
     return inputs, rows
 
@@ -202,9 +202,10 @@ def test_the_streamed_stage_writes_what_the_whole_table_gives(artifacts, tmp_pat
     counts = stage.run(experiment, inputs, out)
     written = records.read(records.Judged, out / "judged.parquet")
     whole = select(judged(rows), config, {f"p{i}": "s" for i in range(20)})
-    assert written.select("problem_id", "sample", "thinking", "pass_rate", "kept", "reason").rows() \
-        == whole.select("problem_id", "sample", "thinking", "pass_rate", "kept", "reason").rows()
-    assert counts["traces"] == 100 and counts["kept"] == 15 == sum(counts["kept_by_source"].values())
+    names = ("problem_id", "sample", "thinking", "pass_rate", "kept", "reason")
+    assert written.select(names).rows() == whole.select(names).rows()
+    assert counts["traces"] == 100 and counts["kept"] == 15
+    assert sum(counts["kept_by_source"].values()) == 15
     assert counts["kept"] + sum(counts["rejected"].values()) == 100
     assert sum(counts["problems_by_difficulty"].values()) == 20
 
@@ -226,7 +227,7 @@ def test_a_damaged_table_is_one_sentence(artifacts, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 0xFF
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match="traces.parquet"):
+    with pytest.raises(UserError, match=r"traces\.parquet"):
         stage.run(SimpleNamespace(filter=FilterConfig(), runtime=None), inputs, tmp_path / "out")
 
 
