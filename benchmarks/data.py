@@ -5,7 +5,7 @@
 FOLDER holds problem sets as JSON lines (math_train, gsm8k_train, math500, ...); without it texts
 are made up. Peers: datasketch (optional), rensa fed with Python shingles, the eight-gram method
 of open-r1 as its description says (lower case, white space, one pass a set), TRL's pack_dataset.
-One process; each time is the better of two.
+One process; each time is the better of two (datasketch: of one).
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def packing(scale: float) -> dict[str, dict[str, float]]:
     out["limbeck"] = {**measure(shape["blocks"], seconds), "balance": shape["attention_balance"]}
     for name, size in (("TRL bfd, batches of 1,000", 1000), ("TRL bfd, one batch", None)):
         seconds, packed = best(lambda size=size: pack_dataset(
-            table, 16384, "bfd", {"batch_size": size}), 1)
+            table, 16384, "bfd", {"batch_size": size}))
         out[name] = measure(len(packed), seconds)
     return out
 
@@ -209,7 +209,7 @@ def main() -> None:
         for name, values in rows.items():
             shown = "  ".join(f"{key} {value:,.4g}" for key, value in values.items())
             print(f"{part:16} {name:28} {shown}")
-    command = "python " + " ".join(arg if "/" not in arg else Path(arg).name for arg in sys.argv)
+    command = f"python benchmarks/data.py --scale {given.scale}"
     text = json.dumps({"command": command, "scale": given.scale, **results}, indent=1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text + "\n", encoding="utf-8")

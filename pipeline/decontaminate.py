@@ -230,11 +230,13 @@ def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: fl
 
     In a short problem a sign is as telling as a number.
     """
+    if least > 1:
+        return []
     signs = set(_hashes(OPERATORS).tolist())
     hits = []
     for row, (text, span) in enumerate(zip(texts, _spans(found), strict=True)):
         mine = span.tolist()
-        for other in evaluation.by_numbers.get(_numbers(text), ()) if least <= 1 else ():
+        for other in evaluation.by_numbers.get(_numbers(text), ()):
             yours, bag = evaluation.lists[other]
             size = least * (len(mine) + len(yours)) / 2
             if min(len(mine), len(yours)) < size or sum(map(bag.__contains__, mine)) < size or (
