@@ -20,19 +20,18 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
 
     Only what the trace store lacks is asked. A UserError where the teacher gave nothing at all.
     """
-    from pipeline.teacher import Outcome, Request, TraceStore, generate
+    from pipeline.teacher import Outcome, TraceStore, generate
 
     config, runtime = experiment.generate, experiment.runtime
-    requests = [Request(name, sample, chat) for name, chat in chats.items()
-                for sample in range(samples)]
+    requests = requests_of(chats, samples)
     with TraceStore(runtime.traces) as store:
         missing = len(store.missing(requests, config.teacher, config.sampling))
         outcome = Outcome(reused=len(requests) - missing)
         if missing:
-            with (_reached(config.teacher, runtime.teacher) as reached,
+            with (reached(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance):
                 outcome = generate(requests, teacher=config.teacher, sampling=config.sampling,
-                                   runtime=reached, store=store, on_progress=advance)
+                                   runtime=address, store=store, on_progress=advance)
         traces = store.collect(requests, config.teacher, config.sampling)
     _explain(outcome)
     if not len(traces):
@@ -41,14 +40,22 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
     return traces, _counts(traces, outcome)
 
 
+def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
+    """One Request for each chat and sample."""
+    from pipeline.teacher import Request
+
+    return [Request(name, sample, chat) for name, chat in chats.items()
+            for sample in range(samples)]
+
+
 @contextmanager
-def _reached(teacher: Any, runtime: Any) -> Iterator[Any]:
-    """The runtime with the address of the teacher, which is started here where it is local."""
-    if teacher.type == "openai" or runtime.base_url:
-        if not runtime.base_url:
+def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
+    """`runtime.teacher` with the address of the teacher, started here where it is local."""
+    if teacher.type == "openai" or runtime.teacher.base_url:
+        if not runtime.teacher.base_url:
             raise UserError("no address for the teacher: set runtime.teacher.base_url, e.g. "
                             "https://api.deepseek.com/v1")
-        yield runtime
+        yield runtime.teacher
         return
     if teacher.type == "solver":
         from pipeline.teacher.server import serve
@@ -57,9 +64,9 @@ def _reached(teacher: Any, runtime: Any) -> Iterator[Any]:
     else:
         from pipeline.serve import vllm_server
 
-        server = vllm_server(teacher.model, teacher.vllm)
+        server = vllm_server(teacher.model, teacher.vllm, log=runtime.traces / "vllm.log")
     with server as address:
-        yield runtime.model_copy(update={"base_url": address})
+        yield runtime.teacher.model_copy(update={"base_url": address})
 
 
 def _explain(outcome: Any) -> None:

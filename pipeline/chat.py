@@ -1,8 +1,8 @@
 """One tokenisation for pack, sft, rl and evaluate: messages to token ids and a loss mask.
 
 The prompt a student sees when it generates is, token for token, the head of its training row;
-the completion's tokens and the end of its turn carry the loss, nothing else does. A control
-token that is spelt out in a problem or a trace is text: it is encoded in pieces that are none.
+the completion's tokens and the end of its turn carry the loss, nothing else does. A control token
+that is spelt out in a problem or a trace is text: its pieces are no control token.
 """
 
 from __future__ import annotations

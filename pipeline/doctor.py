@@ -95,7 +95,7 @@ def _prefix(tokenizer: Any) -> tuple[bool, str]:
 
 
 def _mask(tokenizer: Any) -> tuple[bool, str]:
-    _, mask = _row(tokenizer)
+    _ids, mask = _row(tokenizer)
     share = sum(mask) / len(mask)
     plain = len(chat.encode(tokenizer, THINKING + ANSWER))
     right = 0 < share < 1 and plain - 8 <= sum(mask) <= plain + 40

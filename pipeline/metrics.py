@@ -11,9 +11,13 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): 95 % normal interval of the mean over problems, clipped to [0, 1].
 
     Problems, not samples, are the independent draws, so a problem's samples are averaged before.
+    Where all values are 0 or all are 1 the normal interval would have no width: Wilson's is given.
     """
     n = len(values)
     mean = sum(values) / n
+    if mean in (0.0, 1.0):
+        width = 1.96 ** 2 / (n + 1.96 ** 2)
+        return (mean, 0.0, width) if mean == 0 else (mean, 1 - width, 1.0)
     spread = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
     half = 1.96 * spread / sqrt(n)
     return mean, max(0.0, mean - half), min(1.0, mean + half)

@@ -77,7 +77,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
 
         return pl.read_parquet(path).to_dicts()
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 
@@ -37,6 +39,11 @@ def render(name: str, **variables: str) -> str:
         return _template(path, path.stat().st_mtime_ns).render(**variables).strip()
     except TemplateError as error:
         raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
+
+
+def chats(name: str, problems: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
+    """The chat of each problem row, by problem id."""
+    return {row["problem_id"]: messages(name, row["problem"]) for row in problems}
 
 
 def messages(name: str, problem: str) -> list[dict[str, str]]:

@@ -89,7 +89,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
-    from trl import GRPOTrainer
+
+    from pipeline.grpo import CompactGRPOTrainer
 
     functions = []
     for index, (name, (_, function)) in enumerate(rewards.items()):
@@ -100,7 +101,7 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
-    trainer = GRPOTrainer(model=student, reward_funcs=functions, args=args,
-                          train_dataset=Dataset.from_list(prompts), processing_class=tokenizer,
-                          callbacks=[guard, RewardWatch(patience)])
+    trainer = CompactGRPOTrainer(
+        model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)])
     return fit(trainer, guard, out, tokenizer)

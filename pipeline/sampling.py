@@ -1,4 +1,4 @@
-"""Sample completions from a checkpoint: by transformers anywhere, by vLLM where it is."""
+"""Sample completions from a checkpoint: by our decoding loop anywhere, by vLLM where it is."""
 
 from __future__ import annotations
 
@@ -69,9 +69,11 @@ def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: Stu
 
 def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
                      sampling: StudentSampling, seed: int, batch: int) -> list[list[int]]:
-    """Batches of equal-length prompts first, so that padding stays small."""
+    """Prompts of like length share a batch, so that padding stays small."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
+
+    from pipeline.decode import decode
 
     quiet_libraries()
     set_seed(seed)
@@ -81,39 +83,15 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     student = student.to(device).eval()
-    student.generation_config.eos_token_id = tokenizer.eos_token_id
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     with progress(f"sampling {model.rsplit('/', 2)[-2]}", len(prompts)) as advance:
         for start in range(0, len(order), batch):
             chosen = order[start:start + batch]
-            rows = _generate(student, tokenizer, [prompts[i] for i in chosen], sampling)
-            out = _place(out, chosen, rows)
+            rows = decode(student, [prompts[i] for i in chosen], max_tokens=sampling.max_tokens,
+                          temperature=sampling.temperature, top_p=sampling.top_p,
+                          end=[tokenizer.eos_token_id])
+            for index, row in zip(chosen, rows, strict=True):
+                out[index] = row
             advance(len(chosen))
     return out
-
-
-def _place(out: list[list[int]], where: list[int], rows: list[list[int]]) -> list[list[int]]:
-    for index, row in zip(where, rows, strict=True):
-        out[index] = row
-    return out
-
-
-def _generate(student: Any, tokenizer: Any, prompts: list[list[int]],
-              sampling: StudentSampling) -> list[list[int]]:
-    import torch
-
-    padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    greedy = sampling.temperature == 0
-    chosen = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    with torch.inference_mode():
-        ids = student.generate(**padded.to(student.device), do_sample=not greedy, top_k=0, **chosen,
-                               max_new_tokens=sampling.max_tokens,
-                               pad_token_id=tokenizer.pad_token_id)
-    new = ids[:, padded["input_ids"].shape[1]:].tolist()
-    return [_to_end(row, tokenizer.eos_token_id) for row in new]
-
-
-def _to_end(row: list[int], end: int) -> list[int]:
-    """`row` up to and with its first end-of-turn token."""
-    return row[:row.index(end) + 1] if end in row else row

@@ -1,39 +1,224 @@
-"""Sequence-level SFT: TRL's SFTTrainer on packed rows, loss on completion tokens only."""
+"""SFT by TRL's SFTTrainer on token rows: the traces' tokens, or the teacher's distribution.
+
+What is ours: rows are never cut and carry their names, a step whose loss or gradient is not finite
+or whose loss is exactly 0 stops the run before the weights change, and the logits method's loss.
+
+Why the check sits between gradient and optimizer: `Trainer` replaces a loss that is NaN by the
+mean of the earlier ones before it logs (`logging_nan_inf_filter`; 0.0 after a first step), clips
+gradients by a norm that is NaN, which makes all of them NaN, and takes the step. One bad row, and
+the run goes on to its end on NaN weights and saves them.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from pipeline import attention
+from pipeline.errors import UserError
+from pipeline.objective import Objective, method_of
+from pipeline.recipe import SftConfig, SftJob
+from pipeline.rows import ByLength, Collator, held_out, read_rows
 from pipeline.trainer import Guard, fit, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
-    "max_length": None, "completion_only_loss": True, "gradient_checkpointing": False,
-    "lr_scheduler_type": "cosine", "train_sampling_strategy": "group_by_length",
+    "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,
+    "train_sampling_strategy": "group_by_length", "per_device_eval_batch_size": 8,
 }
+OURS: dict[str, Any] = {
+    "max_length": None, "remove_unused_columns": False, "prediction_loss_only": True,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+}
+"""Rows come as pack made them, so the trainer must neither cut nor pack nor tokenise."""
+ELSEWHERE = {**dict.fromkeys(OURS, "nothing (pack decides it)"),
+             "max_length": "pack.max_tokens", "packing": "the pack stage's packing",
+             "assistant_only_loss": "the rows' loss mask", "completion_only_loss": "the rows' mask",
+             "report_to": "sft.report_to", "eval_strategy": "sft.held_out",
+             "chat_template_path": "student.chat_template", "eos_token": "student.chat_template"}
 
 
-def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
-    """The SFTConfig that `sft.trainer` means; rows are never cut (max_length None)."""
-    from trl import SFTConfig
+def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
+    """The SFTConfig that `sft.trainer` means; a UserError for keys that belong elsewhere."""
+    for key in sft.trainer:
+        if key in ELSEWHERE:
+            raise UserError(f"sft.trainer.{key} is not for the trainer: the rows are ready when "
+                            f"they come; set {ELSEWHERE[key]} instead")
+    if sft.trainer.get("use_liger_kernel") and not find_spec("liger_kernel"):
+        raise UserError("sft.trainer.use_liger_kernel needs the liger-kernel package; pip install "
+                        "liger-kernel, or leave it out (the loss is chunked without it)")
+    for tracker in sft.report_to:
+        if not find_spec(tracker):
+            raise UserError(f"sft.report_to names {tracker}, which is not installed; "
+                            f"pip install {tracker}")
+    if sft.method.type == "logits" or sft.head == "limbeck":
+        for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
+            raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
+                            "set these or remove it")
+    lora_config(sft)
+    ours = {"report_to": ["tensorboard", *sft.report_to],
+            "eval_strategy": "steps" if sft.held_out else "no"}
+    return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
+                             out, seed)
 
-    return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **given}, out, seed)
+
+def lora_config(sft: SftConfig) -> Any:
+    """The peft LoraConfig that `sft.lora` means, or None."""
+    if sft.lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **sft.lora})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"sft.lora: LoraConfig refuses these settings: {error}") from None
 
 
-def train(model: str, tokenizer: Any, rows: Path, given: dict[str, Any], out: Path,
-          seed: int) -> dict[str, Any]:
-    """Train `model` on the token rows of `rows`; writes out/model and out/log.jsonl."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM
-    from trl import SFTTrainer
+class StudentTrainer(SFTTrainer):
+    """SFTTrainer over row indices, with a check of every step and the loss of either method."""
 
-    from pipeline import records
+    objective: Objective | None
 
-    table = records.read(records.TokenRow, rows).select("input_ids", "completion_mask")
-    args = arguments(given, out, seed)
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    guard = Guard("sft", out / "log.jsonl", zero_loss_is_wrong=True)
-    trainer = SFTTrainer(model=student, args=args, train_dataset=Dataset(table.to_arrow()),
-                         processing_class=tokenizer, callbacks=[guard])
-    return fit(trainer, guard, out, tokenizer)
+    def __init__(self, *, rows: Any, guard: Guard, objective: Objective | None = None,
+                 **given: Any):
+        self.rows, self.guard, self.chosen = rows, guard, given["train_dataset"]["row"]
+        self.objective = objective
+        self.step_losses: list[tuple[list[int], torch.Tensor]] = []
+        super().__init__(**given)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        indices = inputs["rows"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_losses.append((indices, loss))
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs.pop("rows", None)
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"][:, 1:] != -100).sum()
+        seen = self._metrics["train" if model.training else "eval"]
+        if model.training:
+            real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
+            self._total_train_tokens += int(self.accelerator.gather(real).sum())
+        seen["num_tokens"] = [self._total_train_tokens]
+        loss, metrics = self.objective(model, inputs)
+        for name, value in metrics.items():
+            seen[name].append((value / num_items_in_batch).item())
+        ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss * ranks / num_items_in_batch
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        losses = torch.stack([loss.float() for _, loss in self.step_losses]).tolist()
+        indices = [index for rows, _ in self.step_losses for index in rows]
+        bad = [index for (rows, _), loss in zip(self.step_losses, losses, strict=True)
+               if not math.isfinite(loss) for index in rows]
+        self.step_losses.clear()
+        # With a loss scaler (fp16) a gradient that overflows is skipped, which is its purpose.
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        if bad:
+            self._stop("the loss is not finite", bad)
+        if not scaled and not math.isfinite(float(norm)):
+            self._stop(f"the gradient's norm is {float(norm)}", indices)
+        if not any(losses):
+            self._stop("the loss is exactly 0, so nothing is learned", indices)
+        return norm
+
+    def _stop(self, what: str, indices: list[int]) -> None:
+        """Stop before the weights change; all names go to bad_batch.json, the first to the user."""
+        names = [self.rows.names[index] for index in indices]
+        step = self.state.global_step + 1
+        path = self.guard.log.parent / "bad_batch.json"
+        path.write_text(json.dumps({"step": step, "what": what, "rows": names}), encoding="utf-8")
+        more = f" and {len(names) - 16} more (bad_batch.json)" if len(names) > 16 else ""
+        self.guard.stop(f"{what} at step {step}, on {', '.join(names[:16])}{more}; the run is "
+                        "stopped before that step changed the weights. Look at these rows, lower "
+                        "the learning rate, or train in float32 (sft.trainer.bf16=false) without "
+                        "use_liger_kernel")
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(self.rows.ids[i]) for i in self.chosen]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return ByLength(lengths, batch, self.args.seed, lambda: int(self.state.epoch or 0))
+
+    def _get_eval_sampler(self, eval_dataset):
+        return torch.utils.data.SequentialSampler(eval_dataset)
+
+
+def make_trainer(job: SftJob) -> tuple[StudentTrainer, Guard, Any]:
+    """(trainer, guard, tokenizer) of a job, ready to train."""
+    rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
+    args = arguments(job.sft, job.out, job.seed)
+    objective, targets = method_of(job, rows, tokenizer)
+    collator = Collator(rows, tokenizer.pad_token_id, args.padding_free or rows.packed, targets)
+    args.padding_free = False
+    away = sorted(held_out(rows, job.sft.held_out))
+    if not away:
+        args.eval_strategy = "no"
+    kept = sorted(set(range(len(rows))) - set(away))
+    attention.register()
+    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
+    args.model_init_kwargs = None
+    guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
+    trainer = StudentTrainer(
+        rows=rows, guard=guard, objective=objective, model=student, args=args,
+        train_dataset=Dataset.from_dict({"row": kept}), data_collator=collator,
+        eval_dataset=Dataset.from_dict({"row": away}) if away else None,
+        processing_class=tokenizer, callbacks=[guard], peft_config=lora_config(job.sft))
+    return trainer, guard, tokenizer
+
+
+def train(job: SftJob) -> dict[str, Any]:
+    """Run `job` in this process; writes out/model and out/log.jsonl, returns counts."""
+    trainer, guard, tokenizer = make_trainer(job)
+    counts = fit(trainer, guard, job.out, tokenizer)
+    if job.sft.lora is not None and trainer.is_world_process_zero():
+        _merge(job, tokenizer)
+    trained = len(trainer.chosen)
+    return {**counts, "rows": trained, "held_out": len(trainer.rows) - trained}
+
+
+def _merge(job: SftJob, tokenizer: Any) -> None:
+    """Make out/model, an adapter, an ordinary checkpoint; the adapter moves to out/adapter."""
+    from peft import PeftModel
+
+    adapter, model = job.out / "adapter", job.out / "model"
+    model.rename(adapter)
+    base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+
+
+def main() -> None:
+    """`python -m pipeline.sft JOB.json`: what `accelerate launch` starts, once a process.
+
+    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
+    """
+    job = SftJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        counts = train(job)
+    except UserError as error:
+        (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if os.environ.get("RANK", "0") == "0":
+        (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -89,6 +89,9 @@ def build_model(tokenizer, tiny: TinyModel, seed: int):
 def save_tiny(texts: Iterable[str], tiny: TinyModel, chat_template: str, seed: int,
               folder: Path) -> dict[str, int]:
     """Build tokenizer and model, save both to `folder`; returns counts."""
+    from pipeline.progress import quiet_libraries
+
+    quiet_libraries()
     tokenizer = build_tokenizer(texts, tiny.vocabulary, chat_template)
     model = build_model(tokenizer, tiny, seed)
     model.save_pretrained(folder)

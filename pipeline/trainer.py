@@ -7,18 +7,17 @@ import math
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from pipeline import checkpoints
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
-
-WHOLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 
 def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Path,
@@ -31,14 +30,13 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
     unknown = sorted(set(given) - fields)
     if unknown:
         raise UserError(f"{section}.{unknown[0]} is not a key of {kind.__name__}; "
-                        f"see its documentation in TRL {_version('trl')}")
+                        f"see its documentation in TRL {version('trl')}")
     quiet_libraries()
     cuda = torch.cuda.is_available()
-    settings = {"output_dir": str(out / "checkpoints"), "logging_dir": None, "seed": seed,
-                "bf16": cuda, "use_cpu": not cuda, "report_to": ["tensorboard"],
-                "disable_tqdm": True, "logging_steps": 10, "save_strategy": "steps",
-                "save_steps": 0.25, "save_total_limit": 2, **given}
-    settings = {key: value for key, value in settings.items() if key in fields}
+    settings = {"output_dir": str(out / "checkpoints"), "seed": seed, "bf16": cuda,
+                "use_cpu": not cuda, "report_to": ["tensorboard"], "disable_tqdm": True,
+                "logging_steps": 10, "save_strategy": "steps", "save_steps": 0.25,
+                "save_total_limit": 2, **given}
     try:
         return kind(**settings)
     except (TypeError, ValueError) as error:
@@ -46,37 +44,52 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
                         f"{str(error).splitlines()[0]}") from None
 
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
-
-
-def last_whole_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint under `folder` that was written to its end, or None."""
-    while folder.is_dir() and (found := get_last_checkpoint(str(folder))):
-        if all((Path(found) / name).is_file() for name in WHOLE):
-            return found
-        Path(found).rename(Path(found).with_name("broken-" + Path(found).name))
+def bad_weights(model: Any) -> str | None:
+    """The name of the first parameter that holds a NaN or an infinity, or None."""
+    for name, weight in model.named_parameters():
+        local = weight.to_local() if hasattr(weight, "to_local") else weight
+        if not torch.isfinite(local).all():
+            return name
     return None
 
 
 class Guard(TrainerCallback):
-    """Stops a run at a NaN; shows a progress bar; keeps every logged value in log.jsonl."""
+    """Stops a run before bad weights are saved; marks checkpoints whole; shows and logs progress.
+
+    Every logged value goes to log.jsonl. A trainer that can, checks each step's loss as well.
+    """
 
     def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool):
         self.label, self.log = label, log
         self.zero_loss_is_wrong = zero_loss_is_wrong
         self.stack = ExitStack()
-        self.advance: Any = None
-        self.note = ""
+        self.advance: Any = lambda steps=1, note="": None
+        self.note, self.keep = "", 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.advance = self.stack.enter_context(progress(self.label, state.max_steps))
-        self.advance(state.global_step)
+    def on_init_end(self, args, state, control, **kwargs):
+        # The trainer would drop the older checkpoint before the newer is marked whole.
+        self.keep, args.save_total_limit = args.save_total_limit or 0, None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._refuse(model, "are not finite before the first step; take another checkpoint")
+        if state.is_world_process_zero:
+            self.advance = self.stack.enter_context(progress(self.label, state.max_steps))
+            self.advance(state.global_step)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
         self.advance(1, note=self.note)
+        if control.should_save:
+            self._refuse(model, f"are not finite after step {state.global_step}; the run is "
+                                "stopped and they are not saved. Lower the learning rate")
+
+    def on_save(self, args, state, control, **kwargs):
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir)
+            checkpoints.mark_whole(folder / f"checkpoint-{state.global_step}")
+            if self.keep > 0:
+                checkpoints.rotate(folder, self.keep)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.stack.close()
@@ -85,18 +98,25 @@ class Guard(TrainerCallback):
         values = {key: float(value) for key, value in (logs or {}).items() if _is_number(value)}
         for key in ("loss", "grad_norm"):
             if not math.isfinite(values.get(key, 0.0)):
-                self.stack.close()
-                raise UserError(f"{self.label}: {key} is {values[key]} at step "
-                                f"{state.global_step}; the run is stopped and not saved. Lower "
-                                "the learning rate, or look at the rows of that step")
+                self.stop(f"{key} is {values[key]} at step {state.global_step}; the run is stopped "
+                          "and not saved. Lower the learning rate, or look at that step's rows")
         if self.zero_loss_is_wrong and values.get("loss") == 0.0:
-            self.stack.close()
-            raise UserError(f"{self.label}: the loss is exactly 0 at step {state.global_step}; "
-                            "no token is trained (check the loss mask and precision)")
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+            self.stop(f"the loss is exactly 0 at step {state.global_step}; no token is trained "
+                      "(check the loss mask and precision)")
+        if state.is_world_process_zero:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         shown = ("loss", "reward", "completions/mean_length")
         self.note = " ".join(f"{k.split('/')[-1]} {values[k]:.3g}" for k in shown if k in values)
+
+    def stop(self, sentence: str) -> None:
+        """Close the progress bar and raise a UserError."""
+        self.stack.close()
+        raise UserError(f"{self.label}: {sentence}")
+
+    def _refuse(self, model: Any, sentence: str) -> None:
+        if name := bad_weights(model):
+            self.stop(f"weights {name} {sentence}")
 
 
 def _is_number(value: Any) -> bool:
@@ -110,25 +130,28 @@ def _is_number(value: Any) -> bool:
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
     """Train from the last whole checkpoint, save model and tokenizer to `out/model`."""
     trainer.remove_callback(transformers.PrinterCallback)
-    checkpoint = last_whole_checkpoint(out / "checkpoints")
-    if checkpoint:
-        print(f"{guard.label}: going on from {Path(checkpoint).name}", file=sys.stderr)
-        _cut_log(guard.log, int(checkpoint.rsplit("-", 1)[1]))
-    else:
+    main = trainer.is_world_process_zero()
+    with trainer.accelerator.main_process_first():
+        checkpoint = checkpoints.last_whole(out / "checkpoints")
+    if main and checkpoint:
+        print(f"{guard.label}: going on from {checkpoint.name}", file=sys.stderr)
+        _cut_log(guard.log, int(checkpoint.name.rsplit("-", 1)[1]))
+    elif main:
         guard.log.unlink(missing_ok=True)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    bad = [name for name, p in trainer.model.named_parameters() if not torch.isfinite(p).all()]
-    if bad:
-        raise UserError(f"{guard.label}: weights {bad[0]} are not finite; nothing is saved")
-    trainer.model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if name := bad_weights(trainer.model):
+        raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
+    trainer.save_model(str(out / "model"))
+    if main:
+        tokenizer.save_pretrained(out / "model")
+        (out / "model" / "training_args.bin").unlink(missing_ok=True)
     return {"steps": trainer.state.global_step,
             "train_seconds": round(result.metrics.get("train_runtime", 0.0), 1)}
 
 
 def _cut_log(log: Path, step: int) -> None:
-    """Drop the log lines past the checkpoint that the run goes on from."""
+    """Drop the log lines past the checkpoint that the run goes on from, and a torn last one."""
     if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[-1:] == "}"]
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

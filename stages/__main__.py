@@ -11,6 +11,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
+from stages import tools
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Distil the reasoning of a large teacher into a small student. "
@@ -29,6 +30,7 @@ STAGE_HELP = {
     "filter": "Judge every trace and choose those the student learns from.",
     "student": "Build or name the student before training.",
     "pack": "Turn kept traces into token rows with a loss mask.",
+    "logits": "Score the rows with the teacher: its distribution at every trained token.",
     "sft": "Fine-tune the student on the rows.",
     "rl": "Refine the student by GRPO with verifiable rewards.",
     "evaluate": "Sample every model on held-out problems and score it.",
@@ -99,6 +101,48 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
 
     files = config or [ROOT / "configs" / "default.yaml"]
     print_config(_experiment(config, overrides), read_layers(files, overrides or []))
+
+
+@app.command()
+def audit(overrides: Overrides = None, config: Files = None,
+          file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
+                                                         "instead of the filtered traces.")] = None,
+          n: Annotated[int, typer.Option(help="Rows to judge twice.")] = 200,
+          debug: bool = False) -> None:
+    """Judge a sample with a second, independent grader and show where the two disagree."""
+    from pipeline.verify.cli import read_rows
+    from stages.runner import judged_rows
+
+    rows = list(read_rows(file)) if file else judged_rows(_experiment(config, overrides))
+    tools.audit_rows(rows, n, 0)
+
+
+@app.command()
+def estimate(overrides: Overrides = None, config: Files = None,
+             pilot: Annotated[int, typer.Option(help="Requests asked first; 0 sends none.")] = 0,
+             debug: bool = False) -> None:
+    """Say tokens, dollars and hours of a generate run before anything is sent."""
+    from stages.runner import make, plan_of
+
+    experiment = _experiment(config, overrides)
+    make(experiment, "prepare")
+    tools.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+
+
+@app.command()
+def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Say what filter would keep and why the rest would leave; writes nothing."""
+    from stages.graph import plans
+    from stages.runner import make
+
+    experiment = _experiment(config, overrides)
+    make(experiment, "generate")
+    tools.preview_filter(experiment, plans(experiment, "filter"))
+
+
+app.command()(tools.doctor)
+app.command()(tools.judge)
+app.command()(tools.probe)
 
 
 def main() -> None:

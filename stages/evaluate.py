@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.problems import Source, is_file
-from pipeline.prompts import messages, prompt_path
+from pipeline.prompts import chats, prompt_path
 from pipeline.sampling import StudentSampling
 from pipeline.stage import Counts, Stage
 
@@ -51,7 +51,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
                 model=pl.lit(model), benchmark=pl.lit(benchmark)))
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    return {"scores": scores}
+    cost = sum(float(table["cost_usd"].sum()) for table in tables)
+    return {"scores": scores, "cost_usd": cost}
 
 
 def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
@@ -76,42 +77,44 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
     from pipeline.judging import judge_all
     from pipeline.verify import Problem
 
-    chats = {row["problem_id"]: messages(experiment.generate.prompt, row["problem"])
-             for row in rows}
+    asked = chats(experiment.generate.prompt, rows)
     if model == "teacher":
-        sampled = _ask_teacher(experiment, chats)
+        sampled = _ask_teacher(experiment, asked)
     else:
-        sampled = _ask_student(experiment, inputs, model, chats)
-    problems = {row["problem_id"]: Problem.from_row(row) for row in rows}
-    judgements = judge_all([completion for _, _, completion, _ in sampled],
-                           [problems[name] for name, _, _, _ in sampled], experiment.runtime)
+        sampled = _ask_student(experiment, inputs, model, asked)
+    by_id = {row["problem_id"]: row for row in rows}
+    judgements = judge_all([one[2] for one in sampled],
+                           [Problem.from_row(by_id[one[0]]) for one in sampled],
+                           experiment.runtime, f"judging {model}")
     return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
-             "answer": completion.answer, "completion_tokens": tokens, "score": judgement.score,
-             "verdict": judgement.verdict, "extracted": judgement.extracted,
-             "cut_off": completion.finish_reason == "length"}
-            for (name, index, completion, tokens), judgement
+             "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
+             "score": judgement.score, "verdict": judgement.verdict,
+             "extracted": judgement.extracted, "cut_off": completion.finish_reason == "length",
+             "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
+            for (name, index, completion, tokens, cost), judgement
             in zip(sampled, judgements, strict=True)]
 
 
 def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
-                 chats: dict[str, list]) -> list[tuple]:
+                 asked: dict[str, list]) -> list[tuple]:
     from pipeline.sampling import sample
     from pipeline.student import resolve
 
     config = experiment.evaluate
     groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
-                    list(chats.values()), config.samples, config.sampling, experiment.seed)
-    return [(name, index, completion, tokens) for name, group in zip(chats, groups, strict=True)
+                    list(asked.values()), config.samples, config.sampling, experiment.seed)
+    return [(name, index, completion, tokens, 0.0)
+            for name, group in zip(asked, groups, strict=True)
             for index, (completion, tokens) in enumerate(group)]
 
 
-def _ask_teacher(experiment: Any, chats: dict[str, list]) -> list[tuple]:
+def _ask_teacher(experiment: Any, asked: dict[str, list]) -> list[tuple]:
     from pipeline.asking import ask_teacher
     from pipeline.judging import as_completion
 
-    traces, _ = ask_teacher(experiment, chats, experiment.evaluate.samples)
-    return [(row["problem_id"], row["sample"], as_completion(row), row["completion_tokens"])
-            for row in traces.iter_rows(named=True)]
+    traces, _ = ask_teacher(experiment, asked, experiment.evaluate.samples)
+    return [(row["problem_id"], row["sample"], as_completion(row), row["completion_tokens"],
+             row["cost_usd"]) for row in traces.iter_rows(named=True)]
 
 
 def needs(experiment: Any) -> tuple[str, ...]:

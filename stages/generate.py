@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.prompts import messages, prompt_path
+from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 from pipeline.teacher.config import Sampling, Teacher
 
@@ -37,10 +37,9 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    chats = {row["problem_id"]: messages(config.prompt, row["problem"])
-             for row in problems.iter_rows(named=True)}
-    traces, counts = ask_teacher(experiment, chats, config.samples)
-    _refuse_gaps(len(traces), len(chats) * config.samples, config.max_missing, counts["stopped"])
+    asked = chats(config.prompt, problems.iter_rows(named=True))
+    traces, counts = ask_teacher(experiment, asked, config.samples)
+    _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing, counts["stopped"])
     records.write(records.Trace, traces, out / "traces.parquet")
     return counts
 

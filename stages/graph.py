@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.recipe import LogitsConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import TeacherRuntime
-from stages import evaluate, filter, generate, pack, prepare, report, rl, sft, student
+from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
 from stages.evaluate import EvaluateConfig
 from stages.filter import FilterConfig
 from stages.generate import GenerateConfig
@@ -19,11 +21,10 @@ from stages.pack import PackConfig
 from stages.prepare import PrepareConfig
 from stages.report import ReportConfig
 from stages.rl import RlConfig
-from stages.sft import SftConfig
 from stages.student import StudentConfig
 
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
-    prepare, generate, filter, student, pack, sft, rl, evaluate, report)}
+    prepare, generate, filter, student, pack, logits, sft, rl, evaluate, report)}
 
 
 class Runtime(Config):
@@ -35,6 +36,8 @@ class Runtime(Config):
     """Folder of the trace store: every completion ever paid for."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
+    launch: dict[str, Any] = {}
+    """Handed to `accelerate launch` (config_file, num_processes, ...); empty: train in-process."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
 
@@ -51,6 +54,7 @@ class Experiment(Config):
     filter: FilterConfig = FilterConfig()
     student: StudentConfig = StudentConfig()
     pack: PackConfig = PackConfig()
+    logits: LogitsConfig = LogitsConfig()
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.prompts import messages, prompt_path
+from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
 
@@ -66,8 +66,7 @@ def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[l
     from pipeline.progress import progress
 
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    chats = {row["problem_id"]: messages(experiment.generate.prompt, row["problem"])
-             for row in problems.iter_rows(named=True)}
+    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     judged = inputs["filter"] / "judged.parquet"
     with progress("packing", stream.count(judged)) as advance:
@@ -75,7 +74,7 @@ def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[l
             kept = batch.filter(batch["kept"])
             advance(len(batch) - len(kept))
             yield [row for trace in kept.iter_rows(named=True)
-                   for row in tally.rows_of(trace, chats, tokenizer, experiment.pack.too_long,
+                   for row in tally.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
                                             advance)]
 
 

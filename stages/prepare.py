@@ -157,4 +157,4 @@ STAGE = Stage(
     name="prepare", run=run,
     files=files, version=2,
     summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out"
-                      + f", {c['contaminated']:,} contaminated left out" * bool(c["contaminated"]))
+                      + f", {c['contaminated']:,} contaminated" * bool(c["contaminated"]))

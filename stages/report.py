@@ -19,9 +19,28 @@ class ReportConfig(Config):
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write numbers.json and report.html."""
-    raise NotImplementedError
+    import json
+
+    from pipeline.report.numbers import collect
+    from pipeline.report.page import render
+
+    numbers = collect(experiment, inputs)
+    text = json.dumps(numbers, indent=1, ensure_ascii=False)
+    (out / "numbers.json").write_text(text + "\n", encoding="utf-8")
+    (out / "report.html").write_text(render(experiment, inputs, numbers), encoding="utf-8")
+    page = out.with_name(out.name.removesuffix(".partial")) / "report.html"
+    return {"models": len(numbers["models"]), "page": str(page)}
 
 
-STAGE = Stage(name="report", run=run,
-              needs=lambda e: ("prepare", "generate", "filter", "student", "pack", "sft", "rl",
-                               "evaluate"))
+def needs(experiment: Any) -> tuple[str, ...]:
+    """Every stage that the models compared come from; a stage no model needs is not run."""
+    models = experiment.evaluate.models
+    refined = "rl" in models
+    tuned = "sft" in models or (refined and experiment.rl.start == "sft")
+    return ("prepare", "generate", "filter", "student", *(("pack", "sft") if tuned else ()),
+            *(("rl",) if refined else ()), "evaluate")
+
+
+STAGE = Stage(name="report", run=run, needs=needs,
+              files=lambda e: (Path(__file__).parents[1] / "pipeline/report/page.html.jinja",),
+              summary=lambda c: f"{c['models']} models compared; open {c['page']}")

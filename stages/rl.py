@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.prompts import messages, prompt_path
+from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
 
@@ -43,8 +43,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    rows = [{"prompt": messages(experiment.generate.prompt, row["problem"]), **row}
-            for row in problems.iter_rows(named=True)]
+    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    rows = [{"prompt": asked[row["problem_id"]], **row} for row in problems.iter_rows(named=True)]
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     with JudgePool(experiment.runtime.judge_workers) as pool:
         longest = arguments(dict(config.trainer), out, experiment.seed).max_completion_length

@@ -18,7 +18,7 @@ from stages.graph import STAGES, Experiment, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
 NEXT = {"prepare": "generate", "generate": "filter", "filter": "sft", "student": "pack",
-        "pack": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
+        "pack": "sft", "logits": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
 
 
 def plan_of(experiment: Experiment, name: str) -> Plan:
@@ -126,6 +126,21 @@ def show_stage(experiment: Experiment, name: str, rows: int) -> None:
         _print_rows(console, path, rows)
 
 
+def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
+    import polars as pl
+
+    chain = plans(experiment, "filter")
+    if chain["filter"].manifest is None:
+        raise UserError("filter is not made yet for this config; run `limbeck filter`")
+    judged = pl.read_parquet(chain["filter"].folder / "judged.parquet")
+    problems = pl.read_parquet(chain["prepare"].folder / "problems.parquet")
+    gold = problems.select("problem_id", "kind", "meta", gold="answer")
+    return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
+             "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}
+            for row in judged.join(gold, on="problem_id").iter_rows(named=True)]
+
+
 def _print_rows(console: Any, path: Path, rows: int) -> None:
     import polars as pl
 
@@ -133,11 +148,18 @@ def _print_rows(console: Any, path: Path, rows: int) -> None:
     console.rule(path.name)
     for row in table.iter_rows(named=True):
         for column, value in row.items():
-            text = str(value)
+            text = _short(value)
             shown = text if len(text) <= 600 else f"{text[:400]} … {text[-150:]}"
             console.print(f"[bold]{column}[/bold] ", end="")
             console.print(shown, markup=False, highlight=False)
         console.print()
+
+
+def _short(value: Any) -> str:
+    """A cell as text; of a long list only its head and its length."""
+    if isinstance(value, list) and len(value) > 24:
+        return f"{', '.join(map(str, value[:20]))}, … ({len(value):,})"
+    return str(value)
 
 
 def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> None:

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Config
+from pipeline.recipe import LogitsMethod
 from pipeline.stage import Counts, Stage
 
 
-class SequenceMethod(Config):
-    """Cross-entropy on the teacher's tokens."""
-
-    type: Literal["sequence"] = "sequence"
-
-
-class SftConfig(Config):
-    """How the student is fine-tuned."""
-
-    method: SequenceMethod = Field(default=SequenceMethod(), discriminator=None)
-    """`sequence`: learn the traces' tokens."""
-    trainer: dict[str, Any] = {}
-    """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
+def offline(experiment: Any) -> bool:
+    """Whether training reads the logits stage's distributions."""
+    method = experiment.sft.method
+    return isinstance(method, LogitsMethod) and method.source.type == "offline"
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, an ordinary checkpoint with tokenizer and template, and log.jsonl."""
-    from pipeline.chat import load_tokenizer
+    from pipeline.launch import launch
+    from pipeline.recipe import SftJob
     from pipeline.sft import train
     from pipeline.student import resolve
 
-    tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
-    return train(resolve(inputs["student"]), tokenizer, inputs["pack"] / "rows.parquet",
-                 dict(experiment.sft.trainer), out, experiment.seed)
+    job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
+                 tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
+                 logits=inputs.get("logits"), out=out, seed=experiment.seed)
+    return launch(job, experiment.runtime.launch) if experiment.runtime.launch else train(job)
 
 
 def check(experiment: Any) -> None:
     from pipeline.sft import arguments
 
-    arguments(dict(experiment.sft.trainer), Path("unused"), experiment.seed)
+    arguments(experiment.sft, Path("unused"), experiment.seed)
 
 
-STAGE = Stage(name="sft", run=run, check=check, needs=lambda e: ("student", "pack"),
-              resumable=True, summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")
+STAGE = Stage(
+    name="sft", run=run, check=check, resumable=True,
+    needs=lambda e: ("student", "pack", "logits") if offline(e) else ("student", "pack"),
+    summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s on {c['rows']:,} rows")

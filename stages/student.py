@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.prompts import ROOT, messages, prompt_path
+from pipeline.prompts import ROOT, chats, prompt_path
 from pipeline.stage import Counts, Stage
 from pipeline.student import TinyModel
 
@@ -60,7 +60,8 @@ def _corpus(experiment: Any, inputs: Mapping[str, Path]) -> list[str]:
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
     judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"])
-    texts = [messages(experiment.generate.prompt, p)[0]["content"] for p in problems["problem"]]
+    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    texts = [chat[0]["content"] for chat in asked.values()]
     return texts + [f"<think>\n{row['thinking']}\n</think>\n{row['answer']}"
                     for row in kept.iter_rows(named=True)]
 

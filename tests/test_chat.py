@@ -11,9 +11,10 @@ from pipeline.chat import encode, prompt_ids, render_prompt, training_row
 from pipeline.completion import split_completion
 from pipeline.errors import UserError
 
-TEXT = ("Let me check 12 + 30 = 42. Wait, \\frac{1}{2} λ 数学 ∑ 🙂 \n \n\n so the answer is "
-        "\\boxed{42} `code` {{ x }} {% if %} ${y} \t - * # _a_ 3.14 don't")
-WORDS = TEXT.split(" ")
+WORDS = [
+    "Let", "me", "check", "12", "+", "30", "=", "42.", "Wait,", "\\frac{1}{2}", "λ", "数学",
+    "∑", "🙂", "\n", "\n\n", "so", "the", "answer", "is", "\\boxed{42}", "`code`", "{{", "x",
+    "}}", "{%", "if", "%}", "${y}", "\t", "-", "*", "#", "_a_", "3.14", "don't"]
 
 
 def conversations(count, seed=0):

@@ -110,3 +110,9 @@ def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(limbeck, tmp_path):
     assert running.returncode == 130 and "Traceback" not in said
     assert "the same command goes on" in said.splitlines()[-1]
     limbeck("prepare")
+
+
+def test_a_line_separator_inside_a_string_is_no_new_row(limbeck, tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        '{"id": "a", "problem": "1+1\u2028?", "answer": "2"}\n', encoding="utf-8")
+    limbeck("prepare", "prepare.problems=p.jsonl", "prepare.held_out=0")

@@ -202,10 +202,10 @@ def test_the_streamed_stage_writes_what_the_whole_table_gives(artifacts, tmp_pat
     counts = stage.run(experiment, inputs, out)
     written = records.read(records.Judged, out / "judged.parquet")
     whole = select(judged(rows), config, {f"p{i}": "s" for i in range(20)})
-    names = ("problem_id", "sample", "thinking", "pass_rate", "kept", "reason")
-    assert written.select(names).rows() == whole.select(names).rows()
-    assert counts["traces"] == 100 and counts["kept"] == 15
-    assert sum(counts["kept_by_source"].values()) == 15
+    compared = ("problem_id", "sample", "thinking", "pass_rate", "kept", "reason")
+    assert written.select(compared).rows() == whole.select(compared).rows()
+    assert counts["traces"] == 100
+    assert counts["kept"] == 15 == sum(counts["kept_by_source"].values())
     assert counts["kept"] + sum(counts["rejected"].values()) == 100
     assert sum(counts["problems_by_difficulty"].values()) == 20
 

@@ -34,7 +34,7 @@ def test_a_word_has_one_hash_wherever_it_stands(texts):
 @given(st.lists(st.text(alphabet="ab c", max_size=30), max_size=5), st.integers(1, 6))
 @settings(max_examples=150, deadline=None)
 def test_two_runs_have_one_hash_just_when_their_words_agree(texts, n):
-    hashes, _, offsets = ngrams(words(texts), n)
+    hashes, _firsts, offsets = ngrams(words(texts), n)
     runs = [tuple(text.split()[i:i + n]) for text in texts for i in
             range(max(min(1, len(text.split())), len(text.split()) - n + 1))]
     assert len(runs) == len(hashes) == offsets[-1]

@@ -16,7 +16,8 @@ TABLE = pl.DataFrame({"verdict": ["correct", "wrong", "correct"], "tokens": [10,
 @pytest.mark.parametrize(("text", "expected"), [
     ('verdict == "correct"', [True, False, True]), ("0 < pass_rate < 1", [True, False, None]),
     ("not has_code and tokens <= 10", [True, False, False]),
-    ("tokens in [10, 30]", [True, False, True]), ('verdict not in ("wrong",)', [True, False, True]),
+    ("tokens in [10, 30]", [True, False, True]),
+    ('verdict not in ("wrong",)', [True, False, True]),
     ("tokens / 2 - 5 >= 5", [False, True, True]),
     ("-tokens < -15 or has_code", [False, True, True]), ("tokens != 20", [True, False, True])])
 def test_an_expression_means_what_python_would(text, expected):

@@ -17,6 +17,7 @@ def test_the_mean_lies_in_its_interval_which_narrows_with_more_problems():
     _, low2, high2 = mean_interval([0.0, 1.0] * 100)
     assert low < mean < high and high2 - low2 < high - low
     assert mean_interval([0.4]) == (0.4, 0.4, 0.4)
+    assert mean_interval([0.0] * 100) == (0.0, 0.0, pytest.approx(0.037, abs=1e-3))
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():

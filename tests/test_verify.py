@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.verify import Judgement, JudgePool, Policy, Problem, judge, refuse_if_broken
+from pipeline.verify import (
+    Judgement,
+    JudgePool,
+    Policy,
+    Problem,
+    check_gold,
+    judge,
+    refuse_if_broken,
+)
 
 
 def verdict(text: str, gold: str, **policy: object) -> str:
@@ -18,11 +26,13 @@ def boxed(answer: str, gold: str, **policy: object) -> str:
 
 
 @pytest.mark.parametrize(("answer", "gold"), [
-    ("\\frac{3}{8}", "0.375"), ("\\dfrac38", "3/8"), ("12,345", "12345"), ("2\\sqrt{12}", "4\\sqrt3"),
+    ("\\frac{3}{8}", "0.375"), ("\\dfrac38", "3/8"), ("12,345", "12345"),
+    ("2\\sqrt{12}", "4\\sqrt3"),
     ("x = 11", "11"), ("3, 1", "1,3"), ("\\{3,1\\}", "1, 3"), ("(2, 7)", "\\left(2,7\\right)"),
     ("x > 4", "(4,\\infty)"), ("2 < y \\le 9", "(2,9]"), ("(a+b)^2", "a^2+2ab+b^2"),
     ("40^\\circ", "40"), ("17\\%", "0.17"), ("2 \\pm \\sqrt 5", "2+\\sqrt5, 2-\\sqrt5"),
     ("35\\text{ km}", "35"), ("3:4", "\\frac34"), ("\\text{Tuesday}", "Tuesday"),
+    ("0.1\\overline{6}", "\\frac16"), ("0.6667", "2/3"), ("11\\frac{3}{7}", "11.43"),
     ("y = 3x - 6", "6x - 2y = 12"), ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)")])
 def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "correct"
@@ -30,14 +40,18 @@ def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> N
 
 @pytest.mark.parametrize(("answer", "gold"), [
     ("0.37", "3/8"), ("(7, 2)", "(2, 7)"), ("[1,5)", "(1,5)"), ("x < 4", "x > 4"), ("-3", "3"),
-    ("1,2,4", "1,2,3"), ("2021", "\\pm 2021"), ("x^2+1", "y^2+1"), ("30\\text{ cm}", "30\\text{ m}"),
-    ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("10^{-40}", "10^{-41}"), ("5", "5.1")])
+    ("1,2,4", "1,2,3"), ("2021", "\\pm 2021"), ("x^2+1", "y^2+1"),
+    ("30\\text{ cm}", "30\\text{ m}"),
+    ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("2.72", "2.71"),
+    ("0.67", "2/3"), ("-11\\frac37", "11.43"), ("2.718", "2.71828"),
+    ("10^{-40}", "10^{-41}"), ("5", "5.1")])
 def test_another_answer_is_wrong(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "wrong"
 
 
 @pytest.mark.parametrize("text", ["\\boxed{8 = 5}", "\\boxed{5 = 8}", "\\boxed{5 \\text{ or } 8}",
-                                  "\\boxed{8, 5}", "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
+                                  "\\boxed{8, 5}",
+                                  "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
 def test_a_hedge_is_not_correct(text: str) -> None:
     assert verdict(text, "5") == "several_answers"
 
@@ -63,6 +77,43 @@ def test_countdown_takes_every_number_once_and_exact_arithmetic() -> None:
     assert judge("\\boxed{80}", problem).verdict == "wrong"
     assert judge("\\boxed{(3+7)*8*1}", problem).verdict == "wrong"
     assert judge("\\boxed{__import__('os')}", problem).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("text", "letter"), [
+    ("I think it is (D).", "D"), ("The answer is B, not A", "B"), ("\\boxed{\\text{(C)}}", "C"),
+    ("C. It can't be A", "C"), ("c", "C"), ("\\boxed{A} because B fails", "A")])
+def test_the_chosen_letter_is_found(text: str, letter: str) -> None:
+    assert judge(text, Problem("p", "", letter, "choice")).verdict == "correct"
+    other = "E" if letter != "E" else "F"
+    assert judge(text, Problem("p", "", other, "choice")).verdict == "wrong"
+
+
+@pytest.mark.parametrize(("answer", "gold", "policy", "expected"), [
+    ("50\\%", "1/2", {"percent": "number"}, "wrong"),
+    ("50\\%", "50", {"percent": "value"}, "wrong"),
+    ("6", "6\\text{ cm}", {"units": "required"}, "wrong"),
+    ("101", "100", {"tolerance": 0.01}, "correct"),
+    ("2, 1", "1, 2", {"order": "all"}, "wrong"), ("(2, 1)", "(1, 2)", {"order": "none"}, "correct"),
+    ("2", "1, 2", {"gold_is_set": True}, "correct"), ("2/4", "1/2", {"reduced": True}, "wrong")])
+def test_a_policy_decides_where_graders_differ(answer: str, gold: str, policy: dict,
+                                               expected: str) -> None:
+    assert boxed(answer, gold, **policy) == expected
+
+
+def test_a_gym_answer_that_its_scorer_would_evaluate_is_refused() -> None:
+    entry = {"question": "", "answer": "x", "metadata": {}}
+    problem = Problem("p", "", "x", "gym", meta={"task": "simple_integration", "entry": entry})
+    for answer in ("__import__('os')", "x.__class__", "exec(1)", "().x", "lambda: 1"):
+        found = judge(f"\\boxed{{{answer}}}", problem)
+        assert found.verdict == "wrong" and found.grader.startswith("refused")
+
+
+@pytest.mark.parametrize(("gold", "expected"), [
+    ("\\frac{3}{7}", "correct"), ("\\text{Friday}", "correct"), ("", "cannot_judge"),
+    ("It can be any of the numbers", "cannot_judge"), ("\\frac{3}{", "cannot_judge"),
+    ("\\begin{pmatrix} 1 & 2 \\end{pmatrix}", "correct"), ("\\sum_{k=1}^{n} k", "correct")])
+def test_a_gold_is_checked_before_anything_is_spent_on_it(gold: str, expected: str) -> None:
+    assert check_gold(Problem("p", "", gold)).verdict == expected
 
 
 def test_an_unknown_kind_is_refused_by_name() -> None:

@@ -1,4 +1,8 @@
-"""One attempt at one request, through the openai library's aiohttp transport."""
+"""One attempt at one request, through the openai library's aiohttp transport.
+
+The library's own `create` builds and reads each request through typed models: 1 ms of CPU more than
+the transport needs, and no body but its own dialect survives it. So requests go to the transport.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import asyncio
 import base64
 import contextlib
 import email.utils
+import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -19,27 +25,31 @@ import openai
 
 from pipeline.errors import UserError
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.reply import Damaged, Reply, read_body
+from pipeline.teacher.reply import DamagedError, Reply, read_body
 from pipeline.teacher.request import Job
 from pipeline.teacher.stream import Assembler
 
 AGAIN = {408, 409, 425, 429}
 OVERLOADED = {429, 503, 529}
+FATAL = {401, 402}
+DOUBTFUL = {403, 404}
+"""A wrong key, address or model, but also one question refused by a moderator."""
 NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
 
 
-class Failure(Exception):
+class AttemptError(Exception):
     """One attempt that gave no whole answer.
 
-    `again`: worth another attempt; `fatal`: no request can succeed; `refused`: the endpoint has
-    too much to do; `unreached`: no connection; `billed`: it may be charged all the same.
+    `again`: worth another attempt; `fatal`: no request can succeed; `doubt`: perhaps none can;
+    `refused`: the endpoint has too much to do; `unreached`: no connection; `billed`: it may be
+    charged all the same; `wait`: seconds the endpoint asked for.
     """
 
     def __init__(self, reason: str, *, again: bool = False, fatal: bool = False,
-                 refused: bool = False, unreached: bool = False, billed: bool = False,
-                 wait: float | None = None) -> None:
+                 doubt: bool = False, refused: bool = False, unreached: bool = False,
+                 billed: bool = False, wait: float | None = None) -> None:
         super().__init__(reason)
-        self.again, self.fatal, self.refused = again, fatal, refused
+        self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
         self.unreached, self.billed, self.wait = unreached, billed, wait
 
 
@@ -53,22 +63,25 @@ class Client:
         self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
         self.honours_n = True
         self.headers: Mapping[str, str] = {}
-        self._usage_in_stream = True
+        self._usage_in_stream, self._limit = True, "max_tokens"
         self._secrets = _forms(runtime.api_key().get_secret_value())
         many = httpx2.Limits(max_connections=100_000, max_keepalive_connections=100_000,
                              keepalive_expiry=30.0)
         patience = httpx2.Timeout(runtime.timeout, connect=30.0)
-        self._openai = openai.AsyncOpenAI(
-            api_key=runtime.api_key().get_secret_value() or "none", base_url=runtime.base_url,
-            max_retries=0, timeout=patience,
-            http_client=openai.DefaultAioHttpClient(limits=many, timeout=patience))
+        self._http = openai.DefaultAioHttpClient(limits=many, timeout=patience)
+        self._url = httpx2.URL(runtime.base_url.rstrip("/") + "/chat/completions")
+        key = runtime.api_key().get_secret_value() or "none"
+        self._head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",
+                      "Accept": "application/json", "Accept-Encoding": "gzip, deflate",
+                      "User-Agent": "limbeck"}
+        self._extensions = {"timeout": patience.as_dict()}
 
     async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        await self._openai.close()
+        await self._http.aclose()
 
     def body(self, job: Job) -> dict[str, Any]:
         """The request's JSON body."""
@@ -77,6 +90,8 @@ class Client:
         seed = self.sampling.seed if self.sampling.seed is not None else seed
         if seed is not None:                 # vLLM gives choice i the seed + i, as single ones get
             body["seed"] = seed + job.samples.start
+        if "max_tokens" in body:
+            body[self._limit] = body.pop("max_tokens")
         if len(job.samples) > 1:
             body["n"] = len(job.samples)
         if self.sampling.top_logprobs is not None and self.teacher.type == "vllm":
@@ -88,62 +103,97 @@ class Client:
         return body
 
     async def ask(self, job: Job) -> Reply:
-        """One attempt; raises Failure. Redacts the key from whatever came back."""
+        """One attempt; raises AttemptError. Redacts the key from whatever came back."""
+        async with self.attempt(job):
+            reply = await (self._stream(job) if self.runtime.stream else self._whole(job))
+            return self._without_key(reply)
+        raise AssertionError("unreachable")
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, job: Job) -> AsyncIterator[None]:
+        """Bounds an attempt in time and turns whatever goes wrong in it into AttemptError."""
         try:
             async with asyncio.timeout(self.runtime.timeout):
-                return await (self._stream(job) if self.runtime.stream else self._whole(job))
-        except openai.APIStatusError as error:
-            raise self._refusal(job, error.status_code, error.response) from None
-        except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError,
-                OSError) as error:
+                yield
+        except (TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise _lost(error, self.runtime) from None
-        except Damaged as error:
+        except DamagedError as error:
             status, reason = error.status, self.redact(str(error))
-            raise Failure(reason, again=status is None or status in AGAIN or status >= 500,
-                          fatal=status in (401, 402, 403), refused=status in OVERLOADED,
+            raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
+                          fatal=status in FATAL, refused=status in OVERLOADED,
                           billed=status is None) from None
 
-    async def _whole(self, job: Job) -> Reply:
-        response = await self._openai.post("/chat/completions", cast_to=httpx2.Response,
-                                           body=self.body(job))
+    async def raw(self, body: dict[str, Any]) -> str:
+        """The text that the endpoint sends for `body`, without the key."""
+        response = await self._send(body)
+        return self.redact((await response.aread()).decode("utf-8", "replace"))
+
+    async def _send(self, body: dict[str, Any]) -> httpx2.Response:
+        """The response with its body still to be read; AttemptError where the status is no 200."""
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        request = httpx2.Request("POST", self._url, headers=self._head,
+                                 content=text.encode("utf-8", "replace"),
+                                 extensions=self._extensions)
+        request.headers.encoding = "utf-8"        # else found out anew at every look at a header
+        response = await self._http.send(request, stream=True)
         self.headers = response.headers
-        text = response.content.decode("utf-8", "replace")
-        return read_body(self.redact(text), opened=getattr(self.teacher, "opened", False))
+        if response.status_code >= 300:
+            await response.aread()
+            raise self._refusal(body, response)
+        return response
+
+    async def _whole(self, job: Job) -> Reply:
+        return read_body(await self.raw(self.body(job)),
+                         opened=getattr(self.teacher, "opened", False))
 
     async def _stream(self, job: Job) -> Reply:
         """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""
-        body = self.body(job)
-        asked = self._openai.chat.completions.with_streaming_response.create(
-            model=body.pop("model"), messages=body.pop("messages"), stream=True, extra_body=body)
         assembler = Assembler(getattr(self.teacher, "opened", False))
-        async with asked as response:
-            self.headers = response.headers
+        response = await self._send(self.body(job))
+        async with contextlib.aclosing(response):
             if "event-stream" not in response.headers.get("content-type", ""):
-                text = (await response.read()).decode("utf-8", "replace")
+                text = (await response.aread()).decode("utf-8", "replace")
                 return read_body(self.redact(text), opened=assembler.opened)
             rest = b""
             with contextlib.suppress(httpx2.HTTPError, aiohttp.ClientError):
-                async for chunk in response.iter_bytes():
+                async for chunk in response.aiter_bytes():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         assembler.feed(self.redact(line.decode("utf-8", "replace")))
         return assembler.reply()
 
-    def _refusal(self, job: Job, status: int, response: httpx2.Response) -> Failure:
-        """The Failure for an HTTP error; notes what the endpoint does not know."""
+    def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:
+        """The AttemptError for an HTTP error; notes what the endpoint does not know."""
+        status = response.status_code
         text = self.redact(" ".join(response.text.split())[:200])
-        reason = f"HTTP {status}: {text}"
-        again = status in AGAIN or status >= 500
-        if status in (400, 422) and self._usage_in_stream and "stream_options" in text:
-            self._usage_in_stream, again = False, True
-        elif status in (400, 422) and len(job.samples) > 1 and NO_N.search(text):
-            self.honours_n, again = False, True
-        if "insufficient_quota" in text:
-            again = False
-        again = again and response.headers.get("x-should-retry") != "false"
-        return Failure(reason, again=again, refused=status in OVERLOADED and again,
-                       fatal=status in (401, 402, 403, 404) or "insufficient_quota" in text,
-                       wait=retry_after(response.headers))
+        broke = "insufficient_quota" in text
+        again = (status in AGAIN or status >= 500) and not broke \
+            and response.headers.get("x-should-retry") != "false"
+        return AttemptError(f"HTTP {status}: {text}", again=again or self._adapts(body, text),
+                            fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
+                            refused=status in OVERLOADED and again,
+                            wait=retry_after(response.headers))
+
+    def _adapts(self, body: dict[str, Any], text: str) -> bool:
+        """Whether `text` objects to a field that can be left out or renamed from now on."""
+        if "stream_options" in body and "stream_options" in text:
+            self._usage_in_stream = False
+        elif "max_tokens" in body and "max_completion_tokens" in text:
+            self._limit = "max_completion_tokens"
+        elif body.get("n", 1) > 1 and NO_N.search(text):
+            self.honours_n = False
+        else:
+            return False
+        return True
+
+    def _without_key(self, reply: Reply) -> Reply:
+        """`reply`, should the endpoint say the key back, however it wrote it."""
+        if not self._secrets:
+            return reply
+        choices = {index: replace(choice, answer=self.redact(choice.answer),
+                                  thinking=choice.thinking and self.redact(choice.thinking))
+                   for index, choice in reply.choices.items()}
+        return replace(reply, choices=choices, model=self.redact(reply.model))
 
     def redact(self, text: str) -> str:
         """`text` without the key, plain, URL-quoted or in base64."""
@@ -160,8 +210,8 @@ def _forms(key: str) -> list[str]:
     return list(dict.fromkeys([key, quote(key, safe=""), encoded]))
 
 
-def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
-    """The Failure for a connection that was not made, broke, or took too long."""
+def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:
+    """The AttemptError for a connection that was not made, broke, or took too long."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
@@ -170,11 +220,11 @@ def _lost(error: BaseException, runtime: TeacherRuntime) -> Failure:
     if connector is not None:
         os_error = getattr(connector, "os_error", None)
         why = getattr(os_error, "strerror", None) or "no connection"
-        return Failure(str(why), again=True, unreached=True)
+        return AttemptError(str(why), again=True, unreached=True)
     if any(isinstance(e, TimeoutError) for e in chain):
-        return Failure(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
+        return AttemptError(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
                        billed=True)
-    return Failure("the connection broke off", again=True, billed=True)
+    return AttemptError("the connection broke off", again=True, billed=True)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

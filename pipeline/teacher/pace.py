@@ -32,6 +32,10 @@ class Bucket:
         self._next = start + cost / self.rate
         return start - now
 
+    def hold(self, until: float) -> None:
+        """Nothing before `until`, and no burst then."""
+        self._next = max(self._next, until)
+
 
 class Pace:
     """Slots that are refilled the moment they are free, first come, first served.
@@ -50,7 +54,7 @@ class Pace:
         self._queue: deque[asyncio.Future[None]] = deque()
         self._doubling = True
         self._held_until = self._last_cut = 0.0
-        self._pace = self._best_pace = 0.0
+        self._pace = self._best_pace = self._learnt = 0.0
 
     async def slot(self, tokens: float, *, again: bool = False) -> None:
         """Wait for a slot and for the rates; a repeated attempt goes before new ones."""
@@ -92,17 +96,25 @@ class Pace:
         elif self.slots < self.ceiling and self.in_flight >= self.slots / 2:
             self.slots = min(self.ceiling, self.slots + (1 if self._doubling else 1 / self.slots))
 
-    def refused(self, wait: float | None) -> None:
-        """The endpoint objected: fewer slots, at most once a second, and nothing sent for `wait`."""
+    def refused(self, wait: float | None, sent: float) -> None:
+        """The endpoint objected to what was sent then: fewer slots, and nothing sent for `wait`.
+
+        What was already on its way when slots were last cut says nothing about the cut.
+        """
         now = time.monotonic()
         self._held_until = max(self._held_until, now + (wait or 0.0))
+        self._requests.hold(self._held_until)
         self._doubling = False
-        if now - self._last_cut > 1:
+        if sent > self._last_cut:
             self._last_cut = now
-            self.slots = max(1.0, min(self.slots, self.in_flight) * CUT)
+            used = self.slots if self._requests.rate else min(self.slots, self.in_flight + 1)
+            self.slots = max(1.0, used * CUT)
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take rates from x-ratelimit-* headers (OpenAI's guide to rate limits) unless fixed."""
+        if (now := time.monotonic()) < self._learnt + 1:
+            return
+        self._learnt = now
         for name, bucket, fixed in (("requests", self._requests, self._fixed[0]),
                                     ("tokens", self._tokens, self._fixed[1])):
             rate = None if fixed else stated_rate(headers, name)

@@ -10,8 +10,9 @@ from pydantic import Field, ValidationError
 
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.teacher.config import Teacher, TeacherRuntime
+from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.reply import Usage
+from pipeline.teacher.request import Job, prompt_bound
 
 PRICES = Path(__file__).resolve().parents[2] / "configs" / "prices.yaml"
 
@@ -40,6 +41,11 @@ class Price(Config):
                 + (usage.completion - usage.reasoning) * self.output
                 + usage.reasoning * reasoning) / 1e6
 
+    def batched(self) -> Price:
+        """The prices of the batch API."""
+        return self.model_copy(update={name: value * self.batch for name, value in self
+                                       if value is not None and name != "batch"})
+
     def worst(self, prompt: int, completion: int) -> float:
         """Dollars that no request of so many tokens passes."""
         dearest = max(self.output, self.reasoning or 0.0)
@@ -63,15 +69,24 @@ def price_of(teacher: Teacher, runtime: TeacherRuntime) -> Price | None:
 
 
 class Budget:
-    """Money spent, and reserved for what is in flight; their sum never passes `max_usd`."""
+    """Money spent and possibly spent, and reserved for what is in flight; the sum stays below."""
 
-    def __init__(self, price: Price | None, max_usd: float | None, model: str) -> None:
+    def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
+                 sampling: Sampling) -> None:
+        self.price, self.max_usd, self.sampling = price or Price(), max_usd, sampling
+        self.spent = self.unsure = self.reserved = 0.0
+        unknown = f"the price file does not know model {teacher.model!r}"
+        self.notes = [f"{unknown}: costs are given as 0"] if price is None else []
         if max_usd is not None and price is None:
-            raise UserError(f"runtime.teacher.max_usd is set, but the price file does not know "
-                            f"model {model!r}; add its prices there")
-        self.price = price or Price()
-        self.max_usd = max_usd
-        self.spent = self.reserved = self.unsure = 0.0
+            raise UserError(f"runtime.teacher.max_usd is set, but {unknown}; add its prices there")
+        if max_usd is not None and sampling.max_tokens is None:
+            raise UserError("runtime.teacher.max_usd needs generate.sampling.max_tokens: without "
+                            "a limit nobody knows what a request may cost")
+
+    def worst(self, job: Job) -> float:
+        """Dollars that one attempt at `job` cannot pass."""
+        return self.price.worst(prompt_bound(job),
+                                (self.sampling.max_tokens or 0) * len(job.samples))
 
     def fits(self, worst: float) -> bool:
         return (self.max_usd is None

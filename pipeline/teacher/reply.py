@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ FINISH = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence
 BROKEN = {None, "", "error", "abort", "insufficient_system_resource", "network_error"}
 
 
-class Damaged(Exception):
+class DamagedError(Exception):
     """A body that holds no whole answer; `status` is the error code it carries, if it does."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
@@ -63,7 +64,7 @@ class Reply:
 
 
 def read_body(text: str, *, opened: bool = False) -> Reply:
-    """The reply in a whole body, JSON or server-sent events; Damaged where there is none.
+    """The reply in a whole body, JSON or server-sent events; DamagedError where there is none.
 
     `opened`: the server's template opens `<think>` and nothing splits it off.
     """
@@ -71,7 +72,7 @@ def read_body(text: str, *, opened: bool = False) -> Reply:
 
     text = "\n".join(line for line in text.strip().split("\n") if not line.startswith(":")).strip()
     if not text:
-        raise Damaged("an empty body")
+        raise DamagedError("an empty body")
     if text.startswith(("data:", "event:")):
         assembler = Assembler(opened)
         for line in text.split("\n"):
@@ -81,16 +82,26 @@ def read_body(text: str, *, opened: bool = False) -> Reply:
         body = json.loads(text)
     except (ValueError, RecursionError):
         kind = "HTML" if text.startswith("<") else "not whole JSON"
-        raise Damaged(f"a body that is {kind}: {text[:80]!r}") from None
+        raise DamagedError(f"a body that is {kind}: {text[:80]!r}") from None
     return read_json(body, opened=opened)
 
 
+@contextmanager
+def shaped() -> Iterator[None]:
+    """What is not built as the protocol says is damage, whichever way it is not."""
+    try:
+        yield
+    except (AttributeError, TypeError, KeyError, RecursionError):
+        raise DamagedError("a body of an unknown shape") from None
+
+
+@shaped()
 def read_json(body: Any, *, opened: bool = False) -> Reply:
-    """The reply in a chat completion object; Damaged where it is an error or holds no choice."""
+    """The reply in a chat completion object; DamagedError where it holds none."""
     refuse_error(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise Damaged("a body without choices")
+        raise DamagedError("a body without choices")
     whole: dict[int, Choice] = {}
     broken: dict[int, str] = {}
     for position, raw in enumerate(choices):
@@ -99,40 +110,52 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
             index = raw.get("index")
             index = index if isinstance(index, int) else position
             whole[index] = read_choice(raw, opened)
-        except Damaged as error:
+        except DamagedError as error:
             broken[position] = str(error)
     if not whole:
-        raise Damaged(next(iter(broken.values())))
+        raise DamagedError(next(iter(broken.values())))
     return Reply(whole, read_usage(body.get("usage")), str(body.get("model") or ""), broken)
 
 
 def refuse_error(body: Any) -> None:
-    """Raise Damaged on what is no object or carries an error, as OpenRouter's 200s may."""
+    """Raise DamagedError on what is no object or carries an error, as OpenRouter's 200s may."""
     if not isinstance(body, Mapping):
-        raise Damaged("a body that is no JSON object")
+        raise DamagedError("a body that is no JSON object")
     error = body.get("error")
     if not error:
         return
     detail = error if isinstance(error, Mapping) else {"message": error}
-    code = detail.get("code")
-    status = int(code) if str(code).isdigit() else None
-    raise Damaged(f"an error inside the answer: {str(detail.get('message') or code)[:200]}", status)
+    code = str(detail.get("code"))
+    status = int(code) if code.isdigit() else None
+    message = str(detail.get("message") or code)[:200]
+    raise DamagedError(f"an error inside the answer: {message}", status)
 
 
 def read_choice(raw: Mapping, opened: bool) -> Choice:
-    """One element of `choices`; Damaged where it is empty or did not end."""
+    """One element of `choices`; DamagedError where it is empty or did not end."""
     reason = raw.get("finish_reason") or raw.get("native_finish_reason")
     if reason in BROKEN or not isinstance(reason, str):
-        raise Damaged(f"an answer that did not end (finish_reason {reason!r})")
+        raise DamagedError(f"an answer that did not end (finish_reason {reason!r})")
     message = raw.get("message")
     if not isinstance(message, Mapping):
-        raise Damaged("a choice without a message")
+        raise DamagedError("a choice without a message")
     finish = FINISH.get(reason, reason)
     thinking, answer, closed = _split(message, opened)
     if not answer and not thinking:
-        raise Damaged("an empty answer")
-    logprobs = (raw.get("logprobs") or {}).get("content")
-    return Choice(thinking, answer, finish, finish == "stop" and closed and bool(answer), logprobs)
+        raise DamagedError("an empty answer")
+    return Choice(thinking, answer, finish, finish == "stop" and closed and bool(answer),
+                  _logprobs(raw.get("logprobs")))
+
+
+def _logprobs(raw: Any) -> list[dict] | None:
+    """The entries of `logprobs.content`, one a token, where they are what they should be."""
+    content = raw.get("content") if isinstance(raw, Mapping) else None
+    if not isinstance(content, list) or not content:
+        return None
+    entries = [*content, *(top for entry in content for top in entry.get("top_logprobs") or [])]
+    sound = all(isinstance(entry.get("token"), str)
+                and isinstance(entry.get("logprob"), int | float) for entry in entries)
+    return content if sound else None
 
 
 def _split(message: Mapping, opened: bool) -> tuple[str | None, str, bool]:

@@ -65,11 +65,17 @@ def jobs(requests: Iterable[Request], keys: Keys, n: int) -> Iterator[Job]:
 
 def runs(samples: Iterable[int], n: int) -> Iterator[range]:
     """Maximal runs of consecutive numbers, none longer than `n`."""
-    start = stop = None
+    run = range(0)
     for sample in sorted(samples):
-        if start is not None and (sample != stop or sample - start >= n):
-            yield range(start, stop)
-            start = None
-        start, stop = (sample if start is None else start), sample + 1
-    if start is not None and stop is not None:
-        yield range(start, stop)
+        if run and (sample != run.stop or len(run) >= n):
+            yield run
+            run = range(0)
+        run = range(run.start if run else sample, sample + 1)
+    if run:
+        yield run
+
+
+def prompt_bound(job: Job) -> int:
+    """No fewer tokens than the prompt has: each is a byte at least, a turn adds few."""
+    return 16 + sum(16 + len(str(message.get("content")).encode("utf-8", "replace"))
+                    for message in job.messages)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.teacher.config import Sampling
+from pipeline.teacher.config import Sampling, Teacher
 from pipeline.teacher.prices import Price
 from pipeline.teacher.reply import Choice, Reply, Usage
-from pipeline.teacher.request import Job
+from pipeline.teacher.request import Job, dump
 
 TOKEN_ID = re.compile(r"token_id:(\d+)")
 
 
+def asked_row(job: Job, sample: int, origin: str, sampling: Sampling) -> dict[str, Any]:
+    """The columns that say what was asked, whatever came of it."""
+    return {"key": job.key, "sample": sample, "max_tokens": sampling.max_tokens, "failure": None,
+            "origin": origin, "messages": dump(job.messages)}
+
+
 def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
-               sampling: Sampling) -> list[dict[str, Any]]:
+               teacher: Teacher, sampling: Sampling) -> list[dict[str, Any]]:
     """One row for each whole choice that was asked for.
 
     Tokens and dollars are shared out so that their sums are the bill: the prompt is counted with
@@ -33,7 +39,7 @@ def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
             "finish_reason": choice.finish_reason, "complete": choice.complete,
             "prompt_tokens": 0 if place else usage.prompt, "completion_tokens": tokens[place],
             "cost_usd": cost * lengths[place] / max(sum(lengths), 1), "seconds": seconds,
-            **({"model": reply.model} if reply.model else {}),
+            "model": reply.model or teacher.model,
             **pack_logprobs(choice, sampling.top_logprobs)})
     return rows
 

@@ -1,8 +1,10 @@
 """The solver teacher: a program that solves countdown by search and narrates it as reasoning.
 
-It tries combinations in random order, checks each against the target, and says so. Its patience
-is drawn per trace: out of tries, it gives up and answers with its last one. Now and then a sum
-slips. So a known share of its traces is wrong, and rejection sampling has work to do.
+It starts anywhere in the list of combinations, goes through it in order, checks each against the
+target, and says so. Its patience is drawn per trace: out of tries, it guesses one that it has not
+tried. Now and then a sum slips. So a known share of its traces is wrong, and rejection sampling
+has work to do. What is kept are short searches and a few lucky guesses, as of any teacher whose
+answers alone are checked; a student that learns to go on searching can pass it.
 """
 
 import random
@@ -18,7 +20,7 @@ from pipeline.countdown import Try, tries
 class SolverOptions(Config):
     """How the solver teacher searches and errs."""
 
-    patience: dict[int, float] = Field(default={3: 0.5, 12: 0.5}, min_length=1)
+    patience: dict[int, float] = Field(default={4: 0.5, 10: 0.5}, min_length=1)
     """Tries before it gives up: {tries: weight}; one is drawn for every trace."""
     slip: float = Field(default=0.01, ge=0, le=1)
     """Chance that a try's last sum is narrated wrong."""
@@ -31,7 +33,8 @@ def narrate(messages: Sequence[dict], seed: int,
     rng = random.Random(f"{seed}:{messages[-1]['content']}")
     *numbers, target = _read(messages[-1]["content"])
     candidates = tries((numbers[0], numbers[1], numbers[2]))
-    rng.shuffle(candidates)
+    start = rng.randrange(len(candidates))
+    candidates = candidates[start:] + candidates[:start]
     budget = rng.choices(list(options.patience), list(options.patience.values()))[0]
     said = []
     for attempt in candidates[:budget]:
@@ -41,8 +44,10 @@ def narrate(messages: Sequence[dict], seed: int,
         if seen == target:
             break
         said.append("too low. Wait, try " if seen < target else "too high. Wait, try ")
-    found = seen == target
-    thinking = "Try " + "".join(said if found else said[:-1]) + ("yes." if found else "no luck.")
+    if seen != target:
+        attempt = rng.choice(candidates[budget:] or candidates)
+        said[-1] = said[-1].replace("Wait, try ", "Out of patience, so a guess.")
+    thinking = "Try " + "".join(said) + ("yes." if seen == target else "")
     return thinking, f"\\boxed{{{attempt.expression}}}"
 
 

@@ -1,8 +1,9 @@
 """The trace store: every completion ever paid for, append-only, keyed by what was asked.
 
-A folder of Parquet segments, each named INDEX-CRC32.parquet, and at most one journal, which holds
-the newest rows and becomes the next segment. Page checksums guard what is read by column; the
-CRC32 in the name guards all the rest of a file (footer, page headers) wherever rows are read.
+A folder of Parquet segments and at most one journal, which holds the newest rows and becomes the
+next segment. A segment is named INDEX-FOOTER-WHOLE.parquet, by the CRC32 of its footer and of all
+of it. Planning reads few columns, guarded by the footer's and by page checksums; collecting reads
+whole files and checks every byte: Parquet's own checksums leave footer and page headers open.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
 INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
          "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
-SCHEMA = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
+SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
-FOLD_ROWS, FOLD_BYTES = 20_000, 256 << 20
+FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
 NO_LIMIT = 1 << 62
 
 
@@ -87,13 +88,13 @@ class TraceStore:
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "lock", timeout=0)
-        try:
-            with self._writable():
-                self.folder.mkdir(parents=True, exist_ok=True)
+        with self._writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
                 lock.acquire()
-        except Timeout:
-            raise UserError(f"another run is writing to the trace store {self.folder}; wait until "
-                            "it ends, or set runtime.traces to another folder") from None
+            except Timeout:
+                raise UserError(f"another run is writing to the trace store {self.folder}; wait "
+                                "until it ends, or set runtime.traces to another folder") from None
         try:
             self._recover()
             yield
@@ -171,8 +172,10 @@ class TraceStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.rename(self.folder / f"{journal.stem}-{zlib.crc32(data):08x}.parquet")
-        journal.unlink()
+            size = int.from_bytes(data[-8:-4], "little") + 8
+            name = f"{journal.stem}-{zlib.crc32(data[-size:]):08x}-{zlib.crc32(data):08x}.parquet"
+            partial.rename(self.folder / name)
+        journal.unlink(missing_ok=True)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -198,19 +201,28 @@ def _reaches(max_tokens: int | None) -> pl.Expr:
 
 
 def _columns(path: Path, names: list[str]) -> pl.DataFrame:
-    """Some columns of a segment, page checksums verified."""
+    """Some columns of a segment, its footer and their page checksums verified."""
     with _guarded(path):
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            size = int.from_bytes(file.read(4), "little") + 8
+            file.seek(-size, os.SEEK_END)
+            _check(path, file.read(), path.stem.split("-")[1])
         return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
 
 
 def _whole(path: Path) -> pl.DataFrame:
     """A segment whose every byte is as written."""
-    data = path.read_bytes()
-    if f"{zlib.crc32(data):08x}" != path.stem.partition("-")[2]:
+    with _guarded(path):
+        data = path.read_bytes()
+        _check(path, data, path.stem.split("-")[2])
+        return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
+
+
+def _check(path: Path, data: bytes, crc: str) -> None:
+    if f"{zlib.crc32(data):08x}" != crc:
         raise UserError(f"{path} is damaged; restore it from a backup, or delete it to ask the "
                         "teacher for its traces again")
-    with _guarded(path):
-        return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
 
 
 def _polars(table: pa.Table) -> pl.DataFrame:

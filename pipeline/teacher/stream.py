@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.teacher.reply import Damaged, Reply, read_json, refuse_error
+from pipeline.teacher.reply import DamagedError, Reply, read_json, refuse_error, shaped
 
 
 class Assembler:
@@ -21,8 +21,9 @@ class Assembler:
         self.head: dict[str, Any] = {}
         self.choices: dict[int, dict[str, Any]] = {}
 
+    @shaped()
     def feed(self, line: str) -> None:
-        """One line without its newline; raises Damaged on an error event or broken JSON."""
+        """One line without its newline; raises DamagedError on an error event or broken JSON."""
         name, _, value = line.rstrip("\r").partition(":")
         value = value.strip()
         if name != "data" or not value or value == "[DONE]":
@@ -30,7 +31,7 @@ class Assembler:
         try:
             event = json.loads(value)
         except (ValueError, RecursionError):
-            raise Damaged(f"a stream event that is not JSON: {value[:80]!r}") from None
+            raise DamagedError(f"a stream event that is not JSON: {value[:80]!r}") from None
         refuse_error(event)
         self.head.update({k: event[k] for k in ("usage", "model") if event.get(k)})
         for position, raw in enumerate(event.get("choices") or []):
@@ -45,10 +46,11 @@ class Assembler:
         choice["finish_reason"] = raw.get("finish_reason") or choice["finish_reason"]
         choice["tokens"] += (raw.get("logprobs") or {}).get("content") or []
 
+    @shaped()
     def reply(self) -> Reply:
-        """The reply so far; Damaged where no choice is whole."""
+        """The reply so far; DamagedError where no choice is whole."""
         if not self.choices:
-            raise Damaged("a stream without an answer")
+            raise DamagedError("a stream without an answer")
         choices = [{"index": index, "finish_reason": choice["finish_reason"],
                     "message": {n: _join(pieces) for n, pieces in choice["pieces"].items()},
                     "logprobs": {"content": choice["tokens"] or None}}

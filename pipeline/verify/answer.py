@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
-from pipeline.verify.latex import Tree, Unreadable, clean, read
-from pipeline.verify.value import Unsure, exact, number
+from pipeline.verify.expression import Tree, Unreadable, read
+from pipeline.verify.latex import clean
+from pipeline.verify.parts import (
+    CLOSE,
+    OPEN,
+    is_label,
+    nearly,
+    one_group,
+    split_relation,
+    split_top,
+    worked_out,
+)
 
-_OPEN, _CLOSE = "([{⦃⟦", ")]}⦄⟧"
-_RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
-_LABEL = re.compile(
-    r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
-    r"(?:\(\s*[a-z\d](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
-    r"\\frac\s*\{\s*[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}\s*\}|"
-    r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)|\\(?:angle|triangle)\s*[A-Z]+"
-    r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|[A-Z]\w*(?:_\{?\w+\}?)?\s*:\s*[A-Z]\w*(?:_\{?\w+\}?)?"
-    r"|\|\s*[A-Z]{1,2}\s*\||S\s*_\s*\{[^{}]*\}\s*:\s*S|V\s*_\s*\{[^{}]*\}\s*:\s*V\s*_\s*\{[^{}]*\}")
-_TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=]{1,8}?)+\s*\)")
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
 _UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)(?:[^›\d\s]+\s?){1,4}›"
 _TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
@@ -49,34 +49,10 @@ class Node:
     detail: str = ""
 
 
-def key(text: str) -> str:
-    """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
-    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
-
-
-def words(text: str) -> str:
-    """Letters and digits only, lower case: how texts are compared."""
-    return " ".join(re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).casefold().split())
-
-
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""
     return _parse(clean(text), 0)
-
-
-def split_top(text: str, separators: str) -> list[str]:
-    """`text` at the separators that stand in no bracket. Any closing bracket closes any opening."""
-    if not any(separator in text for separator in separators):
-        return [text.strip()]
-    parts, depth, start, quoted = [], 0, 0, False
-    for position, char in enumerate(text):
-        quoted = char == "‹" or (quoted and char != "›")
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if char in separators and depth <= 0 and not quoted:
-            parts.append(text[start:position])
-            start = position + 1
-    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 
 def _parse(text: str, depth: int) -> Node:
@@ -144,44 +120,21 @@ def without_aside(text: str) -> str:
 
 def _related(text: str, depth: int) -> Node | None:
     """Relations: labels dropped, bounds of one symbol read as an interval, else kept as they are"""
-    parts, ops = _split_relation(text)
+    parts, ops = split_relation(text)
     if not ops:
         return None
-    while ops and ops[-1] == "\\approx" and _nearly(*parts[-2:]):
+    while ops and ops[-1] == "\\approx" and nearly(*parts[-2:]):
         parts, ops = parts[:-1], ops[:-1]
     if not ops:
         return _parse(parts[0], depth + 1)
     if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
         return _labelled(text, parts, ops, depth)
-    if ops == ["="] and _worked_out(*parts):
+    if ops == ["="] and worked_out(*parts):
         return _parse(parts[1], depth + 1)
     if set(ops) <= {"<", ">", "\\le", "\\ge"} and (bound := _bounds(text, parts, ops, depth)):
         return bound
     items = tuple(_parse(part, depth + 1) for part in parts)
     return Node("relation", text, items, detail=" ".join(ops))
-
-
-def _nearly(exactly: str, roughly: str) -> bool:
-    """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
-    try:
-        first, second = (number(read(_value(side).text)) for side in (exactly, roughly))
-    except (Unreadable, Unsure, KeyError):
-        return False
-    return bool(abs(first - second) <= abs(first) / 100)
-
-
-def _worked_out(left: str, right: str) -> bool:
-    """Whether `left` is arithmetic that comes to `right`: 35 + 70 = 105 offers one answer."""
-    try:
-        first, second = exact(read(left)), exact(_value(right).tree or read(right))
-    except (Unreadable, Unsure):
-        return False
-    return first is not None and first == second and bool(re.search(r"\d\D*[-+*/\\]\D*\d", left))
-
-
-def is_label(text: str) -> bool:
-    """Whether `text` only names an answer: x, a_1, f(x), AB, (x, y), words; never a value."""
-    return bool(_LABEL.fullmatch(text) or _TUPLE_LABEL.fullmatch(text))
 
 
 def _labelled(text: str, parts: list[str], ops: list[str], depth: int) -> Node:
@@ -195,19 +148,6 @@ def _labelled(text: str, parts: list[str], ops: list[str], depth: int) -> Node:
                     detail=" ".join(ops))
     node = _parse(parts[1], depth + 1)
     return replace(node, label=parts[0] if ops[0] == "=" else "", text=text)
-
-
-def _split_relation(text: str) -> tuple[list[str], list[str]]:
-    parts, ops, start, level = [], [], 0, 0
-    for match in re.finditer(_RELATION.pattern + r"|[\[({⦃})\]⦄]|‹[^›]*›", text):
-        token = match[0]
-        if token in _OPEN or token in _CLOSE:
-            level += 1 if token in _OPEN else -1
-        elif level <= 0 and token[0] != "‹":
-            parts.append(text[start:match.start()].strip())
-            ops.append(token)
-            start = match.end()
-    return [*parts, text[start:].strip()], ops
 
 
 def _bounds(text: str, parts: list[str], ops: list[str], depth: int) -> Node | None:
@@ -239,7 +179,7 @@ def _union(text: str, depth: int) -> Node | None:
 
 def _bracketed(text: str, depth: int) -> Node | None:
     """(a, b), [a, b), {a, b} and {x | condition}; one bracketed thing is that thing."""
-    if text[0] not in _OPEN or text[-1] not in _CLOSE or not _one_group(text):
+    if text[0] not in OPEN or text[-1] not in CLOSE or not one_group(text):
         return None
     inner = text[1:-1].strip()
     if text[0] == "⦃":
@@ -270,16 +210,6 @@ def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:
 
 def _items(inner: str, depth: int) -> tuple[Node, ...]:
     return _list(inner, [_parse(part, depth + 1) for part in split_top(inner, ",;")]).items
-
-
-def _one_group(text: str) -> bool:
-    """Whether the first bracket of `text` is closed by its last."""
-    depth = 0
-    for position, char in enumerate(text):
-        depth += (char in _OPEN) - (char in _CLOSE)
-        if depth == 0:
-            return position == len(text) - 1
-    return False
 
 
 def _ratio(text: str, depth: int) -> Node | None:

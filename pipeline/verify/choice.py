@@ -7,8 +7,8 @@ import re
 from pipeline.verify.extract import boxes
 from pipeline.verify.latex import clean
 
-_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?([A-J])(?![A-Za-z'’]|\s*[=+<>])")
-_LEADING = re.compile(r"\s*[*_\"'(\[]*([A-J])(?![A-Za-z'’])")
+_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?!I [a-z])([A-J])(?![A-Za-z'’]|\s*[=+<>])")
+_LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
 _STATED = re.compile(
     r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
     r"[^A-J\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
@@ -23,12 +23,14 @@ def letters(text: str) -> list[str]:
         return _listed(clean(inside)) if inside else []
     if "<answer>" in text:
         return letters(text.rpartition("<answer>")[2].partition("</answer>")[0])
-    text = _NEGATED.sub(" ", text)
+    text = _NEGATED.sub(" ", text if len(text) < 1200 else text[:200] + text[-1000:])
     if stated := _STATED.findall(text):
         return [stated[-1].upper()] if stated[-1].isupper() else []
     if leading := _LEADING.match(text):
         return [leading[1]]
-    return _LETTER.findall(text)[-1:]
+    if re.fullmatch(r"\s*[a-j]\s*", text):
+        return [text.strip().upper()]
+    return re.findall(r"\(([A-J])\)", text)[-1:] or _LETTER.findall(text)[-1:]
 
 
 def _listed(text: str) -> list[str]:

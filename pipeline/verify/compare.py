@@ -8,10 +8,24 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node, key, parse, without_aside, words
-from pipeline.verify.extract import is_prose
+from pipeline.verify.answer import Node, parse, without_aside
+from pipeline.verify.elements import (
+    all_of,
+    any_of,
+    cross_equal,
+    distinct,
+    endless,
+    ends_of,
+    infinite,
+    labels_of,
+    spread,
+)
+from pipeline.verify.expression import Tree, Unreadable
 from pipeline.verify.judgement import Policy
-from pipeline.verify.latex import Tree, Unreadable, clean, read
+from pipeline.verify.latex import clean
+from pipeline.verify.measure import other_unit, reduced, rounds, unit_of
+from pipeline.verify.relation import equations, substituted
+from pipeline.verify.wording import key, phrase_of, words
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
 _PARAMETERS = frozenset("kmnltjscC")
@@ -24,7 +38,7 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
     """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
     if key(gold) == key(answer) and not policy.reduced:
         return True
-    if _phrase_of(answer, gold):
+    if phrase_of(answer, gold):
         return True
     left, right = parse(gold), parse(answer)
     results = [Comparison(policy, given).same(a, b)
@@ -32,27 +46,6 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
     if True in results:
         return True
     return None if None in results else False
-
-
-_FUNCTION_WORDS = frozenset(
-    "a an the is are it of to in on at by for and or its be was this that which there any all "
-    "answer correct true false number result solution value".split())
-_TURNING = re.compile(r"\b(?:than|not|no|never|neither|nor|without|or|if|cannot)\b|n't|\?", re.I)
-
-
-def _phrase_of(answer: str, gold: str) -> bool:
-    """A short text that a gold sentence contains word for word: "odd" of "It is an odd number".
-
-    Only where the sentence compares and negates nothing, so that the phrase cannot be its
-    opposite or the other alternative.
-    """
-    plain = clean(answer)
-    if not re.fullmatch(r"[‹› A-Za-z-]{3,60}", plain) or not is_prose(gold) or len(gold) > 300:
-        return False
-    phrase, sentence = words(plain), f" {words(gold)} "
-    content = [word for word in phrase.split() if word not in _FUNCTION_WORDS]
-    return bool(content) and len(max(content, key=len)) > 2 and f" {phrase} " in sentence \
-        and not _TURNING.search(gold)
 
 
 def _readings(text: str, node: Node) -> list[Node]:
@@ -73,7 +66,7 @@ class Comparison:
     def same(self, a: Node, b: Node) -> bool | None:
         """Gold `a` against answer `b`."""
         if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
-            return _any(self.same(item, b) for item in a.items)
+            return any_of(self.same(item, b) for item in a.items)
         if "relation" in (a.kind, b.kind):
             return self.relations(a, b)
         if a.kind == b.kind == "value":
@@ -88,7 +81,7 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
-        if _endless(a) and _endless(b):
+        if endless(a) and endless(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (
                 a.kind == "text" and len(left.split()) == 1):
@@ -96,17 +89,17 @@ class Comparison:
         return None
 
     def values(self, a: Node, b: Node) -> bool | None:
-        if self.policy.units == "required" and _unit(a) != _unit(b):
+        if self.policy.units == "required" and unit_of(a) != unit_of(b):
             return False
-        if _other_unit(_unit(a), _unit(b)):
+        if other_unit(unit_of(a), unit_of(b)):
             return False
         assert a.tree and b.tree
-        if self.policy.reduced and not _reduced(b.tree):
+        if self.policy.reduced and not reduced(b.tree):
             return False
         pairs = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
             pairs = self.scaled(a, b)
-        return _any(self.trees(left, right) for left, right in pairs)
+        return any_of(self.trees(left, right) for left, right in pairs)
 
     def same_argument(self, a: Node, b: Node) -> Tree:
         """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
@@ -119,14 +112,13 @@ class Comparison:
     def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Both readings of a percentage, and degrees as radians where the other side has π."""
         assert a.tree and b.tree
-        plain = [(a.tree, b.tree)]
+        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
         if "°" in (a.unit, b.unit):
-            turned = [("f", "degree", n.tree) if n.unit == "°" else n.tree for n in (a, b)]
-            return plain + [(turned[0], turned[1])] if "\\pi" in a.text + b.text else plain
-        hundred = ("n", Fraction(100))
-        parts = [("/", n.tree, hundred) if n.unit == "%" else n.tree for n in (a, b)]
-        return {"either": [*plain, (parts[0], parts[1])], "number": plain,
-                "value": [(parts[0], parts[1])]}[self.policy.percent]
+            if "\\pi" not in a.text + b.text:
+                return plain
+            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
+        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
+        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
 
     def trees(self, a: Tree, b: Tree) -> bool | None:
         if a == b:
@@ -140,7 +132,7 @@ class Comparison:
         except value.TooLarge:
             raise
         except value.Unsure:
-            return False if _infinite(a) != _infinite(b) else None
+            return False if infinite(a) != infinite(b) else None
 
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or one is the other correctly rounded."""
@@ -149,7 +141,9 @@ class Comparison:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        return _rounds(a, left, right, 3, cut=True) or _rounds(b, right, left, self.policy.digits)
+        endless_gold, endless_answer = (not value.terminates(tree) for tree in (a, b))
+        return rounds(a, left, right, 3, cut=endless_answer) or \
+            (endless_gold and rounds(b, right, left, self.policy.digits))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
@@ -161,8 +155,8 @@ class Comparison:
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
-        return letter.isalpha() and not re.search(rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])", self.given) \
-            and bool(self.given)
+        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
+        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
 
     def groups(self, a: Node, b: Node) -> bool | None:
         """Collections: element by element, ordered or as multisets (see Policy.order)."""
@@ -173,20 +167,20 @@ class Comparison:
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
-        left, right = _distinct(_spread(a)), _distinct(_spread(b))
-        if "interval" in (a.kind, b.kind) and _ends(a) != _ends(b):
+        left, right = distinct(spread(a)), distinct(spread(b))
+        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b):
             return False
         if len(left) != len(right):
             return False
         if not self.ordered(a, b):
             return self.matched(left, right)
-        return _all(self.same(x, y) for x, y in zip(left, right, strict=True))
+        return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
 
     def ordered(self, a: Node, b: Node) -> bool:
         if self.policy.order != "tuples":
             return self.policy.order == "all" or {a.kind, b.kind} <= {"interval"}
         if {a.kind, b.kind} <= {"list", "set", "union"}:
-            return bool(_labels(a)) and _labels(a) == _labels(b)
+            return bool(labels_of(a)) and labels_of(a) == labels_of(b)
         return True
 
     def matched(self, left: Sequence[Node], right: Sequence[Node]) -> bool | None:
@@ -208,10 +202,10 @@ class Comparison:
             if len(a.items) != len(b.items):
                 return False
             try:
-                pairs = [_cross(x, y, a.items[0], b.items[0])
+                pairs = [cross_equal(x, y, a.items[0], b.items[0])
                          for x, y in zip(a.items[1:], b.items[1:], strict=True)]
             except (value.Unsure, Unreadable):
-                return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+                return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
             return all(pairs)
         ratio, other = (a, b) if a.kind == "ratio" else (b, a)
         if len(ratio.items) != 2 or other.kind != "value" or None in [n.tree for n in ratio.items]:
@@ -222,170 +216,29 @@ class Comparison:
     def relations(self, a: Node, b: Node) -> bool | None:
         """An equation is an answer only where the gold is one; chains must agree throughout."""
         if b.detail == "chain" and a.kind != "relation":
-            return _all(self.same(a, item) for item in b.items)
+            return all_of(self.same(a, item) for item in b.items)
         if a.detail == "chain" and b.kind != "relation":
-            return _all(self.same(item, b) for item in a.items)
+            return all_of(self.same(item, b) for item in a.items)
         if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
                 and len(a.items) == len(b.items) > 2:
-            return _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+            return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":
-            return self.substituted(a, b)
+            return substituted(a, b)
         if a.kind != b.kind:
-            return self.equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
+            return equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
                 else False
         if a.detail == b.detail and len(a.items) == len(b.items) and \
-                _all(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
+                all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
-        return self.equations(a, b)
-
-    def substituted(self, a: Node, b: Node) -> bool | None:
-        """A gold equation in one symbol more than the answer: y = E stated as E."""
-        difference = _difference(a)
-        if difference is None or b.tree is None:
-            return None
-        missing = value.symbols(difference[0]) - value.symbols(b.tree)
-        if len(missing) != 1 or not value.symbols(b.tree) <= value.symbols(difference[0]) \
-                or len(value.symbols(difference[0])) < 2:
-            return False
-        try:
-            left, right = (value.substitute(side, *missing, b.tree)
-                           for side in (difference[0][1], difference[0][2][2]))
-            return value.equal(left, right)
-        except value.Unsure:
-            return None
-
-    def equations(self, a: Node, b: Node) -> bool | None:
-        """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
-        sides = [_difference(a), _difference(b)]
-        if sides[0] is None or sides[1] is None:
-            return None
-        (left, op), (right, other) = sides
-        if op != other:
-            return False
-        try:
-            sign = value.ratio(left, right)
-        except value.TooLarge:
-            raise
-        except value.Unsure:
-            return None
-        return sign is not None and (sign > 0 or op in ("=", "\\ne"))
+        return equations(a, b)
 
 
-def _difference(node: Node) -> tuple[Tree, str] | None:
-    """left - right of a relation, turned so that it reads =, ≠, < or ≤ 0."""
-    text = clean(node.text)
-    match = re.fullmatch(r"([^=<>]*?)(=|<|>|\\le\b|\\ge\b|\\ne\b)([^=<>]*)", text)
-    if not match or re.search(r"\\(le|ge|ne|in)\b", match[3]):
-        return None
-    try:
-        left, right = read(match[1].strip()), read(match[3].strip())
-    except Unreadable:
-        return None
-    if match[2] in (">", "\\ge"):
-        left, right = right, left
-    return ("+", left, ("*", ("n", Fraction(-1)), right)), match[2].replace(">", "<").replace(
-        "\\ge", "\\le")
+_HUNDREDTH: Tree = ("n", Fraction(1, 100))
 
 
-def _any(results) -> bool | None:  # type: ignore[no-untyped-def]
-    seen = list(results)
-    return True if True in seen else None if None in seen else False
-
-
-def _all(results) -> bool | None:  # type: ignore[no-untyped-def]
-    seen = list(results)
-    return False if False in seen else None if None in seen else True
-
-
-def _spread(node: Node) -> tuple[Node, ...]:
-    """Items; a matrix of one column or one row is its vector."""
-    if node.kind != "matrix":
-        return node.items
-    if len(node.items) == 1 or all(len(row.items) == 1 for row in node.items):
-        return tuple(cell for row in node.items for cell in row.items)
-    return node.items
-
-
-def _distinct(items: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Repeated tuples of a list of solutions count once."""
-    if any(item.kind != "tuple" for item in items):
-        return items
-    return tuple({key(item.text): item for item in items}.values())
-
-
-def _labels(node: Node) -> list[str]:
-    names = [item.label for item in node.items]
-    return names if all(names) and len(set(names)) == len(names) else []
-
-
-def _ends(node: Node) -> str:
-    """The brackets of an interval; (a, b) may be one, nothing else."""
-    return node.detail if node.kind in ("interval", "tuple") else ""
-
-
-def _cross(x: Node, y: Node, first: Node, other: Node) -> bool:
-    if None in (x.tree, y.tree, first.tree, other.tree):
-        raise Unreadable("no values")
-    for node in (x, y, first, other):
-        if node.tree == ("n", 0):
-            raise Unreadable("a zero in a ratio")
-    return value.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
-
-
-def _endless(node: Node) -> bool:
-    return node.tree == ("c", "oo") or \
-        words(node.text) in ("infinitely many", "infinite", "infinity")
-
-
-def _infinite(tree: Tree) -> bool:
-    return tree == ("c", "oo") or any(_infinite(t) for t in tree[1:] if isinstance(t, tuple))
-
-
-def _reduced(tree: Tree) -> bool:
-    if tree[0] != "/" or not tree[1][0] == tree[2][0] == "n":
-        return True
-    return Fraction(tree[1][1], tree[2][1]).denominator == tree[2][1]
-
-
-def _rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False) -> bool:
-    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`.
-
-    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
-    """
-    if decimal.imag or other.imag:
-        return False
-    number = value.exact(tree)
-    places = value.places(number) if number is not None else None
-    if not places or number is None:
-        return False
-    significant = len(str(abs(int(number * 10 ** places))))
-    difference = (abs(other) - abs(decimal)) * 10 ** places
-    low = 0 if cut else 0.5
-    return significant >= digits and decimal * other > 0 and bool(-0.5 - 1e-9 <= difference <= (1 - low) + 1e-9)
-
-
-_SAME_UNIT = {"inches": "in", "inch": "in", "feet": "ft", "foot": "ft", "meters": "m", "meter": "m",
-              "metres": "m", "centimeters": "cm", "kilometers": "km", "miles": "mi", "mile": "mi",
-              "seconds": "s", "second": "s", "sec": "s", "hours": "h", "hour": "h", "hr": "h",
-              "hrs": "h", "minutes": "min", "minute": "min", "grams": "g", "gram": "g",
-              "kilograms": "kg", "kilogram": "kg", "yards": "yd", "yard": "yd", "days": "day",
-              "cents": "cent", "dollars": "dollar", "millimeters": "mm", "weeks": "week",
-              "months": "month", "years": "year", "gallons": "gallon", "liters": "l", "liter": "l"}
-_KNOWN = frozenset(_SAME_UNIT.values()) | {"sq"}
-
-
-def _unit(node: Node) -> str:
-    """The unit of a value in one spelling, "" without: `square feet` is `ft 2`."""
-    names = re.findall(r"[A-Za-z]+|\d|°|%", node.unit)
-    power = {"square": "2", "sq": "2", "cubic": "3"}
-    plain = [_SAME_UNIT.get(n.lower(), n.lower()) for n in names if n.lower() not in power]
-    return " ".join(plain + [power[n.lower()] for n in names if n.lower() in power])
-
-
-def _other_unit(a: str, b: str) -> bool:
-    """Whether both are measures that we know, and not the same one."""
-    first, second = a.split(" ")[0], b.split(" ")[0]
-    return first in _KNOWN and second in _KNOWN and a != b and (
-        first != second or a.split()[1:] != [] != b.split()[1:])
+def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
+    """The tree of a value, with the operation that its unit stands for."""
+    assert node.tree
+    return (*operation, node.tree) if node.unit == unit else node.tree
 
 

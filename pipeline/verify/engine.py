@@ -35,3 +35,8 @@ def sleep(seconds: float) -> bool:
     """Wait, so that a test can see a worker killed."""
     time.sleep(seconds)
     return True
+
+
+def allocate(megabytes: int) -> bool:
+    """Take memory, so that a test can see the limit hold."""
+    return len(bytearray(megabytes << 20)) > 0

@@ -13,7 +13,6 @@ import re
 
 GAP = 100
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|[^\s{\\])")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.S | re.I)
 _TURN = re.compile(r"<\|[^|>]*\|>|<｜[^>]*｜>|</s>")
 _STATED = re.compile(
     r"(?:\b(?:answer|result|solution|r[ée]ponse|antwort|respuesta|option|choice)s?\b|答案|答)\**"
@@ -67,8 +66,9 @@ def extract(text: str, marker: str = "any") -> list[str]:
         return _last_statement(found)
     if marker == "box":
         return []
-    if tags := _TAG.findall(text):
-        return [tags[-1].strip()] if tags[-1].strip() else []
+    if "</answer>" in text:
+        inside = text.rpartition("</answer>")[0].rpartition("<answer>")[2].strip()
+        return [inside] if inside else []
     return [] if marker == "tag" else _stated(text)
 
 
@@ -105,9 +105,10 @@ def _stated(text: str) -> list[str]:
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
-    if not is_prose(text) and ("\n" not in text or "\\begin{" in text) and not _INTRODUCED.match(text):
+    introduced, one_line = _INTRODUCED.match(text), "\n" not in text or "\\begin{" in text
+    if not is_prose(text) and one_line and not introduced:
         return [text] if text else []
-    if _INTRODUCED.match(text) and not is_prose(text) and not _FORMULA.search(text):
+    if introduced and not is_prose(text) and not _FORMULA.search(text):
         return []  # inline mathematics that breaks across lines is not read
     parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
     return _last_value(parts[-1]) if parts else _last_value(text)

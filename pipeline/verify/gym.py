@@ -1,6 +1,7 @@
 """Countdown, judged here: an expression that uses every number once and reaches the target.
 
-Other reasoning-gym tasks go to their own scorer in a worker (see engine.gym_score).
+Other reasoning-gym tasks go to their own scorer in a worker (see engine.gym_score), their answers
+past safe_for_scorer().
 """
 
 from __future__ import annotations
@@ -12,11 +13,35 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 _SPELLING = ((re.compile(r"\\(?:times|cdot|ast)|×|·|∗"), "*"), (re.compile(r"\\div|÷"), "/"),
-             (re.compile(r"[−–]"), "-"), (re.compile(r"\\(?:left|right|,|;|!|\s)|\$|\\[()\[\]]"), ""),
+             (re.compile(r"[−–]"), "-"),
+             (re.compile(r"\\(?:left|right|,|;|!|\s)|\$|\\[()\[\]]"), ""),
              (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"((\1)/(\2))"),
              (re.compile(r"\\text\{[^{}]*\}"), ""), (re.compile(r"\["), "("),
              (re.compile(r"\]"), ")"))
 _ALLOWED = re.compile(r"[\d\s+*/()-]{1,200}")
+
+
+_EXPRESSIONS = frozenset([
+    "countdown", "puzzle24", "simple_integration", "intermediate_integration",
+    "polynomial_multiplication", "polynomial_equations"])
+_LISTS = frozenset([
+    "string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"])
+_LIST = re.compile(r"[A-Za-z0-9_,.\s'\"\[\]-]*")
+_FORMULA = re.compile(r"(?:sin|cos|tan|exp|log|sqrt|pi|[A-Za-z](?![A-Za-z_])|\d{1,9}(?:\.\d+)?"
+                      r"|[\s+*/^()-])*")
+
+
+def safe_for_scorer(task: str, answer: str) -> bool:
+    """Whether reasoning-gym's scorer of `task` may see `answer`.
+
+    Its scorers of these tasks hand the answer to eval() or sympy's parse_expr (version 0.1.25), so
+    they get only text that can name nothing and call nothing but elementary functions.
+    """
+    if task in _LISTS:
+        return len(answer) <= 2000 and bool(_LIST.fullmatch(answer))
+    if task in _EXPRESSIONS:
+        return len(answer) <= 300 and bool(_FORMULA.fullmatch(answer))
+    return len(answer) <= 20_000
 
 
 def countdown(answer: str, numbers: Sequence[int], target: int) -> str:

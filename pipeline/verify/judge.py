@@ -15,9 +15,9 @@ from pipeline.verify import choice, value
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
 from pipeline.verify.extract import extract, gold_answers, is_prose
-from pipeline.verify.gym import countdown
-from pipeline.verify.latex import clean
+from pipeline.verify.gym import countdown, safe_for_scorer
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
+from pipeline.verify.latex import MAX_ANSWER, clean
 from pipeline.verify.pool import JudgePool, WorkerLost
 
 
@@ -91,11 +91,20 @@ def default_pool() -> JudgePool:
 def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     """The gold answer judged against itself, as a completion would state it.
 
-    prepare drops or reports what is not "correct" here, before any teacher token is paid for.
+    prepare drops or reports what is not "correct" here, before any teacher token is paid for. A
+    math gold that is a sentence, or that neither the rules nor the engine can read, is
+    cannot_judge: no other wording of it would ever be recognised.
     """
+    gold = gold_answer(problem.answer) if problem.kind == "math" else ""
+    if problem.kind == "math" and not gold.strip():
+        return judgement("cannot_judge", None, "rules")
+    if gold and (is_prose(gold) or (parse(gold).kind == "opaque" and not _safe(gold))):
+        return judgement("cannot_judge", gold, "rules")
+    if gold and parse(gold).kind == "opaque":
+        return finish(_to_engine(gold, gold), pool or default_pool())
     if problem.kind in ("code", "gym"):
-        return _by_kind(problem)(problem.answer, [problem.answer], problem) \
-            if problem.kind == "gym" and problem.answer else judgement("correct", None, "unchecked")
+        return judge_answer(problem.answer, problem, pool) if problem.answer and \
+            problem.kind == "gym" else judgement("correct", None, "unchecked")
     text = problem.answer if problem.kind == "exact" or "\\boxed" in problem.answer else \
         f"\\boxed{{{problem.answer}}}"
     if problem.policy.marker == "tag":
@@ -119,20 +128,31 @@ def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
 
 @lru_cache(maxsize=100_000)
 def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | Deferred:
-    gold = _gold(gold)
+    verdict: Verdict
+    gold = gold_answer(gold)
     if not gold:
         return judgement("cannot_judge", answer, "rules")
+    if max(len(answer), len(gold)) > MAX_ANSWER:
+        verdict = "correct" if answer.strip() == gold.strip() else \
+            "wrong" if len(gold) < MAX_ANSWER // 4 else "cannot_judge"
+        return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, given)
     except value.TooLarge:
         return judgement("cannot_judge", answer, "rules")
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero
     if result is not None:
-        verdict: Verdict = "correct" if result else "wrong"
+        verdict = "correct" if result else "wrong"
         if not result and _hedged(gold, answer):
             verdict = "several_answers"
         return judgement(verdict, answer, "rules")
     if not _safe(answer) or not _safe(gold) or _RISKY.search(clean(answer)):
         return judgement("cannot_judge", answer, "rules")
+    return _to_engine(gold, answer)
+
+
+def _to_engine(gold: str, answer: str) -> Deferred:
     return Deferred("math", (gold, answer, True), answer, "math-verify",
                     lambda reply: _read_engine(reply, answer))
 
@@ -144,7 +164,7 @@ def _read_engine(reply: bool | None, answer: str) -> Judgement:
 
 
 @lru_cache(maxsize=50_000)
-def _gold(text: str) -> str:
+def gold_answer(text: str) -> str:
     """The answer within a gold: as it stands, or what its solution text boxes or states."""
     if "boxed" in text or is_prose(text):
         return ", ".join(gold_answers(text)) if "boxed" in text or "answer" in text else text
@@ -158,10 +178,11 @@ def _hedged(gold: str, answer: str) -> bool:
         or (node.kind == "relation" and parse(gold).kind != "relation")
 
 
-_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&'$%-]*")
+_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&$%-]*")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b|[?|:]|\d\s+\d")
+_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b"
+                    r"|[?|:]|\d\s+\d|\d\s*\(\s*\d|__")
 """What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
@@ -172,7 +193,7 @@ def _safe(text: str) -> bool:
 
 
 def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
-    gold, found = choice.letters(f"\\boxed{{{_gold(problem.answer)}}}"), choice.letters(text)
+    gold, found = choice.letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), choice.letters(text)
     if not gold:
         return judgement("cannot_judge", None, "choice")
     if not found:
@@ -199,6 +220,8 @@ def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
         return judgement(verdict, answer, "countdown")  # type: ignore[arg-type]
     if "entry" not in meta or "task" not in meta:
         raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
+    if not safe_for_scorer(meta["task"], answer):
+        return judgement("wrong", answer, "refused: not the form of an answer to this task")
     return Deferred("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
                     lambda score: judgement("correct" if score >= 1 else "wrong", answer,
                                             "reasoning-gym", float(score)))

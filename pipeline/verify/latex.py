@@ -1,22 +1,11 @@
-"""LaTeX answers to one plain spelling, and that spelling to a small expression tree.
-
-The tree is nested tuples: ("n", Fraction), ("v", name), ("c", "pi"|"e"|"i"|"oo"),
-("f", name, arguments…) and ("+", "*", "/", "^") with operands. Nothing is ever evaluated as code.
-"""
+"""LaTeX answers to one plain spelling. Words become ‹words›."""
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
-Tree = tuple[Any, ...]
-MAX_ANSWER, MAX_DEPTH = 2000, 40
-
-
-class Unreadable(ValueError):
-    """The text is no expression that this reader knows."""
+MAX_ANSWER = 2000
 
 
 _PLAIN = {
@@ -40,7 +29,10 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqsla
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
-_DROP = ["left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut", "hspace", "vspace", "thinspace", "normalsize", "large"]
+_DROP = frozenset([
+    "left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg",
+    "bigl", "bigr", "Bigl", "Bigr", "limits", "boxed", "fbox", "rm", "bf", "it", "mathstrut",
+    "hspace", "vspace", "thinspace", "normalsize", "large"])
 _WRAP = r"text|mbox|textbf|textit|textrm|texttt|hbox|textnormal|mathtext"
 _FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrightarrow|vec|boxed" \
         r"|fbox|ensuremath|mathsf"
@@ -49,10 +41,12 @@ _FONTS = re.compile(rf"\\(?:{_FONT})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
 _MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
-FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh", "cosh", "tanh", "ln", "log", "exp", "sqrt"])
+FUNCTIONS = frozenset([
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh",
+    "cosh", "tanh", "ln", "log", "exp", "sqrt"])
 _WORD = re.compile(
-    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|" + "|".join(map(r"{}\b".format, FUNCTIONS))
+    r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|"
+    + "|".join(rf"{name}\b" for name in sorted(FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
 _WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
 _UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
@@ -79,7 +73,8 @@ def _trim(text: str) -> str:
     return text.lstrip(" ,;:").rstrip(" .,;:^")
 
 
-_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])|\\(?:and|or)\b")
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
+                     r"|\\(?:and|or)\b")
 
 
 def _outside(text: str) -> str:
@@ -113,10 +108,22 @@ def _commands(text: str) -> str:
     for _ in range(3):
         text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
         text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
+    text = _REPEATING.sub(_repeating, text)
     text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
     text = re.sub(r"\\\{", "⦃", re.sub(r"\\\}", "⦄", text)).replace("\\|", "|")
     return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
+
+
+_REPEATING = re.compile(r"(\d{1,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """0.1\\overline{6} as the fraction that it is."""
+    whole, fixed, period = match.groups()
+    bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
+    top = int(whole + fixed + period) - int(whole + fixed)
+    return f"\\frac{{{top}}}{{{bottom}}}"
 
 
 def _font(text: str) -> str:
@@ -137,224 +144,3 @@ def _command(match: re.Match[str]) -> str:
     return f"\\{name} "
 
 
-TOKEN = re.compile(r"\\[A-Za-z]+|‹[^›]*›|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?|[A-Za-z]+|\S")
-_GREEK = frozenset(["alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "psi", "omega", "rho", "sigma", "tau", "Delta", "Omega", "Gamma", "ell", "varepsilon", "eta", "zeta", "kappa", "nu", "xi", "chi", "prime", "ldots"])
-_CLOSE = {"(": ")", "[": "]", "{": "}", "⦃": "⦄"}
-
-
-@lru_cache(maxsize=50_000)
-def read(text: str) -> Tree:
-    """The tree of one expression in clean() spelling. Unreadable where it is none."""
-    reader = _Reader(_letters(TOKEN.findall(text)))
-    tree = reader.sum()
-    if reader.peek():
-        raise Unreadable(f"{reader.peek()!r} is left over")
-    return tree
-
-
-def _letters(tokens: list[str]) -> list[str]:
-    """Runs of letters to function names and single letters ("2ab" is 2·a·b)."""
-    out: list[str] = []
-    for token in tokens:
-        if token.isalpha() and token.isascii() and len(token) > 1 and token[0] != "\\":
-            known = token in FUNCTIONS or token == "pi"
-            out += ["\\" + token] if known else list(token)
-        else:
-            out.append(token)
-    return out
-
-
-class _Reader:
-    """Recursive descent over tokens; depth bounded, so that no text can exhaust the stack."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        if len(tokens) > 500:
-            raise Unreadable("more than 500 tokens")
-        self.tokens, self.at, self.depth = tokens, 0, 0
-
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def next(self) -> str:
-        token = self.peek()
-        self.at += 1
-        return token
-
-    def take(self, token: str) -> bool:
-        if self.peek() == token:
-            self.at += 1
-            return True
-        return False
-
-    def sum(self) -> Tree:
-        terms = [self.signed()]
-        while self.peek() in ("+", "-"):
-            terms.append(self.signed())
-        return terms[0] if len(terms) == 1 else ("+", *terms)
-
-    def signed(self) -> Tree:
-        negative = False
-        while self.peek() in ("+", "-") and self.peek():
-            negative ^= self.next() == "-"
-        tree = self.product()
-        return ("*", ("n", Fraction(-1)), tree) if negative else tree
-
-    def product(self) -> Tree:
-        tree = self.power()
-        while True:
-            token = self.peek()
-            if token in ("\\cdot", "*"):
-                self.next()
-                tree = ("*", tree, self.signed() if self.peek() in ("+", "-") else self.power())
-            elif token == "/":
-                self.next()
-                tree = ("/", tree, self.power())
-            elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
-                mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
-                right = self.power()
-                if right[0] == "n" and token[0].isdigit() or ("n", Fraction(0)) in (tree, right):
-                    raise Unreadable("two numbers without an operator")
-                whole = mixed and right[0] == "/" and right[1][0] == right[2][0] == "n"
-                tree = ("+" if whole else "*", tree, right)
-            else:
-                return tree
-
-    @staticmethod
-    def starts(token: str) -> bool:
-        name = token[1:]
-        return token[0] != "\\" or name in FUNCTIONS or name in _GREEK or name in (
-            "frac", "pi", "infty", "binom", "lfloor", "lceil")
-
-    def power(self) -> Tree:
-        base = self.atom()
-        while True:
-            if self.take("!"):
-                base = ("f", "factorial", base)
-            elif self.take("^"):
-                exponent = self.argument()
-                if exponent != ("v", "\\circ"):
-                    return ("^", base, exponent)
-                base = ("f", "degree", base)
-            elif self.take("'") or self.take("\\prime"):
-                base = ("v", f"{base[1]}'") if base[0] == "v" else self.fail()
-            else:
-                return base
-
-    def fail(self) -> Any:
-        raise Unreadable(f"unexpected {self.peek()!r}")
-
-    def argument(self) -> Tree:
-        """A braced group, one digit, one letter or one command, as TeX reads an argument."""
-        token = self.peek()
-        if token == "{":
-            return self.group()
-        if token == "\\circ":
-            return ("v", self.next())
-        if token.isdigit() and len(token) > 1:
-            self.tokens[self.at:self.at + 1] = list(token)
-        if token == "-":
-            return self.signed()
-        return self.atom()
-
-    def group(self) -> Tree:
-        close = _CLOSE[self.next()]
-        if close == "}" and self.take("\\circ"):
-            tree: Tree = ("v", "\\circ")
-        else:
-            tree = self.sum()
-        return tree if self.take(close) else self.fail()
-
-    def atom(self) -> Tree:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deep")
-        tree = self._atom()
-        self.depth -= 1
-        return tree
-
-    def _atom(self) -> Tree:
-        token = self.peek()
-        if token in _CLOSE and token != "⦃":
-            return self.group()
-        if token == "|":
-            self.next()
-            tree = self.sum()
-            return ("f", "abs", tree) if self.take("|") else self.fail()
-        self.next()
-        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
-            return self.number(token)
-        if len(token) == 1 and token.isalpha():
-            return self.symbol(token)
-        if token[:1] == "\\":
-            return self.command(token[1:])
-        raise Unreadable(f"unexpected {token!r}")
-
-    def number(self, token: str) -> Tree:
-        if len(token) > 400 or ("e" in token.lower() and abs(int(re.split("[eE]", token)[1])) > 300):
-            raise Unreadable("number too long")
-        if self.take("_"):
-            return ("v", f"{token}_{self.subscript()}")
-        return ("n", Fraction(token))
-
-    def symbol(self, token: str) -> Tree:
-        if self.take("_"):
-            return ("v", f"{token}_{self.subscript()}")
-        return ("c", token) if token in "ei" else ("v", token)
-
-    def subscript(self) -> str:
-        if not self.take("{"):
-            return self.next()
-        start = self.at
-        while self.peek() not in ("}", ""):
-            self.next()
-        self.next()
-        return "".join(self.tokens[start:self.at - 1])
-
-    def command(self, name: str) -> Tree:
-        if name in ("pi", "infty"):
-            return ("c", "pi" if name == "pi" else "oo")
-        if name == "frac":
-            return ("/", self.argument(), self.argument())
-        if name == "binom":
-            return ("f", "binom", self.argument(), self.argument())
-        if name == "sqrt":
-            return self.root()
-        if name in FUNCTIONS:
-            return self.function(name)
-        if name in _GREEK:
-            return self.symbol("\\" + name) if name != "ldots" else ("v", "…")
-        if name in ("lfloor", "lceil"):
-            tree = self.sum()
-            return ("f", name[1:], tree) if self.take("\\r" + name[1:]) else self.fail()
-        raise Unreadable(f"unknown command {name!r}")
-
-    def root(self) -> Tree:
-        index: Tree = ("n", Fraction(2))
-        if self.peek() == "[":
-            index = self.group()
-        return ("^", self.argument(), ("/", ("n", Fraction(1)), index))
-
-    def function(self, name: str) -> Tree:
-        base, power = None, None
-        if name == "log" and self.take("_"):
-            base = self.argument()
-        if self.take("^"):
-            power = self.argument()
-            if power in (("n", Fraction(-1)), ("*", ("n", Fraction(-1)), ("n", Fraction(1)))):
-                name, power = "arc" + name, None
-        argument = self.operand()
-        tree: Tree = ("f", name, argument)
-        if base:
-            tree = ("/", ("f", "ln", argument), ("f", "ln", base))
-        return ("^", tree, power) if power else tree
-
-    def operand(self) -> Tree:
-        """What a function without brackets applies to: a product up to the next sign or function."""
-        if self.peek() in _CLOSE:
-            tree = self.group()
-            return ("^", tree, self.argument()) if self.take("^") else tree
-        tree = self.power()
-        while (token := self.peek()) and (token[0].isalnum() or token in ("\\pi", "\\frac", "(")
-                                          or token[1:] in _GREEK):
-            tree = ("*", tree, self.power())
-        return tree

@@ -7,6 +7,7 @@ the caller's main module), started when first needed. A signal timeout works in 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -29,7 +30,7 @@ KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 START_SECONDS = 60.0
 
 
-class WorkerLost(RuntimeError):
+class WorkerLost(RuntimeError):  # noqa: N818
     """The worker was killed (args[0] "timeout") or died or ran out of memory ("error")."""
 
 
@@ -56,7 +57,7 @@ class Worker:
         if self.process is None or self.process.poll() is not None:
             self.start()
         assert self.process and self.process.stdin
-        line = json.dumps({"task": task, "arguments": list(arguments)}) + "\n"
+        line = json.dumps({"task": task, "arguments": list(arguments), "seconds": seconds}) + "\n"
         try:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
@@ -96,10 +97,8 @@ class Worker:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # what was not written is lost with it
                     stream.close()
-                except BrokenPipeError:
-                    pass  # what was not written went with the process
         self.process = None
 
 

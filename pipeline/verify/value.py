@@ -14,12 +14,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from pipeline.verify.latex import Tree
+from pipeline.verify.expression import Tree
 
 MAX_BITS = 20_000
 
 
-class Unsure(ArithmeticError):
+class Unsure(ArithmeticError):  # noqa: N818
     """The value is out of bounds or cannot be told from another safely."""
 
 
@@ -90,8 +90,20 @@ def _small(value: Fraction | None) -> Fraction | None:
 
 
 def places(number: Fraction) -> int | None:
-    """Decimal places of a terminating decimal, None of any other rational (or beyond 12)."""
-    return next((k for k in range(13) if (number * 10 ** k).denominator == 1), None)
+    """Decimal places of a terminating decimal, None of any other rational (or beyond 30)."""
+    rest, counts = number.denominator, {2: 0, 5: 0}
+    for prime in counts:
+        while rest % prime == 0 and counts[prime] <= 30:
+            rest //= prime
+            counts[prime] += 1
+    most = max(counts.values())
+    return most if rest == 1 and most <= 30 else None
+
+
+def terminates(tree: Tree) -> bool:
+    """Whether `tree` is a decimal that can be written out."""
+    number = exact(tree)
+    return number is not None and places(number) is not None
 
 
 @lru_cache(maxsize=20_000)

@@ -1,0 +1,55 @@
+"""Attention over samples laid end to end, each alone: `attn_implementation: limbeck_varlen`.
+
+PyTorch carries the variable-length kernel of FlashAttention-2 (arXiv 2307.08691) itself, so no
+further package is needed, and no [length, length] mask is made, as SDPA needs for such rows. In
+float32 or without a GPU every sample goes through SDPA on its own. Batches with padding, and
+generation, go through SDPA as usual.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "limbeck_varlen"
+
+
+def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
+                     value: torch.Tensor, attention_mask: torch.Tensor | None,
+                     cu_seq_lens_q: torch.Tensor | None = None, max_length_q: int = 0,
+                     scaling: float | None = None, **given: Any) -> tuple[torch.Tensor, None]:
+    """[1, length, heads, d] of `query` [1, heads, length, d] and keys, values of as many or fewer.
+
+    `cu_seq_lens_q` are the samples' bounds in int32, as `rows.Collator` gives them.
+    """
+    if cu_seq_lens_q is None or attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      **given)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+        out = torch.ops.aten._flash_attention_forward(
+            *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, 0.0, True, False,
+            scale=scaling)[0]
+        return out[None], None
+    parts = [sdpa_attention_forward(module, query[:, :, a:b], key[:, :, a:b], value[:, :, a:b],
+                                    None, scaling=scaling, **given)[0]
+             for a, b in pairwise(cu_seq_lens_q.tolist())]
+    return torch.cat(parts, 1), None
+
+
+def varlen_mask(*sizes: Any, attention_mask: torch.Tensor | None = None,
+                **given: Any) -> torch.Tensor | None:
+    """SDPA's mask for padded batches; none for samples end to end, whose bounds say it all."""
+    return None if attention_mask is None else \
+        sdpa_mask(*sizes, attention_mask=attention_mask, **given)
+
+
+def register() -> None:
+    """Make NAME known to transformers."""
+    AttentionInterface.register(NAME, varlen_attention)
+    AttentionMaskInterface.register(NAME, varlen_mask)

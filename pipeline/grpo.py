@@ -1,0 +1,55 @@
+"""TRL's GRPOTrainer with two things it lacks where vLLM is not: compact rollouts, trimmed loss.
+
+Rollouts go through pipeline.decode, which lets finished rows leave the batch; the loss runs on
+columns up to the longest completion of its micro-batch instead of the whole generation's. Neither
+changes a value: the samples have the same distribution, trimmed columns carry no loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl import GRPOTrainer
+
+from pipeline.decode import decode
+
+
+class CompactGRPOTrainer(GRPOTrainer):
+    """GRPOTrainer for one process without vLLM; anything else falls back to TRL's own way."""
+
+    def _ours(self) -> bool:
+        """Whether the settings are ones that our decoding loop knows."""
+        args: Any = self.args
+        return (not args.use_vllm and self.accelerator.num_processes == 1 and not args.top_k
+                and args.min_p is None and args.repetition_penalty == 1.0
+                and not args.generation_kwargs and not args.use_transformers_continuous_batching)
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
+        if images or not self.max_completion_length or not self._ours():
+            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        longest = int(self.max_completion_length or 0)
+        rows = decode(model, prompt_ids, max_tokens=longest,
+                      temperature=self.temperature, top_p=self.top_p, end=list(self.eos_token_ids))
+        return rows, None
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        return super()._compute_loss(model, trimmed(inputs))
+
+
+def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """`inputs` without the last columns, in which no completion of the micro-batch has loss.
+
+    Tensors as wide as `completion_mask` [rows, columns] are cut, prompts are left alone.
+    """
+    mask = inputs["completion_mask"]
+    used = mask.any(0).nonzero()
+    width = int(used.max()) + 1 if len(used) else 1
+    return {name: value[:, :width] if _is_wide(name, value, mask) else value
+            for name, value in inputs.items()}
+
+
+def _is_wide(name: str, value: Any, mask: torch.Tensor) -> bool:
+    return (isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape == mask.shape
+            and not name.startswith("prompt"))

@@ -1,0 +1,121 @@
+"""How the student is fine-tuned: the config of the sft and logits stages.
+
+Kept apart from the stages because a launched training process reads it too (`pipeline.sft`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+
+class Transformers(Config):
+    """Score with transformers, on this machine's accelerator or processor."""
+
+    type: Literal["transformers"] = "transformers"
+    batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens a forward pass; a longer row goes alone."""
+    dtype: str = "auto"
+    """Weights' type: auto (as saved), bfloat16 or float32."""
+
+
+class Vllm(Config):
+    """Score with vLLM's `prompt_logprobs`; the distribution is taken at temperature 1."""
+
+    type: Literal["vllm"] = "vllm"
+    engine: dict[str, Any] = {}
+    """Handed to vllm.LLM under its own names (tensor_parallel_size, max_model_len, ...)."""
+
+
+class LogitsConfig(Config):
+    """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
+
+    teacher: str = ""
+    """Hub id or folder of the model that scores; its vocabulary must be the student's."""
+    scorer: Annotated[Transformers | Vllm, Field(discriminator="type")] = Transformers()
+    """What runs the teacher."""
+    top_k: int = Field(default=64, ge=1, le=255)
+    """Most outcomes stored a token; the mass of all others is one more outcome."""
+    mass: float = Field(default=0.995, gt=0, le=1)
+    """Outcomes are stored until they hold this much probability; 1 stores all top_k."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both distributions: the teacher's when scored, the student's when trained."""
+    shard_rows: int = Field(default=512, ge=1)
+    """Rows a shard; an interrupted run goes on at the first shard that is missing."""
+
+
+class Offline(Config):
+    """The teacher's distributions come from the logits stage."""
+
+    type: Literal["offline"] = "offline"
+
+
+class Online(Config):
+    """The teacher is loaded beside the student: its whole distribution, no storage."""
+
+    type: Literal["online"] = "online"
+    teacher: str
+    """Hub id or folder of the teacher."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both distributions."""
+    dtype: str = "bfloat16"
+    """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
+
+
+class SequenceMethod(Config):
+    """Cross-entropy on the teacher's tokens."""
+
+    type: Literal["sequence"] = "sequence"
+
+
+class LogitsMethod(Config):
+    """The student learns the teacher's distribution at every token of the teacher's traces."""
+
+    type: Literal["logits"] = "logits"
+    source: Annotated[Offline | Online, Field(discriminator="type")] = Offline()
+    """Where the teacher's distribution comes from."""
+    beta: float = Field(default=0.0, ge=0, le=1)
+    """0: forward KL(teacher, student); 1: reverse KL; between: GKD's JSD (arXiv 2306.13649)."""
+    cross_entropy: float = Field(default=0.0, ge=0, le=1)
+    """Share of the plain cross-entropy on the trace's tokens in the loss."""
+
+
+class SftConfig(Config):
+    """How the student is fine-tuned."""
+
+    method: Annotated[SequenceMethod | LogitsMethod, Field(discriminator="type")] = SequenceMethod()
+    """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there."""
+    trainer: dict[str, Any] = {}
+    """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
+    head: Literal["trl", "limbeck"] = "trl"
+    """What turns states into the sequence loss, chunk by chunk: TRL's tiles, which are computed
+    again for the gradient, or the logits method's pass, which works out both at once."""
+    lora: dict[str, Any] | None = None
+    """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
+    held_out: int = Field(default=64, ge=0)
+    """Rows kept from training to watch the loss on, whole problems, at most 2 % of all; 0: none."""
+    report_to: list[Literal["wandb", "trackio"]] = []
+    """Trackers beside TensorBoard, which is always written."""
+
+
+class SftJob(Config):
+    """One training run as a launched process reads it."""
+
+    sft: SftConfig
+    """The recipe."""
+    model: str
+    """Hub id or folder of the student before training."""
+    tokenizer: Path
+    """Folder of the student's tokenizer."""
+    rows: Path
+    """Token rows, a Parquet file."""
+    logits: Path | None = None
+    """Folder of the teacher's distributions, for the offline source."""
+    out: Path
+    """Folder that gets model/, log.jsonl and checkpoints/."""
+    seed: int = 0
+    """Seed of order and first adapter weights."""

@@ -1,0 +1,128 @@
+"""A local vLLM server as a context manager: started, waited for, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+TAIL_LINES = 25
+STOP_SECONDS = 30.0
+
+
+@contextmanager
+def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
+                patience: float = 1800.0) -> Iterator[str]:
+    """Serve `model` by `vllm serve` with `options` under its own names; yields the base_url.
+
+    Every GPU is used: one copy of the model on each, unless an option of PARALLEL says otherwise.
+    UserError, with the end of `log`, where it does not answer within `patience` seconds.
+    """
+    if shutil.which("vllm") is None:
+        raise UserError("vllm is not installed; pip install 'limbeck[vllm]', or use a teacher of "
+                        "type openai or solver")
+    port = _free_port()
+    command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
+               *flags(_all_gpus(options))]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink, _group(command, sink) as process:
+        _wait(process, f"http://127.0.0.1:{port}/health", log, patience)
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as `vllm serve` takes them: {max_model_len: 8} is --max-model-len 8."""
+    out: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            out.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            shown = json.dumps(value) if isinstance(value, dict) else value
+            values = shown if isinstance(shown, list) else [shown]
+            out += [f"--{flag}", *map(str, values)]
+    return out
+
+
+def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
+    count = gpu_count()
+    spread = {"data_parallel_size": count} if count > 1 and not PARALLEL & set(options) else {}
+    return {**options, **spread}
+
+
+def gpu_count() -> int:
+    """GPUs this process may use, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@contextmanager
+def _group(command: list[str], sink: Any) -> Iterator[subprocess.Popen]:
+    """`command` in a process group that ends with the block, and with this process if killed."""
+    secret = ("_API_KEY",)
+    environment = {k: v for k, v in os.environ.items() if not k.endswith(secret)}
+    with subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment,
+                          stdin=subprocess.DEVNULL, start_new_session=True,
+                          preexec_fn=_die_with_parent) as process:
+        try:
+            yield process
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_SECONDS)
+
+
+def _die_with_parent() -> None:
+    """Linux: ask for SIGTERM when the parent dies, which a kill -9 of it cannot prevent."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)       # PR_SET_PDEATHSIG
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path, patience: float) -> None:
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise UserError(f"vllm serve ended with code {process.returncode} before it answered; "
+                            f"the end of {log}:\n{tail(log)}")
+        with contextlib.suppress(urllib.error.URLError, OSError), \
+                urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.25)
+    raise UserError(f"vllm serve did not answer within {patience:g} s; the end of {log}:\n"
+                    f"{tail(log)}")
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,77 @@
+"""What a generate run will take, before it is paid for: tokens, dollars and hours."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
+from pipeline.teacher.generation import generate
+from pipeline.teacher.prices import price_of
+from pipeline.teacher.reply import Usage
+from pipeline.teacher.request import Job, Request, prompt_bound
+from pipeline.teacher.store import TraceStore
+
+PRIOR_TOKENS, PRIOR_TOKENS_A_SECOND, PRIOR_CONCURRENCY = 4000.0, 40.0, 64
+"""Without a pilot: what a reasoning model writes for a problem, and how fast one answer comes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Totals for what is still missing; `spread` is one standard error as a share of them."""
+
+    missing: int
+    stored: int
+    prompt_tokens: float
+    completion_tokens: float
+    usd: float | None
+    hours: float
+    spread: float
+    source: str
+
+    def lines(self) -> list[str]:
+        usd = "price unknown" if self.usd is None else f"${self.usd:,.2f}"
+        return [f"missing  {self.missing:,} traces ({self.stored:,} stored)",
+                f"tokens   {self.prompt_tokens:,.0f} prompt, {self.completion_tokens:,.0f} "
+                f"completion (± {self.spread:.0%})", f"cost     {usd}",
+                f"time     {self.hours:.2f} hours", f"source   {self.source}"]
+
+
+def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
+             runtime: TeacherRuntime, store: TraceStore, pilot: int = 20) -> Estimate:
+    """Tokens, dollars and hours for the requests that `store` misses.
+
+    From stored traces of the same teacher and sampling, `pilot` of which are asked for first if
+    there are fewer; they count towards the run. With `pilot` 0 nothing is sent: from those stored,
+    or from priors. Hours are answers' mean seconds over runtime.concurrency slots.
+    """
+    requests = list(requests)
+    traces = store.collect(requests, teacher, sampling)
+    if len(traces) < pilot:
+        missing = store.missing(requests, teacher, sampling)
+        chosen = random.Random(0).sample(missing, min(pilot - len(traces), len(missing)))
+        generate(chosen, teacher=teacher, sampling=sampling, store=store,
+                 runtime=runtime.model_copy(update={"n": 1}))
+        traces = store.collect(requests, teacher, sampling)
+    missing = store.missing(requests, teacher, sampling)
+    tokens, seconds, source = _prior(sampling)
+    spread = 1.0
+    if len(traces):
+        lengths = traces["completion_tokens"].to_list()
+        tokens, seconds = mean(lengths), mean(traces["seconds"].to_list())
+        spread = stdev(lengths) / len(lengths) ** 0.5 / max(tokens, 1) if len(lengths) > 1 else 1.0
+        source = f"{len(lengths)} stored traces"
+    prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
+    price = price_of(teacher, runtime)
+    bill = Usage(prompt=round(prompts), completion=round(tokens * len(missing)))
+    slots = runtime.concurrency or PRIOR_CONCURRENCY
+    hours = seconds * len(missing) / slots / 3600
+    return Estimate(len(missing), len(requests) - len(missing), prompts, tokens * len(missing),
+                    price.cost(bill) if price else None, hours, spread, source)
+
+
+def _prior(sampling: Sampling) -> tuple[float, float, str]:
+    tokens = min(PRIOR_TOKENS, sampling.max_tokens or PRIOR_TOKENS)
+    return tokens, tokens / PRIOR_TOKENS_A_SECOND, "priors: no trace is stored and none was asked"

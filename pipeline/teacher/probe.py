@@ -1,0 +1,130 @@
+"""Asks an endpoint a question and says what it speaks and what it honours."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pipeline.completion import CLOSE, OPEN
+from pipeline.teacher.client import AttemptError, Client
+from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher.hope import Hope
+from pipeline.teacher.pace import stated_rate
+from pipeline.teacher.reply import REASONING_FIELDS, Reply, read_body
+from pipeline.teacher.request import Job
+
+QUESTION = [{"role": "user", "content": "What is 17 + 25? Think briefly, then give the number."}]
+
+
+@dataclass
+class Probe:
+    """What an endpoint answered; `lines()` tells a person."""
+
+    url: str
+    model: str
+    dialect: str = ""
+    thinking: str | None = None
+    answer: str = ""
+    complete: bool = False
+    usage: bool = False
+    streams: bool = False
+    n: bool = False
+    logprobs: bool = False
+    requests_a_minute: float | None = None
+    tokens_a_minute: float | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        def said(value: bool) -> str:
+            return "yes" if value else "no"
+
+        rates = [f"{rate:g} {name} a minute" for rate, name in (
+            (self.requests_a_minute, "requests"), (self.tokens_a_minute, "tokens")) if rate]
+        return [f"endpoint  {self.url}, model {self.model}",
+                f"dialect   {self.dialect}",
+                f"thinking  {said(bool(self.thinking))}", f"answer    {self.answer[:60]!r}",
+                f"complete  {said(self.complete)}", f"usage     {said(self.usage)}",
+                f"stream    {said(self.streams)}", f"n         {said(self.n)}",
+                f"logprobs  {said(self.logprobs)}",
+                f"limits    {', '.join(rates) or 'none stated'}",
+                *(f"warning   {warning}" for warning in self.warnings)]
+
+
+def probe(runtime: TeacherRuntime, model: str, *, max_tokens: int = 2048) -> Probe:
+    """Ask `model` four short questions. UserError where the endpoint does not answer at all."""
+    return asyncio.run(_probe(runtime, OpenAITeacher(model=model), Sampling(max_tokens=max_tokens)))
+
+
+async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Sampling) -> Probe:
+    found = Probe(runtime.shown_url(), teacher.model)
+    plain = runtime.model_copy(update={"stream": False})
+    job = Job("", QUESTION, range(1))
+    async with Client(teacher, sampling, plain) as client:
+        hope = Hope(teacher, runtime)
+        try:
+            async with client.attempt(job):
+                text = await client.raw(client.body(job))
+                reply = read_body(text)
+        except AttemptError as error:
+            hope.attempt(error)
+            raise hope.sentence(str(error)) from None
+        _describe(found, text, reply)
+        for name in ("requests", "tokens"):
+            rate = stated_rate(client.headers, name)
+            setattr(found, f"{name}_a_minute", rate and rate * 60)
+    two = await _try(teacher, sampling, plain, replace(job, samples=range(2)))
+    found.n = two is not None and len(two.choices) == 2
+    few = sampling.model_copy(update={"top_logprobs": 2})
+    with_logprobs = await _try(teacher, few, plain, job)
+    found.logprobs = with_logprobs is not None and bool(with_logprobs.choices[0].logprobs)
+    streamed = runtime.model_copy(update={"stream": True})
+    found.streams = await _try(teacher, sampling, streamed, job) is not None
+    return found
+
+
+async def _try(teacher: OpenAITeacher, sampling: Sampling, runtime: TeacherRuntime,
+               job: Job) -> Reply | None:
+    """The reply, or None where the endpoint refuses."""
+    async with Client(teacher, sampling, runtime) as client:
+        try:
+            return await client.ask(job)
+        except AttemptError:
+            return None
+
+
+def _describe(found: Probe, text: str, reply: Reply) -> None:
+    choice = next(iter(reply.choices.values()))
+    found.thinking, found.answer, found.complete = choice.thinking, choice.answer, choice.complete
+    found.usage = reply.usage is not None
+    found.dialect = dialect(text)
+    if found.thinking is None and reply.usage is not None and reply.usage.reasoning:
+        found.warnings.append("reasoning tokens are billed, but their text is not sent")
+    elif found.thinking is None:
+        found.warnings.append("no thinking arrived: a server that splits it off may need a "
+                              "reasoning parser; one whose template opens <think> needs "
+                              "teacher.opened=true")
+    if not found.usage:
+        found.warnings.append("no usage is sent: tokens and costs are estimated")
+    if choice.finish_reason == "length":
+        found.warnings.append("the answer was cut off: raise max_tokens")
+
+
+def dialect(text: str) -> str:
+    """How the thinking came in a body that is known to hold an answer."""
+    try:
+        message: Any = json.loads(text)["choices"][0]["message"]
+    except ValueError:
+        return "server-sent events where a whole body was asked for"
+    fields = [name for name in REASONING_FIELDS if message.get(name)]
+    content = message.get("content")
+    if fields:
+        return f"thinking in message.{fields[0]}"
+    if isinstance(content, list):
+        return "content parts"
+    if content and OPEN in content:
+        return "inline <think>, opened by the model"
+    if content and CLOSE in content:
+        return "inline <think>, opened by the server's template"
+    return "plain content"

@@ -1,0 +1,151 @@
+"""`limbeck judge` and `limbeck audit`: the judge over a file of answers, and its second opinion.
+
+A row of judge's input has `gold` (or `answer`) and one of `completion` and `prediction`. A
+completion is a full response: only what follows closed thinking counts. A prediction with a box,
+an <answer> tag or thinking tags is read as one too; any other is the answer itself or, where it
+reads as prose, the answer that its last sentences state (rules 3 and 4 of extract.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.verify.judge import default_pool, gold_answer
+from pipeline.verify.judgement import Policy, Problem, make_policy
+from pipeline.verify.pool import JudgePool
+from pipeline.verify.second import second_opinion
+
+KINDS = {"multiple_choice": "choice", "free_text": "exact", "skip": "math"}
+"""Names that other suites use for our kinds."""
+
+
+def parse_policy(settings: Iterable[str]) -> Policy:
+    """`key=value` settings over the default Policy; the value in JSON or as plain text."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--policy {setting!r} is not of the form name=value")
+        try:
+            overrides[name] = json.loads(text)
+        except ValueError:
+            overrides[name] = text
+    return make_policy(overrides)
+
+
+def read_rows(source: Path | str) -> list[dict[str, Any]]:
+    """The rows of a JSONL or Parquet file, or of standard input ("-", JSONL)."""
+    if str(source) == "-":
+        return list(_read_lines(sys.stdin, "standard input"))
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a JSONL or Parquet file, or - for "
+                        "standard input")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return list(pq.read_table(path).to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{path} is not a readable Parquet file: {error}") from None
+    with path.open(encoding="utf-8") as lines:
+        return list(_read_lines(lines, str(path)))
+
+
+def _read_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    try:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(f"{name} line {number} is not a JSON object")
+                yield row
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON Lines in UTF-8: {error}") from None
+
+
+def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
+    """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
+    gold = row.get("gold", row.get("answer"))
+    if not isinstance(gold, str | int | float) or isinstance(gold, bool):
+        raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
+    meta = row.get("meta") or {}
+    meta = json.loads(meta) if isinstance(meta, str) else dict(meta)
+    kind = str(row.get("kind") or "math")
+    return Problem(str(row.get("id", number)), str(row.get("problem") or ""), str(gold),
+                   KINDS.get(kind, kind), make_policy(meta.get("policy") or {}, policy), meta)
+
+
+def response_of(row: dict[str, Any], number: int) -> str:
+    """What row `number` says. UserError where it has neither completion nor prediction."""
+    for name in ("completion", "prediction"):
+        if name in row:
+            return "" if row[name] is None else str(row[name])
+    raise UserError(f"row {number} has neither completion nor prediction; it has "
+                    + ", ".join(row))
+
+
+def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
+               workers: int | None = None) -> dict[str, int]:
+    """Judge every row of `source`; rows with the Judgement's fields go to `out` or standard output.
+
+    `out` is written whole or not at all. Returns how often each verdict was given.
+    """
+    settings = parse_policy(policy)
+    rows = read_rows(source)
+    problems = [to_problem(row, i, settings) for i, row in enumerate(rows, start=1)]
+    texts = [response_of(row, i) for i, row in enumerate(rows, start=1)]
+    with JudgePool(workers=workers) as pool:
+        judgements = pool.judge_many(texts, problems)
+    judged = [row | asdict(j) for row, j in zip(rows, judgements, strict=True)]
+    _write(judged, out)
+    return dict(Counter(j.verdict for j in judgements))
+
+
+def _write(rows: list[dict[str, Any]], out: Path | None) -> None:
+    if out is not None and out.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), out.with_suffix(".partial"),
+                       write_page_checksum=True)
+        out.with_suffix(".partial").replace(out)
+        return
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    out.with_suffix(".partial").write_text(text, encoding="utf-8")
+    out.with_suffix(".partial").replace(out)
+
+
+def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Judge a sample of `n` rows again with the second grader.
+
+    Returns {"judged", "disagreements", "rate", "table"}: a table row holds id, gold, extracted,
+    verdict, grader and `second`, the second grader's opinion. Rows without a score, and kinds
+    that only the first grader can judge (code, gym), are left out and counted in "left_out".
+    """
+    sample = random.Random(seed).sample(list(rows), min(n, len(rows)))
+    problems = [to_problem(row, i, Policy()) for i, row in enumerate(sample, start=1)]
+    texts = [response_of(row, i) for i, row in enumerate(sample, start=1)]
+    table, judged = [], 0
+    for problem, j in zip(problems, default_pool().judge_many(texts, problems), strict=True):
+        if j.score is None or j.extracted is None or problem.kind in ("code", "gym"):
+            continue
+        judged += 1
+        second = second_opinion(j.extracted, gold_answer(problem.answer))
+        if second != (j.score == 1.0):
+            table.append({"id": problem.problem_id, "gold": problem.answer, "second": second,
+                          "extracted": j.extracted, "verdict": j.verdict, "grader": j.grader})
+    return {"judged": judged, "left_out": len(sample) - judged, "disagreements": len(table),
+            "rate": len(table) / judged if judged else 0.0, "table": table}

@@ -1,0 +1,129 @@
+"""Code answers: HumanEval, MBPP and stdin/stdout tests, run in two boxes or compared outside.
+
+meta of a code problem holds one of: `test` and `entry_point` (HumanEval), `test_list` and
+`test_imports` (MBPP), or `inputs` and `outputs` (lists of strings, one per run).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+from pipeline.errors import UserError
+from pipeline.verify import sandbox
+from pipeline.verify.judgement import Judgement, Problem, judgement
+from pipeline.verify.sandbox import Box, Limits
+
+_FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)```", re.S | re.I)
+
+
+def program_of(text: str, problem: Problem) -> str | None:
+    """The last fenced block of `text`, else the text where it compiles; None without either.
+
+    A bare body is put after the problem's own header (HumanEval's completion form).
+    """
+    blocks = _FENCE.findall(text) if text.count("```") <= 200 else []
+    program = blocks[-1] if blocks else text.strip("\n")
+    name = problem.meta.get("entry_point")
+    if name and f"def {name}" not in program and f"def {name}" in problem.problem:
+        program = problem.problem + program
+    return program if blocks or _compiles(program) else None
+
+
+def _compiles(program: str) -> bool:
+    try:
+        compile(program, "answer", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def judge_code(text: str, problem: Problem, limits: Limits = Limits()) -> Judgement:  # noqa: B008
+    """correct where every test passes. UserError without tests, or without a working sandbox."""
+    program = program_of(text, problem)
+    if program is None:
+        return judgement("no_answer", None, "sandbox")
+    meta = problem.meta
+    if "inputs" in meta:
+        passed = run_stdio(program, meta["inputs"], meta["outputs"], limits)
+    elif "test" in meta:
+        test = f"{meta['test']}\ncheck({meta['entry_point']})"
+        passed = run_tests(program, [test], _header(problem), limits)
+    elif "test_list" in meta:
+        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []),
+                           limits)
+    else:
+        raise UserError(f"code problem {problem.problem_id!r} has no tests in its meta: give "
+                        "test and entry_point, test_list, or inputs and outputs")
+    if not passed:
+        raise UserError(f"code problem {problem.problem_id!r} has an empty list of tests")
+    return judgement("correct" if all(passed) else "wrong", program, "sandbox")
+
+
+def _header(problem: Problem) -> str:
+    """The imports of the problem's own header, which its tests may use."""
+    return "\n".join(line for line in problem.problem.splitlines()
+                     if line.startswith(("import ", "from ")))
+
+
+def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str],
+              limits: Limits = Limits()) -> list[bool]:  # noqa: B008
+    """One run per input; outputs are compared here, by lines without trailing space."""
+    passed = []
+    for given, expected in zip(inputs, outputs, strict=True):
+        result = sandbox.run(program, given, limits)
+        passed.append(result.ended == "exit" and result.code == 0
+                      and _lines(result.output) == _lines(expected))
+        if not passed[-1]:
+            break
+    return passed + [False] * (len(inputs) - len(passed))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def run_tests(program: str, cases: Sequence[str], setup: str = "",
+              limits: Limits = Limits(), test_seconds: float = 2.0) -> list[bool]:  # noqa: B008
+    """Which tests pass. A test that hangs or ends the program costs itself alone."""
+    sandbox.probe()
+    passed: list[bool] = []
+    while len(passed) < len(cases):
+        results, loaded = _session(program, cases[len(passed):], setup, limits, test_seconds)
+        passed += results
+        if not loaded:
+            return passed + [False] * (len(cases) - len(passed))
+        if len(passed) < len(cases):
+            passed.append(False)
+    return passed
+
+
+def _session(program: str, cases: Sequence[str], setup: str, limits: Limits,
+             test_seconds: float) -> tuple[list[bool], bool]:
+    """Results up to the first test that ends a box, and whether the program loaded at all."""
+    passed: list[bool] = []
+    with Box("solution", {"code": program}, limits) as solution, \
+            Box("tests", {"setup": setup, "cases": list(cases)}, limits) as tests:
+        if "value" not in (solution.line() or {}):
+            return [], False
+        while len(passed) < len(cases):
+            tests.deadline = solution.deadline = time.monotonic() + test_seconds
+            result = _relay(tests, solution)
+            if result is None:
+                break
+            passed.append(result)
+    return passed, True
+
+
+def _relay(tests: Box, solution: Box) -> bool | None:
+    """Carry questions until the test reports; None where either box ended."""
+    while message := tests.line():
+        if "passed" in message:
+            return message["passed"] is True
+        solution.send(message["ask"])
+        answer = solution.line()
+        if answer is None:
+            return None
+        tests.send(answer)
+    return None

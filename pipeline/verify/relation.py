@@ -1,0 +1,62 @@
+"""Relations as answers: equations up to a constant factor, and a function given by its value."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from pipeline.verify import value
+from pipeline.verify.answer import Node
+from pipeline.verify.expression import Tree, Unreadable, read
+from pipeline.verify.latex import clean
+
+
+def substituted(a: Node, b: Node) -> bool | None:
+    """A gold equation in one symbol more than the answer: y = E stated as E."""
+    difference = _difference(a)
+    if difference is None or b.tree is None:
+        return None
+    missing = value.symbols(difference[0]) - value.symbols(b.tree)
+    if len(missing) != 1 or not value.symbols(b.tree) <= value.symbols(difference[0]) \
+            or len(value.symbols(difference[0])) < 2:
+        return False
+    try:
+        name, = missing
+        left, right = (value.substitute(side, name, b.tree)
+                       for side in (difference[0][1], difference[0][2][2]))
+        return value.equal(left, right)
+    except value.Unsure:
+        return None
+
+
+def equations(a: Node, b: Node) -> bool | None:
+    """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
+    first, second = _difference(a), _difference(b)
+    if first is None or second is None:
+        return None
+    (left, op), (right, other) = first, second
+    if op != other:
+        return False
+    try:
+        sign = value.ratio(left, right)
+    except value.TooLarge:
+        raise
+    except value.Unsure:
+        return None
+    return sign is not None and (sign > 0 or op in ("=", "\\ne"))
+
+
+def _difference(node: Node) -> tuple[Tree, str] | None:
+    """left - right of a relation, turned so that it reads =, ≠, < or ≤ 0."""
+    text = clean(node.text)
+    match = re.fullmatch(r"([^=<>]*?)(=|<|>|\\le\b|\\ge\b|\\ne\b)([^=<>]*)", text)
+    if not match or re.search(r"\\(le|ge|ne|in)\b", match[3]):
+        return None
+    try:
+        left, right = read(match[1].strip()), read(match[3].strip())
+    except Unreadable:
+        return None
+    if match[2] in (">", "\\ge"):
+        left, right = right, left
+    return ("+", left, ("*", ("n", Fraction(-1)), right)), match[2].replace(">", "<").replace(
+        "\\ge", "\\le")

@@ -1,0 +1,103 @@
+"""Commands beside the stages: judge, audit, probe, estimate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Output = Annotated[Path | None, typer.Option("-o", "--out",
+                                             help="File to write; default: standard output.")]
+Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")]
+
+
+def judge(file: Annotated[str, typer.Argument(help="JSONL or Parquet; - reads standard input.")],
+          out: Output = None, policy: Policies = None, debug: bool = False) -> None:
+    """Judge a file of answers: {prediction or completion, gold or answer, kind?, id?} a row."""
+    from pipeline.verify.cli import judge_file
+
+    counts = judge_file(file if file == "-" else Path(file), out, policy or [])
+    said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()))
+    where = f" → {out}" if out else ""
+    print(f"judge: {sum(counts.values()):,} rows: {said}{where}", file=sys.stderr)
+
+
+def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
+    """Print the table of rows on which the two graders disagree, and their share."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.verify.cli import audit
+
+    found = audit(rows, n, seed)
+    if found["table"]:
+        table = Table(*found["table"][0], title="where the two graders disagree")
+        for row in found["table"]:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table, markup=False)
+    print(f"audit: {found['disagreements']} of {found['judged']} judged twice disagree "
+          f"({found['rate']:.1%}); {found['left_out']} left out")
+
+
+def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint knows it.")],
+          base_url: Annotated[str, typer.Option(help="Address up to and with /v1.")],
+          key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
+          debug: bool = False) -> None:
+    """Ask an endpoint a short question: its dialect, thinking, n, logprobs, limits."""
+    from pipeline.teacher.config import TeacherRuntime
+    from pipeline.teacher.probe import probe as ask
+
+    print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
+
+
+def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
+    """Print tokens, dollars and hours of the traces that generate would still ask for."""
+    from contextlib import nullcontext
+
+    from pipeline import records
+    from pipeline.asking import reached, requests_of
+    from pipeline.prompts import chats
+    from pipeline.teacher.estimate import estimate
+    from pipeline.teacher.store import TraceStore
+
+    config, runtime = experiment.generate, experiment.runtime
+    problems = records.read(records.Problem, prepared / "problems.parquet")
+    requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
+    there = reached(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
+    with TraceStore(runtime.traces) as store, there as address:
+        found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                         runtime=address, store=store, pilot=pilot)
+    print("\n".join(found.lines()))
+
+
+def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+           chat_template: Annotated[Path | None, typer.Option(help="Template to use instead of "
+                                                                   "the tokenizer's own.")] = None,
+           teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
+                                                            "model.")] = None,
+           debug: bool = False) -> None:
+    """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
+    from pipeline.doctor import examine
+
+    checks = examine(model, chat_template, teacher)
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def preview_filter(experiment: Any, chain: Any) -> None:
+    """Print how many traces filter would keep, and why the others would leave."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from stages.filter import preview
+
+    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    frame = preview(experiment, ready)
+    table = Table(*frame.columns, title="filter preview; nothing is written")
+    for row in frame.rows():
+        table.add_row(*(str(value) for value in row))
+    Console().print(table, markup=False)

@@ -1,0 +1,35 @@
+"""One run of generate as a process of its own, for tests that kill it.
+
+Arguments: base_url, store folder, number of problems, concurrency; `--max-usd X` may follow.
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.teacher import Request, TraceStore, generate
+from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
+
+TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
+
+
+def requests(count):
+    return [Request(f"p{i}", 0, [{"role": "user", "content": f"question {i}"}])
+            for i in range(count)]
+
+
+def main():
+    url, folder, count, concurrency = sys.argv[1:5]
+    runtime = TeacherRuntime(base_url=url, concurrency=int(concurrency), max_attempts=2,
+                             max_wait=0.1)
+    try:
+        with TraceStore(Path(folder)) as store:
+            print("started", flush=True)
+            generate(requests(int(count)), teacher=TEACHER, sampling=SAMPLING, runtime=runtime,
+                     store=store)
+    except UserError as error:
+        sys.exit(f"limbeck: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""The vLLM server, the probe, the estimate and the batch API, each against a stand-in."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.serve import flags, gpu_count, vllm_server
+from pipeline.teacher import Request, TraceStore
+from pipeline.teacher.batch import generate_in_batches
+from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher.estimate import estimate
+from pipeline.teacher.outcome import Display, Outcome
+from pipeline.teacher.prices import PRICES, Price, price_of
+from pipeline.teacher.probe import probe
+from pipeline.teacher.reply import Usage
+from tests.fault_server import Answer, FaultServer, completion, stream
+
+TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
+
+FAKE_VLLM = """#!{python}
+import http.server, os, subprocess, sys, time
+args = sys.argv[1:]
+print("fake vllm", args, sorted(k for k in os.environ if "KEY" in k), flush=True)
+if "--fail" in args:
+    print("ValueError: no such model", flush=True)
+    sys.exit(3)
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("worker", worker.pid, flush=True)
+time.sleep(0.5)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(503 if "--sick" in args else 200)
+        self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(args[args.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def fake_vllm(tmp_path, monkeypatch):
+    path = tmp_path / "bin" / "vllm"
+    path.parent.mkdir()
+    path.write_text(FAKE_VLLM.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("LIMBECK_API_KEY", "canary")
+    return tmp_path / "vllm.log"
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid, seconds=10):
+    until = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def worker_of(log):
+    return int(re.search(r"worker (\d+)", log.read_text())[1])
+
+
+def test_vllm_is_served_with_its_options_on_all_gpus_and_stopped(fake_vllm):
+    options = {"max_model_len": 4096, "enforce_eager": True, "reasoning_parser": "deepseek_r1"}
+    with pytest.raises(ZeroDivisionError), vllm_server("some/model", options, log=fake_vllm) as url:
+        assert urllib.request.urlopen(url.replace("/v1", "/health")).status == 200
+        worker = worker_of(fake_vllm)
+        raise ZeroDivisionError
+    said = fake_vllm.read_text()
+    for part in ("'serve', 'some/model'", "'--max-model-len', '4096'", "'--enforce-eager'",
+                 "'--data-parallel-size', '2'", "'--reasoning-parser', 'deepseek_r1'"):
+        assert part in said
+    assert "LIMBECK_API_KEY" not in said and "canary" not in said
+    assert gone(worker)
+
+
+def test_vllm_that_fails_shows_the_end_of_its_log(fake_vllm):
+    with (pytest.raises(UserError, match="no such model"),
+          vllm_server("m", {"fail": True}, log=fake_vllm)):
+        pass
+
+
+def test_vllm_that_never_gets_well_is_given_up(fake_vllm):
+    with (pytest.raises(UserError, match="did not answer within 2 s"),
+          vllm_server("m", {"sick": True}, log=fake_vllm, patience=2)):
+        pass
+    assert gone(worker_of(fake_vllm))
+
+
+def test_vllm_ends_with_a_parent_that_is_killed(fake_vllm):
+    program = ("from pathlib import Path; import time; from pipeline.serve import vllm_server\n"
+               f"with vllm_server('m', {{}}, log=Path({str(fake_vllm)!r})) as url:\n"
+               "    print(url, flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
+                               cwd=Path(__file__).parents[1])
+    url = process.stdout.readline().strip()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    until = time.monotonic() + 10
+    with pytest.raises(OSError):
+        while time.monotonic() < until:
+            urllib.request.urlopen(url.replace("/v1", "/health"), timeout=1)
+            time.sleep(0.1)
+    os.kill(worker_of(fake_vllm), signal.SIGKILL)       # the stand-in's own child, not vLLM's
+
+
+def test_a_missing_vllm_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="not installed"), vllm_server("m", {}, log=tmp_path / "l"):
+        pass
+
+
+def test_options_become_flags_under_their_own_names(monkeypatch):
+    assert flags({"a_b": 1, "c": True, "d": False, "e": {"x": 1}, "f": [1, 2], "g": None}) == [
+        "--a-b", "1", "--c", "--no-d", "--e", '{"x": 1}', "--f", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_count() == 0
+
+
+def endpoint(call):
+    """An endpoint that honours n and streams, and knows no logprobs."""
+    if call.body.get("logprobs"):
+        return Answer(b'{"error": "logprobs are not supported"}', 400)
+    if call.body.get("stream"):
+        return Answer(stream("17 and 25", "42"), headers={"Content-Type": "text/event-stream"})
+    body = completion(*["42"] * call.body.get("n", 1), reasoning="17 and 25")
+    return Answer(body, headers={"x-ratelimit-limit-requests": "300"})
+
+
+def test_probe_says_what_an_endpoint_speaks_and_honours():
+    with FaultServer(endpoint).running() as url:
+        found = probe(TeacherRuntime(base_url=url, max_attempts=1), "m")
+    assert (found.dialect, found.thinking, found.answer) == ("thinking in message.reasoning",
+                                                             "17 and 25", "42")
+    assert found.n and found.streams and not found.logprobs and found.usage
+    assert found.requests_a_minute == 300 and not found.warnings
+    assert any("n         yes" in line for line in found.lines())
+
+
+def test_probe_warns_of_thinking_that_does_not_arrive():
+    with FaultServer(lambda call: Answer(completion("42"))).running() as url:
+        found = probe(TeacherRuntime(base_url=url), "m")
+    assert not found.n and "no thinking arrived" in found.warnings[0]
+    assert found.dialect == "plain content"
+
+
+def test_probe_of_a_dead_endpoint_is_one_sentence():
+    with pytest.raises(UserError, match="base_url"):
+        probe(TeacherRuntime(base_url="http://127.0.0.1:9/v1"), "m")
+
+
+def questions(count):
+    return [Request(f"p{i}", 0, [{"role": "user", "content": f"question {i}"}])
+            for i in range(count)]
+
+
+def test_an_estimate_without_a_pilot_sends_nothing_and_with_one_is_near(tmp_path):
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("m: {input: 1, output: 10}\n")
+
+    def script(call):
+        return Answer(completion("42", usage=(12, 900 + 20 * (call.number % 11))))
+
+    server = FaultServer(script)
+    with server.running() as url, TraceStore(tmp_path / "store") as store:
+        runtime = TeacherRuntime(base_url=url, prices=prices)
+        common = {"teacher": TEACHER, "sampling": Sampling(max_tokens=2000), "runtime": runtime,
+                  "store": store}
+        blind = estimate(questions(200), pilot=0, **common)
+        assert not server.calls and blind.completion_tokens == 200 * 2000
+        close = estimate(questions(200), **common)
+        assert len(server.calls) == 20 and close.missing == 180 and close.stored == 20
+        assert close.completion_tokens == pytest.approx(180 * 1000, rel=0.05)
+        assert close.usd == pytest.approx(180 * 1000 * 10 / 1e6, rel=0.06)
+        estimate(questions(200), **common)
+        assert len(server.calls) == 20
+    assert any("180 traces" in line for line in close.lines())
+
+
+def test_prices_are_read_matched_and_summed(tmp_path):
+    price = Price(input=1, cached_input=0.1, output=10, reasoning=5)
+    assert price.cost(Usage(1000, 400, 300, 100)) == pytest.approx(
+        (600 * 1 + 400 * 0.1 + 200 * 10 + 100 * 5) / 1e6)
+    assert price.cost(Usage(usd=0.5)) == 0.5
+    assert price_of(OpenAITeacher(model="deepseek-reasoner"), TeacherRuntime()).output > 0
+    assert price_of(OpenAITeacher(model="unheard-of"), TeacherRuntime()) is None
+    assert PRICES.is_file()
+    (tmp_path / "p.yaml").write_text("m: {inputt: 1}")
+    with pytest.raises(UserError, match="price file"):
+        price_of(TEACHER, TeacherRuntime(prices=tmp_path / "p.yaml"))
+
+
+class BatchEndpoint:
+    """Files and batches of an endpoint; a batch ends once `ended` is set."""
+
+    def __init__(self):
+        self.files, self.batches, self.ended, self.lost_once = {}, [], False, False
+
+    def __call__(self, call):
+        if call.path.startswith("/v1/files") and "raw" in call.body and call.body["raw"]:
+            name = f"file-{len(self.files)}"
+            lines = re.findall(rb"^\{.*\}", call.body["raw"], re.MULTILINE)
+            self.files[name] = [json.loads(line) for line in lines]
+            return self.answer({"id": name, "object": "file"})
+        if call.path.startswith("/v1/files"):
+            return Answer(self.results(call.path.split("/")[3]))
+        if call.body.get("input_file_id"):
+            self.batches.append({"id": f"batch-{len(self.batches)}", "object": "batch",
+                                 "metadata": call.body["metadata"],
+                                 "input_file_id": call.body["input_file_id"]})
+            return self.answer(self.shown(self.batches[-1]))
+        return self.answer({"object": "list", "has_more": False,
+                            "data": [self.shown(batch) for batch in self.batches]})
+
+    def answer(self, body):
+        return Answer(json.dumps(body).encode())
+
+    def shown(self, batch):
+        done = {"status": "completed", "output_file_id": batch["input_file_id"]}
+        return {**batch, **(done if self.ended else {"status": "in_progress"})}
+
+    def results(self, name):
+        lines = []
+        for sent in self.files[name]:
+            body = json.loads(completion("42", usage=(10, 100)))
+            bad = sent["body"]["messages"][0]["content"] == "question 3"
+            response = {"status_code": 400, "body": {"error": {"message": "bad"}}} if bad else {
+                "status_code": 200, "body": body}
+            lines.append(json.dumps({"custom_id": sent["custom_id"], "response": response}))
+        return "\n".join(lines).encode()
+
+
+def test_batches_are_submitted_once_and_collected_days_later(tmp_path):
+    endpoint_ = BatchEndpoint()
+    (tmp_path / "prices.yaml").write_text("m: {input: 1, output: 10, batch: 0.5}\n")
+    with FaultServer(endpoint_).running() as url:
+        def run(wait, count=10):
+            with TraceStore(tmp_path / "store") as store:
+                outcome = generate_in_batches(
+                    questions(count), teacher=TEACHER, sampling=SAMPLING, store=store, wait=wait,
+                    poll_seconds=0.05, runtime=TeacherRuntime(
+                        base_url=url, max_attempts=1, prices=tmp_path / "prices.yaml"))
+                return outcome, store.collect(questions(count), TEACHER, SAMPLING)
+
+        run(wait=False)
+        run(wait=False)
+        assert len(endpoint_.batches) == 1 and len(endpoint_.files["file-0"]) == 10
+        endpoint_.batches.clear()                # killed before the batch was created: sent again
+        run(wait=False)
+        assert len(endpoint_.batches) == 1
+        endpoint_.ended = True
+        outcome, traces = run(wait=False)
+        assert outcome.failed == 1 and len(traces) == 9 and set(traces["answer"]) == {"42"}
+        assert outcome.cost_usd == pytest.approx(9 * 0.5 * (10 + 100 * 10) / 1e6)
+        run(wait=True, count=12)
+        assert sum(map(len, endpoint_.files.values())) == 10 + 10 + 1 + 3
+
+
+def test_the_progress_line_says_speed_load_shares_money_and_time_left():
+    outcome = Outcome(wanted=1000)
+    row = {"finish_reason": "stop", "prompt_tokens": 10, "completion_tokens": 90, "cost_usd": 0.01}
+    for number in range(100):
+        outcome.count(row | {"finish_reason": "length" if number < 10 else "stop"}, number % 2 == 0)
+    outcome.retries = 3
+    line = outcome.line(seconds=30.0, in_flight=64)
+    for part in ("300 tok/s", "64 in flight", "3 retries", "10% cut off", "50% accepted",
+                 "$1.00 of about $10.00", "$0.0200 an accepted trace", "4 min left"):
+        assert part in line
+
+
+def test_a_line_a_minute_is_printed_where_no_terminal_is(capsys, monkeypatch):
+    seen = []
+    display = Display(Outcome(wanted=5), lambda steps, note: seen.append((steps, note)))
+    display.show(1, 2)
+    assert capsys.readouterr().err == ""
+    later = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    display.show(1, 2)
+    display.show(1, 2)
+    assert capsys.readouterr().err.count("teacher: 0 of 5") == 1 and len(seen) == 3

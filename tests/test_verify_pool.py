@@ -1,0 +1,164 @@
+"""The judge is bounded: no text, thread, loop or dead worker can hang it or make it raise."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.verify import Judgement, JudgePool, Problem, judge
+from pipeline.verify.pool import WorkerLost
+
+CASES = Path(__file__).parents[2] / "shared" / "cases" / "resource_attacks.json"
+FIVE = Problem("p", "", "5")
+HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}",
+         "\\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}",
+         "\\boxed{\\sum_{k=1}^{10^9} \\sin(k^k)}", "\\boxed{" * 50_000, "<answer>" * 50_000,
+         "$" * 300_000, "1 " * 200_000, "\\(" * 100_000, "answer is " * 50_000,
+         "\\boxed{" + "\\frac" * 900 + "}", "\\boxed{\\int_0^{10^{9}} x^{x^{x}} dx}"]
+NAMES = ["math", "choice", "exact"]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Any:
+    with JudgePool(workers=1) as shared:
+        yield shared
+
+
+def in_a_thread(task: Callable[[], Judgement]) -> Judgement:
+    found: list[Judgement] = []
+    thread = threading.Thread(target=lambda: found.append(task()))
+    thread.start()
+    thread.join(20)
+    return found[0]
+
+
+def in_a_loop(task: Callable[[], Judgement]) -> Judgement:
+    async def inside() -> Judgement:
+        return task()
+
+    return asyncio.run(inside())
+
+
+@pytest.mark.parametrize("mode", [lambda task: task(), in_a_thread, in_a_loop])
+@pytest.mark.parametrize("kind", NAMES)
+def test_heavy_answers_are_judged_in_bounded_time_from_everywhere(
+        mode: Callable[..., Judgement], kind: str, pool: JudgePool) -> None:
+    problem = Problem("p", "", "A" if kind == "choice" else "5", kind)
+    for text in HEAVY:
+        before = time.monotonic()
+        verdict = mode(lambda text=text: judge(text, problem, pool=pool))
+        assert time.monotonic() - before < 6, text[:40]
+        assert verdict.score != 1.0, text[:40]
+
+
+def test_known_resource_attacks_end_in_time(pool: JudgePool) -> None:
+    if not CASES.exists():
+        pytest.skip("the resource attacks are not beside this checkout")
+    for case in json.loads(CASES.read_text()):
+        before = time.monotonic()
+        judge(case["prediction"], Problem("p", "", case["gold"]), pool=pool)
+        assert time.monotonic() - before < 6, case["id"]
+
+
+def test_a_worker_that_hangs_or_dies_costs_its_own_request_alone() -> None:
+    with JudgePool(workers=1, seconds=1.0) as pool:
+        with pytest.raises(WorkerLost, match="timeout"):
+            pool.ask("sleep", [30])
+        assert pool.ask("sleep", [0.0]) is True
+        process = pool._all[0].process
+        assert process is not None
+        threading.Timer(0.2, lambda: os.kill(process.pid, signal.SIGKILL)).start()
+        with pytest.raises(WorkerLost, match="error"):
+            pool.ask("sleep", [0.7])
+        assert pool.ask("sleep", [0.01]) is True
+
+
+def test_a_worker_that_asks_for_too_much_memory_is_an_error_and_not_a_zero() -> None:
+    with JudgePool(workers=1, memory_mb=400) as pool:
+        with pytest.raises(WorkerLost, match="error"):
+            pool.ask("allocate", [2000])
+        assert pool.ask("sleep", [0.0]) is True
+
+
+def test_a_pool_starts_no_process_until_one_is_needed() -> None:
+    with JudgePool(workers=4) as pool:
+        assert pool.judge("\\boxed{5}", FIVE).score == 1.0
+        assert all(worker.process is None for worker in pool._all)
+
+
+def test_many_threads_may_share_one_pool() -> None:
+    texts = [f"\\boxed{{\\sum_{{k=1}}^{{{n}}} k}}" for n in range(2, 8)]
+    golds = [str(n * (n + 1) // 2) for n in range(2, 8)]
+    out: dict[int, str] = {}
+    with JudgePool(workers=2) as pool:
+        threads = [threading.Thread(target=lambda i=i: out.update(
+            {i: pool.judge(texts[i], Problem("p", "", golds[i])).verdict})) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert list(out.values()) == ["correct"] * 6
+
+
+@settings(max_examples=600, deadline=2000)
+@given(st.text(max_size=200), st.text(max_size=40), st.sampled_from(NAMES))
+def test_judge_never_raises(text: str, gold: str, kind: str) -> None:
+    for wrapped in (text, f"\\boxed{{{text}}}", f"<think>{text}</think>{text}"):
+        found = judge(wrapped, Problem("p", text, gold, kind))
+        assert isinstance(found, Judgement) and found.verdict != "error"
+
+
+LATEX = st.recursive(
+    st.sampled_from(["x", "7", "2.5", "\\pi", "n", "-3", "10", "\\sqrt{2}", "e"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda t: f"\\frac{{{t[0]}}}{{{t[1]}}}"),
+        st.tuples(inner, inner).map(lambda t: f"({t[0]}, {t[1]})"),
+        st.tuples(inner, inner).map(lambda t: f"{t[0]} + {t[1]}"),
+        st.tuples(inner, inner).map(lambda t: f"\\left({t[0]}\\right)^{{{t[1]}}}"),
+        inner.map(lambda t: f"\\sqrt{{{t}}}"), inner.map(lambda t: f"\\{{{t}\\}}")), max_leaves=6)
+
+
+@settings(max_examples=300, deadline=3000)
+@given(LATEX)
+def test_every_answer_equals_itself(answer: str) -> None:
+    problem = Problem("p", "", answer)
+    assert judge(f"<think>so</think> It is \\boxed{{ {answer} }}.", problem).verdict == "correct"
+
+
+PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
+
+
+@pytest.mark.parametrize("form", ["{}", "\\boxed{{{}}}", "\\boxed{{\\text{{{}}}}}",
+                                  "\\boxed{{\\sqrt{{{}}}}}",
+                                  "\\boxed{{\\begin{{pmatrix}} {} \\end{{pmatrix}}}}", "[{}]",
+                                  "<answer>{}</answer>", "\\boxed{{\\pi + {}}}", "x = {}"])
+def test_no_answer_is_ever_evaluated(form: str, tmp_path: Path,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "reached"
+
+    def forbidden(*args: object, **named: object) -> None:
+        raise AssertionError("an evaluator was reached")
+
+    import sympy
+
+    monkeypatch.setattr(sympy, "sympify", forbidden)
+    monkeypatch.setattr(sympy.parsing.sympy_parser, "parse_expr", forbidden)
+    monkeypatch.setattr(builtins, "eval", forbidden)
+    text = form.format(PAYLOAD.format(path=str(marker)))
+    for gold in ("5", "\\pi", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", text):
+        for kind in (*NAMES, "gym"):
+            meta = {"task": "countdown", "numbers": [1], "target": 5}
+            judge(text, Problem("p", "", gold, kind, meta=meta))
+    assert not marker.exists()
