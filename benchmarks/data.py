@@ -5,25 +5,25 @@
 FOLDER holds problem sets as JSON lines (math_train, gsm8k_train, math500, ...); without it texts
 are made up. Peers: datasketch (optional), rensa fed with Python shingles, the eight-gram method
 of open-r1 as its description says (lower case, white space, one pass a set), TRL's pack_dataset.
-One process; each time is the better of two.
+One process; each time is the better of two (datasketch: of one).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
-import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.filter_memory import filter_memory
 
 SETS = ("math500", "gsm8k_test", "aime2024", "aime2025", "amc2023", "minerva_math",
         "olympiadbench_math_en")
@@ -184,7 +184,7 @@ def packing(scale: float) -> dict[str, dict[str, float]]:
     out["limbeck"] = {**measure(shape["blocks"], seconds), "balance": shape["attention_balance"]}
     for name, size in (("TRL bfd, batches of 1,000", 1000), ("TRL bfd, one batch", None)):
         seconds, packed = best(lambda size=size: pack_dataset(
-            table, 16384, "bfd", {"batch_size": size}), 1)
+            table, 16384, "bfd", {"batch_size": size}))
         out[name] = measure(len(packed), seconds)
     return out
 
@@ -194,96 +194,6 @@ def _blocks(block_tables: Callable[..., Any], rows: list[Any]) -> dict[str, Any]
     for _ in block_tables(rows, 16384, shape):
         pass
     return shape
-
-
-def filter_memory(scale: float) -> dict[str, dict[str, float]]:
-    """Peak memory of the filter stage over 40 kB traces, every rule on; the judge is left out.
-
-    Two sizes show that texts pass through; the decision on a million rows, which keeps a few
-    numbers and a signature each, is run on made-up ones. Every step has a process of its own.
-    """
-    out: dict[str, dict[str, float]] = {}
-
-    def apart(step: Callable[..., Any], *given: Any) -> Any:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(step, given)
-
-    for count in (int(4000 * scale), int(16000 * scale)):
-        with tempfile.TemporaryDirectory() as folder:
-            apart(_make_traces, count, folder)
-            out[f"{count:,} traces"] = apart(_filter, count, folder)
-    out["decision on 1,000,000"] = apart(_decide, 1_000_000)
-    return out
-
-
-def _decide(count: int) -> dict[str, float]:
-    """Decide on `count` made-up rows, near-duplicates and a selection included."""
-    import polars as pl
-
-    from pipeline import curate
-    from stages.filter import FilterConfig
-
-    rng = np.random.default_rng(0)
-    signature = rng.integers(0, 1 << 32, (count, 128), np.uint32)
-    table = pl.DataFrame({
-        "problem_id": [f"problem-{i // 8}" for i in range(count)], "sample": np.arange(count) % 8,
-        "completion_tokens": rng.integers(100, 9000, count), "verdict": ["correct"] * count,
-        "score": rng.integers(0, 2, count).astype(float), "same": rng.integers(0, 1 << 62, count),
-        "signature": pl.Series(signature, dtype=curate.SIGNATURE)})
-    del signature
-    config = FilterConfig(near_duplicates=0.9, keep="0 < pass_rate < 1", per_source=10 ** 5,
-                          select={"type": "best", "n": 4})
-    seconds, decided = best(lambda: curate.decide(table, config), 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "kept": float(decided["kept"].sum()), "peak GB": peak / 1e6}
-
-
-def _make_traces(count: int, folder: str) -> None:
-    """Write the inputs of the filter stage to `folder`."""
-    import polars as pl
-
-    from pipeline import records
-
-    rng = random.Random(0)
-    filler = ["let", "me", "check", "that", "sum", "again", "so", "x", "is", "y"]
-    pool = [" ".join(rng.choice(filler)
-                     + str(rng.randrange(10 ** 6)) for _ in range(20)) for _ in range(3000)]
-    problems = [{"problem_id": f"p{i}", "problem": "q", "answer": "42", "kind": "math",
-                 "source": "s", "split": "problems", "meta": "{}"} for i in range(count // 4)]
-    records.write(records.Problem, pl.DataFrame(problems),
-                  Path(folder) / "prepare" / "problems.parquet")
-    rows = [_trace(i, pool, rng) for i in range(count)]
-    records.write(records.Trace, pl.DataFrame(rows),
-                  Path(folder) / "generate" / "traces.parquet")
-
-
-def _filter(count: int, folder: str) -> dict[str, float]:
-    """Run the stage on the traces in `folder`, which are one row group: seconds, peak memory."""
-    import polars as pl
-
-    import pipeline.judging
-    from stages import filter as stage
-
-    verdict = {"score": 1.0, "verdict": "correct", "extracted": "42", "grader": "none",
-               "judge_version": "0", "pass_rate": 1.0}
-    pipeline.judging.judge_traces = lambda batch, problems, runtime: batch.with_columns(
-        **{name: pl.lit(value) for name, value in verdict.items()})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    config = stage.FilterConfig(rules=list(stage.Rule.__args__), near_duplicates=0.9)
-    inputs = {name: Path(folder) / name for name in ("prepare", "generate")}
-    seconds, counts = best(lambda: stage.run(
-        SimpleNamespace(filter=config, runtime=None), inputs, Path(folder) / "out"), 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "traces/s": count / seconds, "kept": float(counts["kept"]),
-            "GB before": before / 1e6, "peak GB": peak / 1e6}
-
-
-def _trace(index: int, pool: list[str], rng: random.Random) -> dict[str, Any]:
-    text = "\n\n".join(rng.choices(pool, k=200))
-    return {"problem_id": f"p{index // 4}", "sample": index % 4, "thinking": text,
-            "answer": "So the answer is then \\boxed{42}.", "finish_reason": "stop",
-            "complete": True, "prompt_tokens": 9, "completion_tokens": len(text) // 4,
-            "cost_usd": 0.0, "seconds": 1.0, "model": "m"}
 
 
 def main() -> None:
@@ -299,7 +209,7 @@ def main() -> None:
         for name, values in rows.items():
             shown = "  ".join(f"{key} {value:,.4g}" for key, value in values.items())
             print(f"{part:16} {name:28} {shown}")
-    command = "python " + " ".join(arg if "/" not in arg else Path(arg).name for arg in sys.argv)
+    command = f"python benchmarks/data.py --scale {given.scale}"
     text = json.dumps({"command": command, "scale": given.scale, **results}, indent=1)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(text + "\n", encoding="utf-8")

@@ -13,12 +13,13 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.shingles import Words, chunks, ngrams, words
+from pipeline.shingles import Words, chunks, runs, words
 
 NGRAM = 8
 """Words in a row, signs of arithmetic not counted."""
@@ -88,60 +89,74 @@ def _where(found: Words, keep: np.ndarray) -> Words:
 
 
 def _spans(found: Words) -> list[np.ndarray]:
-    return [found.hashes[a:b] for a, b in zip(found.offsets, found.offsets[1:], strict=False)]
+    return [found.hashes[a:b] for a, b in pairwise(found.offsets)]
 
 
 class Evaluation:
     """Evaluation problems, normalised once: `texts` maps a name to its problem's text."""
 
     def __init__(self, texts: Mapping[str, str]):
+        found = normal_words(list(texts.values()))
         self.exact: dict[bytes, str] = {}
-        for name, span in zip(texts, _spans(normal_words(list(texts.values()))), strict=True):
+        for name, span in zip(texts, _spans(found), strict=True):
             if len(span):
                 self.exact.setdefault(span.tobytes(), name)
         self.names = list(self.exact.values())
         self.texts = [texts[name] for name in self.names]
-        self.words = normal_words(self.texts)
+        self.words = found if len(self.names) == len(texts) else normal_words(self.texts)
         plain = _without(self.words, OPERATORS)
         self.counts = np.diff(plain.offsets)
-        self.indices = [_Index(plain, NGRAM, self.counts >= NGRAM, signs=False)]
+        self.indices = [_Index(plain, NGRAM)]
         whole = np.diff(self.words.offsets)
-        self.lists = [(span.tolist(), set(span.tolist())) for span in _spans(self.words)]
-        self.by_numbers: dict[tuple[str, ...], list[int]] = {}
+        short = np.where((self.counts < NGRAM) & (whole >= SHORTEST_RUN), whole, 0)
+        self.indices += [_Index(self.words, n, np.flatnonzero(short == n))
+                         for n in sorted({int(n) for n in short if n}, reverse=True)]
+
+    @cached_property
+    def lists(self) -> list[tuple[list[int], set[int]]]:
+        """The words of each problem, in order and as a set."""
+        return [(span.tolist(), set(span.tolist())) for span in _spans(self.words)]
+
+    @cached_property
+    def by_numbers(self) -> dict[tuple[str, ...], list[int]]:
+        """The problems in which just these numbers stand."""
+        out: dict[tuple[str, ...], list[int]] = {}
         for row, text in enumerate(self.texts):
-            self.by_numbers.setdefault(_numbers(text), []).append(row)
-        short = (self.counts < NGRAM) & (whole >= SHORTEST_RUN)
-        self.indices += [_Index(self.words, n, short & (whole == n), signs=True)
-                         for n in sorted({int(n) for n in whole[short]}, reverse=True)]
+            out.setdefault(_numbers(text), []).append(row)
+        return out
 
 
 class _Index:
-    """The `n`-word runs of those evaluation problems that `usable` marks, for look-up."""
+    """`n`-word runs for look-up: all there are, or those that are the whole of `problems`."""
 
-    def __init__(self, found: Words, n: int, usable: np.ndarray, *, signs: bool):
-        hashes, _, offsets = ngrams(found, n)
-        owner = np.repeat(np.arange(len(usable)), np.diff(offsets))
-        hashes, owner = hashes[usable[owner]], owner[usable[owner]]
+    def __init__(self, found: Words, n: int, problems: np.ndarray | None = None):
+        self.n, self.whole = n, problems is not None
+        first = found.offsets[problems] if problems is not None else None
+        self.openers = np.unique(found.hashes[first]) if first is not None else None
+        hashes, starts = runs(found, n, first)
         order = np.argsort(hashes, kind="stable")
-        hashes, owner = hashes[order], owner[order]
+        hashes, owner = hashes[order], _row_of(found, starts[order])
         new = np.append(True, (np.diff(hashes) > 0) | (np.diff(owner) > 0))[:len(hashes)]
-        self.values, first, self.times = np.unique(hashes[new], return_index=True,
-                                                   return_counts=True)
-        self.owners = owner[new][first]
-        self.n, self.signs = n, signs
+        self.values, at, self.times = np.unique(hashes[new], return_index=True, return_counts=True)
+        self.owners = owner[new][at]
         self.table = np.zeros(1 << 20, bool)
         self.table[(self.values & _LOW).astype(np.int64)] = True
 
     def look_up(self, found: Words) -> np.ndarray:
         """int64 [hits, 3]: row of `found`, first word of the run, its place in `values`."""
-        hashes, firsts, offsets = ngrams(found, self.n)
+        some = np.flatnonzero(np.isin(found.hashes, self.openers)) if self.openers is not None \
+            else None
+        hashes, starts = runs(found, self.n, some)
         maybe = np.flatnonzero(self.table[(hashes & _LOW).astype(np.int64)])
         at = np.minimum(np.searchsorted(self.values, hashes[maybe]), max(len(self.values) - 1, 0))
         real = self.values[at] == hashes[maybe] if len(self.values) else np.zeros(0, bool)
-        rows = np.searchsorted(offsets, maybe[real], side="right") - 1
-        long = np.diff(found.offsets)[rows] >= self.n
-        start = firsts[maybe[real]] - found.offsets[rows]
-        return np.stack((rows, start, at[real]), axis=1)[long]
+        start = starts[maybe[real]]
+        rows = _row_of(found, start)
+        return np.stack((rows, start - found.offsets[rows], at[real]), axis=1)
+
+
+def _row_of(found: Words, word: np.ndarray) -> np.ndarray:
+    return np.searchsorted(found.offsets, word, side="right") - 1
 
 
 def contamination(problems: Sequence[str], evaluation: Evaluation,
@@ -153,16 +168,16 @@ def contamination(problems: Sequence[str], evaluation: Evaluation,
     """
     exact: list[Hit] = []
     alike: list[Hit] = []
-    runs: list[list[np.ndarray]] = [[] for _ in evaluation.indices]
+    met: list[list[np.ndarray]] = [[] for _ in evaluation.indices]
     for first, chunk in chunks(problems):
         found = normal_words(chunk)
         plain = _without(found, OPERATORS)
         exact += _exact(found, evaluation, chunk, first)
         alike += _fuzzy(chunk, found, evaluation, fuzzy, first)
-        for index, collected in zip(evaluation.indices, runs, strict=True):
-            hits = index.look_up(found if index.signs else plain)
+        for index, collected in zip(evaluation.indices, met, strict=True):
+            hits = index.look_up(found if index.whole else plain)
             collected.append(hits + np.array([first, 0, 0]))
-    shared = [hit for index, collected in zip(evaluation.indices, runs, strict=True) if collected
+    shared = [hit for index, collected in zip(evaluation.indices, met, strict=True) if collected
               for hit in _shared(np.concatenate(collected), index, problems, evaluation.names,
                                  evaluation.counts)]
     best: dict[int, Hit] = {}
@@ -186,14 +201,14 @@ def _shared(hits: np.ndarray, index: _Index, problems: Sequence[str], names: Seq
     found: dict[int, tuple[int, int, int]] = {}
     for rows in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1) if len(hits) else []:
         stretch = max(_stretches(rows, index, rare), key=lambda stretch: stretch[0])
-        covers = index.signs or 2 * stretch[0] >= counts[stretch[2]]
+        covers = index.whole or 2 * stretch[0] >= counts[stretch[2]]
         if covers or rare[rows[:, 2]].any():
             found[int(rows[0, 0])] = stretch
     held = normal_words([problems[row] for row in found])
-    held = held if index.signs else _without(held, OPERATORS)
+    held = held if index.whole else _without(held, OPERATORS)
     out = []
     for start, (row, (size, first, owner)) in zip(held.offsets, found.items(), strict=False):
-        share = 1.0 if index.signs else min(1.0, size / counts[owner])
+        share = 1.0 if index.whole else min(1.0, size / counts[owner])
         text = held.text(start + first, start + first + size - 1)
         out.append(Hit(row, names[owner], "ngram", share, text))
     return out
@@ -215,11 +230,13 @@ def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: fl
 
     In a short problem a sign is as telling as a number.
     """
+    if least > 1:
+        return []
     signs = set(_hashes(OPERATORS).tolist())
     hits = []
     for row, (text, span) in enumerate(zip(texts, _spans(found), strict=True)):
         mine = span.tolist()
-        for other in evaluation.by_numbers.get(_numbers(text), ()) if least <= 1 else ():
+        for other in evaluation.by_numbers.get(_numbers(text), ()):
             yours, bag = evaluation.lists[other]
             size = least * (len(mine) + len(yours)) / 2
             if min(len(mine), len(yours)) < size or sum(map(bag.__contains__, mine)) < size or (

@@ -17,6 +17,8 @@ from pipeline.progress import progress
 
 WINDOW = 1 << 25
 """Tokens that are packed together, to bound memory; enough rows for blocks to fill."""
+FRAME = 1 << 22
+"""Tokens of a frame of blocks: small enough that the allocator takes the same memory again."""
 Row = tuple[str, int, list[int], list[int]]
 
 
@@ -108,7 +110,9 @@ def block_tables(rows: Iterable[Row], block: int,
         sizes = [len(ids) for _, _, ids, _ in window]
         blocks = best_fit(sizes, block)
         lengths += [[sizes[index] for index in members] for members in blocks]
-        yield _blocks(window, blocks)
+        step = max(1, FRAME // block)
+        for start in range(0, len(blocks), step):
+            yield _blocks(window, blocks[start:start + step])
     filled = sum(map(sum, lengths))
     shape.update(blocks=len(lengths), block_tokens=block,
                  fill=round(filled / max(1, len(lengths) * block), 5),

@@ -6,10 +6,10 @@ same in every process. Everything is vectorised over about a megabyte of text at
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -118,6 +118,20 @@ def ngrams(found: Words, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mix(hashes), firsts, offsets
 
 
+def runs(found: Words, n: int,
+         starts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, first words) of the runs of exactly `n` words within a text, at `starts` or all."""
+    ends = np.repeat(found.offsets[1:], np.diff(found.offsets))
+    if starts is None:
+        starts = np.flatnonzero(np.arange(len(ends)) + n <= ends)
+        padded = np.concatenate((found.hashes, np.zeros(n, np.uint64)))
+        hashes = _fold([padded[step:step + len(ends)] for step in range(n)])[starts]
+    else:
+        starts = starts[starts + n <= ends[starts]]
+        hashes = _fold([found.hashes[starts + step] for step in range(n)])
+    return mix(hashes), starts
+
+
 def _fold(columns: list[np.ndarray]) -> np.ndarray:
     hashes = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
@@ -130,7 +144,7 @@ def repetition(texts: Sequence[str], n: int = 20) -> list[float]:
     out: list[float] = []
     for _, chunk in chunks(texts):
         hashes, _, offsets = ngrams(words(chunk), n)
-        for first, last in itertools.pairwise(offsets):
+        for first, last in pairwise(offsets):
             distinct = len(np.unique(hashes[first:last]))
             out.append(float(1 - distinct / (last - first)) if last > first else 0.0)
     return out
