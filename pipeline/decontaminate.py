@@ -1,42 +1,35 @@
 """Which training problems are, or hold, a problem of an evaluation set; each hit with its text.
 
-Compared after normalisation (case, Unicode forms, LaTeX layout and synonyms, drawings left out).
-Three ways in, the surest first: the whole text is the same (exact); eight words in a row are
-shared, as in open-r1, or the whole of an evaluation problem of fewer words (ngram); the sequence
-of words is similar and the numbers are the same (fuzzy).
+Words are compared as pipeline/normalise.py makes them. Three ways in, the surest first: the whole
+text is the same (exact); eight words in a row are shared, as in open-r1, or the whole of an
+evaluation problem of fewer words (ngram); the words are alike and the numbers the same (fuzzy).
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.shingles import Words, chunks, runs, words
+from pipeline.normalise import OPERATORS, hashes_of, normal_words, spans, without
+from pipeline.shingles import Words, chunks, runs
 
 NGRAM = 8
 """Words in a row, signs of arithmetic not counted."""
 SHORTEST_RUN = 4
 """An evaluation problem of fewer words must be the whole training problem."""
 COMMON = 3
-"""Phrasing: a run in so many evaluation or training problems, unless it covers half of one."""
+"""A run in so many different evaluation problems is phrasing and names none of them; one in so
+many training problems counts where nearly the WHOLE of an evaluation problem is shared."""
+WHOLE = 0.9
 FUZZY = 0.8
 """Least similarity of two word sequences (difflib ratio) that counts as a hit."""
-_NOISE = ("left", "right", "displaystyle", "text", "mathrm", "mathbf", "quad", "big", "limits")
-_SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*", "·": "*",
-         "−": "-", "–": "-", "div": "/", "÷": "/", "leq": "le", "≤": "le", "geq": "ge", "≥": "ge",
-         "degrees": "circ", "°": "circ", "π": "pi", "√": "sqrt", "percent": "%"}
-OPERATORS = tuple("+-*/=<>^!%|")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _LOW = np.uint64(0xFFFFF)
-_SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 
 
 class Hit(NamedTuple):
@@ -49,62 +42,19 @@ class Hit(NamedTuple):
     matched: str
 
 
-_DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-
-
-def _fold(text: str) -> str:
-    text = _DRAWING.sub(" ", text) if "[asy]" in text else text
-    if text.isascii():
-        return text
-    return _SYMBOL.sub(r" \1 ", unicodedata.normalize("NFKC", text).lower())
-
-
-def normal_words(texts: Sequence[str]) -> Words:
-    """The words of `texts` with synonyms unified and layout commands left out."""
-    found = words([_fold(text) for text in texts])
-    hashes = found.hashes.copy()
-    names, meant = _hashes(tuple(_SAME)), _hashes(tuple(_SAME.values()))
-    order = np.argsort(names)
-    at = np.minimum(np.searchsorted(names[order], hashes), len(names) - 1)
-    known = names[order][at] == hashes
-    hashes[known] = meant[order][at[known]]
-    raised, degrees = words(["^", "circ"]).hashes
-    degree = np.append((hashes[:-1] == raised) & (hashes[1:] == degrees), False)[:len(hashes)]
-    return _where(replace(found, hashes=hashes), ~np.isin(hashes, _hashes(_NOISE)) & ~degree)
-
-
-@lru_cache(maxsize=4)
-def _hashes(some: tuple[str, ...]) -> np.ndarray:
-    return words(some).hashes
-
-
-def _without(found: Words, some: tuple[str, ...]) -> Words:
-    return _where(found, ~np.isin(found.hashes, _hashes(some)))
-
-
-def _where(found: Words, keep: np.ndarray) -> Words:
-    before = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep)))
-    return Words(found.blob, found.hashes[keep], found.starts[keep], found.ends[keep],
-                 before[found.offsets])
-
-
-def _spans(found: Words) -> list[np.ndarray]:
-    return [found.hashes[a:b] for a, b in pairwise(found.offsets)]
-
-
 class Evaluation:
     """Evaluation problems, normalised once: `texts` maps a name to its problem's text."""
 
     def __init__(self, texts: Mapping[str, str]):
         found = normal_words(list(texts.values()))
         self.exact: dict[bytes, str] = {}
-        for name, span in zip(texts, _spans(found), strict=True):
+        for name, span in zip(texts, spans(found), strict=True):
             if len(span):
                 self.exact.setdefault(span.tobytes(), name)
         self.names = list(self.exact.values())
         self.texts = [texts[name] for name in self.names]
         self.words = found if len(self.names) == len(texts) else normal_words(self.texts)
-        plain = _without(self.words, OPERATORS)
+        plain = without(self.words, OPERATORS)
         self.counts = np.diff(plain.offsets)
         self.indices = [_Index(plain, NGRAM)]
         whole = np.diff(self.words.offsets)
@@ -115,11 +65,11 @@ class Evaluation:
     @cached_property
     def lists(self) -> list[tuple[list[int], set[int]]]:
         """The words of each problem, in order and as a set."""
-        return [(span.tolist(), set(span.tolist())) for span in _spans(self.words)]
+        return [(span.tolist(), set(span.tolist())) for span in spans(self.words)]
 
     @cached_property
     def by_numbers(self) -> dict[tuple[str, ...], list[int]]:
-        """The problems in which just these numbers stand."""
+        """The problems in which just these numbers stand, in this order."""
         out: dict[tuple[str, ...], list[int]] = {}
         for row, text in enumerate(self.texts):
             out.setdefault(_numbers(text), []).append(row)
@@ -137,8 +87,10 @@ class _Index:
         order = np.argsort(hashes, kind="stable")
         hashes, owner = hashes[order], _row_of(found, starts[order])
         new = np.append(True, (np.diff(hashes) > 0) | (np.diff(owner) > 0))[:len(hashes)]
-        self.values, at, self.times = np.unique(hashes[new], return_index=True, return_counts=True)
-        self.owners = owner[new][at]
+        value, first_at, times = np.unique(hashes[new], return_index=True, return_counts=True)
+        telling = times < COMMON
+        self.values, self.times, self.at = value[telling], times[telling], first_at[telling]
+        self.owners = owner[new]
         self.table = np.zeros(1 << 20, bool)
         self.table[(self.values & _LOW).astype(np.int64)] = True
 
@@ -171,7 +123,7 @@ def contamination(problems: Sequence[str], evaluation: Evaluation,
     met: list[list[np.ndarray]] = [[] for _ in evaluation.indices]
     for first, chunk in chunks(problems):
         found = normal_words(chunk)
-        plain = _without(found, OPERATORS)
+        plain = without(found, OPERATORS)
         exact += _exact(found, evaluation, chunk, first)
         alike += _fuzzy(chunk, found, evaluation, fuzzy, first)
         for index, collected in zip(evaluation.indices, met, strict=True):
@@ -188,53 +140,66 @@ def contamination(problems: Sequence[str], evaluation: Evaluation,
 
 
 def _exact(found: Words, evaluation: Evaluation, texts: Sequence[str], first: int) -> list[Hit]:
-    named = [evaluation.exact.get(span.tobytes()) for span in _spans(found)]
+    named = [evaluation.exact.get(span.tobytes()) for span in spans(found)]
     return [Hit(first + row, name, "exact", 1.0, texts[row])
             for row, name in enumerate(named) if name]
 
 
 def _shared(hits: np.ndarray, index: _Index, problems: Sequence[str], names: Sequence[str],
             counts: np.ndarray) -> list[Hit]:
-    """One hit a training problem: its longest shared stretch, phrasing left out."""
+    """One hit a training problem: the evaluation problem it shares most words with."""
+    best: dict[int, tuple[float, int, int, int]] = {}
+    totals: dict[tuple[int, int], list[tuple[int, int, bool]]] = {}
+    for row, owner, start, size, rare in _stretches(hits, index):
+        totals.setdefault((row, owner), []).append((size, start, rare))
+    for (row, owner), parts in totals.items():
+        words_there = index.n if index.whole else int(counts[owner])
+        share = min(1.0, sum(size for size, _, _ in parts) / words_there)
+        if share >= WHOLE or any(rare for _, _, rare in parts):
+            size, start, _ = max(parts)
+            best[row] = max(best.get(row, (0.0, 0, 0, 0)), (share, size, start, owner))
+    held = normal_words([problems[row] for row in best])
+    held = held if index.whole else without(held, OPERATORS)
+    return [Hit(row, names[owner], "ngram", share, held.text(at + start, at + start + size - 1))
+            for at, (row, (share, size, start, owner))
+            in zip(held.offsets.tolist(), best.items(), strict=False)]
+
+
+def _stretches(hits: np.ndarray,
+               index: _Index) -> Iterator[tuple[int, int, int, int, bool]]:
+    """(row, evaluation problem, first word, words, rare) of runs that follow without a gap.
+
+    Rare: one of its runs is in fewer than COMMON training problems.
+    """
+    if not len(hits):
+        return
+    places = hits[:, 2]
+    times = index.times[places]
+    again = np.concatenate([np.flatnonzero(times > t) for t in range(times.max())])
+    which = np.concatenate([np.full((times > t).sum(), t) for t in range(times.max())])
+    owner = index.owners[index.at[places[again]] + which]
     rows_of = np.bincount(np.unique(hits[:, [0, 2]], axis=0)[:, 1], minlength=len(index.values))
-    rare = (rows_of < COMMON) & (index.times < COMMON)
-    found: dict[int, tuple[int, int, int]] = {}
-    for rows in np.split(hits, np.flatnonzero(np.diff(hits[:, 0])) + 1) if len(hits) else []:
-        stretch = max(_stretches(rows, index, rare), key=lambda stretch: stretch[0])
-        covers = index.whole or 2 * stretch[0] >= counts[stretch[2]]
-        if covers or rare[rows[:, 2]].any():
-            found[int(rows[0, 0])] = stretch
-    held = normal_words([problems[row] for row in found])
-    held = held if index.whole else _without(held, OPERATORS)
-    out = []
-    for start, (row, (size, first, owner)) in zip(held.offsets, found.items(), strict=False):
-        share = 1.0 if index.whole else min(1.0, size / counts[owner])
-        text = held.text(start + first, start + first + size - 1)
-        out.append(Hit(row, names[owner], "ngram", share, text))
-    return out
-
-
-def _stretches(rows: np.ndarray, index: _Index, rare: np.ndarray) -> list[tuple[int, int, int]]:
-    """(words, first word, evaluation problem) of runs that follow each other without a gap."""
-    out = []
-    for part in np.split(rows, np.flatnonzero(np.diff(rows[:, 1]) != 1) + 1):
-        known = part[rare[part[:, 2]], 2]
-        owner = index.owners[known[0] if len(known) else part[0, 2]]
-        out.append((len(part) - 1 + index.n, int(part[0, 1]), int(owner)))
-    return out
+    row, start, rare = hits[again, 0], hits[again, 1], rows_of[places[again]] < COMMON
+    order = np.lexsort((start, owner, row))
+    row, owner, start, rare = row[order], owner[order], start[order], rare[order]
+    breaks = (np.diff(row) != 0) | (np.diff(owner) != 0) | (np.diff(start) != 1)
+    begins = np.append(0, np.flatnonzero(breaks) + 1)
+    sizes = np.diff(np.append(begins, len(row))) - 1 + index.n
+    yield from zip(row[begins].tolist(), owner[begins].tolist(), start[begins].tolist(),
+                   sizes.tolist(), np.logical_or.reduceat(rare, begins).tolist(), strict=True)
 
 
 def _fuzzy(texts: Sequence[str], found: Words, evaluation: Evaluation, least: float,
            first: int) -> list[Hit]:
-    """Texts with the same numbers whose words, in order, are alike (difflib's ratio).
+    """Texts with the same numbers in order whose words are alike in order (difflib's ratio).
 
     In a short problem a sign is as telling as a number.
     """
     if least > 1:
         return []
-    signs = set(_hashes(OPERATORS).tolist())
+    signs = set(hashes_of(OPERATORS).tolist())
     hits = []
-    for row, (text, span) in enumerate(zip(texts, _spans(found), strict=True)):
+    for row, (text, span) in enumerate(zip(texts, spans(found), strict=True)):
         mine = span.tolist()
         for other in evaluation.by_numbers.get(_numbers(text), ()):
             yours, bag = evaluation.lists[other]
@@ -256,4 +221,4 @@ def _differ(one: list[int], two: list[int], signs: set[int]) -> bool:
 
 
 def _numbers(text: str) -> tuple[str, ...]:
-    return tuple(sorted(_NUMBER.findall(text)))
+    return tuple(_NUMBER.findall(text))

@@ -26,7 +26,8 @@ class PrepareConfig(Source):
     """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
     test split). A shared run of eight words, a short problem whole, or a similar text counts."""
     overlap: float = Field(default=0.0, ge=0, le=1)
-    """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1."""
+    """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1.
+    Raise it for problems made from a template."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
     """Drop a problem whose five-word runs are those of an earlier one to this share (Jaccard)."""
 

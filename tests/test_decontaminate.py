@@ -73,6 +73,19 @@ def test_phrasing_that_many_problems_share_is_no_hit():
     assert len(contamination([told()], Evaluation({"e/0": told()}))) == 1
 
 
+def test_a_template_with_other_numbers_is_no_hit_and_two_problems_do_not_add_up_to_one():
+    def told(a, b, c, target):
+        return f"Take each of the numbers {a}, {b} and {c} once and then reach just {target} there."
+
+    held = {"e/1": told(1, 2, 3, 6), "e/2": told(4, 5, 6, 77), "e/3": told(7, 8, 9, 504)}
+    evaluation = Evaluation(held)
+    assert contamination([told(11, 12, 13, 36), told(3, 2, 1, 6)], evaluation) == []
+    mixed = contamination([told(1, 2, 3, 77)], evaluation)
+    assert all(hit.score < 0.9 for hit in mixed)
+    assert contamination([told(1, 2, 3, 77)], evaluation, share=0.9) == []
+    assert [h.against for h in contamination([told(4, 5, 6, 77)], evaluation)] == ["e/2"]
+
+
 def test_a_set_without_problems_hits_nothing():
     assert contamination([LONG], Evaluation({})) == [] and contamination([], EVALUATION) == []
 
