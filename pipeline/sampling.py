@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.chat import Messages, encode, load_tokenizer, opens_thinking, render_prompt
+from pipeline.chat import Messages, load_tokenizer, opens_thinking, prompt_ids
 from pipeline.completion import Completion, split_completion
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -31,7 +31,7 @@ def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
            sampling: StudentSampling, seed: int, batch: int = 512) -> list[list[Sampled]]:
     """n (completion, tokens) for each chat, in order; tokens count the end of turn."""
     tokenizer = load_tokenizer(tokenizer_folder)
-    prompts = [encode(tokenizer, render_prompt(tokenizer, chat)) for chat in chats]
+    prompts = [prompt_ids(tokenizer, chat) for chat in chats]
     by_vllm = _vllm_is_here()
     run = _by_vllm if by_vllm else _by_transformers
     outputs = run(model, tokenizer, [p for p in prompts for _ in range(n)], sampling, seed, batch)
