@@ -66,3 +66,25 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
     for name, values in (("pass", at_k), ("maj", majorities)):
         out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(values)
     return out
+
+
+def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, float, float]:
+    """(mean, low, high) of the difference of a problem's mean score: `rows` minus `base`.
+
+    The same problems were put to both, so their differences are compared, not the two means: the
+    95 % interval is then that of the gain itself. Problems judged for only one are left out.
+    """
+    after, before = _problem_means(rows), _problem_means(base)
+    gains = [after[name] - before[name] for name in after if name in before]
+    mean = sum(gains) / len(gains)
+    spread = sqrt(sum((g - mean) ** 2 for g in gains) / max(1, len(gains) - 1))
+    half = 1.96 * spread / sqrt(len(gains))
+    return mean, mean - half, mean + half
+
+
+def _problem_means(rows: Sequence[dict]) -> dict[str, float]:
+    scores: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["score"] is not None:
+            scores[row["problem_id"]].append(row["score"])
+    return {name: sum(group) / len(group) for name, group in scores.items()}

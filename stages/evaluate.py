@@ -15,6 +15,7 @@ from pipeline.sampling import StudentSampling
 from pipeline.stage import Counts, Stage
 
 ModelName = Literal["untrained", "sft", "rl", "teacher"]
+BEFORE = {"sft": "untrained", "rl": "sft"}
 STAGE_OF = {"untrained": "student", "sft": "sft", "rl": "rl", "teacher": "generate"}
 
 
@@ -39,14 +40,17 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     import polars as pl
 
-    from pipeline.metrics import summarise
+    from pipeline.metrics import paired_gain, summarise
 
     scores: dict[str, dict[str, Any]] = {}
     tables = []
     for benchmark, rows in _benchmarks(experiment, inputs).items():
+        seen: dict[str, list[dict]] = {}
         for model in experiment.evaluate.models:
-            judged = _judged(experiment, inputs, model, rows)
+            judged = seen[model] = _judged(experiment, inputs, model, rows)
             scores.setdefault(model, {})[benchmark] = summarise(judged)
+            if (base := BEFORE.get(model)) in seen:
+                scores[model][benchmark][f"gain_over_{base}"] = paired_gain(judged, seen[base])
             tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
                 model=pl.lit(model), benchmark=pl.lit(benchmark)))
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
@@ -134,4 +138,5 @@ def files(experiment: Any) -> tuple[Path, ...]:
     return (prompt_path(experiment.generate.prompt), *named)
 
 
-STAGE = Stage(name="evaluate", run=run, needs=needs, files=files, summary=summary)
+STAGE = Stage(name="evaluate", run=run, needs=needs, files=files, summary=summary,
+              version=2)

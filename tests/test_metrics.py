@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipeline.metrics import majority, mean_interval, pass_at_k, summarise
+from pipeline.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
 
 
 def rows(table):
@@ -49,3 +49,19 @@ def test_summarise_averages_over_problems_and_leaves_out_what_was_not_judged():
                 "completion_tokens": 10}
     with_none = [*rows([[1.0, 0.0]]), unjudged]
     assert summarise(with_none)["avg"] == 0.5 and summarise(with_none)["unjudged"] == 1
+
+
+def test_a_small_gain_on_every_problem_shows_paired_where_the_means_intervals_overlap():
+    rng = random.Random(0)
+    base = [[float(rng.random() < chance) for _ in range(4)]
+            for chance in (rng.random() for _ in range(300))]
+    better = [[1.0, *group[1:]] if rng.random() < 0.3 else group for group in base]
+    mean, low, high = paired_gain(rows(better), rows(base))
+    before, after = summarise(rows(base)), summarise(rows(better))
+    assert mean == pytest.approx(after["avg"] - before["avg"]) and 0 < low < mean < high
+    assert before["ci_high"] > after["ci_low"]
+
+
+def test_the_gain_over_itself_is_nothing():
+    table = rows([[1.0, 0.0], [0.0, 0.0]])
+    assert paired_gain(table, table) == (0.0, 0.0, 0.0)
