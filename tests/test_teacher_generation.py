@@ -184,7 +184,8 @@ def test_a_ceiling_is_never_passed_whatever_fails(share, tmp_path):
 def test_a_ceiling_without_a_price_or_a_limit_is_refused(tmp_path):
     runtime = TeacherRuntime(base_url="http://127.0.0.1:9/v1", max_usd=1.0)
     for teacher, sampling, word in ((TEACHER, SAMPLING, "price"),
-                                    (OpenAITeacher(model="deepseek-chat"), Sampling(), "max_tokens")):
+                                    (OpenAITeacher(model="deepseek-chat"), Sampling(),
+                                     "max_tokens")):
         with TraceStore(tmp_path) as store, pytest.raises(UserError, match=word):
             generate(requests(1), teacher=teacher, sampling=sampling, runtime=runtime, store=store)
 
