@@ -18,8 +18,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     if mean in (0.0, 1.0):
         width = 1.96 ** 2 / (n + 1.96 ** 2)
         return (mean, 0.0, width) if mean == 0 else (mean, 1 - width, 1.0)
-    spread = sqrt(sum((v - mean) ** 2 for v in values) / (n - 1)) if n > 1 else 0.0
-    half = 1.96 * spread / sqrt(n)
+    half = _half_width(values)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -45,10 +44,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
     Each row has problem_id, score (None counts as unjudged and is left out), extracted, cut_off
     and completion_tokens.
     """
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        if row["score"] is not None:
-            groups[row["problem_id"]].append(row)
+    groups = _judged(rows)
     scores = [[r["score"] for r in group] for group in groups.values()]
     k = min((len(group) for group in scores), default=0)
     if not k:
@@ -76,15 +72,26 @@ def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
     """
     after, before = _problem_means(rows), _problem_means(base)
     gains = [after[name] - before[name] for name in after if name in before]
-    mean = sum(gains) / len(gains)
-    spread = sqrt(sum((g - mean) ** 2 for g in gains) / max(1, len(gains) - 1))
-    half = 1.96 * spread / sqrt(len(gains))
+    mean, half = sum(gains) / len(gains), _half_width(gains)
     return mean, mean - half, mean + half
 
 
 def _problem_means(rows: Sequence[dict]) -> dict[str, float]:
-    scores: dict[str, list[float]] = defaultdict(list)
+    return {name: sum(row["score"] for row in group) / len(group)
+            for name, group in _judged(rows).items()}
+
+
+def _judged(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """The rows that have a score, by problem."""
+    groups: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         if row["score"] is not None:
-            scores[row["problem_id"]].append(row["score"])
-    return {name: sum(group) / len(group) for name, group in scores.items()}
+            groups[row["problem_id"]].append(row)
+    return groups
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """Half the 95 % normal interval of the mean of `values`; 0 for a single one."""
+    n = len(values)
+    mean = sum(values) / n
+    return 1.96 * sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)

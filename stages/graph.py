@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,16 +71,11 @@ def plans(experiment: Experiment, target: str) -> dict[str, Plan]:
     return made
 
 
-def _order(experiment: Experiment, target: str) -> Iterator[str]:
+def _order(experiment: Experiment, target: str) -> tuple[str, ...]:
     """Depth-first order of `target` and what it needs."""
-    seen: set[str] = set()
-
     @cache
     def visit(name: str) -> tuple[str, ...]:
         before = [step for need in STAGES[name].needs(experiment) for step in visit(need)]
         return (*before, name)
 
-    for name in visit(target):
-        if name not in seen:
-            seen.add(name)
-            yield name
+    return tuple(dict.fromkeys(visit(target)))
