@@ -68,10 +68,13 @@ def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
     """(mean, low, high) of the difference of a problem's mean score: `rows` minus `base`.
 
     The same problems were put to both, so their differences are compared, not the two means: the
-    95 % interval is then that of the gain itself. Problems judged for only one are left out.
+    95 % interval is then that of the gain itself. Problems judged for only one are left out;
+    where none is judged for both nothing is known: (0, -1, 1).
     """
     after, before = _problem_means(rows), _problem_means(base)
     gains = [after[name] - before[name] for name in after if name in before]
+    if not gains:
+        return 0.0, -1.0, 1.0
     mean, half = sum(gains) / len(gains), _half_width(gains)
     return mean, mean - half, mean + half
 

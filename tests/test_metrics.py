@@ -65,3 +65,8 @@ def test_a_small_gain_on_every_problem_shows_paired_where_the_means_intervals_ov
 def test_the_gain_over_itself_is_nothing():
     table = rows([[1.0, 0.0], [0.0, 0.0]])
     assert paired_gain(table, table) == (0.0, 0.0, 0.0)
+
+
+def test_a_gain_without_a_common_judged_problem_is_unknown_and_no_crash():
+    unjudged = [{**row, "score": None} for row in rows([[1.0]])]
+    assert paired_gain(unjudged, rows([[1.0]])) == (0.0, -1.0, 1.0)
