@@ -1,12 +1,15 @@
-"""TRL's GRPOTrainer with two things it lacks where vLLM is not: compact rollouts, trimmed loss.
+"""TRL's GRPOTrainer with what it lacks: compact rollouts, trimmed loss, vLLM's own options.
 
-Rollouts go through pipeline.decode, which lets finished rows leave the batch; the loss runs on
-columns up to the longest completion of its micro-batch instead of the whole generation's. Neither
-changes a value: the samples have the same distribution, trimmed columns carry no loss.
+Without vLLM, rollouts go through pipeline.decode, which lets finished rows leave the batch. With
+or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
+whole generation's. Neither changes a value: the samples have the same distribution, trimmed columns
+carry no loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +18,34 @@ from trl import GRPOTrainer
 from pipeline.decode import decode
 
 
+@contextmanager
+def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """While the block runs, TRL starts its colocated vLLM engine with `options` as well.
+
+    TRL 1.16 hands eleven of vllm.LLM's arguments through and no others (compilation_config, ...).
+    """
+    from trl.generation import vllm_generation
+
+    engine = getattr(vllm_generation, "LLM", None)
+    if engine is None or not options:
+        yield
+        return
+    vllm_generation.LLM = lambda **given: engine(**{**given, **options})
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = engine
+
+
 class CompactGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer for one process without vLLM; anything else falls back to TRL's own way."""
+    """GRPOTrainer with the trimmed loss; for one process without vLLM, compact rollouts too.
+
+    `engine` holds options of vllm.LLM for the colocated engine, under its own names.
+    """
+
+    def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **given: Any):
+        with engine_options(engine or {}):
+            super().__init__(*args, **given)
 
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""

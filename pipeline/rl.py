@@ -7,6 +7,7 @@ against a reward that never comes, and the count of reflection markers a step.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
     from trl import GRPOConfig
 
     return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
+
+
+class Clock(TrainerCallback):
+    """Ends training after so many minutes, so that two runs can be given the same time."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.start = 60 * minutes, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() - self.start >= self.seconds:
+            control.should_training_stop = True
 
 
 class RewardWatch(TrainerCallback):
@@ -81,10 +96,12 @@ def reward_functions(weights: Mapping[str, float], pool: Any,
 
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
-          given: dict[str, Any], out: Path, seed: int, patience: int = 20) -> dict[str, Any]:
+          given: dict[str, Any], out: Path, seed: int, patience: int = 20,
+          minutes: float | None = None, engine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
 
-    `rewards` maps a name to (weight, function). Writes out/model, out/log.jsonl.
+    `rewards` maps a name to (weight, function); `minutes` ends the run early; `engine` goes to a
+    colocated vllm.LLM. Writes out/model, out/log.jsonl.
     """
     import torch
     from datasets import Dataset
@@ -103,7 +120,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
+    watches = [guard, RewardWatch(patience), *([Clock(minutes)] if minutes else [])]
     trainer = CompactGRPOTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)])
+        train_dataset=Dataset.from_list(prompts), callbacks=watches, engine=engine)
     return fit(trainer, guard, out, tokenizer)

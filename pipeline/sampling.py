@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -25,16 +26,22 @@ class StudentSampling(Config):
 
 
 Sampled = tuple[Completion, int]
+BATCH = 512
+"""Rows decoded together where vLLM is not."""
 
 
 def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
-           sampling: StudentSampling, seed: int, batch: int = 512) -> list[list[Sampled]]:
-    """n (completion, tokens) for each chat, in order; tokens count the end of turn."""
+           sampling: StudentSampling, seed: int,
+           engine: Mapping[str, Any] | None = None) -> list[list[Sampled]]:
+    """n (completion, tokens) for each chat, in order; tokens count the end of turn.
+
+    `engine` holds options of vllm.LLM, used where vLLM and a GPU are there.
+    """
     tokenizer = load_tokenizer(tokenizer_folder)
     prompts = [prompt_ids(tokenizer, chat) for chat in chats]
-    by_vllm = _vllm_is_here()
-    run = _by_vllm if by_vllm else _by_transformers
-    outputs = run(model, tokenizer, [p for p in prompts for _ in range(n)], sampling, seed, batch)
+    run = _by_vllm if _vllm_is_here() else _by_transformers
+    asked = [ids for ids in prompts for _ in range(n)]
+    outputs = run(model, tokenizer, asked, sampling, seed, engine or {})
     opened = opens_thinking(tokenizer)
     done = [_complete(tokenizer, ids, opened) for ids in outputs]
     return [done[i:i + n] for i in range(0, len(done), n)]
@@ -56,19 +63,24 @@ def _vllm_is_here() -> bool:
 
 
 def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: StudentSampling,
-             seed: int, batch: int) -> list[list[int]]:
+             seed: int, engine: Mapping[str, Any]) -> list[list[int]]:
     from vllm import LLM, SamplingParams
 
     longest = max(map(len, prompts)) + sampling.max_tokens
-    engine = LLM(model=model, seed=seed, max_model_len=longest, gpu_memory_utilization=0.85)
+    given = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
+    llm = LLM(model=model, seed=seed, **{**given, **engine})
     params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
                             max_tokens=sampling.max_tokens, stop_token_ids=[tokenizer.eos_token_id])
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params)
+    try:
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
+    finally:
+        llm.llm_engine.engine_core.shutdown()      # else the next engine finds the memory taken
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
-                     sampling: StudentSampling, seed: int, batch: int) -> list[list[int]]:
+                     sampling: StudentSampling, seed: int,
+                     engine: Mapping[str, Any]) -> list[list[int]]:
     """Prompts of like length share a batch, so that padding stays small."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
@@ -87,8 +99,8 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     with progress(f"sampling {model.rsplit('/', 2)[-2]}", len(prompts)) as advance:
-        for start in range(0, len(order), batch):
-            chosen = order[start:start + batch]
+        for start in range(0, len(order), BATCH):
+            chosen = order[start:start + BATCH]
             rows = decode(student, [prompts[i] for i in chosen], max_tokens=sampling.max_tokens,
                           temperature=sampling.temperature, top_p=sampling.top_p,
                           end=[tokenizer.eos_token_id])

@@ -106,7 +106,8 @@ def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
 
     config = experiment.evaluate
     groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
-                    list(asked.values()), config.samples, config.sampling, experiment.seed)
+                    list(asked.values()), config.samples, config.sampling, experiment.seed,
+                    experiment.runtime.vllm)
     return [(name, index, completion, tokens, 0.0)
             for name, group in zip(asked, groups, strict=True)
             for index, (completion, tokens) in enumerate(group)]

@@ -37,6 +37,8 @@ class Runtime(Config):
     """Processes that judge."""
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...); empty: train in-process."""
+    vllm: dict[str, Any] = {}
+    """Handed to vllm.LLM where it samples a student, in rl and evaluate (max_num_seqs, ...)."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
 

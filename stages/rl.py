@@ -22,6 +22,8 @@ class RlConfig(Config):
     """Weight of each reward: accuracy, format, language, overlong, repetition."""
     patience: int = Field(default=20, ge=1)
     """Steps without a single right completion after which the run stops."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Training ends after so many minutes, or at the trainer's own end, whichever is first."""
     trainer: dict[str, Any] = {}
     """Handed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
 
@@ -50,7 +52,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
         longest = arguments(dict(config.trainer), out, experiment.seed).max_completion_length
         rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest)
         return train(model, tokenizer, rows, rewards, dict(config.trainer), out,
-                     experiment.seed, config.patience)
+                     experiment.seed, config.patience, config.minutes, experiment.runtime.vllm)
 
 
 def check(experiment: Any) -> None:
