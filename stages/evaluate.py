@@ -44,13 +44,15 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     scores: dict[str, dict[str, Any]] = {}
     tables = []
-    for benchmark, rows in _benchmarks(experiment, inputs).items():
-        seen: dict[str, list[dict]] = {}
-        for model in experiment.evaluate.models:
-            judged = seen[model] = _judged(experiment, inputs, model, rows)
-            scores.setdefault(model, {})[benchmark] = summarise(judged)
+    benchmarks = _benchmarks(experiment, inputs)
+    seen: dict[str, dict[str, list[dict]]] = {}
+    for model in experiment.evaluate.models:
+        seen[model] = _judged(experiment, inputs, model, benchmarks)
+        for benchmark, judged in seen[model].items():
+            found: dict[str, Any] = summarise(judged)
+            scores.setdefault(model, {})[benchmark] = found
             if (base := BEFORE.get(model)) in seen:
-                scores[model][benchmark][f"gain_over_{base}"] = paired_gain(judged, seen[base])
+                found[f"gain_over_{base}"] = paired_gain(judged, seen[base][benchmark])
             tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
                 model=pl.lit(model), benchmark=pl.lit(benchmark)))
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
@@ -76,17 +78,19 @@ def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[d
 
 
 def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
-            rows: list[dict]) -> list[dict]:
-    """One dict a sample: the completion, its tokens, its judgement."""
+            benchmarks: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
+    """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement."""
+    asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()}
+    ask = _ask_teacher if model == "teacher" else _ask_student
+    sampled = ask(experiment, inputs, model, asked)
+    return {name: _rows(experiment, model, {row["problem_id"]: row for row in rows}, sampled[name])
+            for name, rows in benchmarks.items()}
+
+
+def _rows(experiment: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
     from pipeline.judging import judge_all
     from pipeline.verify import Problem
 
-    asked = chats(experiment.generate.prompt, rows)
-    if model == "teacher":
-        sampled = _ask_teacher(experiment, asked)
-    else:
-        sampled = _ask_student(experiment, inputs, model, asked)
-    by_id = {row["problem_id"]: row for row in rows}
     judgements = judge_all([one[2] for one in sampled],
                            [Problem.from_row(by_id[one[0]]) for one in sampled],
                            experiment.runtime, f"judging {model}")
@@ -99,27 +103,39 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
             in zip(sampled, judgements, strict=True)]
 
 
+Asked = Mapping[str, Mapping[str, list]]
+
+
 def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
-                 asked: dict[str, list]) -> list[tuple]:
+                 asked: Asked) -> dict[str, list[tuple]]:
+    """All benchmarks in one go: an engine starts once."""
     from pipeline.sampling import sample
     from pipeline.student import resolve
 
     config = experiment.evaluate
+    flat = [(benchmark, name) for benchmark, these in asked.items() for name in these]
     groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
-                    list(asked.values()), config.samples, config.sampling, experiment.seed,
-                    experiment.runtime.vllm)
-    return [(name, index, completion, tokens, 0.0)
-            for name, group in zip(asked, groups, strict=True)
-            for index, (completion, tokens) in enumerate(group)]
+                    [asked[benchmark][name] for benchmark, name in flat], config.samples,
+                    config.sampling, experiment.seed, experiment.runtime.vllm)
+    out: dict[str, list[tuple]] = {benchmark: [] for benchmark in asked}
+    for (benchmark, name), group in zip(flat, groups, strict=True):
+        out[benchmark] += [(name, index, completion, tokens, 0.0)
+                           for index, (completion, tokens) in enumerate(group)]
+    return out
 
 
-def _ask_teacher(experiment: Any, asked: dict[str, list]) -> list[tuple]:
+def _ask_teacher(experiment: Any, inputs: Mapping[str, Path], model: str,
+                 asked: Asked) -> dict[str, list[tuple]]:
     from pipeline.asking import ask_teacher
     from pipeline.judging import as_completion
 
-    traces, _ = ask_teacher(experiment, asked, experiment.evaluate.samples)
-    return [(row["problem_id"], row["sample"], as_completion(row), row["completion_tokens"],
-             row["cost_usd"]) for row in traces.iter_rows(named=True)]
+    out = {}
+    for benchmark, these in asked.items():
+        traces, _ = ask_teacher(experiment, these, experiment.evaluate.samples)
+        out[benchmark] = [(row["problem_id"], row["sample"], as_completion(row),
+                           row["completion_tokens"], row["cost_usd"])
+                          for row in traces.iter_rows(named=True)]
+    return out
 
 
 def needs(experiment: Any) -> tuple[str, ...]:

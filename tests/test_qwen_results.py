@@ -1,27 +1,35 @@
-"""The distillation benchmark's scores come together under their names."""
-
-from __future__ import annotations
+"""The results files of the Qwen runs hold every evaluated recipe under its name."""
 
 import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import qwen_results
 
 
-def test_scores_of_every_run_stand_under_their_models_names(tmp_path):
-    for run in qwen_results.NAMES:
-        folder = tmp_path / f"evaluate-{run}"
-        folder.mkdir()
-        scores = {name: {"gsm8k_test": {"avg": 0.5}, "math500": {"avg": 0.25}}
-                  for name in ("untrained", "sft")}
-        (folder / "scores.json").write_text(json.dumps(scores))
+def evaluated(work: Path, recipe: str, model: str, avg: float) -> None:
+    def manifest(stage, **more):
+        folder = work / f"{stage}-{recipe}"
+        folder.mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps(
-            {"stage": "evaluate", "key": run, "seconds": 1.0, "config": {}, "counts": {},
-             "inputs": {}}))
-        (tmp_path / f"{run}.path").write_text(f"{folder}\n")
-    found = qwen_results.gather(tmp_path)
-    assert set(found["models"]) == {"base", "sequence", "logits", "unfiltered", "teacher"}
-    assert found["models"]["logits"] == {"gsm8k": {"avg": 0.5}, "math500": {"avg": 0.25}}
-    assert found["runs"]["logits"]["evaluate"]["key"] == "logits"
+            {"stage": stage, "key": recipe, "seconds": 2.0, "config": {}, "counts": {"n": 1},
+             "inputs": {}, **more}))
+        return folder
+
+    manifest("student")
+    folder = manifest("evaluate", inputs={"student": recipe})
+    (folder / "scores.json").write_text(json.dumps({model: {"gsm8k_test": {"avg": avg}}}))
+    (work / f"{recipe}.path").write_text(str(folder))
+
+
+def test_each_evaluated_recipe_is_shown_under_its_name_and_a_missing_one_is_not(tmp_path):
+    evaluated(tmp_path, "base", "untrained", 0.26)
+    evaluated(tmp_path, "sequence", "sft", 0.42)
+    distill = qwen_results.gather(tmp_path, qwen_results.SHOWN["qwen-distill"])
+    refined = qwen_results.gather(tmp_path, qwen_results.SHOWN["qwen-rl"])
+    assert distill["models"] == {"base": {"gsm8k": {"avg": 0.26}},
+                                 "sequence": {"gsm8k": {"avg": 0.42}}}
+    assert set(refined["models"]) == {"base", "distilled"}
+    assert set(distill["runs"]["sequence"]) == {"evaluate", "student"}
+    assert distill["runs"]["sequence"]["evaluate"]["counts"] == {}

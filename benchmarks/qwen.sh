@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The seeds' table on real models, without a network: a 1.5B teacher, a 0.5B student, GSM8K and MATH.
+#   DATA=… TEACHER=… STUDENT=… WORK=… benchmarks/qwen.sh STAGE RECIPE [KEY=VALUE]...
+#   … benchmarks/qwen.sh all               every recipe, one after the other, and the results files
+# DATA holds gsm8k_train.jsonl, math_train.jsonl, gsm8k_test.jsonl, math500.jsonl; TEACHER and STUDENT
+# are checkpoint folders; WORK gets artifacts and traces. A recipe's stages go on where they stopped,
+# and recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000}
+mkdir -p "$WORK/bin" results
+[ -f "$WORK/train.jsonl" ] || { cat "$DATA/gsm8k_train.jsonl"; head -n "$math" "$DATA/math_train.jsonl"; } > "$WORK/train.jsonl"
+common=(-c configs/qwen-distill.yaml "prepare.problems=$WORK/train.jsonl"
+        "evaluate.benchmarks=[$DATA/gsm8k_test.jsonl, $DATA/math500.jsonl]"
+        "generate.teacher.model=$TEACHER" "logits.teacher=$TEACHER" "student.model=$STUDENT"
+        "runtime.artifacts=$WORK/artifacts" "runtime.traces=$WORK/traces")
+# An unpacked vLLM brings the module without its command.
+command -v vllm >/dev/null || { export PATH="$WORK/bin:$PATH"
+  printf '#!/bin/sh\nexec %s -m vllm.entrypoints.cli.main "$@"\n' "$python" > "$WORK/bin/vllm"
+  chmod +x "$WORK/bin/vllm"; }
+
+# What a recipe is, and which of its models is scored.
+base=('evaluate.models=[untrained]')
+teacher=('evaluate.models=[untrained]' "student.model=$TEACHER")
+sequence=('evaluate.models=[sft]' sft.method.type=sequence)
+logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=0.1)
+unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
+rl_only=('evaluate.models=[rl]' rl.start=base)
+distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
+recipes=(base teacher sequence logits unfiltered rl_only distilled_rl)
+
+limbeck() { local stage=$1; declare -n given=$2; shift 2
+  local -a words; read -ra words <<< "$stage"
+  "$python" -m stages "${words[@]}" "${common[@]}" "${given[@]}" "$@"; }
+
+if [ "$1" = all ]; then
+  shift
+  for recipe in "${recipes[@]}"; do limbeck evaluate "$recipe" "$@"; done
+else
+  stage=$1 recipes=("$2"); shift 2
+  limbeck "$stage" "${recipes[0]}" "$@"
+  [ "$stage" = evaluate ] || exit 0
+fi
+for recipe in "${recipes[@]}"; do limbeck "path evaluate" "$recipe" "$@" > "$WORK/$recipe.path"; done
+"$python" benchmarks/qwen_results.py "$WORK" results
