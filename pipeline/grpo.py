@@ -1,8 +1,12 @@
-"""TRL's GRPOTrainer with two things it lacks where vLLM is not: compact rollouts, trimmed loss.
+"""TRL's GRPOTrainer with compact rollouts, a trimmed loss, and no trace of what was not judged.
 
 Rollouts go through pipeline.decode, which lets finished rows leave the batch; the loss runs on
 columns up to the longest completion of its micro-batch instead of the whole generation's. Neither
 changes a value: the samples have the same distribution, trimmed columns carry no loss.
+
+A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
+it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
+row in the KL term and in the loss's denominator.
 """
 
 from __future__ import annotations
@@ -14,9 +18,44 @@ from trl import GRPOTrainer
 
 from pipeline.decode import decode
 
+MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
+"""TRL's loss types that divide by the number of completions; the others divide by tokens."""
+
 
 class CompactGRPOTrainer(GRPOTrainer):
     """GRPOTrainer for one process without vLLM; anything else falls back to TRL's own way."""
+
+    keep_completions = 0
+    """Every so many steps TRL's table of completions and rewards is written; 0: never."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        every = self.keep_completions
+        self.log_completions = bool(every) and self.state.global_step % every == 0
+        super().log(logs, start_time)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Rewards of all processes [rows, functions]; a row with one NaN is NaN throughout."""
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._judged = ~rewards.isnan().any(1)
+        rewards[~self._judged] = torch.nan
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["unjudged"].append(1 - self._judged.float().mean().item())
+        return batch if self._judged.all() else self._without_unjudged(batch)
+
+    def _without_unjudged(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`batch` whose unjudged rows carry no loss and count in no denominator."""
+        rows = len(batch["completion_mask"])
+        first = self.accelerator.process_index * rows
+        judged = self._judged[first:first + rows].unsqueeze(1)
+        batch["completion_mask"] = batch["completion_mask"] * judged
+        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
+        if self.loss_type in MEANS_OVER_ROWS:
+            batch["row_scale"] = len(self._judged) / self._judged.sum().clamp(min=1)
+        return batch
 
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""
@@ -35,7 +74,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         return rows, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trimmed(inputs))
+        return super()._compute_loss(model, trimmed(inputs)) * inputs.get("row_scale", 1)
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,14 @@ def trainer(tmp_path, reward, steps=2, **given):
                 "max_completion_length": 12, "learning_rate": 1e-3, "save_strategy": "no",
                 "report_to": [], **given}
     model = build_model(TOKENIZER, TinyModel(layers=1, width=32, heads=2, init_std=0.5), 0)
+    if "beta" in given:  # TRL reads the reference model anew from where the model came from
+        model.save_pretrained(tmp_path / "start")
+        model = type(model).from_pretrained(tmp_path / "start")
+        with torch.no_grad():  # away from the reference, so that the KL term pulls
+            model.model.embed_tokens.weight += 0.05
+    rewards = reward if isinstance(reward, list) else [reward]
     made = CompactGRPOTrainer(
-        model=model, reward_funcs=[reward], args=arguments(settings, tmp_path, 0),
+        model=model, reward_funcs=rewards, args=arguments(settings, tmp_path, 0),
         train_dataset=Dataset.from_list(ROWS), processing_class=TOKENIZER)
     made.eos_token_ids = [TOKENIZER.eos_token_id, *range(260, 300)]  # so that lengths differ
     return made
@@ -108,3 +114,61 @@ def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     counting(completions=["Wait, no. Wait, yes", "plain"],
              log_metric=lambda name, value: logged.update({name: value}))
     assert logged == {"reflection": 1.0}
+
+
+def gradient(made, batch):
+    made.model.zero_grad()
+    made._compute_loss(made.model, batch).backward()
+    return torch.cat([p.grad.flatten() for p in made.model.parameters()])
+
+
+def rollout(made):
+    """A generation batch of two groups of four; the last row of the first group is unjudged."""
+    made.model.train()
+    made.current_gradient_accumulation_steps = 1
+    rows = [ROWS[0]] * 4 + [ROWS[1]] * 4
+    torch.manual_seed(0)
+    return made._generate_and_score_completions(rows)
+
+
+@pytest.mark.parametrize(("loss", "scale"), [
+    ("grpo", "group"), ("grpo", "none"), ("grpo", "batch"), ("dapo", "group"), ("bnpo", "none"),
+    ("dr_grpo", "none"), ("sapo", "group"), ("cispo", "batch"), ("luspo", "group")])
+def test_an_unjudged_sample_leaves_the_gradient_of_its_group_without_it(tmp_path, loss, scale):
+    scores = torch.tensor([1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.25])
+    left = [0, 1, 2, 4, 5, 6, 7]
+
+    def judged(completions, **columns):
+        return [None if i == 3 else float(score) for i, score in enumerate(scores)]
+
+    def generous(completions, **columns):
+        return [float(i == 3) * 5 for i in range(len(completions))]
+
+    made = trainer(tmp_path, [judged, generous], loss_type=loss, scale_rewards=scale, beta=0.5)
+    batch = rollout(made)
+    assert batch["advantages"][3] == 0 and not batch["completion_mask"][3].any()
+
+    groups = [scores[:3], scores[4:]]
+    spread = {"group": [g.std() + 1e-4 for g in groups], "none": [1.0, 1.0],
+              "batch": [scores[left].std() + 1e-4] * 2}[scale]
+    alone = {name: value[left] if getattr(value, "ndim", 0) else value
+             for name, value in batch.items() if name != "row_scale"}
+    alone["advantages"] = torch.cat([(g - g.mean()) / s for g, s in zip(groups, spread,
+                                                                        strict=True)])
+    alone["num_items_in_batch"] = alone["completion_mask"].sum()
+    # float32 sums in another order: the gradients differ by rounding only
+    torch.testing.assert_close(gradient(made, batch), gradient(made, alone), atol=2e-6, rtol=1e-4)
+
+
+def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path):
+    def none(completions, **columns):
+        return [None] * len(completions)
+
+    def generous(completions, **columns):
+        return [float(i) for i in range(len(completions))]
+
+    made = trainer(tmp_path, [none, generous], beta=0.5)
+    before = weights(made)
+    made.train()
+    assert torch.equal(before, weights(made))
+    assert made.state.log_history[0]["unjudged"] == 1.0
