@@ -57,22 +57,24 @@ def with_reflection(reward: Callable) -> Callable:
     return logged
 
 
-def reward_functions(weights: Mapping[str, float], pool: Any,
-                     opened: bool, max_length: int) -> dict[str, tuple[float, Any]]:
+def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
+                     language: str = "en", prm: Any = None) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
-    tokens, whose last fifth the over-long term punishes.
+    tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term.
     """
     from pipeline import rewards
+    from pipeline.process import process_reward
 
     known = {
         "accuracy": rewards.accuracy_reward(pool, opened=opened),
         "format": rewards.reward(rewards.format_reward, opened=opened),
         "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
-        "language": rewards.reward(rewards.language_reward, opened=opened),
+        "language": rewards.reward(rewards.language_reward, language=language, opened=opened),
         "overlong": rewards.overlong_reward(max_length=max_length, cache=max(1, max_length // 5)),
         "repetition": rewards.reward(rewards.repetition_penalty),
+        **({"process": process_reward(prm)} if prm else {}),
     }
     for name in weights:
         if name not in known:
@@ -81,10 +83,12 @@ def reward_functions(weights: Mapping[str, float], pool: Any,
 
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
-          given: dict[str, Any], out: Path, seed: int, patience: int = 20) -> dict[str, Any]:
+          given: dict[str, Any], out: Path, seed: int, patience: int = 20,
+          keep_completions: int = 0) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
 
-    `rewards` maps a name to (weight, function). Writes out/model, out/log.jsonl.
+    `rewards` maps a name to (weight, function). Writes out/model, out/log.jsonl, and every
+    `keep_completions` steps the step's completions to out/checkpoints/completions.
     """
     import torch
     from datasets import Dataset
@@ -100,10 +104,12 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
         function.__name__ = name
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]
-    args = arguments({**given, "reward_weights": weights}, out, seed)
+    args = arguments({"log_completions": keep_completions > 0, "num_completions_to_print": 0,
+                      **given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CompactGRPOTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)])
+    trainer.keep_completions = keep_completions
     return fit(trainer, guard, out, tokenizer)

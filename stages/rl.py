@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.process import Prm
 from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
@@ -19,7 +20,16 @@ class RlConfig(Config):
     start: str = "sft"
     """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
-    """Weight of each reward: accuracy, format, language, overlong, repetition."""
+    """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
+    process."""
+    language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
+                      "th"] = "en"
+    """What the reward `language` wants the thinking to be in; told apart by script."""
+    process: Prm | None = Field(default=None, discriminator="type")
+    """The process reward model behind the reward `process`."""
+    keep_completions: int = Field(default=0, ge=0)
+    """Every so many steps the step's completions are kept with their rewards and advantages, in
+    checkpoints/completions/*.parquet; 0 keeps none."""
     patience: int = Field(default=20, ge=1)
     """Steps without a single right completion after which the run stops."""
     trainer: dict[str, Any] = {}
@@ -48,9 +58,10 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     with JudgePool(experiment.runtime.judge_workers) as pool:
         longest = arguments(dict(config.trainer), out, experiment.seed).max_completion_length
-        rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest)
+        rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
+                                   config.language, config.process)
         return train(model, tokenizer, rows, rewards, dict(config.trainer), out,
-                     experiment.seed, config.patience)
+                     experiment.seed, config.patience, config.keep_completions)
 
 
 def check(experiment: Any) -> None:
@@ -60,6 +71,8 @@ def check(experiment: Any) -> None:
     start = experiment.rl.start
     if start not in ("sft", "base") and not (Path(start) / "config.json").is_file():
         raise UserError(f"rl.start={start!r} is neither sft, base nor a checkpoint folder")
+    if ("process" in experiment.rl.rewards) != (experiment.rl.process is not None):
+        raise UserError("rl.rewards.process and rl.process (the model that scores) go together")
     arguments(dict(experiment.rl.trainer), Path("unused"), experiment.seed)
 
 
