@@ -1,5 +1,6 @@
-"""GRPO: our rollouts and trimmed loss inside TRL's trainer change no value."""
+"""GRPO: our rollouts and trimmed loss change no value, and what is not judged trains nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,37 @@ def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path
     made.train()
     assert torch.equal(before, weights(made))
     assert made.state.log_history[0]["unjudged"] == 1.0
+
+
+def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monkeypatch):
+    import importlib
+
+    import pipeline.grpo as grpo
+    from pipeline.rewards import accuracy_reward
+    from pipeline.verify import JudgePool
+
+    rules = importlib.import_module("pipeline.verify.judge")  # the package's `judge` is a function
+
+    said = ["</think>\\boxed{4}", "</think>\\boxed{5}", "</think>hang \\boxed{4}", "never closed"]
+    rows = [TOKENIZER(text, add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
+            for text in said]
+    monkeypatch.setattr(grpo, "decode", lambda *a, **k: rows * 2)
+    real = rules.begin
+
+    def begin(completion, problem, opened=False):
+        if "hang" in completion:
+            return rules.Deferred("sleep", (60,), "4", "math-verify", lambda reply: reply)
+        return real(completion, problem, opened=opened)
+
+    monkeypatch.setattr(rules, "begin", begin)
+    asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
+    monkeypatch.setattr("test_grpo.ROWS", asked)
+    with JudgePool(2, seconds=2.0) as pool:
+        made = trainer(tmp_path, accuracy_reward(pool, opened=True), steps=1,
+                       max_completion_length=40)
+        before, started = weights(made), time.monotonic()
+        made.train()
+    first = made.state.log_history[0]
+    assert time.monotonic() - started < 30
+    assert first["unjudged"] == 0.25 and not torch.equal(before, weights(made))
+    assert first["rewards/accuracy/mean"] == pytest.approx(1 / 3)
