@@ -42,8 +42,8 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["unjudged"].append(1 - self._judged.float().mean().item())
+        model: Any = self.model
+        self._metrics["train" if model.training else "eval"]["unjudged"].append(1 - self._judged.float().mean().item())
         return batch if self._judged.all() else self._without_unjudged(batch)
 
     def _without_unjudged(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -58,17 +58,19 @@ def with_reflection(reward: Callable) -> Callable:
 
 
 def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
-                     language: str = "en", prm: Any = None) -> dict[str, tuple[float, Any]]:
+                     language: str = "en", prm: Any = None,
+                     end: int | None = None) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
-    tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term.
+    tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
+    `end` is the end-of-turn token, without which an answer is cut off.
     """
     from pipeline import rewards
     from pipeline.process import process_reward
 
     known = {
-        "accuracy": rewards.accuracy_reward(pool, opened=opened),
+        "accuracy": rewards.accuracy_reward(pool, opened=opened, end=end),
         "format": rewards.reward(rewards.format_reward, opened=opened),
         "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
         "language": rewards.reward(rewards.language_reward, language=language, opened=opened),

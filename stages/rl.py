@@ -59,7 +59,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     with JudgePool(experiment.runtime.judge_workers) as pool:
         longest = arguments(dict(config.trainer), out, experiment.seed).max_completion_length
         rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
-                                   config.language, config.process)
+                                   config.language, config.process, tokenizer.eos_token_id)
         return train(model, tokenizer, rows, rewards, dict(config.trainer), out,
                      experiment.seed, config.patience, config.keep_completions)
 
@@ -76,6 +76,6 @@ def check(experiment: Any) -> None:
     arguments(dict(experiment.rl.trainer), Path("unused"), experiment.seed)
 
 
-STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True,
+STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=2,
               files=lambda e: (prompt_path(e.generate.prompt),),
               summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")

@@ -106,8 +106,8 @@ def test_only_the_endpoints_that_are_known_are_taken():
 
 
 def local(folder, kind, labels):
-    from transformers import AutoTokenizer, Qwen3Config
     import transformers
+    from transformers import AutoTokenizer, Qwen3Config
 
     tokenizer = tokenizer_of("base")
     torch.manual_seed(0)

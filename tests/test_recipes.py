@@ -29,9 +29,11 @@ def test_a_recipe_made_tiny_runs_and_logs_its_curves(limbeck, recipe):
     curves = {f"rewards/{name}/mean" for name in config.rl.rewards} | {
         "reflection", "unjudged", "completions/mean_length"}
     assert {1, 2} <= {step["step"] for step in steps} and curves <= set(steps[0])
-    kept = [pl.read_parquet(path) for path in sorted(out.glob("checkpoints/completions/*.parquet"))]
+    tables = sorted((out / "checkpoints/completions").glob("*.parquet"))
+    kept = [pl.read_parquet(path) for path in tables]
     assert [table["step"][0] for table in kept] == [1, 2]
-    assert len(kept[0]) == 8 and {*config.rl.rewards, "completion", "advantage"} <= {*kept[0].columns}
+    columns = {*config.rl.rewards, "completion", "advantage"}
+    assert len(kept[0]) == 8 and columns <= set(kept[0].columns)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -35,6 +35,36 @@ def test_the_reward_is_the_judges_score_for_strings_and_messages() -> None:
     assert expected == [1.0, 0.0, 0.0, 1.0, 0.0]
 
 
+def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
+    import polars as pl
+
+    from pipeline.completion import split_completion
+    from pipeline.judging import judge_all, judge_traces
+
+    class Runtime:
+        judge_workers = 1
+
+    table = [("a</think>\\boxed{4}", True), ("a</think>\\boxed{4} and on", False),
+             ("a</think>\\boxed{\\frac{8}{2}}", True), ("\\boxed{4}", True), ("a</think>5", True),
+             ("a</think>", True), ("a</think>\\boxed{\\int_0^2 2x\\,dx}", True)]
+    problem = {"problem_id": "p", "problem": "2+2?", "answer": "4", "kind": "math", "meta": "{}"}
+    split = [split_completion(text, opened=True, finish_reason="stop" if ended else "length")
+             for text, ended in table]
+    traces = pl.DataFrame([{
+        "problem_id": "p", "thinking": one.thinking, "answer": one.answer, "complete": one.closed,
+        "finish_reason": one.finish_reason} for one in split])
+    filtered = judge_traces(traces, pl.DataFrame([problem]), Runtime)["score"].to_list()
+    evaluated = [j.score for j in judge_all(split, [Problem("p", "2+2?", "4")] * len(split),
+                                            Runtime)]
+    with JudgePool(workers=1) as pool:
+        rewarded = accuracy_reward(pool, opened=True, end=7)(
+            prompts=[""] * len(table), completions=[text for text, _ in table],
+            completion_ids=[[1, 7 if ended else 1] for _, ended in table],
+            **{name: [value] * len(table) for name, value in problem.items()})
+    assert filtered == evaluated == rewarded
+    assert rewarded[:6] == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+
 R1 = "<think>2+2 is 5, no, 4</think>\n<answer>{}</answer>"
 TAGGED = [(R1.format("4"), 1.0), (R1.format("\\boxed{4}"), 1.0), (R1.format("$8/2$"), 1.0),
           (R1.format("The answer is \\boxed{5}"), 0.0), (R1.format("5"), 0.0), (R1.format(""), 0.0),
