@@ -11,7 +11,7 @@ row in the KL term and in the loss's denominator.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
@@ -41,20 +41,22 @@ class CompactGRPOTrainer(GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        batch = super()._generate_and_score_completions(inputs)
-        model: Any = self.model
-        self._metrics["train" if model.training else "eval"]["unjudged"].append(1 - self._judged.float().mean().item())
-        return batch if self._judged.all() else self._without_unjudged(batch)
+        batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
+        share = 1 - self._judged.float().mean().item()
+        self._metrics["train" if model.training else "eval"]["unjudged"].append(share)
+        mask = batch["completion_mask"]
+        first = self.accelerator.process_index * len(mask)
+        batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
+        batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
+        return self._counted(batch)
 
-    def _without_unjudged(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`batch` whose unjudged rows carry no loss and count in no denominator."""
-        rows = len(batch["completion_mask"])
-        first = self.accelerator.process_index * rows
-        judged = self._judged[first:first + rows].unsqueeze(1)
-        batch["completion_mask"] = batch["completion_mask"] * judged
-        batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
-        if self.loss_type in MEANS_OVER_ROWS:
-            batch["row_scale"] = len(self._judged) / self._judged.sum().clamp(min=1)
+    def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`batch` with what the loss divides by counted over the judged rows of all processes."""
+        judged = self.accelerator.gather(batch["judged"])
+        tokens = self.accelerator.gather(batch["completion_mask"].sum())
+        scale = len(judged) / judged.sum().clamp(min=1)
+        batch["row_scale"] = scale if self.loss_type in MEANS_OVER_ROWS else torch.ones_like(scale)
+        batch["num_items_in_batch"] = tokens.sum()
         return batch
 
     def _ours(self) -> bool:
@@ -74,7 +76,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         return rows, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trimmed(inputs)) * inputs.get("row_scale", 1)
+        return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

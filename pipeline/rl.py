@@ -19,6 +19,7 @@ from pipeline.trainer import Guard, fit, trainer_arguments
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
     "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
+    "num_completions_to_print": 0,
 }
 REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
                         re.IGNORECASE)
@@ -35,13 +36,17 @@ class RewardWatch(TrainerCallback):
     """Stops a run whose reward is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
-        self.patience, self.seen = patience, False
+        self.patience, self.seen, self.start = patience, False, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = state.global_step  # a resumed run has not seen what was right before
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seen = self.seen or float((logs or {}).get("rewards/accuracy/mean", 0) or 0) > 0
-        if not self.seen and state.global_step >= self.patience:
+        steps = state.global_step - self.start
+        if not self.seen and steps >= self.patience:
             raise UserError(
-                f"rl: no completion was right in the first {state.global_step} steps, so GRPO has "
+                f"rl: no completion was right in the first {steps} steps, so GRPO has "
                 "nothing to learn from; start from an SFT checkpoint, take easier problems, or "
                 "raise rl.trainer.max_completion_length")
 
@@ -86,18 +91,18 @@ def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
           given: dict[str, Any], out: Path, seed: int, patience: int = 20,
-          keep_completions: int = 0) -> dict[str, Any]:
+          prepare: Callable[[Any], None] = lambda trainer: None) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
 
-    `rewards` maps a name to (weight, function). Writes out/model, out/log.jsonl, and every
-    `keep_completions` steps the step's completions to out/checkpoints/completions.
+    `rewards` maps a name to (weight, function); `prepare` sees the trainer before the first step.
+    Writes out/model, out/log.jsonl.
     """
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
     from pipeline.decode import keep_freed_memory
-    from pipeline.grpo import CompactGRPOTrainer
+    from pipeline.dynamic import CurriculumTrainer
 
     keep_freed_memory()
     functions = []
@@ -106,12 +111,11 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
         function.__name__ = name
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]
-    args = arguments({"log_completions": keep_completions > 0, "num_completions_to_print": 0,
-                      **given, "reward_weights": weights}, out, seed)
+    args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
-    trainer = CompactGRPOTrainer(
+    trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)])
-    trainer.keep_completions = keep_completions
+    prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

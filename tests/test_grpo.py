@@ -153,7 +153,8 @@ def test_an_unjudged_sample_leaves_the_gradient_of_its_group_without_it(tmp_path
     spread = {"group": [g.std() + 1e-4 for g in groups], "none": [1.0, 1.0],
               "batch": [scores[left].std() + 1e-4] * 2}[scale]
     alone = {name: value[left] if getattr(value, "ndim", 0) else value
-             for name, value in batch.items() if name != "row_scale"}
+             for name, value in batch.items()}
+    alone["row_scale"] = torch.tensor(1.0)
     alone["advantages"] = torch.cat([(g - g.mean()) / s for g, s in zip(groups, spread,
                                                                         strict=True)])
     alone["num_items_in_batch"] = alone["completion_mask"].sum()
@@ -190,8 +191,8 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     monkeypatch.setattr(grpo, "decode", lambda *a, **k: rows * 2)
     real = rules.begin
 
-    def begin(completion, problem, opened=False):
-        if "hang" in completion:
+    def begin(completion, problem, *, opened=False):
+        if "hang" in completion.answer:
             return rules.Deferred("sleep", (60,), "4", "math-verify", lambda reply: reply)
         return real(completion, problem, opened=opened)
 
@@ -199,8 +200,8 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
     monkeypatch.setattr("test_grpo.ROWS", asked)
     with JudgePool(2, seconds=2.0) as pool:
-        made = trainer(tmp_path, accuracy_reward(pool, opened=True), steps=1,
-                       max_completion_length=40)
+        reward = accuracy_reward(pool, opened=True, end=TOKENIZER.eos_token_id)
+        made = trainer(tmp_path, reward, steps=1, max_completion_length=40)
         before, started = weights(made), time.monotonic()
         made.train()
     first = made.state.log_history[0]

@@ -11,15 +11,17 @@ from stages.graph import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "configs/tiny.yaml"
-RECIPES = ["countdown-qwen-0.5b", "language-qwen-0.5b", "r1-zero-qwen-0.5b"]
+PHASES = "rl.phases=[{until_step: 1, trainer: {max_completion_length: 16}}, {}]"
+RECIPES = ["countdown-qwen-0.5b", "deepscaler-1.5b", "language-qwen-0.5b", "r1-zero-qwen-0.5b"]
 
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("recipe", [
-    name if name.startswith("r1-zero") else pytest.param(name, marks=pytest.mark.slow)
+    name if name.startswith(("r1-zero", "deep")) else pytest.param(name, marks=pytest.mark.slow)
     for name in RECIPES])
 def test_a_recipe_made_tiny_runs_and_logs_its_curves(limbeck, recipe):
-    files = ("-c", ROOT / f"configs/{recipe}.yaml", "-c", TINY)
+    files = ("-c", ROOT / f"configs/{recipe}.yaml", "-c", TINY,
+             *([PHASES] if recipe.startswith("deepscaler") else []))
     said = limbeck("rl", *files).stderr
     assert "Traceback" not in said and said.splitlines()[-1].startswith("rl: ")
     out = Path(limbeck("path", "rl", *files).stdout.strip())
@@ -29,16 +31,16 @@ def test_a_recipe_made_tiny_runs_and_logs_its_curves(limbeck, recipe):
     curves = {f"rewards/{name}/mean" for name in config.rl.rewards} | {
         "reflection", "unjudged", "completions/mean_length"}
     assert {1, 2} <= {step["step"] for step in steps} and curves <= set(steps[0])
-    tables = sorted((out / "checkpoints/completions").glob("*.parquet"))
-    kept = [pl.read_parquet(path) for path in tables]
-    assert [table["step"][0] for table in kept] == [1, 2]
+    kept = [pl.read_parquet(path) for path in sorted(out.rglob("completions/*.parquet"))]
+    assert [len(table) for table in kept] == [8, 8]
     columns = {*config.rl.rewards, "completion", "advantage"}
-    assert len(kept[0]) == 8 and columns <= set(kept[0].columns)
+    assert columns <= set(kept[0].columns)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_needs_no_trace_and_no_teacher(recipe):
-    from stages.graph import plans
+def test_a_recipe_passes_the_checks_before_a_run_and_needs_no_teacher(recipe):
+    from stages.graph import STAGES, plans
 
     experiment = load(Experiment, [ROOT / f"configs/{recipe}.yaml"])
+    STAGES["rl"].check(experiment)
     assert set(plans(experiment, "rl")) == {"prepare", "student", "rl"}
