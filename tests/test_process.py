@@ -105,7 +105,7 @@ def test_only_the_endpoints_that_are_known_are_taken():
         HttpPrm(url="http://127.0.0.1/v1/completions", model="prm")
 
 
-def local(folder, kind, labels):
+def classifier(folder, kind, labels):
     import transformers
     from transformers import AutoTokenizer, Qwen3Config
 
@@ -123,7 +123,7 @@ def local(folder, kind, labels):
 @pytest.mark.parametrize(("kind", "labels"), [("Token", 2), ("Token", 1), ("Sequence", 2),
                                               ("Sequence", 1)])
 def test_a_local_classifier_is_read_at_the_end_of_each_step(tmp_path, kind, labels):
-    model, tokenizer = local(tmp_path, kind, labels)
+    model, tokenizer = classifier(tmp_path, kind, labels)
     expected = []
     for end in range(1, 4):  # each prefix on its own: attention is causal
         pieces = [f"{text}\n\n" for text in ("2+2?", *STEPS[:end])]
