@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from pipeline.alarms import crossings
 from pipeline.curriculum import Phase, phase_trainers
 from pipeline.heldout import HeldOut, swap
-from pipeline.report.numbers import read_log
+from pipeline.report.numbers import read_lines, read_log
 from pipeline.rl import arguments, reward_functions, train
 
 CUT_OFF = "completions/clipped_ratio"
@@ -68,7 +68,7 @@ class AlarmBell(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.log = read_log(self.folder)
-        self.rung = [row for row in read_alarms(self.path.parent)
+        self.rung = [row for row in read_lines(self.path)
                      if row["step"] <= self.begin + state.global_step]
         self._write(state)
 
@@ -85,13 +85,6 @@ class AlarmBell(TrainerCallback):
     def _write(self, state: Any) -> None:
         if state.is_world_process_zero and (self.rung or self.path.is_file()):
             replace(self.path, "".join(json.dumps(row) + "\n" for row in self.rung))
-
-
-def read_alarms(folder: Path) -> list[dict[str, Any]]:
-    """The alarms of a run: step, kind and sentence of each."""
-    path = folder / "alarms.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] \
-        if path.is_file() else []
 
 
 def replace(path: Path, text: str) -> None:

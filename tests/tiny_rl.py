@@ -18,16 +18,17 @@ TRAINER = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completi
 
 
 class Pool:
-    """Judges by a rule over the completion's text in the place of the judge's processes."""
+    """Judges by a rule over text and problem in the place of the judge's processes."""
 
-    def __init__(self, right=lambda text: len(text) % 2):
+    def __init__(self, right=lambda text, problem: len(text) % 2):
         self.right = right
 
     def judge_many(self, completions, problems, **ignored):
         from pipeline.verify import Judgement
 
         texts = [c if isinstance(c, str) else (c.thinking or "") + c.answer for c in completions]
-        return [Judgement(float(self.right(text)), "correct", None, "rule") for text in texts]
+        return [Judgement(float(self.right(text, problem)), "correct", None, "rule")
+                for text, problem in zip(texts, problems, strict=True)]
 
 
 def build(folder: Path) -> Path:
