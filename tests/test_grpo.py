@@ -14,7 +14,7 @@ TOKENIZER = build_tokenizer(["1 and 2 make 3.", "Wait, 1+2=3"], 400, TEMPLATE)
 ROWS = [{"prompt": [{"role": "user", "content": f"{a} and {a + 1} make?"}]} for a in range(8)]
 
 
-def trainer(tmp_path, reward, steps=2, **given):
+def trainer(tmp_path, reward, steps=2, kind=None, **given):
     from datasets import Dataset
 
     from pipeline.grpo import CompactGRPOTrainer
@@ -30,7 +30,7 @@ def trainer(tmp_path, reward, steps=2, **given):
         with torch.no_grad():  # away from the reference, so that the KL term pulls
             model.model.embed_tokens.weight += 0.05
     rewards = reward if isinstance(reward, list) else [reward]
-    made = CompactGRPOTrainer(
+    made = (kind or CompactGRPOTrainer)(
         model=model, reward_funcs=rewards, args=arguments(settings, tmp_path, 0),
         train_dataset=Dataset.from_list(ROWS), processing_class=TOKENIZER)
     made.eos_token_ids = [TOKENIZER.eos_token_id, *range(260, 300)]  # so that lengths differ
@@ -174,6 +174,25 @@ def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path
     made.train()
     assert torch.equal(before, weights(made))
     assert made.state.log_history[0]["unjudged"] == 1.0
+
+
+def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_path):
+    from pipeline.dynamic import CurriculumTrainer
+
+    calls = []
+
+    def reward(completions, **columns):  # first all equal, then one in four undecided
+        calls.append(1)
+        return [1.0 if len(calls) == 1 else [None, 1.0, 0.0, 1.0][i % 4]
+                for i in range(len(completions))]
+
+    made = trainer(tmp_path, reward, kind=CurriculumTrainer, loss_type="grpo")
+    made.rounds = 1
+    batch = rollout(made)
+    assert len(calls) == 2 and batch["judged"].tolist() == [0, 1, 1, 1] * 2
+    assert batch["completion_mask"].any(1).tolist() == [False, True, True, True] * 2
+    assert batch["row_scale"] == pytest.approx(8 / 6)
+    assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
 
 
 def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monkeypatch):
