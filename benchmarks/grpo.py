@@ -71,8 +71,8 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from pipeline.grpo import CompactGRPOTrainer
-    from pipeline.rl import arguments
     from pipeline.rewards import accuracy_reward
+    from pipeline.rl import arguments
     from pipeline.verify import JudgePool
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))

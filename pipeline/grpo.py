@@ -1,21 +1,28 @@
-"""TRL's GRPOTrainer with what it lacks: compact rollouts, trimmed loss, vLLM's own options.
+"""TRL's GRPOTrainer with compact rollouts, a trimmed loss, no trace of what was not judged.
 
 Without vLLM, rollouts go through pipeline.decode, which lets finished rows leave the batch. With
 or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
 whole generation's. Neither changes a value: the samples have the same distribution, trimmed columns
-carry no loss.
+carry no loss. A colocated vLLM takes all of its engine's options.
+
+A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
+it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
+row in the KL term and in the loss's denominator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
 
 from pipeline.decode import decode
+
+MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
+"""TRL's loss types that divide by the number of completions; the others divide by tokens."""
 
 
 @contextmanager
@@ -47,6 +54,40 @@ class CompactGRPOTrainer(GRPOTrainer):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
 
+    keep_completions = 0
+    """Every so many steps TRL's table of completions and rewards is written; 0: never."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        every = self.keep_completions
+        self.log_completions = bool(every) and self.state.global_step % every == 0
+        super().log(logs, start_time)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Rewards of all processes [rows, functions]; a row with one NaN is NaN throughout."""
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        self._judged = ~rewards.isnan().any(1)
+        rewards[~self._judged] = torch.nan
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
+        share = 1 - self._judged.float().mean().item()
+        self._metrics["train" if model.training else "eval"]["unjudged"].append(share)
+        mask = batch["completion_mask"]
+        first = self.accelerator.process_index * len(mask)
+        batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
+        batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
+        return self._counted(batch)
+
+    def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`batch` with what the loss divides by counted over the judged rows of all processes."""
+        judged = self.accelerator.gather(batch["judged"])
+        tokens = self.accelerator.gather(batch["completion_mask"].sum())
+        scale = len(judged) / judged.sum().clamp(min=1)
+        batch["row_scale"] = scale if self.loss_type in MEANS_OVER_ROWS else torch.ones_like(scale)
+        batch["num_items_in_batch"] = tokens.sum()
+        return batch
+
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""
         args: Any = self.args
@@ -64,7 +105,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         return rows, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trimmed(inputs))
+        return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Problem sets: the embedded countdown, a local JSONL or Parquet file, or a hub data set."""
+"""Problem sets: embedded countdown, reasoning-gym, a JSONL or Parquet file, or a hub data set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pydantic import Field
 from pipeline.config import Config
 from pipeline.errors import UserError
 
-EMBEDDED = "countdown"
+EMBEDDED, GYM = "countdown", "reasoning-gym/"
 
 
 class Source(Config):
     """Where problems come from and which columns hold what."""
 
     problems: str = EMBEDDED
-    """`countdown` (embedded), a .jsonl or .parquet file, or a Hugging Face data set id."""
+    """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a .jsonl or
+    .parquet file, or a Hugging Face data set id."""
+    options: dict[str, Any] = {}
+    """Settings of a reasoning-gym task under its own names, e.g. {max_numbers: 4}."""
     subset: str | None = None
     """Configuration of a hub data set, e.g. `main`."""
     split: str = "train"
@@ -56,10 +59,31 @@ def countdown_rows(seed: int) -> list[dict[str, str]]:
     return rows
 
 
+def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
+    """Problems of a reasoning-gym task, made from `seed`; the judge scores them by its scorer."""
+    import reasoning_gym
+
+    task = source.problems.removeprefix(GYM)
+    try:
+        made = list(reasoning_gym.create_dataset(task, size=source.limit or 1000, seed=seed,
+                                                 **source.options))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"reasoning-gym makes no {task!r} problems: {error}; mend "
+                        "prepare.problems or prepare.options") from None
+    known = [{name: entry["metadata"][name] for name in ("numbers", "target")}
+             if task == "countdown" else {} for entry in made]
+    return [{"problem_id": f"{task}-{seed}-{index}", "problem": entry["question"],
+             "answer": entry["answer"] or "", "kind": "gym", "source": source.problems,
+             "meta": json.dumps({"task": task, "entry": entry, **more}, default=str)}
+            for index, (entry, more) in enumerate(zip(made, known, strict=True))]
+
+
 def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
     """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
     if source.problems == EMBEDDED:
         rows = countdown_rows(seed)
+    elif source.problems.startswith(GYM):
+        rows = gym_rows(source, seed)
     else:
         raw = _read_file(Path(source.problems)) if is_file(source.problems) else _read_hub(source)
         rows = [_to_row(row, index, source) for index, row in enumerate(raw)]

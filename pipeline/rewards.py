@@ -29,19 +29,24 @@ def text_of(completion: Any) -> str:
     return f"{OPEN}{reasoning}{CLOSE}{content}" if reasoning else content
 
 
-def accuracy_reward(pool: JudgePool, *, opened: bool = False) -> Reward:
+def accuracy_reward(pool: JudgePool, *, opened: bool = False, end: int | None = None) -> Reward:
     """TRL reward: the judge's score, None (skipped by TRL) where nothing could be decided.
 
     Columns hold the problem rows' fields as lists: problem_id, problem, answer, kind, meta.
-    `opened` says that the prompt template ends in <think>.
+    `opened` says that the prompt template ends in <think>. `end` is the end-of-turn token: where
+    it is named, a completion that does not end in it is cut off, as in evaluation.
     """
     def accuracy(prompts: Sequence[Any], completions: Sequence[Any],
                  **columns: Sequence[Any]) -> list[float | None]:
         names = [n for n in ("problem_id", "problem", "answer", "kind", "meta") if n in columns]
         problems = [Problem.from_row({name: columns[name][i] for name in names})
                     for i in range(len(completions))]
-        texts = [text_of(completion) for completion in completions]
-        return [j.score for j in pool.judge_many(texts, problems, opened=opened)]
+        ended = [end is None or end in ids[-1:]
+                 for ids in columns.get("completion_ids", completions)]
+        judged = [split_completion(text_of(completion), opened=opened,
+                                   finish_reason="stop" if stopped else "length")
+                  for completion, stopped in zip(completions, ended, strict=True)]
+        return [j.score for j in pool.judge_many(judged, problems)]
 
     return accuracy
 

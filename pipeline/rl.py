@@ -20,6 +20,7 @@ from pipeline.trainer import Guard, fit, trainer_arguments
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
     "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
+    "num_completions_to_print": 0,
 }
 REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
                         re.IGNORECASE)
@@ -50,13 +51,17 @@ class RewardWatch(TrainerCallback):
     """Stops a run whose reward is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
-        self.patience, self.seen = patience, False
+        self.patience, self.seen, self.start = patience, False, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = state.global_step  # a resumed run has not seen what was right before
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seen = self.seen or float((logs or {}).get("rewards/accuracy/mean", 0) or 0) > 0
-        if not self.seen and state.global_step >= self.patience:
+        steps = state.global_step - self.start
+        if not self.seen and steps >= self.patience:
             raise UserError(
-                f"rl: no completion was right in the first {state.global_step} steps, so GRPO has "
+                f"rl: no completion was right in the first {steps} steps, so GRPO has "
                 "nothing to learn from; start from an SFT checkpoint, take easier problems, or "
                 "raise rl.trainer.max_completion_length")
 
@@ -72,22 +77,26 @@ def with_reflection(reward: Callable) -> Callable:
     return logged
 
 
-def reward_functions(weights: Mapping[str, float], pool: Any,
-                     opened: bool, max_length: int) -> dict[str, tuple[float, Any]]:
+def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
+                     language: str = "en", prm: Any = None,
+                     end: int | None = None) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
-    tokens, whose last fifth the over-long term punishes.
+    tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
+    `end` is the end-of-turn token, without which an answer is cut off.
     """
     from pipeline import rewards
+    from pipeline.process import process_reward
 
     known = {
-        "accuracy": rewards.accuracy_reward(pool, opened=opened),
+        "accuracy": rewards.accuracy_reward(pool, opened=opened, end=end),
         "format": rewards.reward(rewards.format_reward, opened=opened),
         "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
-        "language": rewards.reward(rewards.language_reward, opened=opened),
+        "language": rewards.reward(rewards.language_reward, language=language, opened=opened),
         "overlong": rewards.overlong_reward(max_length=max_length, cache=max(1, max_length // 5)),
         "repetition": rewards.reward(rewards.repetition_penalty),
+        **({"process": process_reward(prm)} if prm else {}),
     }
     for name in weights:
         if name not in known:
@@ -97,18 +106,19 @@ def reward_functions(weights: Mapping[str, float], pool: Any,
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
           given: dict[str, Any], out: Path, seed: int, patience: int = 20,
-          minutes: float | None = None, engine: Mapping[str, Any] | None = None) -> dict[str, Any]:
+          prepare: Callable[[Any], None] = lambda trainer: None,
+          engine: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
 
-    `rewards` maps a name to (weight, function); `minutes` ends the run early; `engine` goes to a
-    colocated vllm.LLM. Writes out/model, out/log.jsonl.
+    `rewards` maps a name to (weight, function); `prepare` sees the trainer before the first step;
+    `engine` goes to a colocated vllm.LLM. Writes out/model, out/log.jsonl.
     """
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
     from pipeline.decode import keep_freed_memory
-    from pipeline.grpo import CompactGRPOTrainer
+    from pipeline.dynamic import CurriculumTrainer
 
     keep_freed_memory()
     functions = []
@@ -120,8 +130,9 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     args = arguments({**given, "reward_weights": weights}, out, seed)
     student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
-    watches = [guard, RewardWatch(patience), *([Clock(minutes)] if minutes else [])]
-    trainer = CompactGRPOTrainer(
+    trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_list(prompts), callbacks=watches, engine=engine)
+        train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)],
+        engine=engine)
+    prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

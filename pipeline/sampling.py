@@ -43,11 +43,12 @@ def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
     asked = [ids for ids in prompts for _ in range(n)]
     outputs = run(model, tokenizer, asked, sampling, seed, engine or {})
     opened = opens_thinking(tokenizer)
-    done = [_complete(tokenizer, ids, opened) for ids in outputs]
+    done = [complete(tokenizer, ids, opened) for ids in outputs]
     return [done[i:i + n] for i in range(0, len(done), n)]
 
 
-def _complete(tokenizer: Any, ids: list[int], opened: bool) -> Sampled:
+def complete(tokenizer: Any, ids: list[int], opened: bool) -> Sampled:
+    """(completion, tokens) of sampled `ids`; cut off where they do not end in the end of turn."""
     stopped = bool(ids) and ids[-1] == tokenizer.eos_token_id
     text = tokenizer.decode(ids, skip_special_tokens=True)
     finish = "stop" if stopped else "length"

@@ -141,12 +141,17 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if name := bad_weights(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
-    trainer.save_model(str(out / "model"))
-    if main:
-        tokenizer.save_pretrained(out / "model")
-        (out / "model" / "training_args.bin").unlink(missing_ok=True)
+    save_student(trainer, out / "model", tokenizer)
     return {"steps": trainer.state.global_step,
             "train_seconds": round(result.metrics.get("train_runtime", 0.0), 1)}
+
+
+def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:
+    """Write the trainer's current model and `tokenizer` to `folder`, as a stage hands them on."""
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        tokenizer.save_pretrained(folder)
+        (folder / "training_args.bin").unlink(missing_ok=True)
 
 
 def _cut_log(log: Path, step: int) -> None:

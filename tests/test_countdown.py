@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from pipeline.countdown import instances, tries
+from pipeline.errors import UserError
+from pipeline.problems import Source, load_rows
 from pipeline.teacher.solver import SolverOptions, narrate
-from pipeline.verify import Problem, judge
+from pipeline.verify import JudgePool, Problem, judge
 
 ASK = [{"role": "user", "content": "Use each of 2, 7 and 8 exactly once, with +, - and *, "
                                    "to make 72."}]
@@ -55,3 +57,26 @@ def test_the_same_seed_narrates_the_same_and_another_does_not():
 def test_it_refuses_what_is_not_countdown():
     with pytest.raises(ValueError, match="only solves countdown"):
         narrate([{"role": "user", "content": "What is love?"}], 0)
+
+
+@pytest.mark.parametrize(("task", "options"), [
+    ("countdown", {"min_numbers": 3, "max_numbers": 4}), ("basic_arithmetic", {}),
+    ("spell_backward", {})])
+def test_reasoning_gym_tasks_are_problems_whose_gold_the_judge_accepts(task, options):
+    source = Source(problems=f"reasoning-gym/{task}", limit=4, options=options)
+    rows = load_rows(source, 1)
+    assert rows == load_rows(source, 1) != load_rows(source, 2)
+    assert len({row["problem_id"] for row in rows}) == 4
+    with JudgePool(1) as pool:
+        problems = [Problem.from_row(row) for row in rows]
+        right = [f"<answer>{row['answer']}</answer>" for row in rows]
+        assert [j.score for j in pool.judge_many(right, problems)] == [1.0] * 4
+        wrong = pool.judge_many(["<answer>1+1</answer>"] * 4, problems)
+        assert [j.score for j in wrong] == [0.0] * 4
+
+
+@pytest.mark.parametrize(("task", "options"), [("nothing", {}), ("countdown", {"size_": 1}),
+                                               ("countdown", {"min_numbers": 9})])
+def test_a_task_or_setting_that_reasoning_gym_lacks_is_named(task, options):
+    with pytest.raises(UserError, match=f"makes no '{task}'"):
+        load_rows(Source(problems=f"reasoning-gym/{task}", options=options), 0)

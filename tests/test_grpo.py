@@ -1,5 +1,6 @@
-"""GRPO: our rollouts and trimmed loss inside TRL's trainer change no value."""
+"""GRPO: our rollouts and trimmed loss change no value, and what is not judged trains nothing."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ TOKENIZER = build_tokenizer(["1 and 2 make 3.", "Wait, 1+2=3"], 400, TEMPLATE)
 ROWS = [{"prompt": [{"role": "user", "content": f"{a} and {a + 1} make?"}]} for a in range(8)]
 
 
-def trainer(tmp_path, reward, steps=2, **given):
+def trainer(tmp_path, reward, steps=2, kind=None, **given):
     from datasets import Dataset
 
     from pipeline.grpo import CompactGRPOTrainer
@@ -23,8 +24,14 @@ def trainer(tmp_path, reward, steps=2, **given):
                 "max_completion_length": 12, "learning_rate": 1e-3, "save_strategy": "no",
                 "report_to": [], **given}
     model = build_model(TOKENIZER, TinyModel(layers=1, width=32, heads=2, init_std=0.5), 0)
-    made = CompactGRPOTrainer(
-        model=model, reward_funcs=[reward], args=arguments(settings, tmp_path, 0),
+    if "beta" in given:  # TRL reads the reference model anew from where the model came from
+        model.save_pretrained(tmp_path / "start")
+        model = type(model).from_pretrained(tmp_path / "start")
+        with torch.no_grad():  # away from the reference, so that the KL term pulls
+            model.model.embed_tokens.weight += 0.05
+    rewards = reward if isinstance(reward, list) else [reward]
+    made = (kind or CompactGRPOTrainer)(
+        model=model, reward_funcs=rewards, args=arguments(settings, tmp_path, 0),
         train_dataset=Dataset.from_list(ROWS), processing_class=TOKENIZER)
     made.eos_token_ids = [TOKENIZER.eos_token_id, *range(260, 300)]  # so that lengths differ
     return made
@@ -108,3 +115,115 @@ def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     counting(completions=["Wait, no. Wait, yes", "plain"],
              log_metric=lambda name, value: logged.update({name: value}))
     assert logged == {"reflection": 1.0}
+
+
+def gradient(made, batch):
+    made.model.zero_grad()
+    made._compute_loss(made.model, batch).backward()
+    return torch.cat([p.grad.flatten() for p in made.model.parameters()])
+
+
+def rollout(made):
+    """A generation batch of two groups of four; the last row of the first group is unjudged."""
+    made.model.train()
+    made.current_gradient_accumulation_steps = 1
+    rows = [ROWS[0]] * 4 + [ROWS[1]] * 4
+    torch.manual_seed(0)
+    return made._generate_and_score_completions(rows)
+
+
+@pytest.mark.parametrize(("loss", "scale"), [
+    ("grpo", "group"), ("grpo", "none"), ("grpo", "batch"), ("dapo", "group"), ("bnpo", "none"),
+    ("dr_grpo", "none"), ("sapo", "group"), ("cispo", "batch"), ("luspo", "group")])
+def test_an_unjudged_sample_leaves_the_gradient_of_its_group_without_it(tmp_path, loss, scale):
+    scores = torch.tensor([1.0, 0.0, 0.5, 0.0, 0.0, 1.0, 1.0, 0.25])
+    left = [0, 1, 2, 4, 5, 6, 7]
+
+    def judged(completions, **columns):
+        return [None if i == 3 else float(score) for i, score in enumerate(scores)]
+
+    def generous(completions, **columns):
+        return [float(i == 3) * 5 for i in range(len(completions))]
+
+    made = trainer(tmp_path, [judged, generous], loss_type=loss, scale_rewards=scale, beta=0.5)
+    batch = rollout(made)
+    assert batch["advantages"][3] == 0 and not batch["completion_mask"][3].any()
+
+    groups = [scores[:3], scores[4:]]
+    spread = {"group": [g.std() + 1e-4 for g in groups], "none": [1.0, 1.0],
+              "batch": [scores[left].std() + 1e-4] * 2}[scale]
+    alone = {name: value[left] if getattr(value, "ndim", 0) else value
+             for name, value in batch.items()}
+    alone["row_scale"] = torch.tensor(1.0)
+    alone["advantages"] = torch.cat([(g - g.mean()) / s for g, s in zip(groups, spread,
+                                                                        strict=True)])
+    alone["num_items_in_batch"] = alone["completion_mask"].sum()
+    # float32 sums in another order: the gradients differ by rounding only
+    torch.testing.assert_close(gradient(made, batch), gradient(made, alone), atol=2e-6, rtol=1e-4)
+
+
+def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path):
+    def none(completions, **columns):
+        return [None] * len(completions)
+
+    def generous(completions, **columns):
+        return [float(i) for i in range(len(completions))]
+
+    made = trainer(tmp_path, [none, generous], beta=0.5)
+    before = weights(made)
+    made.train()
+    assert torch.equal(before, weights(made))
+    assert made.state.log_history[0]["unjudged"] == 1.0
+
+
+def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_path):
+    from pipeline.dynamic import CurriculumTrainer
+
+    calls = []
+
+    def reward(completions, **columns):  # first all equal, then one in four undecided
+        calls.append(1)
+        return [1.0 if len(calls) == 1 else [None, 1.0, 0.0, 1.0][i % 4]
+                for i in range(len(completions))]
+
+    made = trainer(tmp_path, reward, kind=CurriculumTrainer, loss_type="grpo")
+    made.rounds = 1
+    batch = rollout(made)
+    assert len(calls) == 2 and batch["judged"].tolist() == [0, 1, 1, 1] * 2
+    assert batch["completion_mask"].any(1).tolist() == [False, True, True, True] * 2
+    assert batch["row_scale"] == pytest.approx(8 / 6)
+    assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
+
+
+def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monkeypatch):
+    import importlib
+
+    import pipeline.grpo as grpo
+    from pipeline.rewards import accuracy_reward
+    from pipeline.verify import JudgePool
+
+    rules = importlib.import_module("pipeline.verify.judge")  # the package's `judge` is a function
+
+    said = ["</think>\\boxed{4}", "</think>\\boxed{5}", "</think>hang \\boxed{4}", "never closed"]
+    rows = [TOKENIZER(text, add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
+            for text in said]
+    monkeypatch.setattr(grpo, "decode", lambda *a, **k: rows * 2)
+    real = rules.begin
+
+    def begin(completion, problem, *, opened=False):
+        if "hang" in completion.answer:
+            return rules.Deferred("sleep", (60,), "4", "math-verify", lambda reply: reply)
+        return real(completion, problem, opened=opened)
+
+    monkeypatch.setattr(rules, "begin", begin)
+    asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
+    monkeypatch.setattr("test_grpo.ROWS", asked)
+    with JudgePool(2, seconds=2.0) as pool:
+        reward = accuracy_reward(pool, opened=True, end=TOKENIZER.eos_token_id)
+        made = trainer(tmp_path, reward, steps=1, max_completion_length=40)
+        before, started = weights(made), time.monotonic()
+        made.train()
+    first = made.state.log_history[0]
+    assert time.monotonic() - started < 30
+    assert first["unjudged"] == 0.25 and not torch.equal(before, weights(made))
+    assert first["rewards/accuracy/mean"] == pytest.approx(1 / 3)

@@ -91,6 +91,19 @@ def test_model_output_stays_text(tmp_path):
     assert Tags(page).open == []
 
 
+def test_the_alarms_of_refinement_stand_on_the_page_as_text(tmp_path):
+    folders = made_run(tmp_path)
+    for step, said in ((40, "the KL divergence is <b>high</b>"), (50, "too short")):
+        with (folders["rl"] / "alarms.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "kind": "made", "alarm": said}) + "\n")
+    out = tmp_path / "report"
+    out.mkdir()
+    STAGE.run(EXPERIMENT, folders, out)
+    page = (out / "report.html").read_text()
+    assert "the KL divergence is &lt;b&gt;high" in page and "step 50" in page
+    assert Tags(page).open == []
+
+
 @pytest.mark.parametrize(("absent", "models", "gone", "stays"), [
     (("rl",), ("untrained", "sft"), "Reinforcement learning", "Supervised fine-tuning"),
     (("sft", "rl", "pack"), ("untrained",), "Supervised fine-tuning", "Scores"),

@@ -16,7 +16,8 @@ from pipeline.rewards import (
     repetition_penalty,
     reward,
 )
-from pipeline.verify import JudgePool, Problem, judge
+from pipeline.verify import JudgePool, Problem, judge, sandbox
+from pipeline.verify.sandbox import SandboxMissing
 
 TEXTS = ["<think>a</think>\\boxed{4}", "<think>\\boxed{4}", "\\boxed{5}", "\\boxed{8/2}", ""]
 
@@ -32,6 +33,72 @@ def test_the_reward_is_the_judges_score_for_strings_and_messages() -> None:
         assert score(prompts=[""] * count, completions=TEXTS, **rows) == expected
         assert score(prompts=[""] * count, completions=messages, **rows) == expected
     assert expected == [1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
+    import polars as pl
+
+    from pipeline.completion import split_completion
+    from pipeline.judging import judge_all, judge_traces
+
+    class Runtime:
+        judge_workers = 1
+
+    table = [("a</think>\\boxed{4}", True), ("a</think>\\boxed{4} and on", False),
+             ("a</think>\\boxed{\\frac{8}{2}}", True), ("\\boxed{4}", True), ("a</think>5", True),
+             ("a</think>", True), ("a</think>\\boxed{\\int_0^2 2x\\,dx}", True)]
+    problem = {"problem_id": "p", "problem": "2+2?", "answer": "4", "kind": "math", "meta": "{}"}
+    split = [split_completion(text, opened=True, finish_reason="stop" if ended else "length")
+             for text, ended in table]
+    traces = pl.DataFrame([{
+        "problem_id": "p", "thinking": one.thinking, "answer": one.answer, "complete": one.closed,
+        "finish_reason": one.finish_reason} for one in split])
+    filtered = judge_traces(traces, pl.DataFrame([problem]), Runtime)["score"].to_list()
+    evaluated = [j.score for j in judge_all(split, [Problem("p", "2+2?", "4")] * len(split),
+                                            Runtime)]
+    with JudgePool(workers=1) as pool:
+        rewarded = accuracy_reward(pool, opened=True, end=7)(
+            prompts=[""] * len(table), completions=[text for text, _ in table],
+            completion_ids=[[1, 7 if ended else 1] for _, ended in table],
+            **{name: [value] * len(table) for name, value in problem.items()})
+    assert filtered == evaluated == rewarded
+    assert rewarded[:6] == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+R1 = "<think>2+2 is 5, no, 4</think>\n<answer>{}</answer>"
+TAGGED = [(R1.format("4"), 1.0), (R1.format("\\boxed{4}"), 1.0), (R1.format("$8/2$"), 1.0),
+          (R1.format("The answer is \\boxed{5}"), 0.0), (R1.format("5"), 0.0), (R1.format(""), 0.0),
+          ("<think>4</think> 4 <answer>5</answer>", 0.0), ("<answer>4</answer>", 1.0),
+          ("<think><answer>4</answer>", 0.0), ("<think>x</think><answer>4", 0.0)]
+
+
+@pytest.mark.parametrize(("text", "score"), TAGGED)
+def test_the_answer_is_taken_from_its_tags_with_or_without_a_box(text: str, score: float) -> None:
+    assert judge(text, Problem("p", "2+2?", "4")).score == score
+
+
+@pytest.mark.parametrize(("text", "kind", "answer", "meta"), [
+    (R1.format("(3+1)*2"), "gym", "", {"task": "countdown", "numbers": [1, 2, 3], "target": 8}),
+    (R1.format("B"), "choice", "B", {}), (R1.format("\\boxed{(B)}"), "choice", "B", {}),
+    (R1.format("Paris"), "exact", "paris", {})])
+def test_tags_serve_every_kind_of_problem(text: str, kind: str, answer: str, meta: dict) -> None:
+    assert judge(text, Problem("p", "?", answer, kind, meta=meta)).score == 1.0
+
+
+def test_code_is_rewarded_by_the_judges_sandbox_through_the_same_rows() -> None:
+    try:
+        sandbox.probe()
+    except SandboxMissing as missing:
+        pytest.skip(str(missing))
+    meta = {"test_list": ["assert double(2) == 4", "assert double(0) == 0"]}
+    texts = [f"<think>x</think>```python\ndef double(n):\n    return {body}\n```"
+             for body in ("2 * n", "4", "open('/etc/passwd').read()")]
+    rows = {"problem_id": ["p"] * 3, "problem": ["Double a number."] * 3, "answer": [""] * 3,
+            "kind": ["code"] * 3, "meta": [json.dumps(meta)] * 3}
+    with JudgePool(workers=1) as pool:
+        scores = accuracy_reward(pool)(prompts=[""] * 3, completions=texts, **rows)
+    assert scores == [1.0, 0.0, 0.0]
+    assert scores == [judge(t, Problem("p", "", "", "code", meta=meta)).score for t in texts]
 
 
 def test_a_gold_that_cannot_be_read_is_skipped_and_not_scored_zero() -> None:

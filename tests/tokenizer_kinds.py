@@ -25,6 +25,7 @@ KINDS = {
     "llama3": (["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [],
                "<|eot_id|>", None, "<|begin_of_text|>"),
     "base": (["<|endoftext|>"], [], "<|endoftext|>", None, None),
+    "bare": (["<|endoftext|>"], [], "<|endoftext|>", None, None),
 }
 NAMES = [*KINDS, "tiny"]
 

@@ -94,7 +94,11 @@ def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """The training log of a stage, one dict a logging step; [] where it keeps none."""
-    path = folder / "log.jsonl"
+    return read_lines(folder / "log.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; [] where there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines]

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import plots
-from pipeline.report.numbers import curve, judged, read_log
+from pipeline.report.numbers import curve, judged, read_lines, read_log
 from pipeline.report.samples import samples
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -31,7 +31,9 @@ CURVES = {
             "groups that teach nothing: every sample earned the same", True),
            ("completions/clipped_ratio", "Cut off",
             "completions that reached the length limit", True),
-           ("entropy", "Entropy", "of the next token, in nats", False))}
+           ("entropy", "Entropy", "of the next token, in nats", False),
+           ("heldout/accuracy", "Held-out accuracy",
+            "on held-out problems, one sample each", True))}
 BINS = 30
 
 
@@ -46,6 +48,7 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
         title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
         benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
         lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
+        alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
         students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
 

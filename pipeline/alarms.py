@@ -1,0 +1,105 @@
+"""Signs that refinement is going wrong, read from its log: each crossing is one plain sentence.
+
+Nothing here stops a run: a threshold is a place to look, not a verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from pipeline.config import Config
+
+Log = Sequence[Mapping[str, float]]
+
+
+class Alarms(Config):
+    """Thresholds of the alarms; null turns one off. Each is held against a mean over `window`."""
+
+    window: int = Field(default=10, ge=1)
+    """Logged steps that a mean is taken over."""
+    kl: float | None = 1.0
+    """Nats a token from the reference model, at most (logged where rl.trainer.beta is not 0)."""
+    entropy: float | None = 0.02
+    """Nats of the next token, at least."""
+    cut_off: float | None = 0.5
+    """Share of completions that reach the length limit, at most."""
+    zero_variance: float | None = 0.9
+    """Share of groups in which every sample earned the same, at most."""
+    reward_std: float | None = 0.01
+    """Standard deviation of the reward, at least."""
+    longer: float | None = 4.0
+    """Mean length over what it was at the start (of the phase), at most."""
+    shorter: float | None = 0.25
+    """Mean length over what it was at the start (of the phase), at least."""
+    hacking: float | None = 0.1
+    """Gain in reward since the start that should show in held-out accuracy."""
+
+
+LEVELS = (
+    ("kl", "kl", 1, "the KL divergence from the reference model is {value:.3g} nats a token (over "
+     "{limit:g}); lower the learning rate or raise rl.trainer.beta"),
+    ("entropy", "entropy", -1, "the entropy of the next token is {value:.3g} nats (under {limit:g})"
+     ", so samples hardly differ any more; raise the temperature or rl.trainer.epsilon_high"),
+    ("cut_off", "completions/clipped_ratio", 1, "{value:.0%} of the completions reach the length "
+     "limit (over {limit:.0%}); raise rl.trainer.max_completion_length or add a phase"),
+    ("zero_variance", "frac_reward_zero_std", 1, "in {value:.0%} of the groups every sample earns "
+     "the same (over {limit:.0%}), which teaches nothing; set rl.difficulty or "
+     "rl.dynamic_sampling"),
+    ("reward_std", "reward_std", -1, "the reward hardly varies any more: its standard deviation is "
+     "{value:.3g} (under {limit:g}); take problems of another difficulty"),
+)
+CHANGES = (
+    ("longer", 1, "completions are {value:.3g} times as long as at the start (over {limit:g}); "
+     "look whether they ramble, and at the overlong reward"),
+    ("shorter", -1, "completions are {value:.3g} times as long as at the start (under {limit:g}); "
+     "look whether they still reason"),
+)
+
+
+def crossings(log: Log, limits: Alarms) -> dict[str, str]:
+    """{kind: sentence} of the thresholds that the end of `log` (rows in order) lies beyond.
+
+    A mean over fewer than `window` rows crosses nothing.
+    """
+    found = {}
+    for kind, key, sign, sentence in LEVELS:
+        found[kind] = _beyond(_ends(log, key, limits.window)[1], getattr(limits, kind), sign,
+                              sentence)
+    first, last = _ends(log, "completions/mean_length", limits.window)
+    ratio = last / first if first else math.nan
+    for kind, sign, sentence in CHANGES:
+        found[kind] = _beyond(ratio, getattr(limits, kind), sign, sentence)
+    found["hacking"] = _hacking(log, limits)
+    return {kind: sentence for kind, sentence in found.items() if sentence}
+
+
+def _values(log: Log, key: str) -> list[float]:
+    return [row[key] for row in log if math.isfinite(row.get(key, math.nan))]
+
+
+def _ends(log: Log, key: str, window: int) -> tuple[float, float]:
+    """Mean of the first and of the last `window` values of `key`; NaN where there are fewer."""
+    values = _values(log, key)
+    if len(values) < window:
+        return math.nan, math.nan
+    return sum(values[:window]) / window, sum(values[-window:]) / window
+
+
+def _beyond(value: float, limit: float | None, sign: int, sentence: str) -> str:
+    crossed = limit is not None and sign * value > sign * limit
+    return sentence.format(value=value, limit=limit) if crossed else ""
+
+
+def _hacking(log: Log, limits: Alarms) -> str:
+    """The reward rises and held-out accuracy does not: Goodhart's law at work."""
+    held_out = _values(log, "heldout/accuracy")
+    first, last = _ends(log, "reward", limits.window)
+    if limits.hacking is None or len(held_out) < 3 or not last - first > limits.hacking:
+        return ""
+    now = sum(held_out[-2:]) / 2
+    return "" if now > held_out[0] else (
+        f"the reward rose from {first:.3g} to {last:.3g} while held-out accuracy went from "
+        f"{held_out[0]:.1%} to {now:.1%}; the student may be gaming the reward, so read samples")

@@ -1,0 +1,175 @@
+"""Refinement in phases, each a trainer run that can go on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from pipeline.alarms import crossings
+from pipeline.curriculum import Phase, phase_trainers
+from pipeline.heldout import HeldOut, swap
+from pipeline.report.numbers import read_lines, read_log
+from pipeline.rl import Clock, arguments, reward_functions, train
+
+CUT_OFF = "completions/clipped_ratio"
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the phases share: the rl section, the problems as rows with `prompt`, the judge."""
+
+    config: Any
+    tokenizer: Any
+    rows: Sequence[dict[str, Any]]
+    held_out: Sequence[dict[str, Any]]
+    pool: Any
+    opened: bool
+    out: Path
+    seed: int
+    engine: Mapping[str, Any]
+
+
+class HandOn(TrainerCallback):
+    """Ends a phase whose completions are cut off too often; reads what went before in its log."""
+
+    def __init__(self, phase: Phase, folder: Path):
+        self.limit, self.folder = phase.until_cut_off or 1.0, folder
+        self.seen: deque[float] = deque(maxlen=phase.cut_off_steps)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.seen.extend(row[CUT_OFF] for row in read_log(self.folder) if CUT_OFF in row)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if CUT_OFF not in (logs or {}):
+            return
+        self.seen.append(logs[CUT_OFF])
+        share = sum(self.seen) / len(self.seen)
+        if len(self.seen) == self.seen.maxlen and share > self.limit:
+            control.should_training_stop = True
+            control.should_save = False  # a run that went on from here would train a step more
+
+
+class AlarmBell(TrainerCallback):
+    """Says each alarm once in a run, on stderr and in alarms.jsonl of `out`."""
+
+    def __init__(self, limits: Any, folder: Path, out: Path, begin: int):
+        self.limits, self.folder, self.begin = limits, folder, begin
+        self.path = out / "alarms.jsonl"
+        self.log: list[dict[str, float]] = []
+        self.rung: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.log = read_log(self.folder)
+        self.rung = [row for row in read_lines(self.path)
+                     if row["step"] <= self.begin + state.global_step]
+        self._write(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.log.append({k: float(v) for k, v in (logs or {}).items() if v is not None})
+        for kind, sentence in crossings(self.log, self.limits).items():
+            if kind not in {row["kind"] for row in self.rung}:
+                step = self.begin + state.global_step
+                self.rung.append({"step": step, "kind": kind, "alarm": sentence})
+                self._write(state)
+                if state.is_world_process_zero:
+                    print(f"rl: step {step}: {sentence}", file=sys.stderr)
+
+    def _write(self, state: Any) -> None:
+        if state.is_world_process_zero and (self.rung or self.path.is_file()):
+            replace(self.path, "".join(json.dumps(row) + "\n" for row in self.rung))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write `text` so that a process killed at any time leaves the old file or the new."""
+    path.with_name(path.name + ".partial").write_text(text, encoding="utf-8")
+    path.with_name(path.name + ".partial").replace(path)
+
+
+def refine(job: Refinement, model: str) -> dict[str, Any]:
+    """Train `model` phase by phase; returns steps and seconds.
+
+    Without phases everything lies in `out`. With them each has a folder `phase-N`, a finished one
+    is not trained again, and log.jsonl holds every phase's lines with steps counted on.
+    """
+    phases = job.config.phases
+    made: list[dict[str, Any]] = []
+    for index, given in enumerate(phase_trainers(job.config.trainer, phases)):
+        begin = sum(counts["steps"] for counts in made)
+        folder = job.out / f"phase-{index}" if phases else job.out
+        if not phases:
+            made.append(_run(job, Phase(), given, model, folder, 0, index))
+        elif given["max_steps"] > begin:
+            given["max_steps"] -= begin
+            made.append(_phase(job, phases[index], given, model, folder, begin, index))
+            model = str(folder / "model")
+            _join_logs(job.out, made)
+    last = job.out / f"phase-{len(made) - 1}" / "model"
+    if phases and last.is_dir():
+        shutil.rmtree(job.out / "model", ignore_errors=True)
+        last.rename(job.out / "model")
+    if job.config.keep == "best" and (job.out / "best").is_dir():
+        shutil.rmtree(job.out / "model", ignore_errors=True)
+        shutil.copytree(job.out / "best", job.out / "model")
+    return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
+
+
+def _phase(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
+           begin: int, index: int) -> dict[str, Any]:
+    """The counts of a phase: of phase.json where it is finished, else of a run."""
+    done = folder / "phase.json"
+    if not done.is_file():
+        folder.mkdir(exist_ok=True)
+        replace(done, json.dumps(_run(job, phase, given, model, folder, begin, index)))
+    return json.loads(done.read_text("utf-8"))
+
+
+def _run(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
+         begin: int, index: int) -> dict[str, Any]:
+    seed = job.seed + index  # else every phase would begin with the same problems
+    longest = arguments(dict(given), folder, seed).max_completion_length
+    config = job.config
+    rewards = reward_functions(config.rewards, job.pool, job.opened, longest, config.language,
+                               config.process, job.tokenizer.eos_token_id)
+    given = {"log_completions": config.keep_completions > 0, **given}
+    return train(model, job.tokenizer, list(job.rows), rewards, given, folder, seed,
+                 config.patience, partial(_watch, job, phase, folder, begin), job.engine)
+
+
+def _watch(job: Refinement, phase: Phase, folder: Path, begin: int, trainer: Any) -> None:
+    """Give the trainer what the rl section asks for beyond TRL's own settings."""
+    config = job.config
+    trainer.keep_completions = config.keep_completions
+    trainer.band, trainer.rounds = config.difficulty or "", config.dynamic_sampling
+    if config.evaluate_every:
+        held_out = HeldOut(job.held_out, job.pool, job.tokenizer, config.evaluate_every,
+                           job.out / "best", begin)
+        held_out.trainer = trainer
+        swap(job.out / "best")
+        trainer.add_callback(held_out)
+    if config.minutes:
+        trainer.add_callback(Clock(config.minutes))
+    if phase.until_cut_off is not None:
+        trainer.add_callback(HandOn(phase, folder))
+    trainer.add_callback(AlarmBell(config.alarms, folder, job.out, begin))
+
+
+def _join_logs(out: Path, made: Sequence[Mapping[str, Any]]) -> None:
+    """Write out/log.jsonl: each phase's lines with `phase`, steps and tokens counted on."""
+    lines, begin, tokens = [], 0, 0.0
+    for index, counts in enumerate(made):
+        rows = read_log(out / f"phase-{index}")
+        for row in rows:
+            counted = {"num_tokens": row["num_tokens"] + tokens} if "num_tokens" in row else {}
+            lines.append({**row, **counted, "step": row["step"] + begin, "phase": index})
+        begin += counts["steps"]
+        tokens = max((line.get("num_tokens", 0.0) for line in lines), default=0.0)
+    replace(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,56 @@
+"""Refinement: killed and gone on with, a run ends in the weights of an uninterrupted one."""
+
+import pytest
+import tiny_rl
+import torch
+
+from pipeline.phases import refine
+
+CASES = {
+    "one run": {},
+    "later epochs": {"rows": 4, "trainer": {"max_steps": 6}},
+    "unused rollouts": {"trainer": {"steps_per_generation": 3, "save_steps": 4, "max_steps": 10}},
+    "rollouts used twice": {"trainer": {"num_iterations": 2, "save_steps": 3, "max_steps": 7}},
+    "a last step of fewer batches": {"rows": 6, "trainer": {
+        "gradient_accumulation_steps": 2, "steps_per_generation": 1, "max_steps": 5}},
+    "a KL term": {"trainer": {"beta": 0.1}},
+    "a band and dynamic sampling": {"difficulty": "samples < 4 or 0 < pass_rate < 1", "rows": 8,
+                                    "dynamic_sampling": 2, "trainer": {"max_steps": 6}},
+    "phases": {"phases": [{"until_step": 2}, {"trainer": {"max_completion_length": 16}}]},
+    "handed on by cut-off": {"phases": [{"until_cut_off": 0.5, "cut_off_steps": 2}, {}],
+                             "trainer": {"max_steps": 5}},
+    "watched": {"held_out": range(4), "evaluate_every": 2, "trainer": {"max_steps": 5}},
+}
+KILLS = {"later epochs": 4, "unused rollouts": 6, "a last step of fewer batches": 4}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return tiny_rl.build(tmp_path_factory.mktemp("start"))
+
+
+def dying(calls):
+    """A judge that ends the run after so many calls: once the last rollouts are used up."""
+    left = [calls]
+
+    def right(text, problem):
+        left[0] -= 1 / 8
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return len(text) % 2
+
+    return tiny_rl.Pool(right)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_path, case):
+    refine(tiny_rl.job(start, tmp_path / "whole", **CASES[case]), str(start))
+    for calls in (KILLS.get(case, 2), 1):
+        with pytest.raises(KeyboardInterrupt):
+            refine(tiny_rl.job(start, tmp_path / "cut", dying(calls), **CASES[case]), str(start))
+    refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    assert torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(cut / "model"))
+    assert [line["reward"] for line in tiny_rl.log(whole)] == \
+        [line["reward"] for line in tiny_rl.log(cut)]
+    assert not torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(start))
