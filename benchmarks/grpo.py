@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-PROMPTS, GROUP, LONGEST = 32, 8, 768
+PROMPTS, GROUP, LONGEST = 32, 8, 512
 SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": LONGEST,
           "temperature": 1.0, "learning_rate": 5e-6, "logging_steps": 1, "report_to": [],
           "save_strategy": "no", "seed": 0, "disable_tqdm": True, "vllm_max_model_length": 4096}

@@ -27,7 +27,9 @@ logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
-recipes=(base teacher sequence logits unfiltered rl_only distilled_rl)
+r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
+         rl.rewards.r1_format=0.2 rl.keep_completions=10 rl.trainer.temperature=1.0)
+recipes=(base teacher sequence logits unfiltered rl_only distilled_rl r1_zero)
 
 limbeck() { local stage=$1; declare -n given=$2; shift 2
   local -a words; read -ra words <<< "$stage"

@@ -13,7 +13,8 @@ from typing import Any
 SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "logits",
                           "unfiltered": "unfiltered", "teacher": "teacher"},
          "qwen-rl": {"base": "base", "rl_only": "rl_only", "sequence": "distilled",
-                     "distilled_rl": "distilled_rl", "teacher": "teacher"}}
+                     "distilled_rl": "distilled_rl", "r1_zero": "r1_zero",
+                     "teacher": "teacher"}}
 BENCHMARKS = {"gsm8k_test": "gsm8k"}
 
 

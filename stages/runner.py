@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,11 @@ def _provenance() -> dict[str, Any]:
             libraries[name] = version(name)
         except PackageNotFoundError:
             continue
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
-                         capture_output=True, check=False)
-    return {"git_commit": git.stdout.strip() or None, "libraries": libraries,
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
+                                capture_output=True, check=False).stdout.strip()
+    return {"git_commit": commit or None, "libraries": libraries,
             "python": sys.version.split()[0]}
 
 
