@@ -138,12 +138,30 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
         _cut_log(guard.log, int(checkpoint.name.rsplit("-", 1)[1]))
     elif main:
         guard.log.unlink(missing_ok=True)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = 0.0
+    if not (checkpoint and _finished(trainer, checkpoint)):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = result.metrics.get("train_runtime", 0.0)
     if name := bad_weights(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
     return {"steps": trainer.state.global_step,
-            "train_seconds": round(result.metrics.get("train_runtime", 0.0), 1)}
+            "train_seconds": round(seconds, 1)}
+
+
+def _finished(trainer: Any, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is of the last step; then the trainer has its weights.
+
+    transformers 5.17 would train a step more, as it looks for the end after each step only. Sharded
+    weights (FSDP, DeepSpeed) are loaded by its own loop alone, so there the step more remains.
+    """
+    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+            or state.global_step < state.max_steps):
+        return False
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = state
+    return True
 
 
 def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:

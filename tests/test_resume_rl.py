@@ -54,3 +54,23 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_
     assert [line["reward"] for line in tiny_rl.log(whole)] == \
         [line["reward"] for line in tiny_rl.log(cut)]
     assert not torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(start))
+
+
+@pytest.mark.parametrize("case", ["one run", "later epochs", "phases", "handed on by cut-off"])
+def test_a_run_killed_while_it_saves_its_model_trains_no_step_more(
+        start, tmp_path, case, monkeypatch):
+    import pipeline.trainer
+
+    def killed(*ignored):
+        raise KeyboardInterrupt
+
+    refine(tiny_rl.job(start, tmp_path / "whole", **CASES[case]), str(start))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.trainer, "save_student", killed)
+        with pytest.raises(KeyboardInterrupt):
+            refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
+    refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    assert [line["step"] for line in tiny_rl.log(cut)] == \
+        [line["step"] for line in tiny_rl.log(whole)]
+    assert torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(cut / "model"))
