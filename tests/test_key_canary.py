@@ -16,6 +16,7 @@ from urllib.parse import quote
 import polars as pl
 import pytest
 
+from pipeline.errors import UserError
 from stages import __main__ as cli
 from tests.fault_server import Answer, FaultServer, completion
 
@@ -131,7 +132,7 @@ def limbeck(monkeypatch, capfd, *arguments):
         cli.main()
     except SystemExit:
         pass
-    except Exception:  # whatever it is, the interpreter would print it
+    except (UserError, ArithmeticError):  # the interpreter would print it
         raised = traceback.format_exc()
     return "".join(capfd.readouterr()) + raised
 
