@@ -31,13 +31,22 @@ class Vllm(Config):
     """Handed to vllm.LLM under its own names (tensor_parallel_size, max_model_len, ...)."""
 
 
+class Traces(Config):
+    """Take the log-probabilities that came with the traces: no model is run.
+
+    Needs `generate.sampling.top_logprobs` and a teacher that splits text as the student does.
+    """
+
+    type: Literal["traces"] = "traces"
+
+
 class LogitsConfig(Config):
     """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
 
     teacher: str = ""
     """Hub id or folder of the model that scores; its vocabulary must be the student's."""
-    scorer: Annotated[Transformers | Vllm, Field(discriminator="type")] = Transformers()
-    """What runs the teacher."""
+    scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
+    """What runs the teacher, or `traces`: what its endpoint said as it answered."""
     top_k: int = Field(default=64, ge=1, le=255)
     """Most outcomes stored a token; the mass of all others is one more outcome."""
     mass: float = Field(default=0.995, gt=0, le=1)
