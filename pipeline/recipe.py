@@ -93,11 +93,27 @@ class LogitsMethod(Config):
     """Share of the plain cross-entropy on the trace's tokens in the loss."""
 
 
+class OnPolicyMethod(Config):
+    """The student answers the rows' prompts itself and learns the teacher's distribution there.
+
+    GKD with every answer the student's own (arXiv 2306.13649), by TRL's DistillationTrainer:
+    `sft.trainer` takes the names of its config (beta, temperature, max_completion_length, ...).
+    """
+
+    type: Literal["on_policy"] = "on_policy"
+    teacher: str
+    """Hub id or folder of the teacher; its vocabulary must be the student's."""
+    dtype: str = "bfloat16"
+    """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
+
+
 class SftConfig(Config):
     """How the student is fine-tuned."""
 
-    method: Annotated[SequenceMethod | LogitsMethod, Field(discriminator="type")] = SequenceMethod()
-    """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there."""
+    method: Annotated[SequenceMethod | LogitsMethod | OnPolicyMethod,
+                      Field(discriminator="type")] = SequenceMethod()
+    """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there;
+    `on_policy`: learn it at the student's own tokens."""
     trainer: dict[str, Any] = {}
     """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
     head: Literal["trl", "limbeck"] = "trl"
