@@ -111,5 +111,6 @@ def test_what_is_dropped_unseen_is_compared_as_typed_and_what_is_reported_is_not
 
     assert as_typed("Turn (LEFT), then stop.") == as_typed("turn left then stop")
     assert as_typed("Turn left.") != as_typed("Turn right.") and as_typed("1+1") != as_typed("1-1")
-    hashes = [list(normal_words([text]).hashes) for text in (r"\left(\dfrac12\right)", "(frac 12)")]
+    hashes = [list(normal_words([text]).hashes) for text in (r"\left( \dfrac{1}{2} \right)",
+                                                           r"(\frac{1}{2})")]
     assert hashes[0] == hashes[1]
