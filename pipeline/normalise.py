@@ -1,7 +1,9 @@
-"""A problem's words as they are compared: however it is typeset, the same problem has the same.
+"""A problem as it is compared: two rules, for the same text and for the same problem.
 
-Case, Unicode forms, LaTeX layout and synonyms do not count, drawings are left out; the signs of
-arithmetic are words.
+`as_typed` decides silently that a problem is there twice, so nothing that may tell two apart is
+left out: "left" is no LaTeX command there, a drawing counts. `normal_words`, for likeness that is
+reported, sees through typesetting: LaTeX layout and synonyms do not count, nor do drawings. Case
+and punctuation count in neither, the signs of arithmetic in both.
 """
 
 from __future__ import annotations
@@ -24,6 +26,12 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*",
 OPERATORS = tuple("+-*/=<>^!%|")
 _SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_PUNCTUATION = re.compile(rf"[^\w{re.escape(''.join(OPERATORS))}]+")
+
+
+def as_typed(text: str) -> str:
+    """`text` with one space for each stretch of space and punctuation, whatever its case."""
+    return _PUNCTUATION.sub(" ", text.casefold()).strip()
 
 
 def _fold(text: str) -> str:

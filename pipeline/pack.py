@@ -13,27 +13,12 @@ from pipeline import records
 from pipeline.blocks import balance, best_fit
 from pipeline.chat import Messages, training_row
 from pipeline.errors import UserError
-from pipeline.progress import progress
 
 WINDOW = 1 << 25
 """Tokens that are packed together, to bound memory; enough rows for blocks to fill."""
 FRAME = 1 << 22
 """Tokens of a frame of blocks: small enough that the allocator takes the same memory again."""
 Row = tuple[str, int, list[int], list[int]]
-
-
-def token_rows(kept: pl.DataFrame, chats: Mapping[str, Messages], tokenizer: Any,
-               max_tokens: int, too_long: str = "drop") -> tuple[pl.DataFrame, dict[str, Any]]:
-    """(records.TokenRow frame, counts) of the kept traces; lengths in tokens.
-
-    A row longer than `max_tokens` is left out (`drop`) or goes on in further rows (`split`).
-    Raises a UserError where no row fits or a row would train on nothing.
-    """
-    tally = Tally(max_tokens)
-    with progress("packing", len(kept)) as advance:
-        rows = [row for trace in kept.iter_rows(named=True)
-                for row in tally.rows_of(trace, chats, tokenizer, too_long, advance)]
-    return table(rows), tally.counts()
 
 
 def table(rows: Iterable[Row]) -> pl.DataFrame:

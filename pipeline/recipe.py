@@ -31,13 +31,23 @@ class Vllm(Config):
     """Handed to vllm.LLM under its own names (tensor_parallel_size, max_model_len, ...)."""
 
 
+class Traces(Config):
+    """Take the log-probabilities that came with the traces: no model is run.
+
+    Needs `generate.sampling.top_logprobs` and a teacher that splits text as the student does. Ask
+    at temperature 1 where the endpoint gives them after its temperature (vLLM gives them before).
+    """
+
+    type: Literal["traces"] = "traces"
+
+
 class LogitsConfig(Config):
     """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
 
     teacher: str = ""
     """Hub id or folder of the model that scores; its vocabulary must be the student's."""
-    scorer: Annotated[Transformers | Vllm, Field(discriminator="type")] = Transformers()
-    """What runs the teacher."""
+    scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
+    """What runs the teacher, or `traces`: what its endpoint said as it answered."""
     top_k: int = Field(default=64, ge=1, le=255)
     """Most outcomes stored a token; the mass of all others is one more outcome."""
     mass: float = Field(default=0.995, gt=0, le=1)
@@ -84,11 +94,27 @@ class LogitsMethod(Config):
     """Share of the plain cross-entropy on the trace's tokens in the loss."""
 
 
+class OnPolicyMethod(Config):
+    """The student answers the rows' prompts itself and learns the teacher's distribution there.
+
+    GKD with every answer the student's own (arXiv 2306.13649), by TRL's DistillationTrainer:
+    `sft.trainer` takes the names of its config (beta, temperature, max_completion_length, ...).
+    """
+
+    type: Literal["on_policy"] = "on_policy"
+    teacher: str
+    """Hub id or folder of the teacher; its vocabulary must be the student's."""
+    dtype: str = "bfloat16"
+    """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
+
+
 class SftConfig(Config):
     """How the student is fine-tuned."""
 
-    method: Annotated[SequenceMethod | LogitsMethod, Field(discriminator="type")] = SequenceMethod()
-    """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there."""
+    method: Annotated[SequenceMethod | LogitsMethod | OnPolicyMethod,
+                      Field(discriminator="type")] = SequenceMethod()
+    """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there;
+    `on_policy`: learn it at the student's own tokens."""
     trainer: dict[str, Any] = {}
     """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
     head: Literal["trl", "limbeck"] = "trl"

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.logits import Scored, Scorer
-from pipeline.recipe import LogitsConfig, Vllm
+from pipeline.recipe import LogitsConfig, Transformers, Vllm
 
 Sample = tuple[np.ndarray, np.ndarray]
 
@@ -108,7 +108,7 @@ class TransformersScorer:
     """Scores with a transformers model, the longest samples first, in batches of like length."""
 
     def __init__(self, config: LogitsConfig, vocabulary: int):
-        assert not isinstance(config.scorer, Vllm)
+        assert isinstance(config.scorer, Transformers)
         self.model = load_teacher(config.teacher, config.scorer.dtype)
         self.config, self.budget = config, config.scorer.batch_tokens
         self.vocabulary = vocabulary

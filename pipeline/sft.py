@@ -2,17 +2,11 @@
 
 What is ours: rows are never cut and carry their names, a step whose loss or gradient is not finite
 or whose loss is exactly 0 stops the run before the weights change, and the logits method's loss.
-
-Why the check sits between gradient and optimizer: `Trainer` replaces a loss that is NaN by the
-mean of the earlier ones before it logs (`logging_nan_inf_filter`; 0.0 after a first step), clips
-gradients by a norm that is NaN, which makes all of them NaN, and takes the step. One bad row, and
-the run goes on to its end on NaN weights and saves them.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from importlib.util import find_spec
@@ -25,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from pipeline import attention
+from pipeline.checked import Checked
 from pipeline.errors import UserError
 from pipeline.objective import Objective, method_of
-from pipeline.recipe import SftConfig, SftJob
+from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import ByLength, Collator, held_out, read_rows
 from pipeline.trainer import Guard, fit, trainer_arguments
 
@@ -65,6 +60,10 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
                             "set these or remove it")
     lora_config(sft)
+    if isinstance(sft.method, OnPolicyMethod):
+        from pipeline.on_policy import arguments as on_policy
+
+        return on_policy(sft, out, seed)
     ours = {"report_to": ["tensorboard", *sft.report_to],
             "eval_strategy": "steps" if sft.held_out else "no"}
     return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
@@ -83,7 +82,7 @@ def lora_config(sft: SftConfig) -> Any:
         raise UserError(f"sft.lora: LoraConfig refuses these settings: {error}") from None
 
 
-class StudentTrainer(SFTTrainer):
+class StudentTrainer(Checked, SFTTrainer):
     """SFTTrainer over row indices, with a check of every step and the loss of either method."""
 
     objective: Objective | None
@@ -92,14 +91,7 @@ class StudentTrainer(SFTTrainer):
                  **given: Any):
         self.rows, self.guard, self.chosen = rows, guard, given["train_dataset"]["row"]
         self.objective = objective
-        self.step_losses: list[tuple[list[int], torch.Tensor]] = []
         super().__init__(**given)
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        indices = inputs["rows"]
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.step_losses.append((indices, loss))
-        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop("rows", None)
@@ -118,35 +110,6 @@ class StudentTrainer(SFTTrainer):
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss * ranks / num_items_in_batch
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        losses = torch.stack([loss.float() for _, loss in self.step_losses]).tolist()
-        indices = [index for rows, _ in self.step_losses for index in rows]
-        bad = [index for (rows, _), loss in zip(self.step_losses, losses, strict=True)
-               if not math.isfinite(loss) for index in rows]
-        self.step_losses.clear()
-        # With a loss scaler (fp16) a gradient that overflows is skipped, which is its purpose.
-        scaled = getattr(self.accelerator, "scaler", None) is not None
-        if bad:
-            self._stop("the loss is not finite", bad)
-        if not scaled and not math.isfinite(float(norm)):
-            self._stop(f"the gradient's norm is {float(norm)}", indices)
-        if not any(losses):
-            self._stop("the loss is exactly 0, so nothing is learned", indices)
-        return norm
-
-    def _stop(self, what: str, indices: list[int]) -> None:
-        """Stop before the weights change; all names go to bad_batch.json, the first to the user."""
-        names = [self.rows.names[index] for index in indices]
-        step = self.state.global_step + 1
-        path = self.guard.log.parent / "bad_batch.json"
-        path.write_text(json.dumps({"step": step, "what": what, "rows": names}), encoding="utf-8")
-        more = f" and {len(names) - 16} more (bad_batch.json)" if len(names) > 16 else ""
-        self.guard.stop(f"{what} at step {step}, on {', '.join(names[:16])}{more}; the run is "
-                        "stopped before that step changed the weights. Look at these rows, lower "
-                        "the learning rate, or train in float32 (sft.trainer.bf16=false) without "
-                        "use_liger_kernel")
-
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
@@ -158,8 +121,12 @@ class StudentTrainer(SFTTrainer):
         return torch.utils.data.SequentialSampler(eval_dataset)
 
 
-def make_trainer(job: SftJob) -> tuple[StudentTrainer, Guard, Any]:
+def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     """(trainer, guard, tokenizer) of a job, ready to train."""
+    if isinstance(job.sft.method, OnPolicyMethod):
+        from pipeline import on_policy
+
+        return on_policy.make_trainer(job)
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
     args = arguments(job.sft, job.out, job.seed)
     objective, targets = method_of(job, rows, tokenizer)
@@ -188,8 +155,8 @@ def train(job: SftJob) -> dict[str, Any]:
     counts = fit(trainer, guard, job.out, tokenizer)
     if job.sft.lora is not None and trainer.is_world_process_zero():
         _merge(job, tokenizer)
-    trained = len(trainer.chosen)
-    return {**counts, "rows": trained, "held_out": len(trainer.rows) - trained}
+    trained = len(trainer.train_dataset)
+    return {**counts, "rows": trained, "held_out": len(trainer.eval_dataset or ())}
 
 
 def _merge(job: SftJob, tokenizer: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -146,7 +147,11 @@ app.command()(tools.probe)
 
 
 def main() -> None:
-    """Entry point: a UserError becomes one sentence and exit code 2, Ctrl-C exit code 130."""
+    """Entry point: a UserError becomes one sentence and exit code 2.
+
+    Ctrl-C is exit code 130, and so is SIGTERM, which batch systems send before they kill.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
     try:
@@ -164,6 +169,13 @@ def main() -> None:
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'no file named'}; free space "
                            "or mend permissions, then run the same command again", 2))
+
+
+def _interrupt(*_: object) -> None:
+    """Do as on Ctrl-C, even where a shell that starts jobs in the background had it ignored."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -7,39 +7,70 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.recipe import Vllm
+from pipeline.recipe import Traces, Vllm
 from pipeline.stage import Counts, Stage
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write shard-N.parquet: outcomes and their log-probabilities of every trained token."""
-    from transformers import AutoConfig
-
     from pipeline.chat import load_tokenizer
     from pipeline.logits import score_rows
     from pipeline.progress import progress
     from pipeline.rows import read_rows
-    from pipeline.scorer import check_vocabulary, make_scorer
-    from pipeline.student import resolve
 
     config = experiment.logits
     rows = read_rows(inputs["pack"] / "rows.parquet")
     student = load_tokenizer(inputs["student"] / "tokenizer")
-    check_vocabulary(load_tokenizer(config.teacher), student, config.teacher)
-    width = AutoConfig.from_pretrained(resolve(inputs["student"])).get_text_config().vocab_size
+    make = _from_traces if isinstance(config.scorer, Traces) else _from_model
     facts = {"teacher": config.teacher, "temperature": config.temperature}
     with progress("scoring", len(rows)) as advance:
-        return score_rows(rows, make_scorer(config, width), config.mass, config.shard_rows, out,
-                          facts, advance)
+        return score_rows(rows, make(experiment, inputs, student), config.mass, config.shard_rows,
+                          out, facts, advance)
+
+
+def _from_model(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
+    from transformers import AutoConfig
+
+    from pipeline.chat import load_tokenizer
+    from pipeline.scorer import check_vocabulary, make_scorer
+    from pipeline.student import resolve
+
+    config = experiment.logits
+    check_vocabulary(load_tokenizer(config.teacher), student, config.teacher)
+    width = AutoConfig.from_pretrained(resolve(inputs["student"])).get_text_config().vocab_size
+    return make_scorer(config, width)
+
+
+def _from_traces(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
+    """The scorer that finds the kept traces' log-probabilities in the trace store."""
+    from pipeline import records
+    from pipeline.prompts import chats
+    from pipeline.teacher import Request, TraceStore
+    from pipeline.traced import TracesScorer
+
+    config = experiment.generate
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    asked = chats(config.prompt, problems.iter_rows(named=True))
+    judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
+    kept = judged.filter(judged["kept"]).select("problem_id", "sample").iter_rows()
+    traces = TraceStore(experiment.runtime.traces).collect(
+        [Request(name, sample, asked[name]) for name, sample in kept], config.teacher,
+        config.sampling)
+    spoken = traces["answer"].str.strip_chars().str.len_chars() > 0
+    return TracesScorer(traces.filter(spoken), asked, student)
 
 
 def check(experiment: Any) -> None:
     config = experiment.logits
-    if not config.teacher:
+    if isinstance(config.scorer, Traces):
+        if not experiment.generate.sampling.top_logprobs:
+            raise UserError("logits.scorer.type=traces needs generate.sampling.top_logprobs, e.g. "
+                            "20; traces asked without it are asked again")
+    elif not config.teacher:
         raise UserError("logits.teacher is empty; name the model that scores, e.g. "
                         "logits.teacher=Qwen/Qwen2.5-Coder-1.5B-Instruct")
-    if isinstance(config.scorer, Vllm) and config.temperature != 1:
-        raise UserError("vLLM gives prompt log-probabilities at temperature 1 only; set "
+    if isinstance(config.scorer, Vllm | Traces) and config.temperature != 1:
+        raise UserError("vLLM and endpoints give log-probabilities at temperature 1 only; set "
                         "logits.temperature=1 or logits.scorer.type=transformers")
 
 
@@ -49,5 +80,9 @@ def summary(counts: Counts) -> str:
             f"likeliest is the trace's in {counts['argmax_share']:.0%}")
 
 
-STAGE = Stage(name="logits", run=run, check=check, needs=lambda e: ("student", "pack"),
-              resumable=True, summary=summary)
+def needs(experiment: Any) -> tuple[str, ...]:
+    traces = isinstance(experiment.logits.scorer, Traces)
+    return ("student", "pack", *(("prepare", "filter") if traces else ()))
+
+
+STAGE = Stage(name="logits", run=run, check=check, needs=needs, resumable=True, summary=summary)

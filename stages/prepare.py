@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -57,16 +56,13 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
             "near_duplicates": len(repeats), "contaminated": len(hits)}
 
 
-def normalise(text: str) -> str:
-    """Text as compared for overlap: case, spacing and punctuation do not count, signs do."""
-    return re.sub(r"[^\w+\-*/=<>^!%|]+", " ", text.casefold()).strip()
-
-
 def _distinct(rows: list[dict]) -> list[dict]:
     """The first of each set of rows that ask the same; ids must be unique."""
+    from pipeline.normalise import as_typed
+
     seen: dict[str, dict] = {}
     for row in rows:
-        seen.setdefault(normalise(row["problem"]), row)
+        seen.setdefault(as_typed(row["problem"]), row)
     ids = [row["problem_id"] for row in seen.values()]
     if len(set(ids)) != len(ids):
         double = next(i for i in ids if ids.count(i) > 1)
@@ -147,8 +143,10 @@ def files(experiment: Any) -> tuple[Path, ...]:
 
 
 def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
-    train = {normalise(row["problem"]) for row in tables["problems"]}
-    shared = [row["problem_id"] for row in tables["heldout"] if normalise(row["problem"]) in train]
+    from pipeline.normalise import as_typed
+
+    train = {as_typed(row["problem"]) for row in tables["problems"]}
+    shared = [row["problem_id"] for row in tables["heldout"] if as_typed(row["problem"]) in train]
     if shared:
         raise UserError(f"{len(shared)} held-out problems are in the training set, "
                         f"first {shared[0]!r}")

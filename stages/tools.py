@@ -77,11 +77,16 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
                                                                    "the tokenizer's own.")] = None,
            teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
                                                             "model.")] = None,
+           vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.doctor import examine
 
     checks = examine(model, chat_template, teacher)
+    if vllm:
+        from pipeline.doctor_vllm import examine_served
+
+        checks += examine_served(model, chat_template)
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):

@@ -104,3 +104,13 @@ def test_every_planted_problem_of_real_sets_is_found(shared):
     long = {1500 + i for i, text in enumerate(held) if len(text.split()) >= 8}
     assert long <= found and len(found) >= 0.99 * len(held)
     assert len(before) <= 0.01 * len(train)
+
+
+def test_what_is_dropped_unseen_is_compared_as_typed_and_what_is_reported_is_not():
+    from pipeline.normalise import as_typed, normal_words
+
+    assert as_typed("Turn (LEFT), then stop.") == as_typed("turn left then stop")
+    assert as_typed("Turn left.") != as_typed("Turn right.") and as_typed("1+1") != as_typed("1-1")
+    hashes = [list(normal_words([text]).hashes) for text in (r"\left( \dfrac{1}{2} \right)",
+                                                           r"(\frac{1}{2})")]
+    assert hashes[0] == hashes[1]

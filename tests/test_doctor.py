@@ -1,11 +1,17 @@
 """The doctor: sound students pass every check, each fault fails the check that is about it."""
 
 import copy
+import json
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from tokenizer_kinds import NAMES, TEMPLATES, tokenizer_of
 
+from pipeline import doctor_vllm
 from pipeline.doctor import examine
+from pipeline.doctor_vllm import examine_served
+from tests.fault_server import Answer, FaultServer, completion
 
 
 def failed(checks):
@@ -78,3 +84,54 @@ def test_a_teacher_with_padded_embeddings_shares_the_vocabulary_and_another_does
     checks = examine(mine, teacher=saved(other, tmp_path / "other"))
     assert failed(checks) == {"teacher vocabulary"} and "sequence" in checks[-1].sentence
     assert failed(examine(mine, teacher=str(tmp_path / "nowhere"))) == {"teacher vocabulary"}
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """Puts a server with a tokenizer and no model in the place of `vllm serve`."""
+    def install(tokenizer, fault=None):
+        @contextmanager
+        def serve(model, options, *, log):
+            def script(call):
+                messages = call.body["messages"]
+                if fault == "drop" and len(messages) == 2:
+                    messages[1]["content"] = messages[1]["content"].split("</think>")[1]
+                text = tokenizer.apply_chat_template(
+                    messages, tokenize=False, chat_template=template,
+                    add_generation_prompt=call.body.get("add_generation_prompt", True))
+                ids = tokenizer(text, add_special_tokens=fault == "twice")["input_ids"]
+                body = json.loads(completion("x", finish="length"))
+                assert call.body["return_token_ids"] and call.body["max_tokens"] == 1
+                return Answer(json.dumps({**body, **({} if fault == "old" else
+                                                     {"prompt_token_ids": ids})}).encode())
+
+            template = Path(options["chat_template"]).read_text()
+            with FaultServer(script).running() as url:
+                yield url
+
+        monkeypatch.setattr(doctor_vllm, "vllm_server", serve)
+
+    return install
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_a_student_served_by_vllm_sees_the_tokens_it_is_trained_on(name, vllm, tmp_path):
+    vllm(tokenizer_of(name))
+    checks = examine_served(saved(tokenizer_of(name), tmp_path / "student"))
+    assert failed(checks) == set() and len(checks) == 2
+
+
+@pytest.mark.parametrize(("fault", "name", "which", "said"), [
+    ("drop", "qwen3", {"vllm thinking"}, "loses the thinking"),
+    ("twice", "llama3", {"vllm prompt", "vllm thinking"}, "chat_template"),
+    ("old", "qwen3", {"vllm"}, "0.11")])
+def test_a_server_that_feeds_other_tokens_fails(fault, name, which, said, vllm, tmp_path):
+    vllm(tokenizer_of(name), fault)
+    checks = examine_served(saved(tokenizer_of(name), tmp_path / "student"))
+    assert failed(checks) == which and any(said in check.sentence for check in checks)
+
+
+def test_without_vllm_the_check_of_its_tokens_fails_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = examine_served(saved(tokenizer_of("qwen3"), tmp_path / "student"))
+    assert failed(checks) == {"vllm"} and "pip install" in checks[0].sentence

@@ -14,7 +14,7 @@ from tokenizer_kinds import NAMES, tokenizer_of
 from pipeline import pack, records
 from pipeline.blocks import balance, best_fit, position_ids
 from pipeline.errors import UserError
-from pipeline.pack import block_tables, refuse_wrong_mask, token_rows
+from pipeline.pack import Tally, block_tables, refuse_wrong_mask, table
 from stages.pack import STAGE, PackConfig
 
 CHATS = {"p": [{"role": "user", "content": "What is 12 + 30?"}]}
@@ -26,12 +26,20 @@ def traces(thinkings, answers=None):
     return pl.DataFrame(rows)
 
 
+def token_rows(kept, tokenizer, max_tokens, too_long="drop"):
+    """(frame, counts) of the rows that the stage makes of `kept`."""
+    tally = Tally(max_tokens)
+    rows = [row for trace in kept.iter_rows(named=True)
+            for row in tally.rows_of(trace, CHATS, tokenizer, too_long, lambda n: None)]
+    return table(rows), tally.counts()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_trains_its_completion_and_its_end_of_turn(name):
     tokenizer = tokenizer_of(name)
-    table, counts = token_rows(traces(["12 + 30 = 42.", "check"]), CHATS, tokenizer, 4096)
-    assert counts["rows"] == 2 == len(table)
-    for ids, mask in table.select("input_ids", "completion_mask").rows():
+    made, counts = token_rows(traces(["12 + 30 = 42.", "check"]), tokenizer, 4096)
+    assert counts["rows"] == 2 == len(made)
+    for ids, mask in made.select("input_ids", "completion_mask").rows():
         refuse_wrong_mask(ids, mask, tokenizer.eos_token_id, "p#0")
         assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1 and 0 < sum(mask) < len(mask)
 
@@ -46,33 +54,33 @@ def test_a_wrong_or_empty_mask_is_refused(ids, mask):
 
 def test_a_long_trace_is_dropped_whole_and_counted():
     tokenizer = tokenizer_of("qwen3")
-    table, counts = token_rows(traces(["7 " * 16000, "42"]), CHATS, tokenizer, 4096)
+    made, counts = token_rows(traces(["7 " * 16000, "42"]), tokenizer, 4096)
     assert counts["too_long"] == 1 and counts["rows"] == 1 and counts["longest"] <= 4096
-    assert table["sample"].to_list() == [1]
-    for ids in table["input_ids"]:
+    assert made["sample"].to_list() == [1]
+    for ids in made["input_ids"]:
         assert "\\boxed{42}" in tokenizer.decode(ids) and ids[-1] == tokenizer.eos_token_id
 
 
 def test_a_long_trace_is_split_when_asked_and_loses_no_token():
     tokenizer = tokenizer_of("qwen3")
-    whole, _ = token_rows(traces(["7 " * 16000]), CHATS, tokenizer, 1 << 20)
-    table, counts = token_rows(traces(["7 " * 16000]), CHATS, tokenizer, 4096, "split")
-    assert counts["too_long"] == 1 and counts["pieces"] == len(table) > 3
-    joined = [token for ids in table["input_ids"].to_list() for token in ids]
+    whole, _ = token_rows(traces(["7 " * 16000]), tokenizer, 1 << 20)
+    made, counts = token_rows(traces(["7 " * 16000]), tokenizer, 4096, "split")
+    assert counts["too_long"] == 1 and counts["pieces"] == len(made) > 3
+    joined = [token for ids in made["input_ids"].to_list() for token in ids]
     assert joined == whole["input_ids"][0].to_list()
-    assert max(map(len, table["input_ids"])) <= 4096
+    assert max(map(len, made["input_ids"])) <= 4096
     assert counts["loss_tokens"] == sum(whole["completion_mask"][0])
 
 
 def test_a_trace_without_an_answer_makes_no_row_and_is_counted():
-    table, counts = token_rows(traces(["a", "b", "c"], ["42", None, " "]), CHATS,
+    made, counts = token_rows(traces(["a", "b", "c"], ["42", None, " "]),
                                tokenizer_of("qwen3"), 4096)
-    assert len(table) == 1 and counts["without_answer"] == 2
+    assert len(made) == 1 and counts["without_answer"] == 2
 
 
 def test_nothing_to_train_on_is_one_sentence():
     with pytest.raises(UserError, match=r"pack\.max_tokens=16"):
-        token_rows(traces(["7 " * 100]), CHATS, tokenizer_of("qwen3"), 16)
+        token_rows(traces(["7 " * 100]), tokenizer_of("qwen3"), 16)
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))

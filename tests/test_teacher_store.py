@@ -65,6 +65,19 @@ def test_only_what_was_never_asked_is_missing(tmp_path):
     assert traces["answer"].to_list() == [f"p{i}/{s}" for i in range(4) for s in range(2)]
 
 
+def test_what_will_take_longest_is_missing_first_and_the_rest_in_order(tmp_path):
+    lengths = [30, 900, 200, 5000]
+    for i, tokens in enumerate(lengths):
+        fill(tmp_path / "store", requests(6)[i:i + 1], Sampling(), completion_tokens=tokens)
+    left = missing(tmp_path / "store", requests(6, 2), Sampling())
+    known_mean = sum(lengths) / len(lengths)
+    expected = dict(zip(["p0", "p1", "p2", "p3"], lengths, strict=True))
+    found = [expected.get(r.problem_id, known_mean) for r in left]
+    assert len(left) == 8 and found == sorted(found, reverse=True)
+    assert [r for r in left if r.problem_id in ("p4", "p5")] == requests(6, 2)[8:]
+    assert missing(tmp_path / "none", requests(6, 2), Sampling()) == requests(6, 2)
+
+
 def test_the_key_is_teacher_messages_and_sampling_but_not_max_tokens(tmp_path):
     sampling = Sampling(temperature=0.6, max_tokens=10)
     wanted = requests(1)

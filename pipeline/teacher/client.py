@@ -165,7 +165,7 @@ class Client:
     def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:
         """The AttemptError for an HTTP error; notes what the endpoint does not know."""
         status = response.status_code
-        text = self.redact(" ".join(response.text.split())[:200])
+        text = self.redact(" ".join(response.text.split()))[:200]
         broke = "insufficient_quota" in text
         again = (status in AGAIN or status >= 500) and not broke \
             and response.headers.get("x-should-retry") != "false"
@@ -191,7 +191,8 @@ class Client:
         if not self._secrets:
             return reply
         choices = {index: replace(choice, answer=self.redact(choice.answer),
-                                  thinking=choice.thinking and self.redact(choice.thinking))
+                                  thinking=choice.thinking and self.redact(choice.thinking),
+                                  finish_reason=self.redact(choice.finish_reason))
                    for index, choice in reply.choices.items()}
         return replace(reply, choices=choices, model=self.redact(reply.model))
 
@@ -204,10 +205,15 @@ class Client:
 
 
 def _forms(key: str) -> list[str]:
+    """The key as an endpoint may say it back: plain, URL-quoted, in base64 at any offset."""
     if not key:
         return []
-    encoded = base64.b64encode(key.encode()).decode().rstrip("=")
-    return list(dict.fromkeys([key, quote(key, safe=""), encoded]))
+    quoted = quote(key, safe="")
+    # Of base64, what no neighbour in the same header or text has a part in.
+    whole = (base64.b64encode(bytes(offset) + key.encode()).decode() for offset in range(3))
+    encoded = [text[4 * bool(offset):len(text) - 4] for offset, text in enumerate(whole)]
+    forms = [key, key.replace("/", "\\/"), quoted, quoted.lower(), *encoded]
+    return [form for form in dict.fromkeys(forms) if form == key or len(form) >= 8]
 
 
 def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:

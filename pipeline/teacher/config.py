@@ -142,17 +142,24 @@ class TeacherRuntime(Config):
     """Ask for streamed answers: for endpoints whose proxies drop silent connections."""
 
     def api_key(self) -> SecretStr:
-        """The key, or an empty one; a UserError where key_file cannot be read."""
+        """The key, or an empty one; a UserError where it cannot be read or sent in a header."""
+        key = self._given_key()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError("the API key is not one line of printable ASCII; see what "
+                            f"{self.api_key_env} or runtime.teacher.key_file holds")
+        return SecretStr(key)
+
+    def _given_key(self) -> str:
         host = urlsplit(self.base_url or "").hostname or ""
         names = [self.api_key_env] + [name for domain, name in FALLBACK_KEYS.items()
                                       if host == domain or host.endswith("." + domain)]
         for name in names:
             if os.environ.get(name, "").strip():
-                return SecretStr(os.environ[name].strip())
+                return os.environ[name].strip()
         if self.key_file is None:
-            return SecretStr("")
+            return ""
         try:
-            return SecretStr(self.key_file.read_text(encoding="utf-8").strip())
+            return self.key_file.read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise UserError(f"runtime.teacher.key_file {self.key_file} cannot be read "
                             f"({error.strerror}); name a readable file or unset it") from None

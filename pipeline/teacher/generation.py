@@ -143,23 +143,25 @@ class _Run:
                 job = replace(job, attempts=job.attempts + 1)
                 began = time.monotonic()
                 try:
-                    reply = await self.client.ask(job)
-                except AttemptError as error:
+                    error = await self._attempt(job, began)
+                finally:
                     self.pace.free()
-                    if not await self._try_again(job, error, worst, began):
-                        return
-                    continue
-                except asyncio.CancelledError:
-                    self.pace.free()
-                    raise
-                try:
-                    self._answered(job, reply, time.monotonic() - began)
-                except UserError as error:           # before the slot is free: nothing more goes
-                    self.fatal = self.fatal or error
-                self.pace.free()
-                return
+                if error is None or not await self._try_again(job, error, worst, began):
+                    return
         finally:
             self.budget.reserved -= worst
+
+    async def _attempt(self, job: Job, began: float) -> AttemptError | None:
+        """What went wrong with one attempt, or None where its answer is stored."""
+        try:
+            reply = await self.client.ask(job)
+        except AttemptError as error:
+            return error
+        try:
+            self._answered(job, reply, time.monotonic() - began)
+        except UserError as error:               # before the slot is free: nothing more goes
+            self.fatal = self.fatal or error
+        return None
 
     async def _try_again(self, job: Job, error: AttemptError, worst: float,
                          began: float) -> bool:

@@ -27,14 +27,15 @@ class Journal:
         """Write one row, whole or not at all; OSError where the disk refuses it."""
         text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(text), text)
+        self.rows.append(dict(row))      # first: stopped in between, it is in the next segment
         try:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "No space left on device", str(self.path))
         except OSError:
+            self.rows.pop()
             os.ftruncate(self._file, self.size)
             raise
         self.size += len(line)
-        self.rows.append(dict(row))
         if time.monotonic() - self._synced > 1:      # a power cut costs a second, a kill nothing
             os.fsync(self._file)
             self._synced = time.monotonic()

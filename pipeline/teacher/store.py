@@ -55,12 +55,20 @@ class TraceStore:
 
     def missing(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> list[Request]:
-        """Those of `requests` never answered, or cut off below today's max_tokens."""
+        """Those of `requests` never answered, or cut off below today's max_tokens.
+
+        First those whose other answers were longest, so that none of them is left for the end
+        (Graham's rule of the longest job first); the unknown among them by the mean.
+        """
         requests = list(requests)
         wanted = self._wanted(requests, teacher, sampling)
-        have = self._index().filter(pl.col("failure").is_null() & _reaches(sampling.max_tokens))
-        rows = wanted.join(have, on=["key", "sample"], how="anti").get_column("row")
-        return [requests[row] for row in rows.sort()]
+        given = self._index().filter(pl.col("failure").is_null())
+        have = given.filter(_reaches(sampling.max_tokens))
+        tokens = pl.col("completion_tokens")
+        rows = (wanted.join(have, on=["key", "sample"], how="anti")
+                .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
+                .sort(tokens.fill_null(tokens.mean()), "row", descending=[True, False]))
+        return [requests[row] for row in rows["row"]]
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:

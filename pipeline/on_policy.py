@@ -1,0 +1,88 @@
+"""On-policy distillation by TRL's DistillationTrainer: the student answers, the teacher scores.
+
+What is ours: prompts are the token ids that pack made, the step check and the guard, and output
+matrices that differ in padding only are cut to the same width (TRL refuses them).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DistillationConfig, DistillationTrainer
+
+from pipeline.checked import Checked
+from pipeline.errors import UserError
+from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
+from pipeline.rows import IGNORED, Rows, read_rows
+from pipeline.scorer import check_vocabulary, load_teacher
+from pipeline.sft import lora_config
+from pipeline.trainer import Guard, trainer_arguments
+
+DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine"}
+
+
+def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
+    """The DistillationConfig that `sft.trainer` means; nothing is held out, nothing evaluated."""
+    ours = {"report_to": ["tensorboard", *sft.report_to], "eval_strategy": "no"}
+    return trainer_arguments(DistillationConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **ours},
+                             out, seed)
+
+
+class OnPolicyTrainer(Checked, DistillationTrainer):
+    """DistillationTrainer over prompts that are token ids already."""
+
+    def __init__(self, *, rows: Rows, guard: Guard, **given: Any):
+        self.rows, self.guard = rows, guard
+        super().__init__(**given)
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, None, dict]:
+        return prompts, None, {}
+
+
+def prompts_of(rows: Rows) -> list[dict[str, Any]]:
+    """Each different prompt once: its token ids, and the first row that it is in."""
+    found: dict[tuple[int, ...], int] = {}
+    for row, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
+        ends = np.cumsum(rows.lengths[row])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            first = int(np.argmax(labels[start:end] != IGNORED))
+            if first > 1:                # a piece of a split trace begins without its prompt
+                found.setdefault(tuple(ids[start:start + first].tolist()), row)
+    return [{"prompt": list(prompt), "row": row} for prompt, row in found.items()]
+
+
+def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
+    """(trainer, guard, tokenizer) of a job whose method is on_policy, ready to train."""
+    method = job.sft.method
+    assert isinstance(method, OnPolicyMethod)
+    rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
+    check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
+    args = arguments(job.sft, job.out, job.seed)
+    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
+    args.model_init_kwargs = None
+    teacher = load_teacher(method.teacher, method.dtype)
+    same_width(student, teacher, tokenizer)
+    guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
+    trainer = OnPolicyTrainer(
+        rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
+        train_dataset=Dataset.from_list(prompts_of(rows)), processing_class=tokenizer,
+        callbacks=[guard], peft_config=lora_config(job.sft))
+    return trainer, guard, tokenizer
+
+
+def same_width(student: Any, teacher: Any, tokenizer: Any) -> None:
+    """Cut the wider model's padding rows, those beyond every token, to the other's width."""
+    width = min(model.config.get_text_config().vocab_size for model in (student, teacher))
+    if width <= max(tokenizer.get_vocab().values()):
+        raise UserError(f"one of the models has {width} output rows, fewer than the student's "
+                        "tokens; take a teacher of the student's family, or train with TRL's "
+                        "GOLDTrainer, which aligns different vocabularies")
+    for model in (student, teacher):
+        if model.config.get_text_config().vocab_size != width:
+            model.resize_token_embeddings(width)

@@ -1,0 +1,131 @@
+"""On-policy distillation: the student's own answers, the teacher's distribution, our guards."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny_sft
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline import sft
+from pipeline.chat import load_tokenizer, prompt_ids
+from pipeline.errors import UserError
+from pipeline.on_policy import prompts_of, same_width
+from pipeline.recipe import SftConfig
+from pipeline.rows import IGNORED, read_rows
+from tests.test_sft import packed
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_sft.build(tmp_path_factory.mktemp("tiny"), rows=32)
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    sft.train(tiny_sft.job(tiny, out, num_train_epochs=30, learning_rate=5e-3))
+    return out / "model"
+
+
+def job(tiny, out, teacher, **trainer):
+    recipe = {"method": {"type": "on_policy", "teacher": str(teacher), "dtype": "float32"}}
+    return tiny_sft.job(tiny, out, recipe, **{"max_completion_length": 16, **trainer})
+
+
+def logged(out, name):
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [line[name] for line in lines if name in line]
+
+
+def test_the_student_comes_closer_to_the_teacher_at_its_own_tokens(tiny, teacher, tmp_path):
+    counts = sft.train(job(tiny, tmp_path, teacher, num_train_epochs=10, beta=0.0,
+                           learning_rate=1e-2))
+    losses = logged(tmp_path, "loss")
+    assert counts["steps"] == 40 == len(losses) and counts["rows"] == 32
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert logged(tmp_path, "completions/mean_length")[0] > 1
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+
+
+def test_the_prompts_are_the_rows_own_tokens_once_each(tiny, tmp_path):
+    rows = read_rows(tiny / "rows.parquet")
+    tokenizer = load_tokenizer(tiny / "tokenizer")
+    wanted = [prompt_ids(tokenizer, [{"role": "user", "content": p}])
+              for p, *_ in tiny_sft.sums(32)]
+    assert [found["prompt"] for found in prompts_of(rows)] == wanted
+    blocks = prompts_of(read_rows(packed(tiny, tmp_path) / "rows.parquet"))
+    assert [found["prompt"] for found in blocks] == wanted
+    assert [found["row"] for found in blocks] == [i // 4 for i in range(32)]
+    rows.labels[3] = np.where(np.arange(len(rows.ids[3])) > 0, rows.ids[3], IGNORED)
+    assert len(prompts_of(rows)) == 31
+
+
+def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, teacher, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+    wide = AutoModelForCausalLM.from_pretrained(teacher)
+    size = wide.config.vocab_size
+    ids = torch.arange(4)[None]
+    before = wide(ids).logits
+    wide.resize_token_embeddings(size + 13)
+    wide.save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    trainer, _, _ = sft.make_trainer(job(tiny, tmp_path / "out", tmp_path / "wide"))
+    assert trainer.teacher_model.config.vocab_size == trainer.model.config.vocab_size == size
+    assert torch.allclose(trainer.teacher_model(ids).logits, before, atol=1e-6)
+    wide.resize_token_embeddings(len(tokenizer) - 5)
+    with pytest.raises(UserError, match="GOLDTrainer"):
+        same_width(trainer.model, wide, tokenizer)
+    other = tiny_sft.build(tmp_path / "other", rows=64, seed=1)
+    vocabulary = json.loads((other / "model/tokenizer.json").read_text())
+    vocabulary["model"]["vocab"] = {
+        token: {5: 6, 6: 5}.get(i, i) for token, i in vocabulary["model"]["vocab"].items()}
+    (other / "model/tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UserError, match=r"sft.method.type=sequence.*GOLD"):
+        sft.make_trainer(job(tiny, tmp_path / "out", other / "model"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, teacher, tmp_path):
+    trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, save_steps=1))
+    poison = {2: float("nan")}
+    trainer.teacher_model.model.norm.register_forward_hook(
+        lambda module, given, out: out * poison.get(trainer.state.global_step, 1.0))
+    with pytest.raises(UserError, match=r"not finite at step 3, on .*sum-\d+#0"):
+        sft.fit(trainer, guard, tmp_path, tokenizer)
+    assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
+    assert (tmp_path / "checkpoints/checkpoint-2/whole.json").is_file()
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_interrupted_run_goes_on_from_its_checkpoint(tiny, teacher, tmp_path):
+    trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, save_steps=2))
+    step = trainer.training_step
+
+    def break_off(model, inputs, n=None):
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(model, inputs, n)
+
+    trainer.training_step = break_off
+    with pytest.raises(KeyboardInterrupt):
+        sft.fit(trainer, guard, tmp_path, tokenizer)
+    assert sft.train(job(tiny, tmp_path, teacher, save_steps=2))["steps"] == 4
+    before, after = (load_file(path / "model.safetensors") for path in
+                     (tmp_path / "checkpoints/checkpoint-2", tmp_path / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_trainers_keys_are_those_of_trls_distillation_config(tmp_path):
+    def arguments(**trainer):
+        method = {"type": "on_policy", "teacher": "t"}
+        config = SftConfig.model_validate({"method": method, "trainer": trainer})
+        return sft.arguments(config, tmp_path, 0)
+
+    given = arguments(beta=0.25, temperature=0.9, max_completion_length=77)
+    assert (given.beta, given.temperature, given.max_completion_length) == (0.25, 0.9, 77)
+    with pytest.raises(UserError, match="lmbda is not a key of DistillationConfig"):
+        arguments(lmbda=0.5)
