@@ -8,7 +8,8 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node, parse, without_aside
+from pipeline.verify.answer import parse, without_aside
+from pipeline.verify.node import Node
 from pipeline.verify.elements import (
     all_of,
     any_of,

@@ -45,7 +45,8 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
-_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*")
+_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*"
+                      r"|\s*(?:[a-z]+,? ){0,3}and(?: [a-z]+){0,2}\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 
 
@@ -101,7 +102,7 @@ def is_prose(text: str) -> bool:
 
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
-    text = _FORMULA.sub(lambda m: " ".join(m[0].split()), text)
+    text = _FORMULA.sub(lambda m: re.sub(r"\s*\n\s*", " ", m[0]), text)
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node
+from pipeline.verify.node import Node
 from pipeline.verify.expression import Tree
 
 

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node
+from pipeline.verify.node import Node
 from pipeline.verify.expression import Tree, Unreadable, read
 from pipeline.verify.latex import clean
 

@@ -204,7 +204,8 @@ def _raise(base: Any, exponent: Any, mp: Any) -> Any:
 _NAMES = {"ln": "ln", "exp": "exp", "arcsin": "asin", "arccos": "acos", "arctan": "atan",
           "arccot": "acot", "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec",
           "csc": "csc", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "floor": "floor",
-          "ceil": "ceil", "sqrt": "sqrt", "arcsinh": "asinh", "arccosh": "acosh"}
+          "ceil": "ceil", "sqrt": "sqrt", "arcsinh": "asinh", "arccosh": "acosh",
+          "cis": "expj"}
 
 
 def _function(name: str, arguments: list[Any], mp: Any) -> Any:
