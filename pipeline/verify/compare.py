@@ -24,15 +24,18 @@ from pipeline.verify.elements import (
 from pipeline.verify.expression import Tree, Unreadable
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import clean
-from pipeline.verify.measure import other_unit, reduced, rounds, unit_of
+from pipeline.verify.measure import coarsely, reduced, rounds, school_pi, unit_of
 from pipeline.verify.relation import equations, substituted
 from pipeline.verify.wording import key, phrase_of, words
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""
+_MONOTONE = re.compile(r"monotone|monotonic|(?:increasing|decreasing) (?:on|interval)"
+                       r"|intervals? (?:of (?:in|de)crease|where|on which .{0,40}(?:in|de)creas)", re.I)
 _GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
-_DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
+_MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|september|october|"
+                    r"november|december)\b")
 
 
 def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
@@ -52,8 +55,10 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
 def _readings(text: str, node: Node) -> list[Node]:
     """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
     plain = clean(text)
-    if re.fullmatch(r"-?\d+,\d{2,}", plain):
-        return [node, parse(plain.replace(",", ".")), parse(plain.replace(",", ", "))]
+    if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
+        point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
+            [parse(f"{match[1]}.{match[2]}{match[3]}")]
+        return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
     short = without_aside(plain)
     return [node, parse(short)] if short and short != plain else [node]
 
@@ -82,6 +87,8 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
+        if _MONTH.search(left) and sorted(left.split()) == sorted(right.split()):
+            return True
         if endless(a) and endless(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (
@@ -90,17 +97,38 @@ class Comparison:
         return None
 
     def values(self, a: Node, b: Node) -> bool | None:
-        if self.policy.units == "required" and unit_of(a) != unit_of(b):
-            return False
-        if other_unit(unit_of(a), unit_of(b)):
-            return False
         assert a.tree and b.tree
-        if self.policy.reduced and not reduced(b.tree):
+        if self.otherwise_named(a, b) or (self.policy.reduced and not reduced(b.tree)):
             return False
         pairs = [(self.same_argument(a, b), b.tree)]
-        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
+        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
+                "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
             pairs = self.scaled(a, b)
+        elif a.unit != b.unit:
+            pairs = self.measured(a, b)
         return any_of(self.trees(left, right) for left, right in pairs)
+
+    def otherwise_named(self, a: Node, b: Node) -> bool:
+        """Whether the answer is said to be of another unknown or, in words, of another thing."""
+        if a.label == b.label or not (a.label and b.label):
+            return False
+        if len(a.label) == len(b.label) == 1:
+            return not self.given or b.label in re.findall(r"[A-Za-z]+", self.given)
+        return a.text.startswith("‹") and b.text.startswith("‹") and "=" not in a.text + b.text
+
+    def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Values with different units: both in base units; a unit may be left out by policy."""
+        assert a.tree and b.tree
+        first, second = unit_of(a.unit), unit_of(b.unit)
+        plain = [(a.tree, b.tree)] if self.policy.units == "optional" else []
+        if first is None or second is None:
+            return plain
+        inside: list[tuple[Tree, Tree]] = [
+            (("*", ("n", first[1]), a.tree), ("*", ("n", second[1]), b.tree))]
+        if first[0] == second[0]:
+            bare = not a.unit or not b.unit
+            return [*plain, *inside] if bare else inside
+        return plain if not (a.unit and b.unit) else []
 
     def same_argument(self, a: Node, b: Node) -> Tree:
         """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
@@ -108,7 +136,7 @@ class Comparison:
         names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
         if not names[0] or not names[1] or names[0][1] == names[1][1]:
             return a.tree
-        return value.substitute(a.tree, names[0][1], ("v", names[1][1]))
+        return value.replaced(a.tree, ("v", names[0][1]), ("v", names[1][1]))
 
     def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Both readings of a percentage, and degrees as radians where the other side has π."""
@@ -122,7 +150,7 @@ class Comparison:
         return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
 
     def trees(self, a: Tree, b: Tree) -> bool | None:
-        if a == b:
+        if a == b or _numeral(a) == _numeral(b) != "":
             return True
         try:
             if value.equal(a, b):
@@ -142,9 +170,10 @@ class Comparison:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        endless_gold, endless_answer = (not value.terminates(tree) for tree in (a, b))
-        return rounds(a, left, right, 3, cut=endless_answer) or \
-            (endless_gold and rounds(b, right, left, self.policy.digits))
+        if self.policy.rounding == "coarse" and coarsely(value.exact(a), value.exact(b)):
+            return True
+        return rounds(a, left, right, 3, cut=b[0] != "n") or school_pi(value.exact(a), b) or \
+            (not value.terminates(a) and rounds(b, right, left, self.policy.digits))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
@@ -152,7 +181,7 @@ class Comparison:
         if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
                 or not self.free(*old):
             return False
-        return value.equal(value.rename(a, dict(zip(old, new, strict=True))), b)
+        return value.equal(value.replaced(a, ("v", *old), ("v", *new)), b)
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
@@ -167,15 +196,22 @@ class Comparison:
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
+            if group is b and b.kind == "list" and len(b.items) == 2 and \
+                    all(self.same(a, item) for item in b.items):
+                return True
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
         left, right = distinct(spread(a)), distinct(spread(b))
-        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b):
+        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b) and not self.open_ends():
             return False
         if len(left) != len(right):
             return False
         if not self.ordered(a, b):
             return self.matched(left, right)
         return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
+
+    def open_ends(self) -> bool:
+        """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
+        return self.policy.ends == "free" or bool(_MONOTONE.search(self.given))
 
     def ordered(self, a: Node, b: Node) -> bool:
         if self.policy.order != "tuples":
@@ -243,3 +279,8 @@ def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
     return (*operation, node.tree) if node.unit == unit else node.tree
 
 
+def _numeral(tree: Tree) -> str:
+    """The digits of a numeral, whose base may go without saying."""
+    if tree[0] == "v" and re.fullmatch(r"\d+_\d+", tree[1]):
+        return str(tree[1].partition("_")[0])
+    return str(tree[1]) if tree[0] == "n" and tree[1].denominator == 1 else ""

@@ -29,6 +29,12 @@ class Policy:
     """Relative difference still equal, for numbers; 0 keeps exact comparison."""
     digits: int = 4
     """Significant digits from which a correctly rounded decimal equals an exact gold."""
+    rounding: Literal["coarse", "gold"] = "coarse"
+    """coarse: a decimal gold rounded to three digits, within 0.2 %, is right; gold: never fewer
+    digits than the gold has."""
+    ends: Literal["strict", "free"] = "strict"
+    """free: open and closed intervals are the same, as always where a problem asks on which
+    interval a function rises or falls."""
     order: Literal["tuples", "all", "none"] = "tuples"
     """Where order counts: in (bracketed) tuples only, in bare lists too, or nowhere."""
     gold_is_set: bool = False

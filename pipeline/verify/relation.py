@@ -22,7 +22,7 @@ def substituted(a: Node, b: Node) -> bool | None:
         return False
     try:
         name, = missing
-        left, right = (value.substitute(side, name, b.tree)
+        left, right = (value.replaced(side, ("v", name), b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return value.equal(left, right)
     except value.Unsure:

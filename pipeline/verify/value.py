@@ -116,18 +116,11 @@ def symbols(tree: Tree) -> frozenset[str]:
     return frozenset().union(*(symbols(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
-def rename(tree: Tree, names: Mapping[str, str]) -> Tree:
-    """`tree` with free symbols renamed."""
-    for old, new in names.items():
-        tree = substitute(tree, old, ("v", new))
-    return tree
-
-
-def substitute(tree: Tree, name: str, by: Tree) -> Tree:
-    """`tree` with the symbol `name` replaced by the tree `by`."""
-    if tree == ("v", name):
+def replaced(tree: Tree, old: Tree, by: Tree) -> Tree:
+    """`tree` with every subtree `old` replaced by the tree `by`."""
+    if tree == old:
         return by
-    return tuple(substitute(p, name, by) if isinstance(p, tuple) else p for p in tree)
+    return tuple(replaced(p, old, by) if isinstance(p, tuple) else p for p in tree)
 
 
 @lru_cache(maxsize=1)
