@@ -21,7 +21,7 @@ _LEAD = re.compile(r"‹([^›\d]*)›\s*(?=[-\d.\\(])")
 _BOUND = re.compile(r"\b(?:least|most|less|more|fewer|greater|larger|smaller|not|no|non|never|than|"
                     r"over|under|above|below|beyond|before|after|until|except|without|between|up|"
                     r"minus|negative|almost|nearly|neither|nor)\b", re.I)
-_CALLED = re.compile(rf"\\(?:{'|'.join(FUNCTIONS - {'sqrt'})})\b")
+_CALLED = re.compile(rf"\b(?:{'|'.join(sorted(FUNCTIONS - {'sqrt'}))})\b")
 _NUMERAL = re.compile(r"‹?(\d[\dA-F]*)›?\s*_\s*\{?\s*‹?(\w+)›?\s*\}?")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 from pipeline.verify.amount import amount, plain_text
 from pipeline.verify.latex import clean
@@ -24,11 +24,9 @@ from pipeline.verify.parts import (
     split_top,
     worked_out,
 )
+from pipeline.verify.rewrite import congruence, without_aside
 
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
-_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
-                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
-
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""
@@ -47,7 +45,7 @@ def _parse(text: str, depth: int) -> Node:
         names = re.split(r",? and |, ", text[1:-1])
         return plain_text(text) if len(names) == 1 or any(len(n.split()) > 3 for n in names) else \
             Node("list", text, tuple(Node("text", f"‹{name}›") for name in names))
-    for reader in (_matrix, _without, _separated, _aside, _related, _union, _bracketed, _ratio,
+    for reader in (_matrix, _without, _separated, _rewritten, _related, _union, _bracketed, _ratio,
                    _signs):
         if node := reader(text, depth):
             return node
@@ -83,7 +81,7 @@ def _without(text: str, depth: int) -> Node | None:
     if whole.kind not in ("interval", "tuple") or len(whole.items) != 2:
         return None
     ends = [whole.items[0].text, *cuts, whole.items[1].text]
-    pieces = [f"({low}, {high})" for low, high in zip(ends, ends[1:], strict=False)]
+    pieces = [f"({low}, {high})" for low, high in pairwise(ends)]
     pieces[0] = whole.detail[0] + pieces[0][1:]
     pieces[-1] = pieces[-1][:-1] + whole.detail[1]
     return _parse(" ∪ ".join(pieces), depth + 1)
@@ -120,15 +118,10 @@ def _grouped_number(text: str) -> Node | None:
     return amount(re.sub("[, ]", "", match[1]) + text[match.end():])
 
 
-def _aside(text: str, depth: int) -> Node | None:
-    """What follows "for all", "where", "if" is not part of the answer."""
-    match = _ASIDE.search(text)
-    return _parse(text[:match.start()], depth + 1) if match and match.start() else None
-
-
-def without_aside(text: str) -> str:
-    """A cleaned answer up to its first aside ("(n, 1) for all n, m" is (n, 1))."""
-    return _ASIDE.sub("", text)
+def _rewritten(text: str, depth: int) -> Node | None:
+    """Congruences as expressions; what follows "for all", "where", "if" is not the answer."""
+    plain = congruence(text) or without_aside(text)
+    return _parse(plain, depth + 1) if plain not in ("", text) else None
 
 
 def _related(text: str, depth: int) -> Node | None:

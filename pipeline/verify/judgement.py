@@ -29,9 +29,10 @@ class Policy:
     """Relative difference still equal, for numbers; 0 keeps exact comparison."""
     digits: int = 4
     """Significant digits from which a correctly rounded decimal equals an exact gold."""
-    rounding: Literal["coarse", "gold"] = "coarse"
-    """coarse: a decimal gold rounded to three digits, within 0.2 %, is right; gold: never fewer
-    digits than the gold has."""
+    rounding: Literal["asked", "coarse", "gold"] = "asked"
+    """coarse: a decimal gold rounded to three digits or more, within 0.2 %, is right; gold: never
+    fewer digits than the gold has; asked: coarse where the problem's text asks for no precision,
+    gold where it does and where there is no text to tell."""
     ends: Literal["strict", "free"] = "strict"
     """free: open and closed intervals are the same, as always where a problem asks on which
     interval a function rises or falls."""

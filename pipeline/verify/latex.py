@@ -28,7 +28,8 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqsla
          "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
          "vert": "|", "lvert": "|", "rvert": "|", "arcsec": "arcsec", "tg": "tan", "ctg": "cot",
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
-         "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
+         "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ",
+         "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
 _DROP = frozenset([
     "left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg",
@@ -58,11 +59,12 @@ _LAYOUT = {"\\$": "¤", "\\%": "%", "\\langle": "(", "\\rangle": ")", "\\mathbb{
            "\\mathbb R": "ℝ", "\\R ": "ℝ"}
 _LAYOUT_RE = re.compile("|".join(map(re.escape, _LAYOUT)))
 _ROOT = re.compile(r"\\sqrt  *(\d{2,}|\(\d+\))")
-_RUN_ON = re.compile(r"\\(le|ge|ne|in|lt|gt|cdot|times|cup)([a-pr-su-z])(?![A-Za-z])")
+_RUN_ON = re.compile(r"\\(le|ge|ne|in|lt|gt|cdot|times|cup)([a-pru-z])(?![A-Za-z])")
 _STRAY = re.compile(r"(?<![\\_^])\{\s*\}|(?<!\.)\.(?=\s*[\])])")
 """Empty groups, and a full stop before a closing bracket."""
 _OUTWARD = re.compile(r"([\]\[])(\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*,\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*)"
                       r"([\]\[])")
+_MIXED = re.compile(r"(?<![\w.,/^])(\d{1,4}) +(\d{1,4})/(\d{1,4})(?![\w.,/^])")
 _RANGE = re.compile(r"(?<=\d)\s*‹?\s*\bto\b\s*›?\s*(?=\d)")
 _SUM_INDEX = re.compile(r"\\(?:sum|prod)\s*_\s*\{\s*([a-z])\s*=")
 
@@ -83,7 +85,8 @@ def clean(text: str) -> str:
     text = _RANGE.sub(":", re.sub(r"[€£¤]", "", text))
     if "]" in text:
         text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
-    text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", text)
+    text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", re.sub(r"\\mu\s*‹(?=[a-zA-Z]›)", "‹μ", text))
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)
 
@@ -104,9 +107,9 @@ def _outside(text: str) -> str:
     def joined(match: re.Match[str]) -> str:
         if match[1] is None:
             return " , "
-        unit = match[1].strip() in _LETTER_UNITS and re.search(r"[\d})]\s*$", text[:match.start()]) \
-            and not text.startswith("_", match.end())
-        return f"‹{match[1].strip()}›" if unit else _word(match[1])
+        name, before = match[1].strip(), text[:match.start()].rstrip()
+        unit = name in _LETTER_UNITS and re.search(r"[\d})]$", before[-1:])
+        return f"‹{name}›" if unit and not text.startswith("_", match.end()) else _word(match[1])
 
     return _JOINED.sub(joined, text)
 
@@ -155,7 +158,13 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
+_MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
+                      r"|\^\s*\{?-?\d\}?)+")
+
+
 def _font(text: str) -> str:
+    if _MEASURE.fullmatch(text):
+        return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"
     if text.strip("~ ") in ("m", "s", "g", "h"):
         return f"‹{text}›"
     return f"‹{text}›" if re.fullmatch(r"[^\W\d_][^\W\d_ ^-]+(\s*\^\{?\d\}?)?", text) \

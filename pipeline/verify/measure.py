@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.verify import value
+from pipeline.verify.exact import exact, places
 from pipeline.verify.expression import Tree
 
 
@@ -22,22 +23,22 @@ def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False)
 
     `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
     """
-    number = value.exact(tree)
-    places = value.places(number) if number is not None and not other.imag else None
-    if not places or number is None:
+    number = exact(tree)
+    digits_after = places(number) if number is not None and not other.imag else None
+    if not digits_after or number is None:
         return False
-    significant = len(str(abs(int(number * 10 ** places))))
-    difference = (abs(other) - abs(decimal)) * 10 ** places
+    significant = len(str(abs(int(number * 10 ** digits_after))))
+    difference = (abs(other) - abs(decimal)) * 10 ** digits_after
     close = -0.5 - 1e-9 <= difference <= (1 if cut else 0.5) + 1e-9
     return significant >= digits and decimal * other > 0 and bool(close)
 
 
 def coarsely(gold: Fraction | None, answer: Fraction | None) -> bool:
     """Whether `answer` is the longer decimal `gold`, rounded to three digits and within 0.2 %."""
-    if gold is None or answer is None or (places := value.places(gold)) is None:
+    if gold is None or answer is None or (given := places(gold)) is None:
         return False
-    kept = value.places(answer)
-    if kept is None or kept >= places or abs(answer) * 10 ** kept < 100:
+    kept = places(answer)
+    if kept is None or kept >= given or abs(answer) * 10 ** kept < 100:
         return False
     return abs(gold - answer) * 10 ** kept <= Fraction(1, 2) and \
         abs(gold - answer) * 500 <= abs(gold)
@@ -45,9 +46,9 @@ def coarsely(gold: Fraction | None, answer: Fraction | None) -> bool:
 
 def school_pi(gold: Fraction | None, tree: Tree) -> bool:
     """Whether `gold` is `tree` with 3.14 or 22/7 taken for π."""
-    if gold is None or value.places(gold) is None or tree == _PI:
+    if gold is None or places(gold) is None or tree == _PI:
         return False
-    return any(value.exact(value.replaced(tree, _PI, ("n", pi))) == gold for pi in _SCHOOL)
+    return any(exact(value.replaced(tree, _PI, ("n", pi))) == gold for pi in _SCHOOL)
 
 
 _PI: Tree = ("c", "pi")
@@ -61,19 +62,20 @@ _SIZES: dict[str, dict[str, str | int | Fraction]] = {
           "hour": 3600, "day": 86400, "week": 604800},
     "month": {"month": 1, "year": 12, "yr": 12},
     "g": {"g": 1, "gram": 1, "lb": Fraction("453.59237"), "pound": Fraction("453.59237")},
-    "l": {"l": Fraction(1), "liter": 1, "litre": 1}, "gallon": {"gallon": 1, "gal": 1},
+    "l": {"l": 1, "L": 1, "liter": 1, "litre": 1}, "gallon": {"gallon": 1, "gal": 1},
     "dollar": {"dollar": 1, "usd": 1, "cent": Fraction(1, 100), "¢": Fraction(1, 100)},
     "": {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
          "trillion": 10**12, "dozen": 12},
-    "j": {"j": 1, "joule": 1}, "n": {"n": 1, "newton": 1}, "w": {"w": 1, "watt": 1},
-    "pa": {"pa": 1, "pascal": 1}, "hz": {"hz": 1, "hertz": 1}, "v": {"v": 1, "volt": 1},
-    "ohm": {"ohm": 1, "Ω": 1}, "c": {"c": 1, "coulomb": 1}, "a": {"a": 1, "amp": 1, "ampere": 1},
-    "k": {"k": 1, "kelvin": 1}, "t": {"t": 1, "tesla": 1}, "mol": {"mol": 1, "mole": 1},
-    "ev": {"ev": 1}, "°": {"°": 1}, "am": {"am": 1}, "pm": {"pm": 1}}
+    "J": {"J": 1, "joule": 1}, "N": {"N": 1, "newton": 1}, "W": {"W": 1, "watt": 1},
+    "Pa": {"Pa": 1, "pascal": 1}, "Hz": {"Hz": 1, "hertz": 1}, "V": {"V": 1, "volt": 1},
+    "ohm": {"ohm": 1, "Ω": 1}, "C": {"C": 1, "coulomb": 1}, "A": {"A": 1, "amp": 1, "ampere": 1},
+    "K": {"K": 1, "kelvin": 1}, "T": {"T": 1, "tesla": 1}, "mol": {"mol": 1, "mole": 1},
+    "eV": {"eV": 1}, "°": {"°": 1}, "am": {"am": 1, "AM": 1}, "pm": {"pm": 1, "PM": 1}}
 _UNITS = {name: (base, Fraction(size)) for base, sizes in _SIZES.items()
           for name, size in sizes.items()}
-_PREFIXED = ("m", "g", "s", "l", "j", "n", "w", "pa", "hz", "v", "ohm", "c", "a", "mol", "ev",
-             "meter", "metre", "gram", "liter", "litre", "second")
+_PREFIXED = frozenset(["m", "g", "s", "l", "L", "J", "N", "W", "Pa", "Hz", "V", "ohm", "C", "A",
+                       "mol", "eV", "meter", "metre", "gram", "liter", "litre", "second", "joule",
+                       "newton", "watt", "volt"])
 _PREFIXES = {"n": -9, "μ": -6, "µ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9,
              "nano": -9, "micro": -6, "milli": -3, "centi": -2, "kilo": 3, "mega": 6}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3}
@@ -110,15 +112,16 @@ def unit_of(text: str) -> Unit | None:
 
 
 def _named(token: str) -> tuple[str, Fraction] | None:
-    """Base unit and size of one name: km, kilometers, hours."""
-    for name in (token, token.lower(), token.lower().removesuffix("s"),
-                 token.lower().removesuffix("es")):
+    """Base unit and size of one name: km, kilometers, Hours. Short names keep their case."""
+    names = [token]
+    if len(token) > 2:
+        names += [token.lower(), token.lower().removesuffix("s"), token.lower().removesuffix("es")]
+    for name in names:
         if name in _UNITS:
             return _UNITS[name]
     for prefix, power in _PREFIXES.items():
-        rest = token.removeprefix(prefix).lower()
-        rest = rest if rest in _PREFIXED else rest.removesuffix("s")
-        if token.startswith(prefix) and rest in _PREFIXED:
-            base, size = _UNITS[rest]
-            return base, size * Fraction(10) ** power
+        for name in names:
+            if name.startswith(prefix) and name.removeprefix(prefix) in _PREFIXED:
+                base, size = _UNITS[name.removeprefix(prefix)]
+                return base, size * Fraction(10) ** power
     return None
