@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from pipeline.verify.expression import Tree, Unreadable, read
 from pipeline.verify.latex import FUNCTIONS
+from pipeline.verify.measure import unit_of
 from pipeline.verify.node import Node
 from pipeline.verify.wording import number_word, words
 
@@ -20,7 +21,10 @@ _MINUTES = re.compile(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+)\s*(?:\^\s*\{?\s*
 _LEAD = re.compile(r"‹([^›\d]*)›\s*(?=[-\d.\\(])")
 _BOUND = re.compile(r"\b(?:least|most|less|more|fewer|greater|larger|smaller|not|no|non|never|than|"
                     r"over|under|above|below|beyond|before|after|until|except|without|between|up|"
-                    r"minus|negative|almost|nearly|neither|nor)\b", re.I)
+                    r"minus|negative|almost|nearly|neither|nor|twice|half|double|triple|thirds?|"
+                    r"quarters?|times|squared?|cubed?|root|log)\b", re.I)
+_COMPOUND = re.compile(r"(?:(\d+(?:\.\d+)?)\s*‹([^›\d]+)›[\s,]*){2,4}")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*‹([^›\d]+)›")
 _CALLED = re.compile(rf"\b(?:{'|'.join(sorted(FUNCTIONS - {'sqrt'}))})\b")
 _NUMERAL = re.compile(r"‹?(\d[\dA-F]*)›?\s*_\s*\{?\s*‹?(\w+)›?\s*\}?")
 
@@ -30,6 +34,8 @@ def amount(text: str) -> Node:
 
     Words in front of a number only name it, unless they bound or deny it ("at least 5").
     """
+    if compound := _compound(text):
+        return compound
     number, unit = _unit(text)
     label = ""
     if lead := _LEAD.match(number):
@@ -53,6 +59,18 @@ def _unit(text: str) -> tuple[str, str]:
     if (match := _TAIL.search(text)) and not _CALLED.search(match[0]):
         return text[:match.start()], match[0]
     return text, ""
+
+
+def _compound(text: str) -> Node | None:
+    """1 h 30 min as one measure, in its base unit."""
+    if not _COMPOUND.fullmatch(text):
+        return None
+    parts = [(Fraction(number), unit_of(name)) for number, name in _PART.findall(text)]
+    kinds = [unit[0] for _, unit in parts if unit]
+    if len(kinds) < len(parts) or len(kinds[0]) != 1 or any(kind != kinds[0] for kind in kinds):
+        return None
+    total = sum(number * unit[1] for number, unit in parts if unit)
+    return Node("value", text, tree=("n", Fraction(total)), unit=next(iter(kinds[0])))
 
 
 def _minutes(text: str) -> Tree | None:

@@ -82,7 +82,7 @@ class Comparison(Quantities):
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
-        if _MONTH.search(left) and sorted(left.split()) == sorted(right.split()):
+        if _MONTH.search(left) and _day(left) == _day(right):
             return True
         if endless(a) and endless(b):
             return True
@@ -103,6 +103,8 @@ class Comparison(Quantities):
                     all(self.same(a, item) for item in b.items):
                 return True
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        if {a.kind, b.kind} in ({"set", "tuple"}, {"set", "interval"}):
+            return False
         left, right = distinct(spread(a)), distinct(spread(b))
         if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b) and not self.open_ends():
             return False
@@ -173,3 +175,8 @@ class Comparison(Quantities):
                 all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
         return equations(a, b)
+
+
+def _day(text: str) -> list[str]:
+    """The parts of a date in any order, 4th as 4."""
+    return sorted(part for part in text.split() if part not in ("st", "nd", "rd", "th", "of"))

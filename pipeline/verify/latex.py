@@ -107,9 +107,7 @@ def _outside(text: str) -> str:
     def joined(match: re.Match[str]) -> str:
         if match[1] is None:
             return " , "
-        name, before = match[1].strip(), text[:match.start()].rstrip()
-        unit = name in _LETTER_UNITS and re.search(r"[\d})]$", before[-1:])
-        return f"‹{name}›" if unit and not text.startswith("_", match.end()) else _word(match[1])
+        return f"‹{match[1].strip()}›" if _is_unit(match[1], match) else _word(match[1])
 
     return _JOINED.sub(joined, text)
 
@@ -139,7 +137,7 @@ def _commands(text: str) -> str:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
         text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
-        text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
+        text = _FONTS.sub(lambda m: f" {_font(m)} ", text)
     text = _REPEATING.sub(_repeating, text)
     text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
@@ -162,13 +160,22 @@ _MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
                       r"|\^\s*\{?-?\d\}?)+")
 
 
-def _font(text: str) -> str:
+def _font(match: re.Match[str]) -> str:
+    """The content of \\mathrm{} and its like: a unit or a word as ‹words›, else as it stands."""
+    text = match[1]
     if _MEASURE.fullmatch(text):
         return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"
-    if text.strip("~ ") in ("m", "s", "g", "h"):
+    if text.strip("~ ") in ("m", "s", "g", "h") or _is_unit(text, match):
         return f"‹{text}›"
     return f"‹{text}›" if re.fullmatch(r"[^\W\d_][^\W\d_ ^-]+(\s*\^\{?\d\}?)?", text) \
         and text not in FUNCTIONS else text
+
+
+def _is_unit(name: str, match: re.Match[str]) -> bool:
+    """Whether a letter that stands at `match`, right after a number, is its unit."""
+    before = re.sub(r"(?:\\[,; ]|[\s~])+$", "", match.string[:match.start()])
+    return name.strip() in _LETTER_UNITS and bool(re.search(r"[\d})]$", before)) \
+        and not match.string.startswith("_", match.end())
 
 
 def _command(match: re.Match[str]) -> str:

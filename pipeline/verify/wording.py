@@ -56,4 +56,5 @@ def number_word(text: str) -> str:
 
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
-    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
+    bare = re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text))
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\cdot\b", "", bare)
