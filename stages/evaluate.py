@@ -79,7 +79,7 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
             rows: list[dict]) -> list[dict]:
     """One dict a sample: the completion, its tokens, its judgement."""
     from pipeline.judging import judge_all
-    from pipeline.verify import Problem
+    from pipeline.verify import JudgePool, Problem
 
     asked = chats(experiment.generate.prompt, rows)
     if model == "teacher":
@@ -87,9 +87,10 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
     else:
         sampled = _ask_student(experiment, inputs, model, asked)
     by_id = {row["problem_id"]: row for row in rows}
-    judgements = judge_all([one[2] for one in sampled],
-                           [Problem.from_row(by_id[one[0]]) for one in sampled],
-                           experiment.runtime, f"judging {model}")
+    with JudgePool(experiment.runtime.judge_workers) as pool:
+        judgements = judge_all([one[2] for one in sampled],
+                               [Problem.from_row(by_id[one[0]]) for one in sampled],
+                               pool, f"judging {model}")
     return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
              "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
              "score": judgement.score, "verdict": judgement.verdict,

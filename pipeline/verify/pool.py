@@ -44,7 +44,8 @@ class Worker:
     def start(self) -> None:
         """Start the process and wait until it is ready to answer."""
         environment = {k: os.environ[k] for k in KEPT if k in os.environ}
-        environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1",
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
                         "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.verify.worker", str(self.memory_mb)],
