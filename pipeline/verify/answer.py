@@ -24,7 +24,7 @@ from pipeline.verify.parts import (
     split_top,
     worked_out,
 )
-from pipeline.verify.rewrite import congruence, without_aside
+from pipeline.verify.rewrite import congruence, distance, without_aside
 
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
 @lru_cache(maxsize=50_000)
@@ -99,11 +99,18 @@ def _separated(text: str, depth: int) -> Node | None:
 
 
 def _list(text: str, items: list[Node]) -> Node:
-    """A list of `items`, with ± and nested unions of values laid flat."""
+    """A list of `items`, ± laid flat; x = 1, y = 2, x = 3, y = 4 is the list of two points."""
     flat: list[Node] = []
     for item in items:
-        flat += item.items if item.kind == "list" and item.detail == "±" else [item]
-    label = flat[0].label if flat and not any(item.label for item in flat[1:]) else ""
+        flat += item.items if item.kind == "list" and (
+            item.detail == "±" or all(part.label for part in item.items)) else [item]
+    names = [item.label for item in flat]
+    period = len(set(names))
+    if 1 < period < len(names) and all(names) and names == names[:period] * (
+            len(names) // period):
+        flat = [Node("tuple", " , ".join(n.text for n in flat[i:i + period]),
+                     tuple(flat[i:i + period])) for i in range(0, len(flat), period)]
+    label = names[0] if names and not any(names[1:]) else ""
     return Node("list", text, tuple(flat), label=label)
 
 
@@ -119,8 +126,8 @@ def _grouped_number(text: str) -> Node | None:
 
 
 def _rewritten(text: str, depth: int) -> Node | None:
-    """Congruences as expressions; what follows "for all", "where", "if" is not the answer."""
-    plain = congruence(text) or without_aside(text)
+    """Congruences and distances spelt out; what follows "for all" or "where" is no answer."""
+    plain = congruence(text) or distance(text) or without_aside(text)
     return _parse(plain, depth + 1) if plain not in ("", text) else None
 
 

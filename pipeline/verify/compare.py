@@ -84,6 +84,8 @@ class Comparison(Quantities):
             return True
         if _MONTH.search(left) and _day(left) == _day(right):
             return True
+        if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
+            return said[1].lower() == left
         if endless(a) and endless(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (

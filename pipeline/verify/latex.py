@@ -51,7 +51,7 @@ _WORD = re.compile(
     + "|".join(rf"{name}\b" for name in sorted(FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
 _WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
-_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
+_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am|PM|AM)\s*(\^\{?[23]\}?)?$"
                     r"|(?<=\d)(?:\s*\^\s*\{?\s*)?‹?(?:th|st|nd|rd)\b›?[\s}]*")
 
 

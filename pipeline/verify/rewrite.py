@@ -1,4 +1,4 @@
-"""Cleaned answers in other words: without remarks, congruences as expressions."""
+"""Cleaned answers in other words: without remarks, congruences as expressions, |x| as x."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def congruence(text: str) -> str:
         return ""
     rests = [int(rest) % modulus for rest in re.findall(r"-?\d{1,18}", match[1])]
     return ", ".join(f"{modulus}k + {rest}" for rest in rests)
+
+
+_DISTANCE = re.compile(r"\|\s*([a-z])\s*\|\s*(<|>|\\le|\\ge)\s*([^<>=|,\\]+)")
+
+
+def distance(text: str) -> str:
+    """|x| < a as "-a < x < a", |x| > a as both its rays; "" of anything else."""
+    if not (match := _DISTANCE.fullmatch(text)):
+        return ""
+    name, sign, bound = match.groups()
+    if sign in ("<", "\\le"):
+        return f"-({bound}) {sign} {name} {sign} {bound}"
+    turned = {">": "<", "\\ge": "\\le"}[sign]
+    return f"{name} {turned} -({bound}) , {name} {sign} {bound}"
 
 
 def without_aside(text: str) -> str:
