@@ -95,7 +95,8 @@ def test_the_chosen_letter_is_found(text: str, letter: str) -> None:
     ("6", "6\\text{ cm}", {"units": "required"}, "wrong"),
     ("101", "100", {"tolerance": 0.01}, "correct"),
     ("4.57", "4.5678", {"rounding": "coarse"}, "correct"), ("4.57", "4.5678", {}, "wrong"),
-    ("(1, 4)", "[1, 4]", {"ends": "free"}, "correct"), ("3\\text{ m}", "300\\text{ cm}", {}, "correct"),
+    ("(1, 4)", "[1, 4]", {"ends": "free"}, "correct"),
+    ("3\\text{ m}", "300\\text{ cm}", {}, "correct"),
     ("2, 1", "1, 2", {"order": "all"}, "wrong"), ("(2, 1)", "(1, 2)", {"order": "none"}, "correct"),
     ("2", "1, 2", {"gold_is_set": True}, "correct"), ("2/4", "1/2", {"reduced": True}, "wrong")])
 def test_a_policy_decides_where_graders_differ(answer: str, gold: str, policy: dict,

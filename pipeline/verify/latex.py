@@ -72,20 +72,27 @@ _SUM_INDEX = re.compile(r"\\(?:sum|prod)\s*_\s*\{\s*([a-z])\s*=")
 @lru_cache(maxsize=50_000)
 def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
+    if text.isascii() and text.isdecimal():
+        return text[:MAX_ANSWER]
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
     text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
     text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
-    text = _STRAY.sub("", _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text)))
+    text = _STRAY.sub("", text)
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    if "\\" in text:
+        text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))
     text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
     text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
-    text = re.sub(r"^(-?)[¤]\s*(-?[\d.,]+)\s*$", r"\1\2‹dollar›", text)
+    if "¤" in text:
+        text = re.sub(r"^(-?)¤\s*(-?[\d.,]+)\s*$", r"\1\2‹dollar›", text)
     text = _RANGE.sub(":", re.sub(r"[€£¤]", "", text))
     if "]" in text:
         text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
-    text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", re.sub(r"\\mu\s*‹(?=[a-zA-Z]›)", "‹μ", text))
+    if "\\" in text:
+        text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", text)
+        text = re.sub(r"\\mu\s*‹(?=[a-zA-Z]›)", "‹μ", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)

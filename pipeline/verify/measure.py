@@ -46,7 +46,7 @@ def coarsely(gold: Fraction | None, answer: Fraction | None) -> bool:
 
 def school_pi(gold: Fraction | None, tree: Tree) -> bool:
     """Whether `gold` is `tree` with 3.14 or 22/7 taken for π."""
-    if gold is None or places(gold) is None or tree == _PI:
+    if gold is None or tree == _PI or exact(tree) is not None or places(gold) is None:
         return False
     return any(exact(value.replaced(tree, _PI, ("n", pi))) == gold for pi in _SCHOOL)
 

@@ -97,14 +97,17 @@ class Quantities:
 
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or one is the other correctly rounded."""
-        if value.symbols(a) or value.symbols(b):
+        first, second = exact(a), exact(b)
+        whole = first is not None and second is not None and \
+            first.denominator == second.denominator == 1 and not self.policy.tolerance
+        if whole or value.symbols(a) or value.symbols(b):
             return False
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        if self.coarse() and coarsely(exact(a), exact(b)):
+        if self.coarse() and coarsely(first, second):
             return True
-        return rounds(a, left, right, 3, cut=b[0] != "n") or school_pi(exact(a), b) or \
+        return rounds(a, left, right, 3, cut=b[0] != "n") or school_pi(first, b) or \
             (not terminates(a) and rounds(b, right, left, self.policy.digits))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
