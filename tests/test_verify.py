@@ -45,7 +45,7 @@ def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> N
     ("30\\text{ cm}", "30\\text{ m}"),
     ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("2.72", "2.71"),
     ("0.67", "2/3"), ("-11\\frac37", "11.43"), ("2.718", "2.71828"),
-    ("10^{-40}", "10^{-41}"), ("5", "5.1")])
+    ("82.54", "82.50"), ("1200,3600", "1200,3601"), ("10^{-40}", "10^{-41}"), ("5", "5.1")])
 def test_another_answer_is_wrong(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "wrong"
 

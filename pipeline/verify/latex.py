@@ -66,7 +66,6 @@ _OUTWARD = re.compile(r"([\]\[])(\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*,\s*[^\s\
                       r"([\]\[])")
 _MIXED = re.compile(r"(?<![\w.,/^])(\d{1,4}) +(\d{1,4})/(\d{1,4})(?![\w.,/^])")
 _RANGE = re.compile(r"(?<=\d)\s*‹?\s*\bto\b\s*›?\s*(?=\d)")
-_SUM_INDEX = re.compile(r"\\(?:sum|prod)\s*_\s*\{\s*([a-z])\s*=")
 
 
 @lru_cache(maxsize=50_000)

@@ -18,14 +18,21 @@ def reduced(tree: Tree) -> bool:
     return Fraction(tree[1][1], tree[2][1]).denominator == tree[2][1]
 
 
-def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False) -> bool:
+def zeros(text: str) -> int:
+    """How many zeros end the decimal in `text`: 251.60 says more than 251.6."""
+    return len(found[1]) if (found := re.search(r"[.,]\d*?(0+)(?!\d)", text)) else 0
+
+
+def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False,
+           ending: int = 0) -> bool:
     """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`.
 
-    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times.
+    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times;
+    `ending` counts the zeros that it was written with.
     """
     number = exact(tree)
     digits_after = places(number) if number is not None and not other.imag else None
-    if not digits_after or number is None:
+    if digits_after is None or number is None or not (digits_after := digits_after + ending):
         return False
     significant = len(str(abs(int(number * 10 ** digits_after))))
     difference = (abs(other) - abs(decimal)) * 10 ** digits_after
@@ -33,12 +40,12 @@ def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False)
     return significant >= digits and decimal * other > 0 and bool(close)
 
 
-def coarsely(gold: Fraction | None, answer: Fraction | None) -> bool:
+def coarsely(gold: Fraction | None, answer: Fraction | None, ending: int = 0) -> bool:
     """Whether `answer` is the longer decimal `gold`, rounded to three digits and within 0.2 %."""
     if gold is None or answer is None or (given := places(gold)) is None:
         return False
     kept = places(answer)
-    if kept is None or kept >= given or abs(answer) * 10 ** kept < 100:
+    if kept is None or (kept := kept + ending) >= given or abs(answer) * 10 ** kept < 100:
         return False
     return abs(gold - answer) * 10 ** kept <= Fraction(1, 2) and \
         abs(gold - answer) * 500 <= abs(gold)

@@ -11,7 +11,7 @@ from pipeline.verify.elements import any_of, infinite
 from pipeline.verify.exact import TooLarge, Unsure, exact, terminates
 from pipeline.verify.expression import Tree
 from pipeline.verify.judgement import Policy
-from pipeline.verify.measure import coarsely, reduced, rounds, school_pi, unit_of
+from pipeline.verify.measure import coarsely, reduced, rounds, school_pi, unit_of, zeros
 from pipeline.verify.node import Node
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
@@ -27,11 +27,13 @@ class Quantities:
 
     def __init__(self, policy: Policy, given: str) -> None:
         self.policy, self.given = policy, given
+        self.zeros = (0, 0)  # that end the decimals compared now
 
     def values(self, a: Node, b: Node) -> bool | None:
         assert a.tree and b.tree
         if self.otherwise_named(a, b) or (self.policy.reduced and not reduced(b.tree)):
             return False
+        self.zeros = zeros(a.text), zeros(b.text)
         pairs = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
                 "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
@@ -105,10 +107,11 @@ class Quantities:
         left, right = value.number(a), value.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        if self.coarse() and coarsely(first, second):
+        if self.coarse() and coarsely(first, second, self.zeros[1]):
             return True
-        return rounds(a, left, right, 3, cut=b[0] != "n") or school_pi(first, b) or \
-            (not terminates(a) and rounds(b, right, left, self.policy.digits))
+        return rounds(a, left, right, 3, b[0] != "n", self.zeros[0]) or school_pi(first, b) or \
+            (not terminates(a) and rounds(b, right, left, self.policy.digits,
+                                          ending=self.zeros[1]))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
