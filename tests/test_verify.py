@@ -57,6 +57,11 @@ def test_a_hedge_is_not_correct(text: str) -> None:
     assert verdict(text, "5") == "several_answers"
 
 
+def test_a_congruence_in_a_sentence_is_the_answer_and_not_its_modulus() -> None:
+    text = "It holds exactly for the numbers congruent to 1 or 5 modulo 6."
+    assert verdict(text, "6k+1, 6k+5") == "correct" != verdict(text, "6")
+
+
 def test_only_what_follows_closed_thinking_counts() -> None:
     assert verdict("<think>\\boxed{5}", "5") == "unclosed_thinking"
     assert verdict("<think>\\boxed{5}</think>", "5") == "no_answer"

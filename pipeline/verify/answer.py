@@ -34,7 +34,7 @@ def parse(text: str) -> Node:
 
 
 def _parse(text: str, depth: int) -> Node:
-    text = text.strip()
+    text = congruence(text.strip()) or distance(text.strip()) or text.strip()
     if depth > 6 or not text:
         return Node("opaque", text)
     if _EMPTY.fullmatch(text):
@@ -45,7 +45,7 @@ def _parse(text: str, depth: int) -> Node:
         names = re.split(r",? and |, ", text[1:-1])
         return plain_text(text) if len(names) == 1 or any(len(n.split()) > 3 for n in names) else \
             Node("list", text, tuple(Node("text", f"‹{name}›") for name in names))
-    for reader in (_matrix, _without, _separated, _rewritten, _related, _union, _bracketed, _ratio,
+    for reader in (_matrix, _without, _separated, _aside, _related, _union, _bracketed, _ratio,
                    _signs):
         if node := reader(text, depth):
             return node
@@ -125,9 +125,9 @@ def _grouped_number(text: str) -> Node | None:
     return amount(re.sub("[, ]", "", match[1]) + text[match.end():])
 
 
-def _rewritten(text: str, depth: int) -> Node | None:
-    """Congruences and distances spelt out; what follows "for all" or "where" is no answer."""
-    plain = congruence(text) or distance(text) or without_aside(text)
+def _aside(text: str, depth: int) -> Node | None:
+    """What follows "for all", "where", "if" is not part of the answer."""
+    plain = without_aside(text)
     return _parse(plain, depth + 1) if plain not in ("", text) else None
 
 

@@ -21,6 +21,7 @@ _STATED = re.compile(
 _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
+_CONGRUENCE = re.compile(r"\bcongruent to -?\d+(?:(?:,| or| and)+ -?\d+)* \(?mod(?:ulo)? \d+\)?")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _SENTENCES = re.compile(r"(?<=[^\s.])\.\s+(?=[A-Z\\$])|。|\n")
 _INTRODUCED = re.compile(r"(?:[A-Z]?[a-z]+:? ){1,4}(?:\$|\\\(|\\\[)")
@@ -122,7 +123,9 @@ def _sentence(text: str) -> str:
 
 
 def _last_value(line: str) -> list[str]:
-    """The last formula or number of `line`, whichever stands later."""
+    """The congruence in `line`, or its last formula or number, whichever stands later."""
+    if congruence := _CONGRUENCE.search(line):
+        return [congruence[0]]  # and not its modulus
     formulas, numbers = list(_FORMULA.finditer(line)), list(_NUMBER.finditer(line))
     if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
         return [next(filter(None, formulas[-1].groups())).strip()]
