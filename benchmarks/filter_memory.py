@@ -92,13 +92,14 @@ def _filter(count: int, folder: str) -> dict[str, float]:
 
     verdict = {"score": 1.0, "verdict": "correct", "extracted": "42", "grader": "none",
                "judge_version": "0", "pass_rate": 1.0}
-    pipeline.judging.judge_traces = lambda batch, problems, runtime: batch.with_columns(
+    pipeline.judging.judge_traces = lambda batch, problems, pool: batch.with_columns(
         **{name: pl.lit(value) for name, value in verdict.items()})
     before = peak_memory()
     config = stage.FilterConfig(rules=list(stage.Rule.__args__), near_duplicates=0.9)
     inputs = {name: Path(folder) / name for name in ("prepare", "generate")}
     began = time.perf_counter()
-    counts = stage.run(SimpleNamespace(filter=config, runtime=None), inputs, Path(folder) / "out")
+    experiment = SimpleNamespace(filter=config, runtime=SimpleNamespace(judge_workers=1))
+    counts = stage.run(experiment, inputs, Path(folder) / "out")
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "traces/s": count / seconds, "kept": float(counts["kept"]),
             "GB before": before, "peak GB": peak_memory()}

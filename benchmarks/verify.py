@@ -147,7 +147,9 @@ def report(figures: dict[str, dict[str, float]], out: Path) -> None:
         print(f"{key:18} {figure['rows_per_second']:10.1f} rows/s  {figure['times_trl']:8.1f} x TRL"
               f"  {figure['rows']:5.0f} rows  {figure['correct']:5.0f} correct")
     machine = {"machine": platform.machine(), "python": platform.python_version(),
-               "math-verify": version("math-verify"), "trl": version("trl"), "cores": 1}
+               "math-verify": version("math-verify"), "trl": version("trl"), "cores": 1,
+               "date": time.strftime("%Y-%m-%d"), "command": "python -m benchmarks.verify " +
+               " ".join(sys.argv[1:])}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"versions": machine, "figures": figures}, indent=1) + "\n")
 

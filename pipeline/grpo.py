@@ -109,7 +109,8 @@ class CompactGRPOTrainer(GRPOTrainer):
             if self.state.global_step != self._last_loaded_step:
                 self.vllm_generation.sync_weights()
                 self._last_loaded_step = self.state.global_step
-            return self.vllm_generation.generate(prompt_ids, None, self.num_generations)[1], None
+            group = int(self.num_generations or 1)
+            return self.vllm_generation.generate(prompt_ids, None, group)[1], None
         if images or not self.max_completion_length or not self._ours():
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)

@@ -12,9 +12,9 @@ from pipeline.verify import Judgement, JudgePool, Problem, refuse_if_broken
 
 
 def judge_all(completions: list[Completion], problems: list[Problem],
-              runtime: Any, label: str = "judging") -> list[Judgement]:
+              pool: JudgePool, label: str = "judging") -> list[Judgement]:
     """One judgement a completion, in order; stops where over 1 % could not be judged for error."""
-    with progress(label, len(completions)) as advance, JudgePool(runtime.judge_workers) as pool:
+    with progress(label, len(completions)) as advance:
         done = 0
 
         def step(so_far: int) -> None:
@@ -34,11 +34,11 @@ def as_completion(trace: dict[str, Any]) -> Completion:
                       finish_reason=trace["finish_reason"])
 
 
-def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, runtime: Any) -> pl.DataFrame:
+def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) -> pl.DataFrame:
     """`traces` with score, verdict, extracted, grader and each problem's pass_rate."""
     by_id = {row["problem_id"]: Problem.from_row(row) for row in problems.iter_rows(named=True)}
     completions = [as_completion(row) for row in traces.iter_rows(named=True)]
-    judgements = judge_all(completions, [by_id[i] for i in traces["problem_id"]], runtime)
+    judgements = judge_all(completions, [by_id[i] for i in traces["problem_id"]], pool)
     columns = {name: [getattr(j, name) for j in judgements]
                for name in ("score", "verdict", "extracted", "grader")}
     columns["judge_version"] = [j.version for j in judgements]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +66,8 @@ def _vllm_is_here() -> bool:
 
 def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: StudentSampling,
              seed: int, engine: Mapping[str, Any]) -> list[list[int]]:
+    # A forked engine finds CUDA taken by this process, which has asked whether there is any.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import LLM, SamplingParams
 
     longest = max(map(len, prompts)) + sampling.max_tokens

@@ -80,20 +80,23 @@ def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[d
 def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
             benchmarks: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
     """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement."""
+    from pipeline.verify import JudgePool
+
     asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()}
     ask = _ask_teacher if model == "teacher" else _ask_student
     sampled = ask(experiment, inputs, model, asked)
-    return {name: _rows(experiment, model, {row["problem_id"]: row for row in rows}, sampled[name])
-            for name, rows in benchmarks.items()}
+    with JudgePool(experiment.runtime.judge_workers) as pool:
+        return {name: _rows(pool, model, {row["problem_id"]: row for row in rows}, sampled[name])
+                for name, rows in benchmarks.items()}
 
 
-def _rows(experiment: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
+def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
     from pipeline.judging import judge_all
     from pipeline.verify import Problem
 
     judgements = judge_all([one[2] for one in sampled],
                            [Problem.from_row(by_id[one[0]]) for one in sampled],
-                           experiment.runtime, f"judging {model}")
+                           pool, f"judging {model}")
     return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
              "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
              "score": judgement.score, "verdict": judgement.verdict,

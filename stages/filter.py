@@ -138,14 +138,16 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Itera
     """Batches of traces with their verdicts: an earlier filter's, or new ones."""
     from pipeline import records, stream
     from pipeline.judging import judge_traces
+    from pipeline.verify import JudgePool
 
     if "filter" in inputs:
         for batch in stream.batches(records.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
         return
-    for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
-        mine = problems.filter(problems["problem_id"].is_in(batch["problem_id"].unique().implode()))
-        yield judge_traces(batch, mine, experiment.runtime)
+    with JudgePool(experiment.runtime.judge_workers) as pool:
+        for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
+            names = batch["problem_id"].unique().implode()
+            yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
 
 
 def _counts(decided: Any) -> Counts:

@@ -11,6 +11,7 @@ from pipeline import curate, records, stream
 from pipeline.curate import RULES, decide, funnel, select, summarise
 from pipeline.errors import UserError
 from pipeline.features import describe
+from pipeline.verify import JudgePool
 from stages import filter as stage
 from stages.filter import FilterConfig
 
@@ -165,6 +166,9 @@ def test_a_config_that_cannot_work_is_refused_before_any_work(settings):
         stage.STAGE.check(SimpleNamespace(filter=FilterConfig(**settings)))
 
 
+RUNTIME = SimpleNamespace(judge_workers=1)
+
+
 @pytest.fixture
 def artifacts(tmp_path, monkeypatch):
     """Inputs of the stage with 100 traces; the judge is replaced by what the rows already say."""
@@ -172,8 +176,10 @@ def artifacts(tmp_path, monkeypatch):
     rows = [trace(f"p{i // 5}", i % 5, completion_tokens=rng.randint(20, 90),
                   **(WRONG if rng.random() < 0.4 else {})) for i in range(100)]
     verdicts = {(row["problem_id"], row["sample"]): row for row in rows}
+    pools: list[JudgePool] = []
 
-    def judge(batch, problems, runtime):
+    def judge(batch, problems, pool):
+        pools.append(pool)
         assert set(batch["problem_id"]) == set(problems["problem_id"])
         said = [verdicts[key] for key in batch.select("problem_id", "sample").rows()]
         names = ("score", "verdict", "extracted", "grader", "judge_version")
@@ -187,17 +193,17 @@ def artifacts(tmp_path, monkeypatch):
     records.write(records.Problem, pl.DataFrame(problems), inputs["prepare"] / "problems.parquet")
     names = list(records.Trace.columns())
     records.write(records.Trace, judged(rows).select(names), inputs["generate"] / "traces.parquet")
-    return inputs, rows
+    return inputs, rows, pools
 
 
 @pytest.mark.parametrize("rows_a_batch", [7, 4096])
 def test_the_streamed_stage_writes_what_the_whole_table_gives(artifacts, tmp_path, monkeypatch,
                                                               rows_a_batch):
-    inputs, rows = artifacts
+    inputs, rows, pools = artifacts
     monkeypatch.setattr(stream.batches, "__defaults__", (rows_a_batch,))
     config = FilterConfig(select={"type": "shortest", "n": 2}, keep='verdict == "correct" and '
                           "pass_rate < 1", per_source=15)
-    experiment = SimpleNamespace(filter=config, runtime=None)
+    experiment = SimpleNamespace(filter=config, runtime=RUNTIME)
     out = tmp_path / "out"
     counts = stage.run(experiment, inputs, out)
     written = records.read(records.Judged, out / "judged.parquet")
@@ -205,6 +211,7 @@ def test_the_streamed_stage_writes_what_the_whole_table_gives(artifacts, tmp_pat
     compared = ("problem_id", "sample", "thinking", "pass_rate", "kept", "reason")
     assert written.select(compared).rows() == whole.select(compared).rows()
     assert counts["traces"] == 100
+    assert len(pools) == -(-100 // rows_a_batch) and len(set(pools)) == 1  # one for the table
     assert counts["kept"] == 15 == sum(counts["kept_by_source"].values())
     assert counts["kept"] + sum(counts["rejected"].values()) == 100
     assert sum(counts["problems_by_difficulty"].values()) == 20
@@ -212,8 +219,8 @@ def test_the_streamed_stage_writes_what_the_whole_table_gives(artifacts, tmp_pat
 
 def test_the_preview_counts_what_the_run_then_keeps_and_can_use_earlier_verdicts(
         artifacts, tmp_path, monkeypatch):
-    inputs, _ = artifacts
-    experiment = SimpleNamespace(filter=FilterConfig(), runtime=None)
+    inputs, *_ = artifacts
+    experiment = SimpleNamespace(filter=FilterConfig(), runtime=RUNTIME)
     table = stage.preview(experiment, inputs)
     counts = stage.run(experiment, inputs, tmp_path / "out")
     assert table.filter(what="kept")["traces"].item() == counts["kept"]
@@ -222,13 +229,13 @@ def test_the_preview_counts_what_the_run_then_keeps_and_can_use_earlier_verdicts
 
 
 def test_a_damaged_table_is_one_sentence(artifacts, tmp_path):
-    inputs, _ = artifacts
+    inputs, *_ = artifacts
     path = inputs["generate"] / "traces.parquet"
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 0xFF
     path.write_bytes(bytes(data))
     with pytest.raises(UserError, match=r"traces\.parquet"):
-        stage.run(SimpleNamespace(filter=FilterConfig(), runtime=None), inputs, tmp_path / "out")
+        stage.run(SimpleNamespace(filter=FilterConfig(), runtime=RUNTIME), inputs, tmp_path / "out")
 
 
 def test_every_rule_names_known_columns():

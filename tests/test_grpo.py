@@ -227,3 +227,32 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     assert time.monotonic() - started < 30
     assert first["unjudged"] == 0.25 and not torch.equal(before, weights(made))
     assert first["rewards/accuracy/mean"] == pytest.approx(1 / 3)
+
+
+def test_attacks_on_the_judge_neither_hang_nor_stop_a_training_run(tmp_path):
+    import json
+    import time
+
+    from pipeline.rewards import accuracy_reward
+    from pipeline.verify import JudgePool
+
+    path = Path(__file__).parents[2] / "shared" / "cases" / "resource_attacks.json"
+    if not path.exists():
+        pytest.skip("the resource attacks are not beside this checkout")
+    attacks = json.loads(path.read_text())
+    slow = {"prediction": "\\boxed{\\int_0^1 x^x \\sin(x^x) dx}", "gold": "\\sum_{k=1}^{n} k^x"}
+    waiting, took = [*attacks, slow], []
+    with JudgePool(workers=1) as pool:
+        judged = accuracy_reward(pool)
+
+        def attacked(prompts, completions, **columns):
+            scores = []
+            for prompt in prompts:
+                case = waiting.pop() if waiting else {"prediction": "\\boxed{2}", "gold": "2"}
+                begun = time.monotonic()
+                scores += judged([prompt], [case["prediction"]], answer=[case["gold"]])
+                took.append(time.monotonic() - begun)
+            return scores
+
+        trainer(tmp_path, attacked, steps=-(-len(waiting) // 8)).train()
+    assert not waiting and max(took) < 6

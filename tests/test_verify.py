@@ -33,6 +33,7 @@ def boxed(answer: str, gold: str, **policy: object) -> str:
     ("40^\\circ", "40"), ("17\\%", "0.17"), ("2 \\pm \\sqrt 5", "2+\\sqrt5, 2-\\sqrt5"),
     ("35\\text{ km}", "35"), ("3:4", "\\frac34"), ("\\text{Tuesday}", "Tuesday"),
     ("0.1\\overline{6}", "\\frac16"), ("0.6667", "2/3"), ("11\\frac{3}{7}", "11.43"),
+    ("a = 1, b = 4; a = 2, b = 8", "(1, 4), (2, 8)"),
     ("y = 3x - 6", "6x - 2y = 12"), ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(1,2)")])
 def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "correct"
@@ -44,7 +45,7 @@ def test_the_same_answer_in_another_form_is_correct(answer: str, gold: str) -> N
     ("30\\text{ cm}", "30\\text{ m}"),
     ("2^{31}", "2^{32}"), ("Bob", "Alice"), ("2.72", "2.71"),
     ("0.67", "2/3"), ("-11\\frac37", "11.43"), ("2.718", "2.71828"),
-    ("10^{-40}", "10^{-41}"), ("5", "5.1")])
+    ("82.54", "82.50"), ("1200,3600", "1200,3601"), ("10^{-40}", "10^{-41}"), ("5", "5.1")])
 def test_another_answer_is_wrong(answer: str, gold: str) -> None:
     assert boxed(answer, gold) == "wrong"
 
@@ -54,6 +55,11 @@ def test_another_answer_is_wrong(answer: str, gold: str) -> None:
                                   "\\boxed{5} or \\boxed{8}", "\\boxed{8}\\boxed{5}"])
 def test_a_hedge_is_not_correct(text: str) -> None:
     assert verdict(text, "5") == "several_answers"
+
+
+def test_a_congruence_in_a_sentence_is_the_answer_and_not_its_modulus() -> None:
+    text = "It holds exactly for the numbers congruent to 1 or 5 modulo 6."
+    assert verdict(text, "6k+1, 6k+5") == "correct" != verdict(text, "6")
 
 
 def test_only_what_follows_closed_thinking_counts() -> None:
@@ -93,6 +99,9 @@ def test_the_chosen_letter_is_found(text: str, letter: str) -> None:
     ("50\\%", "50", {"percent": "value"}, "wrong"),
     ("6", "6\\text{ cm}", {"units": "required"}, "wrong"),
     ("101", "100", {"tolerance": 0.01}, "correct"),
+    ("4.57", "4.5678", {"rounding": "coarse"}, "correct"), ("4.57", "4.5678", {}, "wrong"),
+    ("(1, 4)", "[1, 4]", {"ends": "free"}, "correct"),
+    ("3\\text{ m}", "300\\text{ cm}", {}, "correct"),
     ("2, 1", "1, 2", {"order": "all"}, "wrong"), ("(2, 1)", "(1, 2)", {"order": "none"}, "correct"),
     ("2", "1, 2", {"gold_is_set": True}, "correct"), ("2/4", "1/2", {"reduced": True}, "wrong")])
 def test_a_policy_decides_where_graders_differ(answer: str, gold: str, policy: dict,
@@ -136,3 +145,17 @@ def test_judge_many_keeps_the_order_and_counts_progress() -> None:
                               seen.append)
     assert [j.verdict for j in out] == ["wrong", "wrong", "correct", "wrong", "wrong", "correct"]
     assert seen[-1] == 6
+
+
+@pytest.mark.parametrize(("given", "answer", "gold", "expected"), [
+    ("How heavy is the rod?", "4.57", "4.5678", "correct"),
+    ("How heavy is the rod, to four decimal places?", "4.57", "4.5678", "wrong"),
+    ("How heavy is the rod?", "4.56", "4.5678", "wrong"),
+    ("How heavy is the rod?", "4.6", "4.5678", "wrong"),
+    ("On which interval is f monotonically decreasing?", "(1, 4)", "[1, 4]", "correct"),
+    ("On which interval is f positive?", "(1, 4)", "[1, 4]", "wrong"),
+    ("Solve for x, where k is given.", "2\\pi n", "2\\pi k", "correct"),
+    ("Solve for x, where k is given.", "2n", "2k", "wrong")])
+def test_the_problem_says_how_exact_an_answer_must_be(given: str, answer: str, gold: str,
+                                                      expected: str) -> None:
+    assert judge(f"\\boxed{{{answer}}}", Problem("p", given, gold)).verdict == expected

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.verify import JudgePool, Problem, check_gold
-from pipeline.verify.cli import KINDS
+from pipeline.verify import JudgePool, Policy, Problem, check_gold
+from pipeline.verify.cli import to_problem
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -30,13 +30,30 @@ def box(text: object) -> str:
 
 def test_core_cases_agree_and_false_positives_are_rare() -> None:
     cases = [case for case in rows("cases/verifier_cases.jsonl") if case["core"]]
-    problems = [Problem(case["case_id"], case.get("problem") or "", str(case["gold"]),
-                        KINDS.get(case["kind"], case["kind"])) for case in cases]
+    problems = [to_problem(case | {"gold": case["gold"] or ""}, 1, Policy()) for case in cases]
     with JudgePool(workers=1) as pool:
         verdicts = pool.judge_many([str(case["prediction"]) for case in cases], problems)
     pairs = [(j.score == 1.0, case["expected"]) for j, case in zip(verdicts, cases, strict=True)]
-    assert sum(found == expected for found, expected in pairs) >= 0.9 * len(pairs)
+    assert sum(found == expected for found, expected in pairs) >= 0.945 * len(pairs)
     assert sum(found and not expected for found, expected in pairs) <= 0.005 * len(pairs)
+
+
+PAIRS = [json.loads(line) for line in Path(__file__).with_name("judge_pairs.jsonl").read_text(
+    encoding="utf-8").splitlines()]
+
+
+def test_answers_written_beforehand_are_told_apart() -> None:
+    """judge_pairs.jsonl: written before the judge was asked, half of them close but wrong."""
+    rows = [(group, pair, right) for group in PAIRS for right in ("right", "wrong")
+            for pair in group[right]]
+    problems = [Problem("p", "", pair[1], group["kind"]) for group, pair, _ in rows]
+    texts = [box(pair[0]) if group["form"] == "boxed" else pair[0] for group, pair, _ in rows]
+    with JudgePool(workers=1) as pool:
+        scores = [j.score == 1.0 for j in pool.judge_many(texts, problems)]
+    false = [pair for (_, pair, right), score in zip(rows, scores, strict=True)
+             if score and right == "wrong"]
+    assert not false
+    assert sum(scores) >= 0.95 * sum(right == "right" for _, _, right in rows)
 
 
 def test_every_gold_of_a_set_equals_itself() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.verify import Judgement, JudgePool, Problem, judge
+from pipeline.verify.judge import Deferred, finish
+from pipeline.verify.judgement import judgement
 from pipeline.verify.pool import WorkerLost
 
+PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "resource_attacks.json"
 FIVE = Problem("p", "", "5")
 HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}",
@@ -63,12 +70,15 @@ def test_heavy_answers_are_judged_in_bounded_time_from_everywhere(
         assert verdict.score != 1.0, text[:40]
 
 
-def test_known_resource_attacks_end_in_time(pool: JudgePool) -> None:
+@pytest.mark.parametrize("mode", [lambda task: task(), in_a_thread, in_a_loop])
+def test_known_resource_attacks_end_in_time_from_everywhere(
+        mode: Callable[..., Judgement], pool: JudgePool) -> None:
     if not CASES.exists():
         pytest.skip("the resource attacks are not beside this checkout")
     for case in json.loads(CASES.read_text()):
         before = time.monotonic()
-        judge(case["prediction"], Problem("p", "", case["gold"]), pool=pool)
+        mode(lambda case=case: judge(case["prediction"], Problem("p", "", case["gold"]),
+                                     pool=pool))
         assert time.monotonic() - before < 6, case["id"]
 
 
@@ -85,11 +95,15 @@ def test_a_worker_that_hangs_or_dies_costs_its_own_request_alone() -> None:
         assert pool.ask("sleep", [0.01]) is True
 
 
-def test_a_worker_that_asks_for_too_much_memory_is_an_error_and_not_a_zero() -> None:
-    with JudgePool(workers=1, memory_mb=400) as pool:
-        with pytest.raises(WorkerLost, match="error"):
-            pool.ask("allocate", [2000])
-        assert pool.ask("sleep", [0.0]) is True
+def test_an_answer_that_needs_more_than_a_gigabyte_dies_alone_as_an_error() -> None:
+    deferred = Deferred("allocate", (1200,), "1", "engine", lambda reply: judgement(
+        "correct" if reply else "wrong", "1", "engine"))
+    with JudgePool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
+        fine = threads.submit(pool.ask, "sleep", [0.2])
+        before = time.monotonic()
+        lost = finish(deferred, pool)
+        assert (lost.verdict, lost.score) == ("error", None) and time.monotonic() - before < 6
+        assert fine.result() is True and pool.ask("allocate", [300]) is True
 
 
 def test_a_pool_starts_no_process_until_one_is_needed() -> None:
@@ -137,9 +151,6 @@ def test_every_answer_equals_itself(answer: str) -> None:
     assert judge(f"<think>so</think> It is \\boxed{{ {answer} }}.", problem).verdict == "correct"
 
 
-PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
-
-
 @pytest.mark.parametrize("form", ["{}", "\\boxed{{{}}}", "\\boxed{{\\text{{{}}}}}",
                                   "\\boxed{{\\sqrt{{{}}}}}",
                                   "\\boxed{{\\begin{{pmatrix}} {} \\end{{pmatrix}}}}", "[{}]",
@@ -162,3 +173,41 @@ def test_no_answer_is_ever_evaluated(form: str, tmp_path: Path,
             meta = {"task": "countdown", "numbers": [1], "target": 5}
             judge(text, Problem("p", "", gold, kind, meta=meta))
     assert not marker.exists()
+
+
+HOOK = """
+import sys
+def hook(event, arguments):
+    if event not in ("exec", "compile", "subprocess.Popen", "os.system", "os.exec"):
+        return
+    frame, names = sys._getframe(), []
+    while frame:
+        names.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    if any(n.endswith("verify/engine.py") for n in names) and not any(
+            "importlib" in n or "polys/monomials" in n for n in names):
+        with open({log!r}, "a") as log:
+            log.write(event + " " + repr(arguments)[:200] + chr(10))
+sys.addaudithook(hook)
+"""
+"""Runs first in a worker: logs what it evaluates or starts for an answer. Imports aside, and the
+functions that sympy's polynomials write for a number of variables, without a word of the answer."""
+
+
+def test_no_answer_is_evaluated_in_the_worker_either(tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    log, marker = tmp_path / "log", tmp_path / "reached"
+    (tmp_path / "sitecustomize.py").write_text(HOOK.format(log=str(log)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    payload = PAYLOAD.format(path=str(marker))
+    with JudgePool(workers=1) as pool:
+        for answer in (payload, f"{{{payload}}}", f"\\sqrt{{{payload}}}", f"\\text{{{payload}}}",
+                       f"x = {payload}", f"\\begin{{pmatrix}}{payload}\\end{{pmatrix}}",
+                       "\\frac{1}{2} + \\sqrt{7}", "1+1", "(1, 2)", "\\{1, 2\\}"):
+            for gold in ("5", "\\pi", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", answer):
+                with contextlib.suppress(ValueError, WorkerLost):
+                    pool.ask("math", [gold, answer, True])
+    assert not log.exists() and not marker.exists()
+    control = "exec(compile('eval(\"1 + 1\")', 'verify/engine.py', 'exec'))"
+    subprocess.run([sys.executable, "-c", control], check=True)
+    assert "exec" in log.read_text()

@@ -6,15 +6,17 @@ parse() reads a cleaned answer into a Node; compare.py says whether two Nodes ar
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
-from pipeline.verify.expression import Tree, Unreadable, read
+from pipeline.verify.amount import amount, plain_text
 from pipeline.verify.latex import clean
+from pipeline.verify.node import Node
 from pipeline.verify.parts import (
     CLOSE,
     OPEN,
+    in_order,
     is_label,
     nearly,
     one_group,
@@ -22,33 +24,9 @@ from pipeline.verify.parts import (
     split_top,
     worked_out,
 )
+from pipeline.verify.rewrite import congruence, distance, without_aside
 
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
-_UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)(?:[^›\d\s]+\s?){1,4}›"
-_TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
-_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b)"
-                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)) *0)*$")
-_PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
-_DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
-_SEQUENCE = re.compile(r"‹[^›]*›\s*\d*\s*:")
-
-
-@dataclass(frozen=True)
-class Node:
-    """One answer. `items` are the parts of a collection; `tree` the expression of a value.
-
-    kind: value, text, opaque, list, tuple, set, interval, union, matrix, relation, ratio.
-    """
-
-    kind: str
-    text: str
-    items: tuple[Node, ...] = ()
-    tree: Tree | None = None
-    unit: str = ""
-    label: str = ""
-    detail: str = ""
-
-
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""
@@ -56,15 +34,22 @@ def parse(text: str) -> Node:
 
 
 def _parse(text: str, depth: int) -> Node:
-    text = text.strip()
+    text = congruence(text.strip()) or distance(text.strip()) or text.strip()
     if depth > 6 or not text:
         return Node("opaque", text)
+    if _EMPTY.fullmatch(text):
+        return Node("set", text)
+    if _REALS.fullmatch(text):
+        text = "(-\\infty, \\infty)"
     if text.startswith("‹") and text.find("›") == len(text) - 1:
-        return Node("text", text)
-    for reader in (_matrix, _separated, _aside, _related, _union, _bracketed, _ratio, _signs):
+        names = re.split(r",? and |, ", text[1:-1])
+        return plain_text(text) if len(names) == 1 or any(len(n.split()) > 3 for n in names) else \
+            Node("list", text, tuple(Node("text", f"‹{name}›") for name in names))
+    for reader in (_matrix, _without, _separated, _aside, _related, _union, _bracketed, _ratio,
+                   _signs):
         if node := reader(text, depth):
             return node
-    return _value(text)
+    return amount(text)
 
 
 def _matrix(text: str, depth: int) -> Node | None:
@@ -74,6 +59,32 @@ def _matrix(text: str, depth: int) -> Node | None:
     items = tuple(Node("tuple", row, tuple(_parse(cell, depth + 1) for cell in row.split("&")))
                   for row in rows)
     return Node("matrix", text, items)
+
+
+_EMPTY = re.compile(r"\\(?:emptyset|varnothing)|∅|⦃\s*⦄|‹(?:there (?:is|are) )?no (?:real )?"
+                    r"(?:solutions?|roots?)(?: exists?)?›", re.I)
+_REALS = re.compile(r"ℝ|‹all (?:the )?real(?:s| numbers?)›(?:\s*[a-z])?", re.I)
+_WITHOUT = re.compile(r"(.+?)\s*(?:\\setminus|\\backslash|\\(?=\s)|-)\s*⦃([^⦃⦄]*)⦄")
+_UNEQUAL = re.compile(r"([a-z])\s*\\ne\b(.*)")
+
+
+def _without(text: str, depth: int) -> Node | None:
+    """ℝ or an interval without some points, x ≠ 2 among them, as the union of what is left."""
+    match, base, points = _WITHOUT.fullmatch(text), "(-\\infty, \\infty)", ""
+    if match:
+        base, points = match.groups()
+    elif match := _UNEQUAL.fullmatch(text):
+        points = re.sub(rf"\b{match[1]}\s*\\ne\b", "", match[2])
+    if not match or not (cuts := in_order(split_top(points, ","))):
+        return None
+    whole = _parse(base, depth + 1)
+    if whole.kind not in ("interval", "tuple") or len(whole.items) != 2:
+        return None
+    ends = [whole.items[0].text, *cuts, whole.items[1].text]
+    pieces = [f"({low}, {high})" for low, high in pairwise(ends)]
+    pieces[0] = whole.detail[0] + pieces[0][1:]
+    pieces[-1] = pieces[-1][:-1] + whole.detail[1]
+    return _parse(" ∪ ".join(pieces), depth + 1)
 
 
 def _separated(text: str, depth: int) -> Node | None:
@@ -88,11 +99,18 @@ def _separated(text: str, depth: int) -> Node | None:
 
 
 def _list(text: str, items: list[Node]) -> Node:
-    """A list of `items`, with ± and nested unions of values laid flat."""
+    """A list of `items`, ± laid flat; x = 1, y = 2, x = 3, y = 4 is the list of two points."""
     flat: list[Node] = []
     for item in items:
-        flat += item.items if item.kind == "list" and item.detail == "±" else [item]
-    label = flat[0].label if flat and not any(item.label for item in flat[1:]) else ""
+        flat += item.items if item.kind == "list" and (
+            item.detail == "±" or all(part.label for part in item.items)) else [item]
+    names = [item.label for item in flat]
+    period = len(set(names))
+    if 1 < period < len(names) and all(names) and names == names[:period] * (
+            len(names) // period):
+        flat = [Node("tuple", " , ".join(n.text for n in flat[i:i + period]),
+                     tuple(flat[i:i + period])) for i in range(0, len(flat), period)]
+    label = names[0] if names and not any(names[1:]) else ""
     return Node("list", text, tuple(flat), label=label)
 
 
@@ -104,18 +122,13 @@ def _grouped_number(text: str) -> Node | None:
     match = _GROUPED.match(text) or re.match(r"([-+]?\d{1,3}(?: \d{3})+)$", text)
     if not match or "," in text[match.end():] or re.search(r"[=<>]", text):
         return None
-    return _value(re.sub("[, ]", "", match[1]) + text[match.end():])
+    return amount(re.sub("[, ]", "", match[1]) + text[match.end():])
 
 
 def _aside(text: str, depth: int) -> Node | None:
     """What follows "for all", "where", "if" is not part of the answer."""
-    match = _ASIDE.search(text)
-    return _parse(text[:match.start()], depth + 1) if match and match.start() else None
-
-
-def without_aside(text: str) -> str:
-    """A cleaned answer up to its first aside ("(n, 1) for all n, m" is (n, 1))."""
-    return _ASIDE.sub("", text)
+    plain = without_aside(text)
+    return _parse(plain, depth + 1) if plain not in ("", text) else None
 
 
 def _related(text: str, depth: int) -> Node | None:
@@ -125,6 +138,8 @@ def _related(text: str, depth: int) -> Node | None:
         return None
     while ops and ops[-1] == "\\approx" and nearly(*parts[-2:]):
         parts, ops = parts[:-1], ops[:-1]
+    if ops == ["\\approx"] and (not parts[0] or is_label(parts[0])):
+        return _parse(parts[1], depth + 1)
     if not ops:
         return _parse(parts[0], depth + 1)
     if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
@@ -177,15 +192,21 @@ def _union(text: str, depth: int) -> Node | None:
     return Node("union", text, tuple(_parse(part, depth + 1) for part in parts))
 
 
+_POINT = re.compile(r"[A-Z](?:_\{?\w\}?)?'*\s*(?=\(.*,)")
+
+
 def _bracketed(text: str, depth: int) -> Node | None:
     """(a, b), [a, b), {a, b} and {x | condition}; one bracketed thing is that thing."""
+    if named := _POINT.match(text):
+        text = text[named.end():]
     if text[0] not in OPEN or text[-1] not in CLOSE or not one_group(text):
         return None
     inner = text[1:-1].strip()
     if text[0] == "⦃":
         if match := re.match(r"\(?\s*[A-Za-z,\s]+\)?\s*(?:\\in\s*\S+\s*)?[|:]", inner):
             return _parse(inner[match.end():], depth + 1)
-        return Node("set", text, _items(inner, depth))
+        items = _list(inner, [_parse(part, depth + 1) for part in split_top(inner, ",;")]).items
+        return Node("set", text, tuple({item.text: item for item in items}.values()))
     parts = split_top(inner, ",")
     if len(parts) == 2 and (text[0] in "([" and text[-1] in ")]"):
         items = tuple(_parse(part, depth + 1) for part in parts)
@@ -208,15 +229,11 @@ def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:
         Node("tuple", " , ".join(n.text for n in chosen), chosen) for chosen in product(*choices)))
 
 
-def _items(inner: str, depth: int) -> tuple[Node, ...]:
-    return _list(inner, [_parse(part, depth + 1) for part in split_top(inner, ",;")]).items
-
-
 def _ratio(text: str, depth: int) -> Node | None:
     parts = split_top(text, ":")
     if len(parts) < 2:
         return None
-    if len(parts) == 2 and parts[0].endswith("›"):
+    if len(parts) == 2 and re.fullmatch(r".*›\s*\d*", parts[0]):
         return replace(_parse(parts[1], depth + 1), label=parts[0])
     return Node("ratio", text, tuple(_parse(part, depth + 1) for part in parts))
 
@@ -228,20 +245,3 @@ def _signs(text: str, depth: int) -> Node | None:
     both = [_parse(text.replace("\\pm", sign).replace("\\mp", other), depth + 1)
             for sign, other in ("+-", "-+")]
     return Node("list", text, tuple(both), detail="±")
-
-
-def _value(text: str) -> Node:
-    """An expression with its unit, or opaque text."""
-    amount, unit = text, ""
-    if match := _PERCENT.search(text):
-        amount, unit = text[:match.start()], "%"
-    elif match := _DEGREE.search(text):
-        amount, unit = text[:match.start()], "°"
-    elif match := _TAIL.search(text):
-        amount, unit = text[:match.start()], match[0]
-    if re.match(r"‹[^›\d]*›\s*[-\d.\\(]", amount):
-        amount = amount[amount.index("›") + 1:]
-    try:
-        return Node("value", text, tree=read(amount.strip()), unit=unit.strip())
-    except Unreadable:
-        return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)

@@ -25,7 +25,8 @@ def letters(text: str) -> list[str]:
         return letters(text.rpartition("<answer>")[2].partition("</answer>")[0])
     text = _NEGATED.sub(" ", text if len(text) < 1200 else text[:200] + text[-1000:])
     if stated := _STATED.findall(text):
-        return [stated[-1].upper()] if stated[-1].isupper() else []
+        last = stated[-1].isupper() or re.search(r"\b[b-jB-J]\W*$", text)
+        return [stated[-1].upper()] if last else []
     if leading := _LEADING.match(text):
         return [leading[1]]
     if re.fullmatch(r"\s*[a-j]\s*", text):
@@ -46,5 +47,7 @@ def _listed(text: str) -> list[str]:
 
 def exact_key(text: str) -> str:
     """Case, spacing, articles and punctuation at the ends do not count (SQuAD's normaliser)."""
+    if re.fullmatch(r"\s*-?\d+\.\d+\s*", text):
+        return text.strip().rstrip("0").rstrip(".")
     text = re.sub(r"\b(?:a|an|the)\b", " ", text.casefold())
     return " ".join(re.sub(r"(?<!\d)[.,!?;:\"'](?!\d)|[.,!?;:\"']+$", " ", text).split())

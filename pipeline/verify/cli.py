@@ -13,7 +13,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,8 @@ def _read_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
     gold = row.get("gold", row.get("answer"))
+    if isinstance(gold, list) and gold:  # several spellings of one answer
+        gold, policy = ", ".join(map(str, gold)), replace(policy, gold_is_set=True)
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
         raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
     meta = row.get("meta") or {}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Any
 
-from pipeline.verify import value
-from pipeline.verify.answer import Node, parse, without_aside
+from pipeline.verify.answer import parse
 from pipeline.verify.elements import (
     all_of,
     any_of,
@@ -16,22 +13,25 @@ from pipeline.verify.elements import (
     distinct,
     endless,
     ends_of,
-    infinite,
     labels_of,
     spread,
 )
-from pipeline.verify.expression import Tree, Unreadable
+from pipeline.verify.exact import Unsure
+from pipeline.verify.expression import Unreadable
 from pipeline.verify.judgement import Policy
 from pipeline.verify.latex import clean
-from pipeline.verify.measure import other_unit, reduced, rounds, unit_of
+from pipeline.verify.node import Node
+from pipeline.verify.quantity import Quantities
 from pipeline.verify.relation import equations, substituted
+from pipeline.verify.rewrite import without_aside, without_remark
 from pipeline.verify.wording import key, phrase_of, words
 
-_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
-_PARAMETERS = frozenset("kmnltjscC")
-"""Letters that a solver may choose for a free integer or constant."""
+_MONOTONE = re.compile(
+    r"monoton|(?:increasing|decreasing) (?:on|interval)"
+    r"|intervals? (?:of (?:in|de)crease|(?:where|on which) .{0,40}(?:in|de)creas)", re.I)
 _GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
-_DECIMAL = re.compile(r"-?(\d*)\.(\d+)|-?(\d+)")
+_MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|september|october|"
+                    r"november|december)\b")
 
 
 def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
@@ -40,28 +40,29 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
         return True
     if phrase_of(answer, gold):
         return True
-    left, right = parse(gold), parse(answer)
-    results = [Comparison(policy, given).same(a, b)
-               for a in _readings(gold, left) for b in _readings(answer, right)]
+    golds = _readings(gold)
+    if (short := without_remark(plain := clean(gold))) not in ("", plain):
+        golds.append(parse(short))
+    results = [Comparison(policy, given).same(a, b) for a in golds
+               for b in _readings(answer)]
     if True in results:
         return True
     return None if None in results else False
 
 
-def _readings(text: str, node: Node) -> list[Node]:
+def _readings(text: str) -> list[Node]:
     """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
-    plain = clean(text)
-    if re.fullmatch(r"-?\d+,\d{2,}", plain):
-        return [node, parse(plain.replace(",", ".")), parse(plain.replace(",", ", "))]
+    plain, node = clean(text), parse(text)
+    if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
+        point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
+            [parse(f"{match[1]}.{match[2]}{match[3]}")]
+        return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
     short = without_aside(plain)
     return [node, parse(short)] if short and short != plain else [node]
 
 
-class Comparison:
-    """One comparison: the policy and the text of the problem."""
-
-    def __init__(self, policy: Policy, given: str) -> None:
-        self.policy, self.given = policy, given
+class Comparison(Quantities):
+    """One comparison of whole answers."""
 
     def same(self, a: Node, b: Node) -> bool | None:
         """Gold `a` against answer `b`."""
@@ -81,82 +82,16 @@ class Comparison:
         left, right = words(a.text), words(b.text)
         if left and left == right and "text" in (a.kind, b.kind):
             return True
+        if _MONTH.search(left) and _day(left) == _day(right):
+            return True
+        if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
+            return said[1].lower() == left
         if endless(a) and endless(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (
                 a.kind == "text" and len(left.split()) == 1):
             return False
         return None
-
-    def values(self, a: Node, b: Node) -> bool | None:
-        if self.policy.units == "required" and unit_of(a) != unit_of(b):
-            return False
-        if other_unit(unit_of(a), unit_of(b)):
-            return False
-        assert a.tree and b.tree
-        if self.policy.reduced and not reduced(b.tree):
-            return False
-        pairs = [(self.same_argument(a, b), b.tree)]
-        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"}:
-            pairs = self.scaled(a, b)
-        return any_of(self.trees(left, right) for left, right in pairs)
-
-    def same_argument(self, a: Node, b: Node) -> Tree:
-        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
-        assert a.tree
-        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
-        if not names[0] or not names[1] or names[0][1] == names[1][1]:
-            return a.tree
-        return value.substitute(a.tree, names[0][1], ("v", names[1][1]))
-
-    def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
-        """Both readings of a percentage, and degrees as radians where the other side has π."""
-        assert a.tree and b.tree
-        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
-        if "°" in (a.unit, b.unit):
-            if "\\pi" not in a.text + b.text:
-                return plain
-            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
-        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
-        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
-
-    def trees(self, a: Tree, b: Tree) -> bool | None:
-        if a == b:
-            return True
-        try:
-            if value.equal(a, b):
-                return True
-            if self.near(a, b):
-                return True
-            return self.renamed(a, b)
-        except value.TooLarge:
-            raise
-        except value.Unsure:
-            return False if infinite(a) != infinite(b) else None
-
-    def near(self, a: Tree, b: Tree) -> bool:
-        """Equal within the policy's tolerance, or one is the other correctly rounded."""
-        if value.symbols(a) or value.symbols(b):
-            return False
-        left, right = value.number(a), value.number(b)
-        if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
-            return True
-        endless_gold, endless_answer = (not value.terminates(tree) for tree in (a, b))
-        return rounds(a, left, right, 3, cut=endless_answer) or \
-            (endless_gold and rounds(b, right, left, self.policy.digits))
-
-    def renamed(self, a: Tree, b: Tree) -> bool:
-        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
-        old, new = value.symbols(a) - value.symbols(b), value.symbols(b) - value.symbols(a)
-        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
-                or not self.free(*old):
-            return False
-        return value.equal(value.rename(a, dict(zip(old, new, strict=True))), b)
-
-    def free(self, name: str) -> bool:
-        letter = name.lstrip("\\")
-        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
-        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
 
     def groups(self, a: Node, b: Node) -> bool | None:
         """Collections: element by element, ordered or as multisets (see Policy.order)."""
@@ -166,15 +101,24 @@ class Comparison:
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
                 return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
+            if group is b and b.kind == "list" and len(b.items) == 2 and \
+                    all(self.same(a, item) for item in b.items):
+                return True
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        if {a.kind, b.kind} in ({"set", "tuple"}, {"set", "interval"}):
+            return False
         left, right = distinct(spread(a)), distinct(spread(b))
-        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b):
+        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b) and not self.open_ends():
             return False
         if len(left) != len(right):
             return False
         if not self.ordered(a, b):
             return self.matched(left, right)
         return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
+
+    def open_ends(self) -> bool:
+        """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
+        return self.policy.ends == "free" or bool(_MONOTONE.search(self.given))
 
     def ordered(self, a: Node, b: Node) -> bool:
         if self.policy.order != "tuples":
@@ -197,14 +141,16 @@ class Comparison:
         return None if unsure else True
 
     def ratios(self, a: Node, b: Node) -> bool | None:
-        """a:b against c:d, or against a fraction."""
+        """a:b against c:d, or against a fraction; 3:30 pm is no ratio."""
         if a.kind == b.kind:
             if len(a.items) != len(b.items):
                 return False
+            if a.items[-1].unit or b.items[-1].unit:
+                return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
             try:
                 pairs = [cross_equal(x, y, a.items[0], b.items[0])
                          for x, y in zip(a.items[1:], b.items[1:], strict=True)]
-            except (value.Unsure, Unreadable):
+            except (Unsure, Unreadable):
                 return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
             return all(pairs)
         ratio, other = (a, b) if a.kind == "ratio" else (b, a)
@@ -233,12 +179,6 @@ class Comparison:
         return equations(a, b)
 
 
-_HUNDREDTH: Tree = ("n", Fraction(1, 100))
-
-
-def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
-    """The tree of a value, with the operation that its unit stands for."""
-    assert node.tree
-    return (*operation, node.tree) if node.unit == unit else node.tree
-
-
+def _day(text: str) -> list[str]:
+    """The parts of a date in any order, 4th as 4."""
+    return sorted(part for part in text.split() if part not in ("st", "nd", "rd", "th", "of"))

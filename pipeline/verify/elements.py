@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node
 from pipeline.verify.expression import Tree, Unreadable
+from pipeline.verify.node import Node
 from pipeline.verify.wording import key, words
 
 

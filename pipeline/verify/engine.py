@@ -6,7 +6,10 @@ math-verify's own timeouts are off (they need signals, and a main thread); the w
 from __future__ import annotations
 
 import logging
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 logging.disable(logging.CRITICAL)
@@ -17,11 +20,43 @@ def same(gold: str, answer: str, order: bool) -> bool | None:
     from math_verify import LatexExtractionConfig, parse, verify
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
-    left, right = [parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None,
-                         fallback_mode="no_fallback") for text in (gold, answer)]
-    if not left or not right:
-        return None
-    return bool(verify(left, right, timeout_seconds=None, strict=True))
+    with _without_evaluator():
+        left, right = [parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None,
+                             fallback_mode="no_fallback") for text in (gold, answer)]
+        if not left or not right:
+            return None
+        return bool(verify(left, right, timeout_seconds=None, strict=True))
+
+
+@contextmanager
+def _without_evaluator() -> Iterator[None]:
+    """sympy's string parser, which ends in eval(), replaced by one that reads a number or a name.
+
+    latex2sympy hands it every numeral of an answer (sympy.Number of a string does so).
+    """
+    from sympy import Float, Integer, Symbol, SympifyError
+    from sympy.parsing import sympy_parser
+
+    def plain(text: str, *_: Any, **settings: Any) -> Any:
+        text = text.strip()
+        if re.fullmatch(r"\d{1,400}", text):
+            return Integer(text)
+        if re.fullmatch(r"(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d{1,3})?", text):
+            return Float(text)
+        if re.fullmatch(r"[^\W\d]\w*", text):
+            return Symbol(text)
+        raise SympifyError(text)
+
+    usual, sympy_parser.parse_expr = sympy_parser.parse_expr, plain
+    try:
+        yield
+    finally:
+        sympy_parser.parse_expr = usual
+
+
+def prepare() -> bool:
+    """Import what the first answer needs, so that it is not charged with it."""
+    return same("1", "1", True) is True
 
 
 def gym_score(task: str, entry: dict[str, Any], answer: str) -> float:

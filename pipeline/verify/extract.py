@@ -21,6 +21,7 @@ _STATED = re.compile(
 _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:/\d+)?\s?%?")
+_CONGRUENCE = re.compile(r"\bcongruent to -?\d+(?:(?:,| or| and)+ -?\d+)* \(?mod(?:ulo)? \d+\)?")
 _WORDS = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _SENTENCES = re.compile(r"(?<=[^\s.])\.\s+(?=[A-Z\\$])|。|\n")
 _INTRODUCED = re.compile(r"(?:[A-Z]?[a-z]+:? ){1,4}(?:\$|\\\(|\\\[)")
@@ -45,7 +46,8 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
     return found
 
 
-_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*")
+_JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*"
+                      r"|\s*(?:[a-z]+,? ){0,3}and(?: [a-z]+){0,2}\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 
 
@@ -101,7 +103,7 @@ def is_prose(text: str) -> bool:
 
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
-    text = _FORMULA.sub(lambda m: " ".join(m[0].split()), text)
+    text = _FORMULA.sub(lambda m: re.sub(r"\s*\n\s*", " ", m[0]), text)
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return [tail] if not is_prose(tail) else _last_value(tail)
@@ -121,7 +123,9 @@ def _sentence(text: str) -> str:
 
 
 def _last_value(line: str) -> list[str]:
-    """The last formula or number of `line`, whichever stands later."""
+    """The congruence in `line`, or its last formula or number, whichever stands later."""
+    if congruence := _CONGRUENCE.search(line):
+        return [congruence[0]]  # and not its modulus
     formulas, numbers = list(_FORMULA.finditer(line)), list(_NUMBER.finditer(line))
     if formulas and (not numbers or numbers[-1].start() < formulas[-1].end()):
         return [next(filter(None, formulas[-1].groups())).strip()]

@@ -11,9 +11,10 @@ from typing import Any
 
 from pipeline.completion import Completion, split_completion
 from pipeline.errors import UserError
-from pipeline.verify import choice, value
+from pipeline.verify import choice
 from pipeline.verify.answer import parse
 from pipeline.verify.compare import same
+from pipeline.verify.exact import TooLarge
 from pipeline.verify.extract import extract, gold_answers, is_prose
 from pipeline.verify.gym import countdown, safe_for_scorer
 from pipeline.verify.judgement import Judgement, Policy, Problem, Verdict, judgement
@@ -138,7 +139,7 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
         return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, given)
-    except value.TooLarge:
+    except TooLarge:
         return judgement("cannot_judge", answer, "rules")
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 
-VERSION = "1"
+VERSION = "2"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
@@ -29,6 +29,13 @@ class Policy:
     """Relative difference still equal, for numbers; 0 keeps exact comparison."""
     digits: int = 4
     """Significant digits from which a correctly rounded decimal equals an exact gold."""
+    rounding: Literal["asked", "coarse", "gold"] = "asked"
+    """coarse: a decimal gold rounded to three digits or more, within 0.2 %, is right; gold: never
+    fewer digits than the gold has; asked: coarse where the problem's text asks for no precision,
+    gold where it does and where there is no text to tell."""
+    ends: Literal["strict", "free"] = "strict"
+    """free: open and closed intervals are the same, as always where a problem asks on which
+    interval a function rises or falls."""
     order: Literal["tuples", "all", "none"] = "tuples"
     """Where order counts: in (bracketed) tuples only, in bare lists too, or nowhere."""
     gold_is_set: bool = False

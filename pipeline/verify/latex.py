@@ -9,7 +9,7 @@ MAX_ANSWER = 2000
 
 
 _PLAIN = {
-    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
     "⩾": r"\ge ", "≠": r"\ne ", "×": r"\cdot ", "·": r"\cdot ", "÷": "/", "−": "-", "–": "-",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3",
     "，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "≈": r"\approx ", "±": r"\pm ",
@@ -17,6 +17,7 @@ _PLAIN = {
     "＞": ">", "＜": "<", "＝": "=", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
     "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "≡": r"\equiv ", "、": ",", "‹": "<", "›": ">",
     "<sup>": "^{", "</sup>": "}", "<sub>": "_{", "</sub>": "}", "**": "^",
+    "√": r"\sqrt ", "p.m.": "pm", "a.m.": "am", "P.M.": "PM", "A.M.": "AM", "Ω": r"\Omega ",
     "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
 _PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
 _CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
@@ -27,7 +28,8 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqsla
          "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
          "vert": "|", "lvert": "|", "rvert": "|", "arcsec": "arcsec", "tg": "tan", "ctg": "cot",
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
-         "dotsc": "ldots", "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
+         "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ",
+         "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
 _DROP = frozenset([
     "left", "right", "displaystyle", "textstyle", "quad", "qquad", "big", "Big", "bigg", "Bigg",
@@ -43,28 +45,54 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
 FUNCTIONS = frozenset([
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "sinh",
-    "cosh", "tanh", "ln", "log", "exp", "sqrt"])
+    "cosh", "tanh", "ln", "log", "exp", "sqrt", "cis"])
 _WORD = re.compile(
     r"[\u3400-\u9fff]+|(?<![A-Za-z\\_])(?!(?:and|or|pi|in|to)\b|"
     + "|".join(rf"{name}\b" for name in sorted(FUNCTIONS))
     + r")[^\W\d_]{3,}(?:[ '’-]+[^\W\d_]+)*[!?]?")
 _WORDS = re.compile(rf"‹[^›]*›|{_WORD.pattern}")
-_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am)\s*(\^\{?[23]\}?)?$"
+_UNIT2 = re.compile(r"(?<=[\d}])\s*(?<!\\)(cm|mm|km|kg|ft|in|hr|mi|pm|am|PM|AM)\s*(\^\{?[23]\}?)?$"
                     r"|(?<=\d)(?:\s*\^\s*\{?\s*)?‹?(?:th|st|nd|rd)\b›?[\s}]*")
+
+
+_LAYOUT = {"\\$": "¤", "\\%": "%", "\\langle": "(", "\\rangle": ")", "\\mathbb{R}": "ℝ",
+           "\\mathbb R": "ℝ", "\\R ": "ℝ"}
+_LAYOUT_RE = re.compile("|".join(map(re.escape, _LAYOUT)))
+_ROOT = re.compile(r"\\sqrt  *(\d{2,}|\(\d+\))")
+_RUN_ON = re.compile(r"\\(le|ge|ne|in|lt|gt|cdot|times|cup)([a-pru-z])(?![A-Za-z])")
+_STRAY = re.compile(r"(?<![\\_^])\{\s*\}|(?<!\.)\.(?=\s*[\])])")
+"""Empty groups, and a full stop before a closing bracket."""
+_OUTWARD = re.compile(r"([\]\[])(\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*,\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*)"
+                      r"([\]\[])")
+_MIXED = re.compile(r"(?<![\w.,/^])(\d{1,4}) +(\d{1,4})/(\d{1,4})(?![\w.,/^])")
+_RANGE = re.compile(r"(?<=\d)\s*‹?\s*\bto\b\s*›?\s*(?=\d)")
 
 
 @lru_cache(maxsize=50_000)
 def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
+    if text.isascii() and text.isdecimal():
+        return text[:MAX_ANSWER]
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
     text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
-    text = text.replace("\\$", "¤").replace("$", " ").replace("\\%", "%")
+    text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
+    text = _STRAY.sub("", text)
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    if "\\" in text:
+        text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))
     text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
     text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
-    text = re.sub(r"[€£¤]", "", text)
+    if "¤" in text:
+        text = re.sub(r"^(-?)¤\s*(-?[\d.,]+)\s*$", r"\1\2‹dollar›", text)
+    text = _RANGE.sub(":", re.sub(r"[€£¤]", "", text))
+    if "]" in text:
+        text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
+    if "\\" in text:
+        text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", text)
+        text = re.sub(r"\\mu\s*‹(?=[a-zA-Z]›)", "‹μ", text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)
 
@@ -77,9 +105,17 @@ _JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(
                      r"|\\(?:and|or)\b")
 
 
+_LETTER_UNITS = frozenset("msghLJNWVCKAFT")
+
+
 def _outside(text: str) -> str:
     """Joining words as separators, also where they stood inside \\text{}."""
-    return _JOINED.sub(lambda m: " , " if m[1] is None else _word(m[1]), text)
+    def joined(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return " , "
+        return f"‹{match[1].strip()}›" if _is_unit(match[1], match) else _word(match[1])
+
+    return _JOINED.sub(joined, text)
 
 
 def _word(text: str) -> str:
@@ -101,13 +137,13 @@ def _word(text: str) -> str:
 def _commands(text: str) -> str:
     """LaTeX commands to their one spelling."""
     if "\\begin" in text:
-        text = re.sub(r"\\\\\s*(?:\[[^\]]*\])?", "⏎", text)
+        text = re.sub(r"\\\\\s*(?:\[[^\]]*\])?|\\(?=[\d-])", "⏎", text)
         text = _MATRIX.sub(lambda m: "⟦" if m[1] == "begin" else "⟧", text)
     else:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
         text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
-        text = _FONTS.sub(lambda m: f" {_font(m[1])} ", text)
+        text = _FONTS.sub(lambda m: f" {_font(m)} ", text)
     text = _REPEATING.sub(_repeating, text)
     text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
@@ -126,11 +162,26 @@ def _repeating(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
-def _font(text: str) -> str:
-    if text.strip("~ ") in ("m", "s", "g", "h"):
+_MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
+                      r"|\^\s*\{?-?\d\}?)+")
+
+
+def _font(match: re.Match[str]) -> str:
+    """The content of \\mathrm{} and its like: a unit or a word as ‹words›, else as it stands."""
+    text = match[1]
+    if _MEASURE.fullmatch(text):
+        return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"
+    if text.strip("~ ") in ("m", "s", "g", "h") or _is_unit(text, match):
         return f"‹{text}›"
     return f"‹{text}›" if re.fullmatch(r"[^\W\d_][^\W\d_ ^-]+(\s*\^\{?\d\}?)?", text) \
         and text not in FUNCTIONS else text
+
+
+def _is_unit(name: str, match: re.Match[str]) -> bool:
+    """Whether a letter that stands at `match`, right after a number, is its unit."""
+    before = re.sub(r"(?:\\[,; ]|[\s~])+$", "", match.string[:match.start()])
+    return name.strip() in _LETTER_UNITS and bool(re.search(r"[\d})]$", before)) \
+        and not match.string.startswith("_", match.end())
 
 
 def _command(match: re.Match[str]) -> str:

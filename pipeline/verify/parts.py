@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 
+from pipeline.verify.exact import Unsure, exact
 from pipeline.verify.expression import Unreadable, read
-from pipeline.verify.value import Unsure, exact, number
+from pipeline.verify.value import number
 
 OPEN, CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
 _LABEL = re.compile(
     r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
-    r"(?:\(\s*[a-z\d](?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
-    r"\\frac\s*\{\s*[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}\s*\}|"
-    r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)|\\(?:angle|triangle)\s*[A-Z]+"
-    r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|[A-Z]\w*(?:_\{?\w+\}?)?\s*:\s*[A-Z]\w*(?:_\{?\w+\}?)?"
-    r"|\|\s*[A-Z]{1,2}\s*\||S\s*_\s*\{[^{}]*\}\s*:\s*S|V\s*_\s*\{[^{}]*\}\s*:\s*V\s*_\s*\{[^{}]*\}")
+    r"(?:\(\s*(?:[a-z]|\d+)(?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
+    r"\\frac\s*\{\s*(?:[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}|d\s*[a-z]?\s*\}\s*\{\s*d\s*[a-z])\s*\}|"
+    r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)"
+    r"|(?:‹m›|m)?\s*\\(?:angle|triangle)\s*[A-Z]+|\[\s*‹?[A-Z]{3,6}›?\s*\]"
+    r"|(?:[^\d=]*‹[^›]*›\s*){1,3}|\|\s*[A-Z]{1,2}\s*\|"
+    r"|[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?(?:\s*:\s*[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?)?")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=]{1,8}?)+\s*\)")
 _AFTER = re.compile(r"\s*(?:‹[^›]*›|%)\s*$")
 
@@ -49,7 +51,16 @@ def worked_out(left: str, right: str) -> bool:
         first, second = exact(read(left)), exact(read(_AFTER.sub("", right)))
     except (Unreadable, Unsure):
         return False
-    return first is not None and first == second and bool(re.search(r"\d\D*[-+*/\\]\D*\d", left))
+    return first is not None and first == second and read(left)[0] != "n"
+
+
+def in_order(points: list[str]) -> list[str]:
+    """Numbers by size, each once; [] where one of them is no real number."""
+    try:
+        sized = {number(read(point)): point for point in points}
+        return [sized[size] for size in sorted(sized)]
+    except (Unreadable, Unsure, KeyError, TypeError):
+        return []
 
 
 def is_label(text: str) -> bool:

@@ -35,39 +35,45 @@ class WorkerLost(RuntimeError):  # noqa: N818
 
 
 class Worker:
-    """One worker process; started again after a kill when it is next asked."""
+    """One worker process; after a kill the next one starts at once, to be ready when asked."""
 
     def __init__(self, memory_mb: int) -> None:
         self.memory_mb = memory_mb
         self.process: subprocess.Popen[bytes] | None = None
+        self.ready = False
 
     def start(self) -> None:
-        """Start the process and wait until it is ready to answer."""
+        """Start the process; `ready` once it has said so."""
         environment = {k: os.environ[k] for k in KEPT if k in os.environ}
-        environment |= {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1",
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
                         "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.verify.worker", str(self.memory_mb)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env=environment, start_new_session=True)
-        self._read(time.monotonic() + START_SECONDS)
+        self.ready = False
 
     def ask(self, task: str, arguments: Sequence[Any], seconds: float) -> Any:
         """The task's value. ValueError where it raised; WorkerLost where it had to be killed."""
+        deadline = time.monotonic() + seconds
         if self.process is None or self.process.poll() is not None:
             self.start()
+            self._read(time.monotonic() + START_SECONDS)
+            deadline = time.monotonic() + seconds  # a first start is not charged to the answer
+        elif not self.ready:
+            self._read(deadline)
+        self.ready = True
         assert self.process and self.process.stdin
         line = json.dumps({"task": task, "arguments": list(arguments), "seconds": seconds}) + "\n"
         try:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
         except BrokenPipeError:
-            self.kill()
-            raise WorkerLost("error") from None
-        reply = self._read(time.monotonic() + seconds)
+            raise self._lost("error") from None
+        reply = self._read(deadline)
         if reply.get("error") == "memory":
-            self.kill()
-            raise WorkerLost("error")
+            raise self._lost("error")
         if "error" in reply:
             raise ValueError(reply["error"])
         return reply["value"]
@@ -80,14 +86,20 @@ class Worker:
         while not buffer.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                self.kill()
-                raise WorkerLost("timeout")
+                raise self._lost("timeout")
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
-                self.kill()
-                raise WorkerLost("error")
+                raise self._lost("error")
             buffer += chunk
         return dict(json.loads(buffer))
+
+    def _lost(self, why: str) -> WorkerLost:
+        """The process ended, another started if this one had ever been ready."""
+        again = self.ready
+        self.kill()
+        if again:
+            self.start()
+        return WorkerLost(why)
 
     def kill(self) -> None:
         """End the process and reap it."""
@@ -99,7 +111,7 @@ class Worker:
             if stream:
                 with contextlib.suppress(BrokenPipeError):  # what was not written is lost with it
                     stream.close()
-        self.process = None
+        self.process, self.ready = None, False
 
 
 class JudgePool:

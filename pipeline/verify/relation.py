@@ -6,9 +6,10 @@ import re
 from fractions import Fraction
 
 from pipeline.verify import value
-from pipeline.verify.answer import Node
+from pipeline.verify.exact import TooLarge, Unsure
 from pipeline.verify.expression import Tree, Unreadable, read
 from pipeline.verify.latex import clean
+from pipeline.verify.node import Node
 
 
 def substituted(a: Node, b: Node) -> bool | None:
@@ -22,10 +23,10 @@ def substituted(a: Node, b: Node) -> bool | None:
         return False
     try:
         name, = missing
-        left, right = (value.substitute(side, name, b.tree)
+        left, right = (value.replaced(side, ("v", name), b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return value.equal(left, right)
-    except value.Unsure:
+    except Unsure:
         return None
 
 
@@ -39,9 +40,9 @@ def equations(a: Node, b: Node) -> bool | None:
         return False
     try:
         sign = value.ratio(left, right)
-    except value.TooLarge:
+    except TooLarge:
         raise
-    except value.Unsure:
+    except Unsure:
         return None
     return sign is not None and (sign > 0 or op in ("=", "\\ne"))
 

@@ -67,7 +67,8 @@ def command(role: str, limits: Limits) -> list[str]:
         if "/opt/python" in binds else str(here)
     user = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root \
         else ["--unshare-user", "--disable-userns"]
-    return ["bwrap", *user, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+    return [shutil.which("bwrap") or "bwrap", *user, "--unshare-pid", "--unshare-net",
+            "--unshare-ipc", "--unshare-uts",
             "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv",
             "--hostname", "box", *binds, "--proc", "/proc", "--dev", "/dev",
             "--size", "65536", "--perms", "1777", "--tmpfs", "/dev/shm",
@@ -100,7 +101,7 @@ class Box:
         self.deadline = time.monotonic() + limits.seconds
         self.process = subprocess.Popen(
             command(role, limits), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env={"PATH": "/usr/bin:/bin"}, start_new_session=True)
+            stderr=subprocess.DEVNULL, env={}, start_new_session=True)
         assert self.process.stdin and self.process.stdout
         self.buffer = b""
         self._write(marshal.dumps(request).hex())

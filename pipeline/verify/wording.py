@@ -29,11 +29,32 @@ def phrase_of(answer: str, gold: str) -> bool:
         and not _TURNING.search(gold)
 
 
+_SAID = {"dne": "does not exist", "doesn t exist": "does not exist"}
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
 def words(text: str) -> str:
-    """Letters and digits only, lower case: how texts are compared."""
-    return " ".join(re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).casefold().split())
+    """Letters and digits only, lower case, no articles: how texts are compared."""
+    plain = re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).casefold().split()
+    bare = [word for word in plain if word not in ("a", "an", "the")]
+    return _SAID.get(" ".join(bare), " ".join(bare or plain))
+
+
+def number_word(text: str) -> str:
+    """The digits of a number below a hundred in words ("forty two"), "" of anything else."""
+    first, _, last = text.casefold().replace("-", " ").partition(" ")
+    if first in _SMALL and not last:
+        return str(_SMALL.index(first))
+    if first not in _TENS or last not in ("", *_SMALL[1:10]):
+        return ""
+    return str(20 + 10 * _TENS.index(first) + (_SMALL.index(last) if last else 0))
 
 
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
-    return re.sub(r"\s+|\\cdot\b", "", re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text)))
+    bare = re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text))
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\cdot\b", "", bare)

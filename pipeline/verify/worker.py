@@ -23,7 +23,7 @@ def main() -> None:
     replies, sys.stdout = sys.stdout, sys.stderr
     from pipeline.verify import engine
 
-    _reply(replies, {"ready": True})
+    _reply(replies, {"ready": engine.prepare()})
     tasks: dict[str, Callable[..., Any]] = {
         "math": engine.same, "gym": engine.gym_score, "sleep": engine.sleep,
         "allocate": engine.allocate}

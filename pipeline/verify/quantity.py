@@ -1,0 +1,143 @@
+"""Single values under a Policy: numbers with units, roundings, percentages, formulas."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from pipeline.verify import dotted, value
+from pipeline.verify.elements import any_of, infinite
+from pipeline.verify.exact import TooLarge, Unsure, exact, terminates
+from pipeline.verify.expression import Tree
+from pipeline.verify.judgement import Policy
+from pipeline.verify.measure import coarsely, reduced, rounds, school_pi, unit_of, zeros
+from pipeline.verify.node import Node
+
+_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
+_PRECISION = re.compile(r"decimal|nearest|significant|round|digits|tenth|hundredth|thousandth"
+                        r"|precis|accura|exact", re.I)
+_PARAMETERS = frozenset("kmnltjscC")
+"""Letters that a solver may choose for a free integer or constant."""
+_HUNDREDTH: Tree = ("n", Fraction(1, 100))
+
+
+class Quantities:
+    """Comparison of two values: the policy and the text of the problem."""
+
+    def __init__(self, policy: Policy, given: str) -> None:
+        self.policy, self.given = policy, given
+        self.zeros = (0, 0)  # that end the decimals compared now
+
+    def values(self, a: Node, b: Node) -> bool | None:
+        assert a.tree and b.tree
+        if self.otherwise_named(a, b) or (self.policy.reduced and not reduced(b.tree)):
+            return False
+        self.zeros = zeros(a.text), zeros(b.text)
+        pairs = [(self.same_argument(a, b), b.tree)]
+        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
+                "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
+            pairs = self.scaled(a, b)
+        elif a.unit != b.unit:
+            pairs = self.measured(a, b)
+        return any_of(self.trees(left, right) for left, right in pairs)
+
+    def otherwise_named(self, a: Node, b: Node) -> bool:
+        """Whether the answer is said to be of another unknown or, in words, of another thing."""
+        if a.label == b.label or not (a.label and b.label):
+            return False
+        if len(a.label) == len(b.label) == 1:
+            return not self.given or b.label in re.findall(r"[A-Za-z]+", self.given)
+        return a.text.startswith("‹") and b.text.startswith("‹") and "=" not in a.text + b.text
+
+    def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Values with different units: both in base units; a unit may be left out by policy."""
+        assert a.tree and b.tree
+        first, second = unit_of(a.unit), unit_of(b.unit)
+        plain = [(a.tree, b.tree)] if self.policy.units == "optional" else []
+        if first is None or second is None:
+            return plain
+        inside: list[tuple[Tree, Tree]] = [
+            (("*", ("n", first[1]), a.tree), ("*", ("n", second[1]), b.tree))]
+        if first[0] == second[0]:
+            bare = not a.unit or not b.unit
+            return [*plain, *inside] if bare else inside
+        return plain if not (a.unit and b.unit) else []
+
+    def same_argument(self, a: Node, b: Node) -> Tree:
+        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
+        assert a.tree
+        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
+        if not names[0] or not names[1] or names[0][1] == names[1][1]:
+            return a.tree
+        return value.replaced(a.tree, ("v", names[0][1]), ("v", names[1][1]))
+
+    def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Both readings of a percentage, and degrees as radians where the other side has π."""
+        assert a.tree and b.tree
+        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
+        if "°" in (a.unit, b.unit):
+            if "\\pi" not in a.text + b.text:
+                return plain
+            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
+        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
+        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
+
+    def trees(self, a: Tree, b: Tree) -> bool | None:
+        if a == b or _bare_numeral(a, b) or _bare_numeral(b, a):
+            return True
+        try:
+            if value.equal(*(dotted.alike(a, b) or (a, b))):
+                return True
+            if self.near(a, b):
+                return True
+            return self.renamed(a, b)
+        except TooLarge:
+            raise
+        except Unsure:
+            return False if infinite(a) != infinite(b) else None
+
+    def near(self, a: Tree, b: Tree) -> bool:
+        """Equal within the policy's tolerance, or one is the other correctly rounded."""
+        first, second = exact(a), exact(b)
+        whole = first is not None and second is not None and \
+            first.denominator == second.denominator == 1 and not self.policy.tolerance
+        if whole or value.symbols(a) or value.symbols(b):
+            return False
+        left, right = value.number(a), value.number(b)
+        if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
+            return True
+        if self.coarse() and coarsely(first, second, self.zeros[1]):
+            return True
+        return rounds(a, left, right, 3, b[0] != "n", self.zeros[0]) or school_pi(first, b) or \
+            (not terminates(a) and rounds(b, right, left, self.policy.digits,
+                                          ending=self.zeros[1]))
+
+    def renamed(self, a: Tree, b: Tree) -> bool:
+        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
+        old, new = value.symbols(a) - value.symbols(b), value.symbols(b) - value.symbols(a)
+        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
+                or not (self.free(*old) or value.periodic(a, *old)):
+            return False
+        return value.equal(value.replaced(a, ("v", *old), ("v", *new)), b)
+
+    def free(self, name: str) -> bool:
+        letter = name.lstrip("\\")
+        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
+        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
+
+    def coarse(self) -> bool:
+        if self.policy.rounding == "asked":
+            return bool(self.given) and not _PRECISION.search(self.given)
+        return self.policy.rounding == "coarse"
+
+
+def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
+    """The tree of a value, with the operation that its unit stands for."""
+    assert node.tree
+    return (*operation, node.tree) if node.unit == unit else node.tree
+
+
+def _bare_numeral(a: Tree, b: Tree) -> bool:
+    """Whether `a` is the numeral `b` with the base that `b` leaves out: 1011_2 and 1011."""
+    return a[0] == "v" and b[0] == "n" and bool(re.fullmatch(rf"{b[1]}_\d+", a[1]))
