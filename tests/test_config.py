@@ -82,7 +82,8 @@ def test_the_origin_of_a_value_is_its_last_setter(tmp_path):
 def test_every_shipped_config_parses(path):
     base = [] if "generate:" in path.read_text("utf-8") else [ROOT / "configs" / "default.yaml"]
     if path.stem != "prices":
-        load(Experiment, [*base, path])
+        named = load(Experiment, [*base, path]).student.chat_template
+        assert named is None or (ROOT / f"prompts/chat_templates/{named}.jinja").is_file()
 
 
 def test_a_config_cannot_be_changed_after_loading():
