@@ -41,9 +41,6 @@ def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
     from pipeline.completion import split_completion
     from pipeline.judging import judge_all, judge_traces
 
-    class Runtime:
-        judge_workers = 1
-
     table = [("a</think>\\boxed{4}", True), ("a</think>\\boxed{4} and on", False),
              ("a</think>\\boxed{\\frac{8}{2}}", True), ("\\boxed{4}", True), ("a</think>5", True),
              ("a</think>", True), ("a</think>\\boxed{\\int_0^2 2x\\,dx}", True)]
@@ -53,10 +50,10 @@ def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
     traces = pl.DataFrame([{
         "problem_id": "p", "thinking": one.thinking, "answer": one.answer, "complete": one.closed,
         "finish_reason": one.finish_reason} for one in split])
-    filtered = judge_traces(traces, pl.DataFrame([problem]), Runtime)["score"].to_list()
-    evaluated = [j.score for j in judge_all(split, [Problem("p", "2+2?", "4")] * len(split),
-                                            Runtime)]
     with JudgePool(workers=1) as pool:
+        filtered = judge_traces(traces, pl.DataFrame([problem]), pool)["score"].to_list()
+        problems = [Problem("p", "2+2?", "4")] * len(split)
+        evaluated = [j.score for j in judge_all(split, problems, pool)]
         rewarded = accuracy_reward(pool, opened=True, end=7)(
             prompts=[""] * len(table), completions=[text for text, _ in table],
             completion_ids=[[1, 7 if ended else 1] for _, ended in table],

@@ -59,10 +59,9 @@ class Worker:
         deadline = time.monotonic() + seconds
         if self.process is None or self.process.poll() is not None:
             self.start()
+        if not self.ready:
             self._read(time.monotonic() + START_SECONDS)
-            deadline = time.monotonic() + seconds  # a first start is not charged to the answer
-        elif not self.ready:
-            self._read(deadline)
+            deadline = time.monotonic() + seconds  # a start is not charged to the answer
         self.ready = True
         assert self.process and self.process.stdin
         line = json.dumps({"task": task, "arguments": list(arguments), "seconds": seconds}) + "\n"
