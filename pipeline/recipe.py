@@ -50,7 +50,7 @@ class LogitsConfig(Config):
     """What runs the teacher, or `traces`: what its endpoint said as it answered."""
     top_k: int = Field(default=64, ge=1, le=255)
     """Most outcomes stored a token; the mass of all others is one more outcome."""
-    mass: float = Field(default=0.995, gt=0, le=1)
+    mass: float = Field(default=0.999, gt=0, le=1)
     """Outcomes are stored until they hold this much probability; 1 stores all top_k."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions: the teacher's when scored, the student's when trained."""
