@@ -48,7 +48,7 @@ class LogitsConfig(Config):
     """Hub id or folder of the model that scores; its vocabulary must be the student's."""
     scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
     """What runs the teacher, or `traces`: what its endpoint said as it answered."""
-    top_k: int = Field(default=64, ge=1, le=255)
+    top_k: int = Field(default=32, ge=1, le=255)
     """Most outcomes stored a token; the mass of all others is one more outcome."""
     mass: float = Field(default=0.999, gt=0, le=1)
     """Outcomes are stored until they hold this much probability; 1 stores all top_k."""
