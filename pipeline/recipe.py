@@ -192,7 +192,7 @@ class RlConfig(Config):
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: completions are sampled by a server beside the
     training, on GPUs of its own, which gets the new weights every step."""
-    server_gpus: str = ""
+    server_gpus: str = Field(default="", coerce_numbers_to_str=True)
     """GPUs of that server as CUDA_VISIBLE_DEVICES names them, e.g. 1 or 2,3."""
     trainer: dict[str, Any] = {}
     """Handed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""

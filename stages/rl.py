@@ -20,6 +20,12 @@ def needs(experiment: Any) -> tuple[str, ...]:
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
+    job = job_of(experiment, inputs, out)
+    return {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
+
+
+def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
+    """The refinement of the problems inside the band, from the start that the config names."""
     from pipeline.student import resolve
 
     config, runtime = experiment.rl, experiment.runtime
@@ -30,10 +36,9 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
         rows = _inside(experiment, inputs, rows, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
         if config.evaluate_every else []
-    job = RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
-                held_out=held_out[:config.evaluate_problems], engine=runtime.vllm,
-                judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
-    return {**_refined(job, runtime.launch), "problems": len(rows)}
+    return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
+                 held_out=held_out[:config.evaluate_problems], engine=runtime.vllm,
+                 judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
 
 
 def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
