@@ -89,8 +89,12 @@ def teacher_scores(judged: Path) -> dict[str, list[float | None]]:
 
 def student_scores(model: str, tokenizer_folder: Path, rows: Sequence[Mapping[str, Any]],
                    samples: int, sampling: Any, pool: Any, seed: int,
-                   kept: Path) -> dict[str, list[float | None]]:
-    """{problem_id: scores} of `samples` completions of `model` a problem, kept in file `kept`."""
+                   kept: Path, engine: Mapping[str, Any] | None = None,
+                   ) -> dict[str, list[float | None]]:
+    """{problem_id: scores} of `samples` completions of `model` a problem, kept in file `kept`.
+
+    `engine` holds options of vllm.LLM.
+    """
     import polars as pl
 
     from pipeline.sampling import sample
@@ -98,7 +102,7 @@ def student_scores(model: str, tokenizer_folder: Path, rows: Sequence[Mapping[st
 
     if not kept.is_file():
         drawn = sample(model, str(tokenizer_folder), [row["prompt"] for row in rows], samples,
-                       sampling, seed)
+                       sampling, seed, engine)
         asked = [row for row in rows for _ in range(samples)]
         verdicts = pool.judge_many([completion for group in drawn for completion, _ in group],
                                    [Problem.from_row(dict(row)) for row in asked])

@@ -69,8 +69,10 @@ class HeldOut(TrainerCallback):
         trainer.model.eval()
         with torch.random.fork_rng(cuda):
             torch.manual_seed(seed)
-            ids = completions_of(trainer, self.prompts[share],
-                                 int(trainer.max_completion_length))
+            mine = self.prompts[share]
+            even = -(-len(self.prompts) // one.num_processes)   # vLLM slices by equal shares
+            ids = completions_of(trainer, mine + self.prompts[:even - len(mine)],
+                                 int(trainer.max_completion_length))[:len(mine)]
         trainer.model.train()
         opened = opens_thinking(self.tokenizer)
         done = [complete(self.tokenizer, row, opened) for row in ids]
@@ -84,9 +86,10 @@ class HeldOut(TrainerCallback):
 
     def _keep_if_best(self, accuracy: float, step: int) -> None:
         """Save the model where it is better than the best so far; of equals the first stays."""
-        swap(self.best)
         record = self.best / "heldout.json"
-        if record.is_file() and accuracy <= json.loads(record.read_text("utf-8"))["accuracy"]:
+        known = json.loads(record.read_text("utf-8"))["accuracy"] if record.is_file() else -1.0
+        self.trainer.accelerator.wait_for_everyone()        # all have read it before it changes
+        if accuracy <= known:
             return
         partial = _partial(self.best)
         save_student(self.trainer, partial, self.tokenizer)
@@ -94,7 +97,6 @@ class HeldOut(TrainerCallback):
             (partial / "heldout.json").write_text(
                 json.dumps({"step": step, "accuracy": accuracy, "problems": len(self.rows)}))
             swap(self.best)
-        self.trainer.accelerator.wait_for_everyone()
 
 
 def _partial(best: Path) -> Path:

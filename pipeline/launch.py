@@ -1,43 +1,77 @@
-"""Starts a training job on several GPUs or nodes through `accelerate launch`."""
+"""Starts a training job in processes of its own, by `accelerate launch` on several GPUs or nodes.
+
+A job is a JSON file; what runs there is `python -m MODULE JOB.json`, once a process.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.recipe import SftJob
+
+if TYPE_CHECKING:
+    from pipeline.recipe import RlJob, SftJob
 
 
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
-    """The accelerate command line: `options` under accelerate's own names, true ones bare."""
+    """The accelerate command line: `options` under accelerate's own names, true ones bare.
+
+    Without options it is one process of plain Python.
+    """
     flags = []
     for name, value in options.items():
         if value is True:
             flags.append(f"--{name}")
         elif value is not False and value is not None:
             flags += [f"--{name}", str(value)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *flags, *arguments]
+    accelerate = ["-m", "accelerate.commands.launch", *flags] if options else []
+    return [sys.executable, *accelerate, *arguments]
 
 
-def launch(job: SftJob, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Run `job` in the processes accelerate starts; returns its counts.
+def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
+           gpus: str | None = None) -> dict[str, Any]:
+    """Run `job` by `module` in the processes accelerate starts; returns its counts.
 
-    Every node of several runs the same command with its own machine_rank. A UserError repeats
-    what a process complained of.
+    `gpus` are the only ones it sees, by default all. Every node of several runs the same command
+    with its own machine_rank. A UserError repeats what a process complained of.
     """
     path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     for old in (failure, counts):
         old.unlink(missing_ok=True)
-    line = command(options, ["-m", "pipeline.sft", str(path)])
-    code = subprocess.run(line, check=False).returncode
+    seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+    line = command(options, ["-m", module, str(path)])
+    code = subprocess.run(line, check=False, env={**os.environ, **seen}).returncode
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():
-        raise UserError(f"sft: accelerate launch ended with code {code}; its messages are above "
+        raise UserError(f"{module} ended with code {code}; its messages are above "
                         "(`accelerate launch --help` lists what runtime.launch may hold)")
     return json.loads(counts.read_text(encoding="utf-8"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one of a launched job's that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launched(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
+    """What a launched module does: `train` the job of `kind` that the command line names.
+
+    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
+    """
+    job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        counts = train(job)
+    except UserError as error:
+        (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if is_first():
+        (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")

@@ -20,8 +20,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import IGNORED, Rows, read_rows
 from pipeline.scorer import check_vocabulary, load_teacher
-from pipeline.sft import lora_config
-from pipeline.trainer import Guard, trainer_arguments
+from pipeline.trainer import Guard, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine"}
 
@@ -72,7 +71,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     trainer = OnPolicyTrainer(
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
         train_dataset=Dataset.from_list(prompts_of(rows)), processing_class=tokenizer,
-        callbacks=[guard], peft_config=lora_config(job.sft))
+        callbacks=[guard], peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 
 

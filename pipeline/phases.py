@@ -17,6 +17,8 @@ from transformers import TrainerCallback
 from pipeline.alarms import crossings
 from pipeline.curriculum import Phase, phase_trainers
 from pipeline.heldout import HeldOut, swap
+from pipeline.launch import is_first, launched
+from pipeline.recipe import RlJob
 from pipeline.report.numbers import read_lines, read_log
 from pipeline.rl import Clock, arguments, reward_functions, train
 
@@ -111,25 +113,35 @@ def refine(job: Refinement, model: str) -> dict[str, Any]:
             given["max_steps"] -= begin
             made.append(_phase(job, phases[index], given, model, folder, begin, index))
             model = str(folder / "model")
-            _join_logs(job.out, made)
-    last = job.out / f"phase-{len(made) - 1}" / "model"
-    if phases and last.is_dir():
+            if is_first():
+                _join_logs(job.out, made)
+    if is_first():
+        _finish(job, len(made) - 1)
+    return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
+
+
+def _finish(job: Refinement, index: int) -> None:
+    """Put the model that is handed on, of phase `index` or the best, in out/model."""
+    last = job.out / f"phase-{index}" / "model"
+    if job.config.phases and last.is_dir():
         shutil.rmtree(job.out / "model", ignore_errors=True)
         last.rename(job.out / "model")
     if job.config.keep == "best" and (job.out / "best").is_dir():
         shutil.rmtree(job.out / "model", ignore_errors=True)
         shutil.copytree(job.out / "best", job.out / "model")
-    return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
 
 
 def _phase(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
            begin: int, index: int) -> dict[str, Any]:
     """The counts of a phase: of phase.json where it is finished, else of a run."""
     done = folder / "phase.json"
-    if not done.is_file():
-        folder.mkdir(exist_ok=True)
-        replace(done, json.dumps(_run(job, phase, given, model, folder, begin, index)))
-    return json.loads(done.read_text("utf-8"))
+    if done.is_file():
+        return json.loads(done.read_text("utf-8"))
+    folder.mkdir(exist_ok=True)
+    counts = _run(job, phase, given, model, folder, begin, index)
+    if is_first():
+        replace(done, json.dumps(counts))
+    return counts
 
 
 def _run(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
@@ -141,7 +153,8 @@ def _run(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, fo
                                config.process, job.tokenizer.eos_token_id)
     given = {"log_completions": config.keep_completions > 0, **given}
     return train(model, job.tokenizer, list(job.rows), rewards, given, folder, seed,
-                 config.patience, partial(_watch, job, phase, folder, begin), job.engine)
+                 config.patience, partial(_watch, job, phase, folder, begin), job.engine,
+                 config.lora)
 
 
 def _watch(job: Refinement, phase: Phase, folder: Path, begin: int, trainer: Any) -> None:
@@ -153,7 +166,8 @@ def _watch(job: Refinement, phase: Phase, folder: Path, begin: int, trainer: Any
         held_out = HeldOut(job.held_out, job.pool, job.tokenizer, config.evaluate_every,
                            job.out / "best", begin)
         held_out.trainer = trainer
-        swap(job.out / "best")
+        if is_first():
+            swap(job.out / "best")
         trainer.add_callback(held_out)
     if config.minutes:
         trainer.add_callback(Clock(config.minutes))
@@ -173,3 +187,19 @@ def _join_logs(out: Path, made: Sequence[Mapping[str, Any]]) -> None:
         begin += counts["steps"]
         tokens = max((line.get("num_tokens", 0.0) for line in lines), default=0.0)
     replace(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def run(job: RlJob) -> dict[str, Any]:
+    """Refine as `job` says, with a judge of this process's own; returns steps and seconds."""
+    from pipeline.chat import load_tokenizer, opens_thinking
+    from pipeline.verify import JudgePool
+
+    tokenizer = load_tokenizer(job.tokenizer)
+    with JudgePool(job.judge_workers) as pool:
+        return refine(Refinement(job.rl, tokenizer, job.rows, job.held_out, pool,
+                                 opens_thinking(tokenizer), job.out, job.seed, job.engine),
+                      job.model)
+
+
+if __name__ == "__main__":
+    launched(RlJob, run)

@@ -1,6 +1,6 @@
-"""How the student is fine-tuned: the config of the sft and logits stages.
+"""How the student is trained: the config of the logits, sft and rl stages.
 
-Kept apart from the stages because a launched training process reads it too (`pipeline.sft`).
+Kept apart from the stages because a launched training process reads it too (`pipeline.launch`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipeline.alarms import Alarms
 from pipeline.config import Config
+from pipeline.curriculum import Phase
+from pipeline.process import Prm
 
 
 class Transformers(Config):
@@ -145,3 +148,74 @@ class SftJob(Config):
     """Folder that gets model/, log.jsonl and checkpoints/."""
     seed: int = 0
     """Seed of order and first adapter weights."""
+
+
+class RlConfig(Config):
+    """Where refinement starts, what it rewards, what it is asked and how it is watched."""
+
+    start: str = "sft"
+    """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
+    rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
+    """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
+    process."""
+    language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
+                      "th"] = "en"
+    """What the reward `language` wants the thinking to be in; told apart by script."""
+    process: Prm | None = Field(default=None, discriminator="type")
+    """The process reward model behind the reward `process`."""
+    keep_completions: int = Field(default=0, ge=0)
+    """Every so many steps the step's completions are kept with their rewards and advantages, in
+    checkpoints/completions/*.parquet (of each phase-N where there are phases); 0 keeps none."""
+    patience: int = Field(default=20, ge=1)
+    """Steps without a single right completion after which the run stops."""
+    minutes: float | None = Field(default=None, gt=0)
+    """A phase ends after so many minutes, or at the trainer's own end, whichever is first."""
+    phases: list[Phase] = []
+    """Trainer runs one after the other, as with a growing context; empty is one run."""
+    difficulty: str | None = None
+    """Expression over pass_rate and samples, as `0 < pass_rate < 1`: problems outside are not
+    asked. Held against the start, and while training against each problem's newest scores."""
+    difficulty_samples: int = Field(default=0, ge=0)
+    """Samples a problem of the start model that give its pass rate; 0 takes the teacher's."""
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """Extra generations at most to refill groups whose samples all earned the same (DAPO)."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Steps between two evaluations on held-out problems; 0 is never."""
+    evaluate_problems: int = Field(default=128, ge=1)
+    """Held-out problems of an evaluation, one sample each."""
+    keep: Literal["last", "best"] = "last"
+    """The model handed on: the last, or the best on held-out problems."""
+    alarms: Alarms = Alarms()
+    """Thresholds over which the run says that something looks wrong."""
+    lora: dict[str, Any] | None = None
+    """Handed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
+    server: dict[str, Any] | None = None
+    """Options of `vllm serve` under its own names: completions are sampled by a server beside the
+    training, on GPUs of its own, which gets the new weights every step."""
+    server_gpus: str = Field(default="", coerce_numbers_to_str=True)
+    """GPUs of that server as CUDA_VISIBLE_DEVICES names them, e.g. 1 or 2,3."""
+    trainer: dict[str, Any] = {}
+    """Handed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
+
+
+class RlJob(Config):
+    """One refinement as a launched process reads it."""
+
+    rl: RlConfig
+    """The recipe."""
+    model: str
+    """Hub id or folder of the student that refinement starts from."""
+    tokenizer: Path
+    """Folder of the student's tokenizer."""
+    rows: list[dict[str, Any]]
+    """Problems with `prompt`, a chat."""
+    held_out: list[dict[str, Any]]
+    """Held-out problems, the same."""
+    judge_workers: int
+    """Processes that judge, for each process that trains."""
+    engine: dict[str, Any]
+    """Options of a colocated vllm.LLM."""
+    out: Path
+    """Folder that gets model/, log.jsonl and checkpoints/."""
+    seed: int
+    """Seed of order and sampling."""

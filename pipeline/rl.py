@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
-from pipeline.trainer import Guard, fit, trainer_arguments
+from pipeline.trainer import Guard, fit, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -43,7 +44,9 @@ class Clock(TrainerCallback):
         self.start = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.start >= self.seconds:
+        late = [time.monotonic() - self.start >= self.seconds]
+        broadcast_object_list(late)         # the first process's clock holds for all
+        if late[0]:
             control.should_training_stop = True
 
 
@@ -107,11 +110,12 @@ def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],
           given: dict[str, Any], out: Path, seed: int, patience: int = 20,
           prepare: Callable[[Any], None] = lambda trainer: None,
-          engine: Mapping[str, Any] | None = None) -> dict[str, Any]:
+          engine: Mapping[str, Any] | None = None,
+          lora: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Refine `model` on `prompts` (rows with `prompt` messages and the judge's columns).
 
     `rewards` maps a name to (weight, function); `prepare` sees the trainer before the first step;
-    `engine` goes to a colocated vllm.LLM. Writes out/model, out/log.jsonl.
+    `engine` goes to a colocated vllm.LLM, `lora` to peft. Writes out/model, out/log.jsonl.
     """
     import torch
     from datasets import Dataset
@@ -133,6 +137,6 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)],
-        engine=engine)
+        engine=engine, peft_config=lora_config(lora, "rl.lora"))
     prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

@@ -28,11 +28,13 @@ STOP_SECONDS = 30.0
 
 @contextmanager
 def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
-                patience: float = 1800.0) -> Iterator[str]:
+                patience: float = 1800.0,
+                environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """Serve `model` by `vllm serve` with `options` under its own names; yields the base_url.
 
     Every GPU is used: one copy of the model on each, unless an option of PARALLEL says otherwise.
-    UserError, with the end of `log`, where it does not answer within `patience` seconds.
+    `environment` is laid over this process's. UserError, with the end of `log`, where it does not
+    answer within `patience` seconds.
     """
     if shutil.which("vllm") is None:
         raise UserError("vllm is not installed; pip install 'limbeck[vllm]', or use a teacher of "
@@ -41,9 +43,31 @@ def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
     command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
                *flags(_all_gpus(options))]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as sink, _group(command, sink) as process:
+    with log.open("wb") as sink, _group(command, sink, environment or {}) as process:
         _wait(process, f"http://127.0.0.1:{port}/health", log, patience)
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def rollout_server(model: str, options: Mapping[str, Any], gpus: str,
+                   log: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Serve `model` on `gpus` to a TRL trainer that samples there and sends its weights.
+
+    Yields (the GRPOConfig keys that make it do so, the GPUs left to it); a UserError where none
+    is. TRL 1.16 asks for what trl/scripts/vllm_serve.py sets: the endpoints of vLLM's development
+    mode, NCCL for the weights, log-probabilities after the temperature.
+    """
+    own = _names(gpus)
+    left = [name for name in _gpus() if name not in own]
+    if not left:
+        raise UserError(f"rl.server_gpus={gpus} leaves no GPU for training; the server needs GPUs "
+                        "of its own, or set rl.trainer.use_vllm=true without rl.server")
+    given = {"tensor_parallel_size": len(own), "dtype": "bfloat16", **options,
+             "weight_transfer_config": {"backend": "nccl"}, "logprobs_mode": "processed_logprobs"}
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(own), "VLLM_SERVER_DEV_MODE": "1"}
+    with vllm_server(model, given, log=log, environment=seen) as url:
+        yield {"use_vllm": True, "vllm_mode": "server",
+               "vllm_server_base_url": url.removesuffix("/v1")}, ",".join(left)
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -68,21 +92,32 @@ def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def gpu_count() -> int:
     """GPUs this process may use, without asking torch."""
+    return len(_gpus())
+
+
+def _gpus() -> list[str]:
+    """Their names as CUDA_VISIBLE_DEVICES takes them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+        return _names(visible)
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    return [str(index) for index in range(count)]
+
+
+def _names(gpus: str) -> list[str]:
+    return [name.strip() for name in gpus.split(",") if name.strip() not in ("", "-1")]
 
 
 @contextmanager
-def _group(command: list[str], sink: Any) -> Iterator[subprocess.Popen]:
+def _group(command: list[str], sink: Any,
+           more: Mapping[str, str]) -> Iterator[subprocess.Popen]:
     """`command` in a process group that ends with the block, and with this process if killed."""
     secret = ("_API_KEY",)
-    environment = {k: v for k, v in os.environ.items() if not k.endswith(secret)}
-    with subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment,
+    kept = {k: v for k, v in os.environ.items() if not k.endswith(secret)}
+    with subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={**kept, **more},
                           stdin=subprocess.DEVNULL, start_new_session=True,
                           preexec_fn=_die_with_parent) as process:
         try:

@@ -6,9 +6,6 @@ or whose loss is exactly 0 stops the run before the weights change, and the logi
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,11 @@ from trl import SFTConfig, SFTTrainer
 from pipeline import attention
 from pipeline.checked import Checked
 from pipeline.errors import UserError
+from pipeline.launch import launched
 from pipeline.objective import Objective, method_of
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import ByLength, Collator, held_out, read_rows
-from pipeline.trainer import Guard, fit, trainer_arguments
+from pipeline.trainer import Guard, fit, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,
@@ -59,7 +57,7 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
         for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
                             "set these or remove it")
-    lora_config(sft)
+    lora_config(sft.lora, "sft.lora")
     if isinstance(sft.method, OnPolicyMethod):
         from pipeline.on_policy import arguments as on_policy
 
@@ -68,18 +66,6 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
             "eval_strategy": "steps" if sft.held_out else "no"}
     return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
                              out, seed)
-
-
-def lora_config(sft: SftConfig) -> Any:
-    """The peft LoraConfig that `sft.lora` means, or None."""
-    if sft.lora is None:
-        return None
-    from peft import LoraConfig
-
-    try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **sft.lora})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"sft.lora: LoraConfig refuses these settings: {error}") from None
 
 
 class StudentTrainer(Checked, SFTTrainer):
@@ -145,7 +131,8 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
         rows=rows, guard=guard, objective=objective, model=student, args=args,
         train_dataset=Dataset.from_dict({"row": kept}), data_collator=collator,
         eval_dataset=Dataset.from_dict({"row": away}) if away else None,
-        processing_class=tokenizer, callbacks=[guard], peft_config=lora_config(job.sft))
+        processing_class=tokenizer, callbacks=[guard],
+        peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 
 
@@ -153,39 +140,9 @@ def train(job: SftJob) -> dict[str, Any]:
     """Run `job` in this process; writes out/model and out/log.jsonl, returns counts."""
     trainer, guard, tokenizer = make_trainer(job)
     counts = fit(trainer, guard, job.out, tokenizer)
-    if job.sft.lora is not None and trainer.is_world_process_zero():
-        _merge(job, tokenizer)
     trained = len(trainer.train_dataset)
     return {**counts, "rows": trained, "held_out": len(trainer.eval_dataset or ())}
 
 
-def _merge(job: SftJob, tokenizer: Any) -> None:
-    """Make out/model, an adapter, an ordinary checkpoint; the adapter moves to out/adapter."""
-    from peft import PeftModel
-
-    adapter, model = job.out / "adapter", job.out / "model"
-    model.rename(adapter)
-    base = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
-    merged.save_pretrained(model)
-    tokenizer.save_pretrained(model)
-
-
-def main() -> None:
-    """`python -m pipeline.sft JOB.json`: what `accelerate launch` starts, once a process.
-
-    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
-    """
-    job = SftJob.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    try:
-        counts = train(job)
-    except UserError as error:
-        (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if os.environ.get("RANK", "0") == "0":
-        (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    launched(SftJob, train)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import is_peft_model
 from transformers import TrainerCallback
 
 from pipeline import checkpoints
@@ -42,6 +43,18 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
     except (TypeError, ValueError) as error:
         raise UserError(f"{section}: {kind.__name__} refuses these settings: "
                         f"{str(error).splitlines()[0]}") from None
+
+
+def lora_config(lora: Mapping[str, Any] | None, section: str) -> Any:
+    """The peft LoraConfig that `lora`, a section of the config, means; None where it is None."""
+    if lora is None:
+        return None
+    from peft import LoraConfig
+
+    try:
+        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **lora})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{section}: LoraConfig refuses these settings: {error}") from None
 
 
 def bad_weights(model: Any) -> str | None:
@@ -138,6 +151,7 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
         _cut_log(guard.log, int(checkpoint.name.rsplit("-", 1)[1]))
     elif main:
         guard.log.unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()         # every process reads the log as it is now
     seconds = 0.0
     if not (checkpoint and _finished(trainer, checkpoint)):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -165,11 +179,30 @@ def _finished(trainer: Any, checkpoint: Path) -> bool:
 
 
 def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:
-    """Write the trainer's current model and `tokenizer` to `folder`, as a stage hands them on."""
-    trainer.save_model(str(folder))
+    """Write the trainer's current model and `tokenizer` to `folder`, as a stage hands them on.
+
+    Of a LoRA run that is the merged model, with the adapter in `folder`/adapter. Every process
+    waits until all is written.
+    """
+    adapted = is_peft_model(trainer.model)
+    saved = folder / "adapter" if adapted else folder
+    trainer.save_model(str(saved))
     if trainer.is_world_process_zero():
+        if adapted:
+            _merge(saved, folder)
         tokenizer.save_pretrained(folder)
-        (folder / "training_args.bin").unlink(missing_ok=True)
+        (saved / "training_args.bin").unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _merge(adapter: Path, folder: Path) -> None:
+    """Write an ordinary checkpoint of `adapter` and the model it was trained on to `folder`."""
+    from peft import PeftConfig, PeftModel
+
+    name = str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
+    base = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    model: Any = PeftModel.from_pretrained(base, str(adapter))
+    model.merge_and_unload().save_pretrained(folder)
 
 
 def _cut_log(log: Path, step: int) -> None:

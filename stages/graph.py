@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.recipe import LogitsConfig, SftConfig
+from pipeline.recipe import LogitsConfig, RlConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import TeacherRuntime
 from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
@@ -19,7 +19,6 @@ from stages.generate import GenerateConfig
 from stages.pack import PackConfig
 from stages.prepare import PrepareConfig
 from stages.report import ReportConfig
-from stages.rl import RlConfig
 from stages.student import StudentConfig
 
 STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
@@ -36,7 +35,8 @@ class Runtime(Config):
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}
-    """Handed to `accelerate launch` (config_file, num_processes, ...); empty: train in-process."""
+    """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
+    in this process, or in one of its own where rl samples with vLLM."""
     vllm: dict[str, Any] = {}
     """Handed to vllm.LLM where it samples a student, in rl and evaluate (max_num_seqs, ...)."""
     teacher: TeacherRuntime = TeacherRuntime()

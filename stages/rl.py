@@ -4,57 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.alarms import Alarms
-from pipeline.config import Config
-from pipeline.curriculum import Phase, check_band, check_phases, phase_trainers
-from pipeline.process import Prm
+from pipeline.curriculum import check_band, check_phases, phase_trainers
 from pipeline.prompts import chats, prompt_path
+from pipeline.recipe import RlJob
 from pipeline.stage import Counts, Stage
-
-
-class RlConfig(Config):
-    """Where refinement starts, what it rewards, what it is asked and how it is watched."""
-
-    start: str = "sft"
-    """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
-    rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
-    """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process."""
-    language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
-                      "th"] = "en"
-    """What the reward `language` wants the thinking to be in; told apart by script."""
-    process: Prm | None = Field(default=None, discriminator="type")
-    """The process reward model behind the reward `process`."""
-    keep_completions: int = Field(default=0, ge=0)
-    """Every so many steps the step's completions are kept with their rewards and advantages, in
-    checkpoints/completions/*.parquet (of each phase-N where there are phases); 0 keeps none."""
-    patience: int = Field(default=20, ge=1)
-    """Steps without a single right completion after which the run stops."""
-    minutes: float | None = Field(default=None, gt=0)
-    """A phase ends after so many minutes, or at the trainer's own end, whichever is first."""
-    phases: list[Phase] = []
-    """Trainer runs one after the other, as with a growing context; empty is one run."""
-    difficulty: str | None = None
-    """Expression over pass_rate and samples, as `0 < pass_rate < 1`: problems outside are not
-    asked. Held against the start, and while training against each problem's newest scores."""
-    difficulty_samples: int = Field(default=0, ge=0)
-    """Samples a problem of the start model that give its pass rate; 0 takes the teacher's."""
-    dynamic_sampling: int = Field(default=0, ge=0)
-    """Extra generations at most to refill groups whose samples all earned the same (DAPO)."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Steps between two evaluations on held-out problems; 0 is never."""
-    evaluate_problems: int = Field(default=128, ge=1)
-    """Held-out problems of an evaluation, one sample each."""
-    keep: Literal["last", "best"] = "last"
-    """The model handed on: the last, or the best on held-out problems."""
-    alarms: Alarms = Alarms()
-    """Thresholds over which the run says that something looks wrong."""
-    trainer: dict[str, Any] = {}
-    """Handed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
 
 
 def needs(experiment: Any) -> tuple[str, ...]:
@@ -65,24 +20,49 @@ def needs(experiment: Any) -> tuple[str, ...]:
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
-    from pipeline.chat import load_tokenizer, opens_thinking
-    from pipeline.phases import Refinement, refine
-    from pipeline.student import resolve
-    from pipeline.verify import JudgePool
+    job = job_of(experiment, inputs, out)
+    return {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
 
-    config = experiment.rl
+
+def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
+    """The refinement of the problems inside the band, from the start that the config names."""
+    from pipeline.student import resolve
+
+    config, runtime = experiment.rl, experiment.runtime
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
+    if config.difficulty:
+        rows = _inside(experiment, inputs, rows, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
         if config.evaluate_every else []
-    tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
-    with JudgePool(experiment.runtime.judge_workers) as pool:
-        chosen = _inside(experiment, inputs, rows, model, pool, out) if config.difficulty else rows
-        job = Refinement(config, tokenizer, chosen, held_out[:config.evaluate_problems], pool,
-                         opens_thinking(tokenizer), out, experiment.seed,
-                         experiment.runtime.vllm)
-        return {**refine(job, model), "problems": len(chosen)}
+    return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
+                 held_out=held_out[:config.evaluate_problems], engine=runtime.vllm,
+                 judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
+
+
+def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
+    """Run `job` in this process, or where it takes several or vLLM in processes of its own.
+
+    A vLLM engine in the training process gives its memory back only when that process ends.
+    """
+    from pipeline.launch import launch
+    from pipeline.serve import rollout_server
+
+    config, module = job.rl, "pipeline.phases"
+    if config.server is not None:
+        with rollout_server(job.model, config.server, config.server_gpus,
+                            job.out / "vllm.log") as (keys, left):
+            served = config.model_copy(update={"trainer": {**config.trainer, **keys}})
+            job = job.model_copy(update={"rl": served})
+            # Seeing several GPUs, a single process would spread each batch over them by threads.
+            return launch(job, module, options, left if options else left.partition(",")[0])
+    phases = phase_trainers(config.trainer, config.phases)
+    if options or any(given.get("use_vllm") for given in phases):
+        return launch(job, module, options)
+    from pipeline.phases import run as refine
+
+    return refine(job)
 
 
 def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
@@ -95,11 +75,12 @@ def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, Any]], model: str,
-            pool: Any, out: Path) -> list[dict[str, Any]]:
+            out: Path) -> list[dict[str, Any]]:
     """The problems inside the difficulty band, by the teacher's or the start model's scores."""
     from pipeline.curriculum import inside, student_scores, teacher_scores
     from pipeline.rl import arguments
     from pipeline.sampling import StudentSampling
+    from pipeline.verify import JudgePool
 
     config = experiment.rl
     given = phase_trainers(config.trainer, config.phases)[0]
@@ -107,9 +88,10 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
     if config.difficulty_samples:
         sampling = StudentSampling(temperature=args.temperature, top_p=args.top_p,
                                    max_tokens=args.max_completion_length)
-        scores = student_scores(model, inputs["student"] / "tokenizer", rows,
-                                config.difficulty_samples, sampling, pool, experiment.seed,
-                                out / "difficulty.parquet")
+        with JudgePool(experiment.runtime.judge_workers) as pool:
+            scores = student_scores(model, inputs["student"] / "tokenizer", rows,
+                                    config.difficulty_samples, sampling, pool, experiment.seed,
+                                    out / "difficulty.parquet", experiment.runtime.vllm)
     else:
         scores = teacher_scores(inputs["filter"] / "judged.parquet")
     return inside(rows, config.difficulty, scores,
@@ -119,8 +101,16 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
     from pipeline.rl import arguments
+    from pipeline.trainer import lora_config
 
     config = experiment.rl
+    lora_config(config.lora, "rl.lora")
+    if (config.server is None) == bool(config.server_gpus):
+        raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
+                        "GPUs, e.g. 1) go together")
+    if config.server is not None and config.phases:
+        raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
+                        "remove one of them, or sample with rl.trainer.use_vllm alone")
     if config.start not in ("sft", "base") and not (Path(config.start) / "config.json").is_file():
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
     if ("process" in config.rewards) != (config.process is not None):

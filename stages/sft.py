@@ -26,7 +26,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed)
-    return launch(job, experiment.runtime.launch) if experiment.runtime.launch else train(job)
+    options = experiment.runtime.launch
+    return launch(job, "pipeline.sft", options) if options else train(job)
 
 
 def check(experiment: Any) -> None:

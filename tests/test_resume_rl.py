@@ -13,6 +13,8 @@ CASES = {
     "rollouts used twice": {"trainer": {"num_iterations": 2, "save_steps": 3, "max_steps": 7}},
     "a last step of fewer batches": {"rows": 6, "trainer": {
         "gradient_accumulation_steps": 2, "steps_per_generation": 1, "max_steps": 5}},
+    "adapters in phases": {"lora": {"r": 2}, "phases": [{"until_step": 2}, {}],
+                           "held_out": range(2), "evaluate_every": 2, "keep": "best"},
     "a KL term": {"trainer": {"beta": 0.1}},
     "a band and dynamic sampling": {"difficulty": "samples < 4 or 0 < pass_rate < 1", "rows": 8,
                                     "dynamic_sampling": 2, "trainer": {"max_steps": 6}},

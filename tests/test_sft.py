@@ -168,7 +168,7 @@ def test_lora_trains_adapters_only_and_ends_as_an_ordinary_checkpoint(tiny, tmp_
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("_proj" in name for name in changed)
     assert not (out / "model" / "adapter_config.json").exists()
-    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    assert (out / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_a_lora_run_goes_on_from_its_checkpoint_to_the_same_weights(tiny, tmp_path):
@@ -236,7 +236,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(recipe, trainer, 
 def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_path, monkeypatch):
     lines = []
 
-    def fake(line, check):
+    def fake(line, **ignored):
         lines.append(line)
         job = json.loads(Path(line[-1]).read_text())
         assert job["sft"]["trainer"]["learning_rate"] == 2e-3 and job["seed"] == 3
@@ -246,20 +246,20 @@ def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_pat
     monkeypatch.setattr(launch.subprocess, "run", fake)
     options = {"config_file": "configs/fsdp2.yaml", "num_processes": 8, "multi_gpu": True,
                "debug": False}
-    assert launch.launch(tiny_sft.job(tiny, tmp_path), options) == {"steps": 8}
+    assert launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options) == {"steps": 8}
     assert lines[0][1:] == ["-m", "accelerate.commands.launch", "--config_file",
                             "configs/fsdp2.yaml", "--num_processes", "8", "--multi_gpu", "-m",
                             "pipeline.sft", str(tmp_path / "job.json")]
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):
-    def fake(line, check):
+    def fake(line, **ignored):
         (tmp_path / "failure.txt").write_text("sft: the loss is not finite at step 3")
         return subprocess.CompletedProcess(line, 1)
 
     monkeypatch.setattr(launch.subprocess, "run", fake)
     with pytest.raises(UserError, match="not finite at step 3"):
-        launch.launch(tiny_sft.job(tiny, tmp_path), {"num_processes": 2})
+        launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", {"num_processes": 2})
 
 
 @pytest.mark.slow
@@ -273,7 +273,7 @@ def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch,
     sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
                        per_device_train_batch_size=4, save_steps=2)
-    assert launch.launch(job, {"num_processes": 2})["steps"] == 8
+    assert launch.launch(job, "pipeline.sft", {"num_processes": 2})["steps"] == 8
     assert all(checkpoints.is_whole(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)

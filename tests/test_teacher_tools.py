@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.serve import flags, gpu_count, vllm_server
+from pipeline.recipe import RlJob
+from pipeline.serve import flags, gpu_count, rollout_server, vllm_server
 from pipeline.teacher import Request, TraceStore
 from pipeline.teacher.batch import generate_in_batches
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
@@ -22,6 +23,7 @@ from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.prices import PRICES, Price, price_of
 from pipeline.teacher.probe import probe
 from pipeline.teacher.reply import Usage
+from stages import rl
 from tests.fault_server import Answer, FaultServer, completion, stream
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
@@ -29,7 +31,9 @@ TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
 FAKE_VLLM = """#!{python}
 import http.server, os, subprocess, sys, time
 args = sys.argv[1:]
-print("fake vllm", args, sorted(k for k in os.environ if "KEY" in k), flush=True)
+shown = sorted(k for k in os.environ if "KEY" in k)
+print("fake vllm", args, shown, os.environ.get("CUDA_VISIBLE_DEVICES"),
+      "dev mode", os.environ.get("VLLM_SERVER_DEV_MODE"), flush=True)
 if "--fail" in args:
     print("ValueError: no such model", flush=True)
     sys.exit(3)
@@ -85,6 +89,41 @@ def test_vllm_is_served_with_its_options_on_all_gpus_and_stopped(fake_vllm):
         assert part in said
     assert "LIMBECK_API_KEY" not in said and "canary" not in said
     assert gone(worker)
+
+
+@pytest.mark.parametrize(("launched", "left"), [({}, "0"), ({"num_processes": 2}, "0,3")])
+def test_refinement_gets_a_server_of_its_own_that_ends_with_it(fake_vllm, tmp_path, monkeypatch,
+                                                               launched, left):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    job = RlJob(rl={"server": {"max_model_len": 4096}, "server_gpus": "1, 2"}, model="some/model",
+                tokenizer=tmp_path, rows=[], held_out=[], judge_workers=1, engine={},
+                out=tmp_path, seed=0)
+
+    def train(line, env, **ignored):
+        given = json.loads((tmp_path / "job.json").read_text())["rl"]["trainer"]
+        url = given.pop("vllm_server_base_url")
+        assert urllib.request.urlopen(f"{url}/health").status == 200
+        assert given == {"use_vllm": True, "vllm_mode": "server"}
+        assert env["CUDA_VISIBLE_DEVICES"] == left
+        (tmp_path / "failure.txt").write_text("rl: the loss is not finite")
+        return subprocess.CompletedProcess(line, 2)
+
+    monkeypatch.setattr("pipeline.launch.subprocess.run", train)
+    with pytest.raises(UserError, match="not finite"):
+        rl._refined(job, launched)
+    said = fake_vllm.read_text()
+    for part in ("'serve', 'some/model'", "'--max-model-len', '4096'", "'--dtype', 'bfloat16'",
+                 "'--tensor-parallel-size', '2'", "'--logprobs-mode', 'processed_logprobs'",
+                 """'--weight-transfer-config', '{"backend": "nccl"}'""", "1,2 dev mode 1"):
+        assert part in said
+    assert "--data-parallel-size" not in said and gone(worker_of(fake_vllm))
+
+
+def test_a_server_on_every_gpu_leaves_none_to_train_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with (pytest.raises(UserError, match="no GPU for training"),
+          rollout_server("m", {}, "0,1", tmp_path / "log")):
+        pass
 
 
 def test_vllm_that_fails_shows_the_end_of_its_log(fake_vllm):

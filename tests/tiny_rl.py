@@ -9,8 +9,8 @@ import torch
 from tiny_sft import SHAPE, TEMPLATE, sums
 
 from pipeline.chat import load_tokenizer, opens_thinking
+from pipeline.recipe import RlConfig
 from pipeline.student import save_tiny
-from stages.rl import RlConfig
 
 TRAINER = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 12,
            "learning_rate": 5e-3, "report_to": [], "bf16": False, "max_steps": 4,

@@ -1,0 +1,112 @@
+"""Refinement in processes of its own: several on one run, one for vLLM, and bad settings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import tiny_rl
+from transformers import AutoModelForCausalLM
+
+from pipeline import launch, records, sampling
+from pipeline.config import load
+from pipeline.errors import UserError
+from stages import rl
+from stages.graph import Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = (
+    "rl.start=base", "rl.rewards={accuracy: 1, repetition: 1}", "rl.evaluate_every=2",
+    "rl.keep=best", "rl.minutes=5", "rl.dynamic_sampling=1", "rl.keep_completions=1",
+    "rl.phases=[{until_step: 1}, {}]", "runtime.judge_workers=1",
+    "rl.trainer={max_steps: 3, num_generations: 4, per_device_train_batch_size: 4, "
+    "max_completion_length: 12, learning_rate: 5.0e-3, gradient_accumulation_steps: 1}")
+
+
+def stage(folder, *more):
+    """(experiment, inputs, out) of an rl stage on sums; three problems are held out."""
+    student, prepare, out = (folder / name for name in ("student", "prepare", "out"))
+    tiny_rl.build(student)
+    (student / "tokenizer").symlink_to(student / "model")
+    prepare.mkdir()
+    out.mkdir()
+    for name, count in (("problems", 12), ("heldout", 3)):
+        rows = [{k: v for k, v in row.items() if k != "prompt"} for row in tiny_rl.problems(count)]
+        records.write(records.Problem, pl.DataFrame(rows), prepare / f"{name}.parquet")
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], [*SETTINGS, *more])
+    return experiment, {"student": student, "prepare": prepare}, out
+
+
+@pytest.mark.slow
+def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, monkeypatch):
+    # On processors accelerate starts several processes through MPI only; torchrun needs none.
+    monkeypatch.setattr(launch, "command", lambda options, arguments: [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    experiment, inputs, out = stage(tmp_path, "runtime.launch={num_processes: 2}")
+    counts = rl.run(experiment, inputs, out)
+    assert counts["steps"] == 3 and counts["problems"] == 12
+    told = tiny_rl.log(out)
+    assert [(line["phase"], line["step"]) for line in told] == [(0, 1), (1, 2), (1, 3)]
+    assert ["heldout/accuracy" in line for line in told] == [True, True, True]
+    kept = [pl.read_parquet(path) for path in sorted(out.rglob("completions/*.parquet"))]
+    assert [len(table) for table in kept] == [8, 8, 8]
+    assert all(table["prompt"].to_list()[i] == table["prompt"].to_list()[i - i % 4]
+               for table in kept for i in range(8))
+    AutoModelForCausalLM.from_pretrained(out / "model")
+    assert json.loads((out / "best/heldout.json").read_text())["problems"] == 3
+
+
+def test_a_run_with_vllm_is_one_process_of_its_own(tmp_path, monkeypatch):
+    experiment, inputs, out = stage(tmp_path, "rl.trainer.use_vllm=true")
+    lines = []
+
+    def fake(line, **ignored):
+        lines.append(line)
+        (out / "counts.json").write_text('{"steps": 3}')
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(launch.subprocess, "run", fake)
+    assert rl.run(experiment, inputs, out) == {"steps": 3, "problems": 12}
+    assert lines == [[sys.executable, "-m", "pipeline.phases", str(out / "job.json")]]
+
+
+def test_a_child_process_refines_as_the_stage_itself_does(tmp_path):
+    experiment, inputs, out = stage(tmp_path, "rl.phases=[]", "rl.lora={r: 2}", "rl.keep=last")
+    rl.run(experiment, inputs, out)
+    here, there = tiny_rl.weights(out / "model"), tmp_path / "there"
+    there.mkdir()
+    refined = launch.launch(rl.job_of(experiment, inputs, there), "pipeline.phases", {})
+    assert refined["steps"] == 3
+    assert (here - tiny_rl.weights(there / "model")).abs().max() < 1e-6
+    assert (out / "model/adapter/adapter_config.json").is_file()
+    assert not (out / "model/adapter_config.json").exists()
+
+
+def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
+    experiment, inputs, out = stage(tmp_path, "rl.difficulty=pass_rate < 2",
+                                    "rl.difficulty_samples=1", "runtime.vllm={max_num_seqs: 7}")
+    real, seen = sampling.sample, []
+    monkeypatch.setattr(sampling, "sample", lambda *given: seen.append(given[-1]) or real(*given))
+    assert len(rl.job_of(experiment, inputs, out).rows) == 12 and seen == [{"max_num_seqs": 7}]
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("rl.lora={rank: 4}", "rl.lora"), ("rl.server={}", "go together"),
+    ("rl.server_gpus=1", "go together")])
+def test_settings_that_cannot_run_are_refused_before_the_run(override, said):
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override])
+    with pytest.raises(UserError, match=said):
+        rl.check(experiment)
+
+
+def test_a_server_takes_the_weights_of_one_trainer_only():
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"],
+                      ["rl.server={}", "rl.server_gpus='1'", "rl.phases=[{until_step: 1}, {}]",
+                       "rl.trainer.max_steps=2"])
+    with pytest.raises(UserError, match=r"rl\.phases"):
+        rl.check(experiment)
