@@ -2,8 +2,9 @@
 
 The teacher is known either by its K likeliest outcomes and the mass of all others, which is one
 more outcome (a true divergence over K + 1 outcomes, equal to the dense one at K = vocabulary), or
-by its hidden states and output matrix. The gradient is worked out with the loss, chunk by chunk,
-so that at no time more than one chunk of [tokens, vocabulary] is held.
+by its hidden states and output matrix, which TRL's kernel is for. For the outcomes the gradient is
+worked out with the loss, chunk by chunk, so that at no time more than one chunk of [tokens,
+vocabulary] is held.
 
 With p the student's and q the teacher's probability of a bin, log p = s and log q = t, the
 gradients by the logit of a bin are (GKD, arXiv 2306.13649, for the definitions):
@@ -20,7 +21,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
+ABSENT = -1e4
+"""Logit of an outcome the teacher does not know: finite, or TRL's kernel makes 0 * inf of it."""
 FLOOR = math.log(1e-30)
 """Log-probability below which an outcome counts as that improbable: keeps every loss finite."""
 
@@ -52,9 +56,6 @@ class Dense:
     hidden: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None = None
-
-    def part(self, chunk: slice) -> Dense:
-        return Dense(self.hidden[chunk], self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,27 @@ def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Te
     N trained positions, `labels` [N] the tokens that follow. Products are taken in the autocast
     type where that is on, sums in float32. Without a teacher the loss is the cross-entropy alone.
     """
-    return _Fused.apply(hidden, weight, bias, labels, teacher, mix)  # type: ignore[no-untyped-call]
+    if not isinstance(teacher, Dense):
+        return _Fused.apply(hidden, weight, bias, labels, teacher, mix)  # type: ignore
+    matrix, offset = _as_wide(teacher, len(weight))
+    gap = ChunkedDivergenceFunction.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, teacher.hidden, matrix, offset, mix.beta, mix.temperature)[0].sum()
+    if not mix.cross_entropy:
+        return gap, gap.detach(), torch.zeros_like(gap)
+    alone = Mix(cross_entropy=1.0, chunk_elements=mix.chunk_elements)
+    nll = _Fused.apply(hidden, weight, bias, labels, None, alone)[0]  # type: ignore
+    share = mix.cross_entropy
+    return (1 - share) * gap + share * nll, gap.detach(), nll.detach()
+
+
+def _as_wide(teacher: Dense, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The teacher's output (weight, bias) over the student's outcomes: cut, or widened by none."""
+    weight, bias = teacher.weight[:vocabulary], teacher.bias
+    bias = bias if bias is None else bias[:vocabulary]
+    if missing := vocabulary - len(weight):
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        weight, bias = pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing), value=ABSENT)
+    return weight, bias
 
 
 class _Fused(torch.autograd.Function):
@@ -153,7 +174,7 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
         by_bias += grad.float().sum(0)
 
 
-def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | None,
+def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | None,
            mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
     """([divergence, cross-entropy] sums, gradient [n, V]) of one chunk; overwrites `logits`."""
     grad = None
@@ -168,8 +189,7 @@ def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | N
         share = 0.0
     if mix.temperature != 1:
         logits.div_(mix.temperature)
-    found, at_temperature = _sparse(logits, labels, teacher, mix, share) \
-        if isinstance(teacher, TopK) else _dense(logits, labels, teacher, mix, share)
+    found, at_temperature = _sparse(logits, labels, teacher, mix, share)
     at_temperature.div_(mix.temperature)
     return values + found, at_temperature if grad is None else grad.add_(at_temperature)
 
@@ -181,24 +201,6 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor,
     value = -s.gather(1, labels[:, None]).sum()
     grad = s.exp_().mul_(share)
     return value, grad.scatter_add_(1, labels[:, None], torch.full_like(grad[:, :1], -share))
-
-
-def _dense(logits: torch.Tensor, labels: torch.Tensor, teacher: Dense, mix: Mix,
-           share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_sparse`, with the teacher's logits cut or widened to the student's vocabulary."""
-    kind = logits.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) \
-        else teacher.hidden.dtype
-    theirs = _project(teacher.hidden.to(dtype), teacher.weight.to(dtype), teacher.bias)
-    theirs = pad(theirs, (0, logits.shape[1] - theirs.shape[1]), value=-math.inf)
-    t = torch.log_softmax(theirs.div_(mix.temperature), -1)
-    value, grad = divergence(torch.log_softmax(logits, -1), t, mix.beta)
-    grad.mul_(1 - mix.cross_entropy)
-    sums = torch.stack([value.sum(), value.new_zeros(())])
-    if share:
-        sums[1], extra = _cross_entropy(logits, labels, share)
-        grad.add_(extra)
-    return sums, grad
 
 
 def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, mix: Mix,
