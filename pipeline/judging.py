@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.completion import Completion
 from pipeline.progress import progress
 from pipeline.verify import Judgement, JudgePool, Problem, refuse_if_broken
+from pipeline.verify.llm import LLMJudge
 
 
 def judge_all(completions: list[Completion], problems: list[Problem],
@@ -45,3 +46,21 @@ def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) 
     schema = {name: pl.Float64 if name == "score" else pl.String for name in columns}
     return traces.hstack(pl.DataFrame(columns, schema=schema)).with_columns(
         pass_rate=pl.col("score").mean().over("problem_id"))
+
+
+def second_look(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
+    """`judged`, where `model` has decided what the rules left open (grader "llm")."""
+    places = (judged["verdict"] == "cannot_judge").arg_true()
+    rows = judged[places].select("problem_id", "score", "verdict", "extracted", "grader").rows()
+    left = problems.filter(problems["problem_id"].is_in({row[0] for row in rows}))
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in left.iter_rows(named=True)}
+    out = model.review_all([Judgement(*row[1:]) for row in rows], [by_id[row[0]] for row in rows])
+    return _replaced(judged, places, out)
+
+
+def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:
+    """`judged` with the judgements `by` in the rows `places`."""
+    return judged.with_columns(
+        judged[name].scatter(places, pl.Series([getattr(j, name) for j in by],
+                                               dtype=judged[name].dtype))
+        for name in ("score", "verdict", "grader"))

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.llm_judge import LLMJudgeConfig
+from pipeline.prompts import prompt_path
 from pipeline.stage import Counts, Stage
 
 Rule = Literal["mixed_language", "long_paragraph", "code_in_thinking", "no_summary",
@@ -52,6 +55,9 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
+    llm_judge: LLMJudgeConfig | None = None
+    """A model, {model: NAME}, that compares answer and gold where the judge's rules abstain; such
+    verdicts have the grader `llm`. runtime.llm_judge.base_url says where it is."""
     keep: str = 'verdict == "correct"'
     """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
     difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
@@ -83,7 +89,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     from pipeline import records, stream
     from pipeline.curate import refuse_empty
 
-    decided = _decided(experiment, inputs)
+    decided, extra = _decided(experiment, inputs)
     refuse_empty(decided, experiment.filter)
     columns = [name for name in records.Judged.columns() if name not in records.Trace.columns()]
     start = 0
@@ -92,11 +98,11 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch, beside], how="horizontal"))
             start += len(batch)
-    return _counts(decided)
+    return _counts(decided) | extra
 
 
 def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
-    """What filter would keep and why the rest would leave; writes nothing.
+    """What filter would keep and why the rest would leave; writes nothing and asks no model.
 
     `inputs` maps "prepare" and "generate" to their artifacts. Where it also has "filter", an
     artifact of any filter over the same traces, its verdicts are used and nothing is judged.
@@ -104,7 +110,7 @@ def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
     """
     from pipeline.curate import funnel
 
-    return funnel(_decided(experiment, inputs))
+    return funnel(_decided(experiment, inputs, spend=False)[0])
 
 
 def check(experiment: Any) -> None:
@@ -112,15 +118,17 @@ def check(experiment: Any) -> None:
     from pipeline import curate
 
     curate.check(experiment.filter)
+    if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
+        raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
+                        "https://api.deepseek.com/v1")
 
 
-def _decided(experiment: Any, inputs: Mapping[str, Path]) -> Any:
-    """Every trace without its texts, decided."""
+def _decided(experiment: Any, inputs: Mapping[str, Path], spend: bool = True) -> tuple[Any, Counts]:
+    """Every trace without its texts, decided, and what models beside the rules had to say."""
     import polars as pl
 
     from pipeline import records
     from pipeline.curate import decide, summarise
-    from pipeline.errors import UserError
 
     check(experiment)
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
@@ -130,8 +138,28 @@ def _decided(experiment: Any, inputs: Mapping[str, Path]) -> Any:
     table = pl.concat(found)
     if table.select("problem_id", "sample").is_duplicated().any():
         raise UserError("a trace occurs twice in the traces; delete the generate artifact")
+    table, extra = (table, {}) if "filter" in inputs else \
+        _second_look(experiment, table, problems, spend)
     sources = dict(problems.select("problem_id", "source").rows())
-    return decide(table, experiment.filter, sources)
+    return decide(table, experiment.filter, sources), extra
+
+
+def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tuple[Any, Counts]:
+    """The judged table after filter.llm_judge, and its share and cost."""
+    from pipeline.judging import second_look
+    from pipeline.llm_judge import Asker
+    from pipeline.verify.llm import LLMJudge
+
+    config, runtime = experiment.filter, experiment.runtime
+    if config.llm_judge is None:
+        return table, {}
+    asker = Asker(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
+    model = LLMJudge(asker)
+    table = second_look(table, problems, model)
+    verdicts = table.filter(table["grader"] == "llm")["verdict"].value_counts(sort=True).rows()
+    return table, {"llm_judge": {"decided": model.counts["decided"], "open": model.counts["open"],
+                                 "share": model.counts["decided"] / len(table),
+                                 "verdicts": dict(verdicts), **asker.counts}}
 
 
 def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
@@ -164,7 +192,16 @@ def _counts(decided: Any) -> Counts:
                                        if band or None in bands}}
 
 
+def summary(counts: Counts) -> str:
+    said = f"kept {counts['kept']:,} of {counts['traces']:,} traces " \
+           f"({counts['kept'] / max(counts['traces'], 1):.1%})"
+    if llm := counts.get("llm_judge"):
+        said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
+                 f"${llm['cost_usd']:.2f}), {llm['open']:,} stay open")
+    return said
+
+
 STAGE = Stage(
     name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=2,
-    summary=lambda c: f"kept {c['kept']:,} of {c['traces']:,} traces "
-                      f"({c['kept'] / max(c['traces'], 1):.1%})")
+    files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else (),
+    summary=summary)

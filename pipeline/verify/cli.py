@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.verify.judge import default_pool, gold_answer
 from pipeline.verify.judgement import Policy, Problem, make_policy
+from pipeline.verify.llm import LLMJudge
 from pipeline.verify.pool import JudgePool
 from pipeline.verify.second import second_opinion
 
@@ -97,10 +98,11 @@ def response_of(row: dict[str, Any], number: int) -> str:
 
 
 def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
-               workers: int | None = None) -> dict[str, int]:
+               workers: int | None = None, model: LLMJudge | None = None) -> dict[str, int]:
     """Judge every row of `source`; rows with the Judgement's fields go to `out` or standard output.
 
-    `out` is written whole or not at all. Returns how often each verdict was given.
+    `model` decides what the rules leave open. `out` is written whole or not at all. Returns how
+    often each verdict was given.
     """
     settings = parse_policy(policy)
     rows = read_rows(source)
@@ -108,6 +110,8 @@ def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str
     texts = [response_of(row, i) for i, row in enumerate(rows, start=1)]
     with JudgePool(workers=workers) as pool:
         judgements = pool.judge_many(texts, problems)
+    if model is not None:
+        judgements = model.review_all(judgements, problems)
     judged = [row | asdict(j) for row, j in zip(rows, judgements, strict=True)]
     _write(judged, out)
     return dict(Counter(j.verdict for j in judgements))
