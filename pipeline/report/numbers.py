@@ -93,7 +93,8 @@ def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
 
     return {"total": len(table), "kept": int(table["kept"].sum()),
             "rejected": count(table.filter(~pl.col("kept")), "reason"),
-            "verdicts": count(table, "verdict")}
+            "kept_by": count(table.filter("kept"), "grader"),
+            "verdicts": count(table.filter(pl.col("grader") != "majority"), "verdict")}
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

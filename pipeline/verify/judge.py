@@ -196,7 +196,7 @@ def _safe(text: str) -> bool:
 def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
     gold, found = choice.letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), choice.letters(text)
     if not gold:
-        return judgement("cannot_judge", None, "choice")
+        return judgement("cannot_judge", ", ".join(found) or None, "choice")
     if not found:
         return judgement("no_answer", None, "choice")
     several = len(found) > 1 and len(gold) == 1
@@ -206,6 +206,8 @@ def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
 
 def _exact(text: str, _: list[str], problem: Problem) -> Judgement:
     answer = ", ".join(extract(text, "any")) if "boxed" in text or "<answer>" in text else text
+    if not problem.answer.strip():
+        return judgement("cannot_judge", answer.strip(), "exact")
     right = choice.exact_key(answer) == choice.exact_key(problem.answer)
     return judgement("correct" if right else "wrong", answer.strip(), "exact")
 
