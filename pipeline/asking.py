@@ -33,7 +33,7 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
                 outcome = generate(requests, teacher=config.teacher, sampling=config.sampling,
                                    runtime=address, store=store, on_progress=advance)
         traces = store.collect(requests, config.teacher, config.sampling)
-    _explain(outcome)
+    explain(outcome, "generate")
     if not len(traces):
         raise UserError("the teacher gave no trace at all: "
                         f"{outcome.stopped or dict(outcome.reasons)}")
@@ -69,14 +69,14 @@ def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
         yield runtime.teacher.model_copy(update={"base_url": address})
 
 
-def _explain(outcome: Any) -> None:
+def explain(outcome: Any, who: str) -> None:
     """What went wrong or is worth knowing, a line each."""
     if outcome.stopped:
-        print(f"generate: stopped early: {outcome.stopped}", file=sys.stderr)
+        print(f"{who}: stopped early: {outcome.stopped}", file=sys.stderr)
     for reason, count in outcome.reasons.most_common(3):
-        print(f"generate: {count:,} failed: {reason}", file=sys.stderr)
+        print(f"{who}: {count:,} failed: {reason}", file=sys.stderr)
     for note in outcome.notes:
-        print(f"generate: {note}", file=sys.stderr)
+        print(f"{who}: {note}", file=sys.stderr)
 
 
 def _counts(traces: pl.DataFrame, outcome: Any) -> dict[str, Any]:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 
 from pipeline.completion import Completion
 from pipeline.progress import progress
-from pipeline.verify import Judgement, JudgePool, Problem, refuse_if_broken
+from pipeline.verify import (
+    Judgement,
+    JudgePool,
+    Problem,
+    check_gold,
+    judge_answer,
+    refuse_if_broken,
+)
+from pipeline.verify.llm import LLMJudge, majority_answer
+
+_SAYING = re.compile(r"(?:\\text\s*\{)?(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’]+[^\W\d_]+)+[\s.!?}]*")
+"""Several words and nothing else: samples that agree on "I do not know" agree on no answer."""
 
 
 def judge_all(completions: list[Completion], problems: list[Problem],
@@ -45,3 +58,57 @@ def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) 
     schema = {name: pl.Float64 if name == "score" else pl.String for name in columns}
     return traces.hstack(pl.DataFrame(columns, schema=schema)).with_columns(
         pass_rate=pl.col("score").mean().over("problem_id"))
+
+
+def second_look(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
+    """`judged`, where `model` has decided what the rules left open of `problems`."""
+    known = judged["problem_id"].is_in(problems["problem_id"].implode())
+    places = ((judged["verdict"] == "cannot_judge") & known).arg_true()
+    rows = judged[places].select("problem_id", "score", "verdict", "extracted", "grader").rows()
+    left = problems.filter(problems["problem_id"].is_in([row[0] for row in rows]))
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in left.iter_rows(named=True)}
+    out = model.review_all([Judgement(*row[1:]) for row in rows], [by_id[row[0]] for row in rows])
+    return _replaced(judged, places, out)
+
+
+def by_majority(judged: pl.DataFrame, problems: list[dict[str, Any]], votes: int,
+                pool: JudgePool) -> pl.DataFrame:
+    """`judged`, where problems without a gold have the answer of most samples for one.
+
+    Its verdicts have the grader "majority". A problem whose samples do not agree, more than half
+    of those with an answer and at least `votes`, stays cannot_judge.
+    """
+    places: list[int] = []
+    given: list[Judgement] = []
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in problems}
+    rows = judged.select("problem_id", "verdict", "extracted").with_row_index().filter(
+        pl.col("problem_id").is_in(list(by_id)), verdict="cannot_judge")
+    for part in rows.drop_nulls("extracted").partition_by("problem_id", maintain_order=True):
+        said = _agreed(part["extracted"].to_list(), by_id[part["problem_id"][0]], pool)
+        if sum(j.score == 1.0 for j in said) >= votes:
+            scored = [(place, j) for place, j in zip(part["index"], said, strict=True)
+                      if j.score is not None]
+            places += [place for place, _ in scored]
+            given += [replace(j, grader="majority") for _, j in scored]
+    return _replaced(judged, pl.Series(places, dtype=pl.UInt32), given)
+
+
+def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
+    """`answers` judged by the one that most of them equal; [] where there is none."""
+    def like(one: str, other: str) -> Judgement:
+        return judge_answer(other, replace(problem, answer=one), pool)
+
+    gold = majority_answer(answers, lambda one, other: like(one, other).score == 1.0)
+    if gold is None or (problem.kind == "math" and _SAYING.fullmatch(gold)):
+        return []
+    if check_gold(replace(problem, answer=gold), pool).score != 1.0:
+        return []
+    return [like(gold, answer) for answer in answers]
+
+
+def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:
+    """`judged` with the judgements `by` in the rows `places`."""
+    return judged.with_columns(
+        judged[name].scatter(places, pl.Series([getattr(j, name) for j in by],
+                                               dtype=judged[name].dtype))
+        for name in ("score", "verdict", "grader"))

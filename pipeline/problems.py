@@ -34,10 +34,18 @@ class Source(Config):
     """Column with the gold answer."""
     answer_pattern: str | None = None
     """Regular expression whose first group is the gold answer, e.g. `#### (.+)` for GSM8K."""
+    answer_optional: bool = False
+    """Keep problems whose answer is missing or empty: they are taught by filter.majority alone,
+    never held out and never refined on."""
     kind: str = "math"
     """The judge's kind for rows that name none: math, choice, exact, code or gym."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many problems after shuffling."""
+
+
+def has_gold(row: dict[str, Any]) -> bool:
+    """Whether a records.Problem row can be judged: code and gym need no answer."""
+    return bool(row["answer"].strip()) or row["kind"] not in ("math", "choice", "exact")
 
 
 def is_file(name: str) -> bool:
@@ -123,21 +131,23 @@ def _read_hub(source: Source) -> list[dict[str, Any]]:
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
     for column in (source.problem_column, source.answer_column):
-        if row.get(column) is None:
+        if row.get(column) is None and not (column == source.answer_column
+                                            and source.answer_optional):
             raise UserError(f"row {index} of {source.problems} has no {column!r}; set "
                             "prepare.problem_column and prepare.answer_column "
                             f"(its columns: {', '.join(row)})")
     meta = row.get("meta") or {}
     return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index}")),
             "problem": str(row[source.problem_column]),
-            "answer": _gold(str(row[source.answer_column]), index, source),
+            "answer": _gold(row.get(source.answer_column), index, source),
             "kind": str(row.get("kind", source.kind)),
             "source": str(row.get("source", source.problems)),
             "meta": meta if isinstance(meta, str) else json.dumps(meta, default=str)}
 
 
-def _gold(text: str, index: int, source: Source) -> str:
-    if source.answer_pattern is None:
+def _gold(given: Any, index: int, source: Source) -> str:
+    text = "" if given is None else str(given)
+    if source.answer_pattern is None or (source.answer_optional and not text.strip()):
         return text.strip()
     found = re.search(source.answer_pattern, text)
     if found is None:

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.llm_judge import LLMJudgeConfig
+from pipeline.prompts import prompt_path
 from pipeline.stage import Counts, Stage
 
 Rule = Literal["mixed_language", "long_paragraph", "code_in_thinking", "no_summary",
@@ -52,6 +55,12 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
+    llm_judge: LLMJudgeConfig | None = None
+    """A model, {model: NAME}, that compares answer and gold where the judge's rules abstain; such
+    verdicts have the grader `llm`. runtime.llm_judge.base_url says where it is."""
+    majority: int | None = Field(default=None, ge=2)
+    """Judge a problem without a gold (prepare.answer_optional) by the answer that more than half of
+    its samples give, and so many at least; such verdicts have the grader `majority`."""
     keep: str = 'verdict == "correct"'
     """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
     difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
@@ -83,7 +92,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     from pipeline import records, stream
     from pipeline.curate import refuse_empty
 
-    decided = _decided(experiment, inputs)
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    decided, extra = _decided(experiment, inputs, problems)
     refuse_empty(decided, experiment.filter)
     columns = [name for name in records.Judged.columns() if name not in records.Trace.columns()]
     start = 0
@@ -92,19 +102,21 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch, beside], how="horizontal"))
             start += len(batch)
-    return _counts(decided)
+    return _counts(decided, problems) | extra
 
 
 def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
-    """What filter would keep and why the rest would leave; writes nothing.
+    """What filter would keep and why the rest would leave; writes nothing and asks no model.
 
     `inputs` maps "prepare" and "generate" to their artifacts. Where it also has "filter", an
     artifact of any filter over the same traces, its verdicts are used and nothing is judged.
     Returns the frame of pipeline.curate.funnel.
     """
+    from pipeline import records
     from pipeline.curate import funnel
 
-    return funnel(_decided(experiment, inputs))
+    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    return funnel(_decided(experiment, inputs, problems, spend=False)[0])
 
 
 def check(experiment: Any) -> None:
@@ -112,26 +124,62 @@ def check(experiment: Any) -> None:
     from pipeline import curate
 
     curate.check(experiment.filter)
+    if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
+        raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
+                        "https://api.deepseek.com/v1")
 
 
-def _decided(experiment: Any, inputs: Mapping[str, Path]) -> Any:
-    """Every trace without its texts, decided."""
+def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
+             spend: bool = True) -> tuple[Any, Counts]:
+    """Every trace without its texts, decided, and what models beside the rules had to say."""
     import polars as pl
 
-    from pipeline import records
     from pipeline.curate import decide, summarise
-    from pipeline.errors import UserError
 
     check(experiment)
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
     found = [summarise(batch, experiment.filter) for batch in _judged(experiment, inputs, problems)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")
     table = pl.concat(found)
     if table.select("problem_id", "sample").is_duplicated().any():
         raise UserError("a trace occurs twice in the traces; delete the generate artifact")
+    extra: Counts = {}
+    if "filter" not in inputs:
+        table, extra = _second_look(experiment, table, problems, spend)
+        table = _majority(experiment, table, problems)
     sources = dict(problems.select("problem_id", "source").rows())
-    return decide(table, experiment.filter, sources)
+    return decide(table, experiment.filter, sources), extra
+
+
+def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tuple[Any, Counts]:
+    """The judged table after filter.llm_judge, and its share and cost."""
+    from pipeline.judging import second_look
+    from pipeline.llm_judge import Asker
+    from pipeline.verify.llm import LLMJudge
+
+    config, runtime = experiment.filter, experiment.runtime
+    if config.llm_judge is None:
+        return table, {}
+    asker = Asker(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
+    model = LLMJudge(asker)
+    table = second_look(table, problems.filter(problems["answer"].str.strip_chars() != ""), model)
+    by_model = table.filter(table["grader"] == "llm")
+    return table, {"llm_judge": {"decided": len(by_model), "open": model.counts["open"],
+                                 "share": len(by_model) / len(table),
+                                 "verdicts": _times(by_model["verdict"]), **asker.counts}}
+
+
+def _majority(experiment: Any, table: Any, problems: Any) -> Any:
+    """The judged table after filter.majority."""
+    from pipeline.judging import by_majority
+    from pipeline.problems import has_gold
+    from pipeline.verify import JudgePool
+
+    if experiment.filter.majority is None:
+        return table
+    without = [row for row in problems.iter_rows(named=True) if not has_gold(row)]
+    with JudgePool(experiment.runtime.judge_workers) as pool:
+        return by_majority(table, without, experiment.filter.majority, pool)
 
 
 def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
@@ -150,21 +198,48 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Itera
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
 
 
-def _counts(decided: Any) -> Counts:
+def _counts(decided: Any, problems: Any) -> Counts:
+    """What the manifest keeps; verdicts and bands are of problems with a gold."""
     from pipeline.curate import BANDS
+    from pipeline.problems import has_gold
 
+    bare = {row["problem_id"] for row in problems.iter_rows(named=True) if not has_gold(row)}
+    without, gold = (decided.filter(decided["problem_id"].is_in(bare) == where)
+                     for where in (True, False))
     kept = decided.filter(decided["kept"])
-    bands = dict(decided.unique("problem_id")["difficulty"].value_counts().rows())
-    reasons = decided.filter(~decided["kept"])["reason"].value_counts(sort=True).rows()
-    return {"traces": len(decided), "kept": len(kept),
-            "problems_with_a_trace": kept["problem_id"].n_unique(),
-            "verdicts": dict(decided["verdict"].value_counts(sort=True).rows()),
-            "rejected": dict(reasons), "kept_by_source": dict(kept["source"].value_counts().rows()),
-            "problems_by_difficulty": {band: bands.get(band, 0) for band in (*BANDS, None)
-                                       if band or None in bands}}
+    bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
+    counts = {"traces": len(decided), "kept": len(kept),
+              "problems_with_a_trace": kept["problem_id"].n_unique(),
+              "verdicts": _times(gold["verdict"]),
+              "rejected": _times(decided.filter(~decided["kept"])["reason"]),
+              "kept_by_source": dict(kept["source"].value_counts().rows()),
+              "problems_by_difficulty": {band: bands.get(band, 0) for band in (*BANDS, None)
+                                         if band or None in bands}}
+    if bare:
+        agreed = without.filter(without["grader"] == "majority")
+        counts["without_gold"] = {"problems": len(bare), "agreed": agreed["problem_id"].n_unique(),
+                                  "traces": len(without), "kept": int(without["kept"].sum()),
+                                  "verdicts": _times(without["verdict"])}
+    return counts
+
+
+def _times(column: Any) -> dict[str, int]:
+    return dict(column.value_counts(sort=True).rows())
+
+
+def summary(counts: Counts) -> str:
+    said = f"kept {counts['kept']:,} of {counts['traces']:,} traces " \
+           f"({counts['kept'] / max(counts['traces'], 1):.1%})"
+    if llm := counts.get("llm_judge"):
+        said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
+                 f"${llm['cost_usd']:.2f}), {llm['open']:,} stay open")
+    if bare := counts.get("without_gold"):
+        said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
+                 f"majority answer ({bare['kept']:,} traces kept)")
+    return said
 
 
 STAGE = Stage(
     name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=2,
-    summary=lambda c: f"kept {c['kept']:,} of {c['traces']:,} traces "
-                      f"({c['kept'] / max(c['traces'], 1):.1%})")
+    files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else (),
+    summary=summary)

@@ -11,7 +11,7 @@ from pydantic import Field
 from pipeline.config import Config
 from pipeline.recipe import LogitsConfig, RlConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
-from pipeline.teacher.config import TeacherRuntime
+from pipeline.teacher.config import JudgeRuntime, TeacherRuntime
 from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
 from stages.evaluate import EvaluateConfig
 from stages.filter import FilterConfig
@@ -41,6 +41,8 @@ class Runtime(Config):
     """Handed to vllm.LLM where it samples a student, in rl and evaluate (max_num_seqs, ...)."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
+    llm_judge: JudgeRuntime = JudgeRuntime()
+    """The same of the model that filter.llm_judge names."""
 
 
 class Experiment(Config):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.problems import Source, is_file, load_rows
+from pipeline.problems import Source, has_gold, is_file, load_rows
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
 
@@ -37,10 +37,12 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     config = experiment.prepare
     rows = _distinct(load_rows(config, experiment.seed))
-    good = _check_golds(rows, config.bad_gold)
+    good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
-    if len(good) <= config.held_out:
-        raise UserError(f"{config.problems} has {len(good)} usable problems and "
+    good.sort(key=has_gold, reverse=True)
+    golds = sum(map(has_gold, good))
+    if len(good) <= config.held_out or golds < config.held_out:
+        raise UserError(f"{config.problems} has {golds} problems with a usable answer and "
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
     tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
@@ -52,7 +54,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),
             "duplicates": len(rows) - len({row["problem_id"] for row in rows}),
-            "bad_gold": len(rows) - len(good) - len(repeats),
+            "without_gold": len(good) - golds, "bad_gold": len(rows) - len(good) - len(repeats),
             "near_duplicates": len(repeats), "contaminated": len(hits)}
 
 
@@ -70,7 +72,7 @@ def _distinct(rows: list[dict]) -> list[dict]:
     return list(seen.values())
 
 
-def _check_golds(rows: list[dict], policy: str) -> list[dict]:
+def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
     from pipeline.verify import Problem, check_gold
 
     good = []
@@ -78,9 +80,9 @@ def _check_golds(rows: list[dict], policy: str) -> list[dict]:
         for row in rows:
             judgement = check_gold(Problem.from_row(row))
             advance(1)
-            if judgement.score == 1.0:
+            if judgement.score == 1.0 or (config.answer_optional and not has_gold(row)):
                 good.append(row)
-            elif policy == "stop":
+            elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
                                 f"{row['problem_id']!r} fails its own check "
                                 f"({judgement.verdict}); mend it, or set prepare.bad_gold=drop")

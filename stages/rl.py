@@ -66,10 +66,11 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
 
 
 def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
-    """The problems of a table with their prompts."""
+    """The problems of a table with their prompts; without a gold there is no reward."""
     from pipeline import records
+    from pipeline.problems import has_gold
 
-    problems = records.read(records.Problem, path).to_dicts()
+    problems = list(filter(has_gold, records.read(records.Problem, path).to_dicts()))
     asked = chats(experiment.generate.prompt, problems)
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 

@@ -14,14 +14,40 @@ Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")
 
 
 def judge(file: Annotated[str, typer.Argument(help="JSONL or Parquet; - reads standard input.")],
-          out: Output = None, policy: Policies = None, debug: bool = False) -> None:
+          out: Output = None, policy: Policies = None,
+          llm_url: Annotated[str | None, typer.Option(help="Address, with /v1, of a model that "
+                                                           "decides what the rules leave open; "
+                                                           "key in LIMBECK_API_KEY.")] = None,
+          llm_model: Annotated[str | None, typer.Option(help="Name of that model.")] = None,
+          traces: Annotated[Path, typer.Option(help="Trace store that keeps its replies.")]
+          = Path("data/traces"), debug: bool = False) -> None:
     """Judge a file of answers: {prediction or completion, gold or answer, kind?, id?} a row."""
     from pipeline.verify.cli import judge_file
+    from pipeline.verify.llm import LLMJudge
 
-    counts = judge_file(file if file == "-" else Path(file), out, policy or [])
+    asker = _asker(llm_url, llm_model, traces)
+    model = LLMJudge(asker) if asker else None
+    counts = judge_file(file if file == "-" else Path(file), out, policy or [], model=model)
     said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()))
     where = f" → {out}" if out else ""
     print(f"judge: {sum(counts.values()):,} rows: {said}{where}", file=sys.stderr)
+    if asker and model:
+        print(f"judge: the model decided {model.counts['decided']:,} and left "
+              f"{model.counts['open']:,} open; {asker.counts.get('asked', 0):,} questions asked "
+              f"now for ${asker.counts.get('spent_now_usd', 0.0):.4f}", file=sys.stderr)
+
+
+def _asker(url: str | None, name: str | None, traces: Path) -> Any:
+    """What asks the model `name` at `url`; None where neither is given."""
+    from pipeline.errors import UserError
+    from pipeline.llm_judge import Asker, LLMJudgeConfig
+    from pipeline.teacher.config import JudgeRuntime
+
+    if url is None and name is None:
+        return None
+    if url is None or name is None:
+        raise UserError("--llm-url and --llm-model go together; give both or neither")
+    return Asker(LLMJudgeConfig(model=name), JudgeRuntime(base_url=url), traces)
 
 
 def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:

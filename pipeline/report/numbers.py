@@ -55,6 +55,9 @@ def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, An
     if name == "generate":
         table = columns(folder / "traces.parquet", "completion_tokens", "cost_usd")
         row |= {"tokens": table["completion_tokens"].sum(), "cost_usd": table["cost_usd"].sum()}
+    elif name == "filter" and "llm_judge" in manifest["counts"]:
+        llm = manifest["counts"]["llm_judge"]
+        row |= {"tokens": llm["completion_tokens"], "cost_usd": llm["cost_usd"]}
     elif name == "evaluate":
         table = columns(folder / "completions.parquet", "completion_tokens")
         row["tokens"] = table["completion_tokens"].sum()
@@ -77,8 +80,9 @@ def columns(path: Path, *names: str) -> pl.DataFrame:
 
 
 def judged(folder: Path) -> pl.DataFrame:
-    """kept, reason, verdict and completion_tokens of every trace; the texts stay on disk."""
-    return columns(folder / "judged.parquet", "kept", "reason", "verdict", "completion_tokens")
+    """kept, reason, verdict, grader and completion_tokens of every trace, without its texts."""
+    return columns(folder / "judged.parquet", "kept", "reason", "verdict", "grader",
+                   "completion_tokens")
 
 
 def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
@@ -89,7 +93,8 @@ def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
 
     return {"total": len(table), "kept": int(table["kept"].sum()),
             "rejected": count(table.filter(~pl.col("kept")), "reason"),
-            "verdicts": count(table, "verdict")}
+            "kept_by": count(table.filter("kept"), "grader"),
+            "verdicts": count(table.filter(pl.col("grader") != "majority"), "verdict")}
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -16,6 +16,8 @@ from pipeline.report.samples import samples
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teacher": "teacher"}
+NOT_BY_GOLD = {"llm": "of it by LLM judge", "majority": "of it by majority"}
+"""Graders whose verdicts are shown apart: a model's, and those against other samples' answer."""
 BENCHMARKS = {"heldout": "held-out"}
 CURVES = {
     "sft": (("loss", "Loss", "cross-entropy of a trained token, in nats", False),
@@ -47,6 +49,7 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
         benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
+        llm_share=llm_share(numbers),
         lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
         alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
         students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
@@ -108,8 +111,18 @@ def funnel(traces: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         left -= count
         rows.append({"name": reason.replace("_", " "), "count": count, "start": left / total,
                      "share": count / total, "kind": "rejected"})
-    return [*rows, {"name": "kept", "count": traces["kept"], "start": 0.0,
-                    "share": traces["kept"] / total, "kind": "kept"}]
+    parts = {"kept": traces["kept"], **{name: traces["kept_by"][grader] for grader, name
+                                        in NOT_BY_GOLD.items() if grader in traces["kept_by"]}}
+    return rows + [{"name": name, "count": count, "start": 0.0, "share": count / total,
+                    "kind": "kept"} for name, count in parts.items()]
+
+
+def llm_share(numbers: Mapping[str, Any]) -> str:
+    """What the LLM judge decided of the traces and what it cost, in a sentence; "" without one."""
+    llm = numbers["stages"].get("filter", {}).get("counts", {}).get("llm_judge")
+    return "" if llm is None else (
+        f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
+        f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.2f}.")
 
 
 def lengths(inputs: Mapping[str, Path]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr
@@ -114,6 +114,8 @@ class Sampling(Config):
 class TeacherRuntime(Config):
     """Where the teacher is, its key, its limits and the budget; no part of any key."""
 
+    who: ClassVar[str] = "the teacher"
+    where: ClassVar[str] = "runtime.teacher"
     base_url: str | None = None
     """Address up to and with /v1; the embedded and the vLLM teacher set it themselves."""
     api_key_env: str = "LIMBECK_API_KEY"
@@ -146,7 +148,7 @@ class TeacherRuntime(Config):
         key = self._given_key()
         if not (key.isascii() and key.isprintable()):
             raise UserError("the API key is not one line of printable ASCII; see what "
-                            f"{self.api_key_env} or runtime.teacher.key_file holds")
+                            f"{self.api_key_env} or {self.where}.key_file holds")
         return SecretStr(key)
 
     def _given_key(self) -> str:
@@ -161,7 +163,7 @@ class TeacherRuntime(Config):
         try:
             return self.key_file.read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
-            raise UserError(f"runtime.teacher.key_file {self.key_file} cannot be read "
+            raise UserError(f"{self.where}.key_file {self.key_file} cannot be read "
                             f"({error.strerror}); name a readable file or unset it") from None
 
     def shown_url(self) -> str:
@@ -169,3 +171,10 @@ class TeacherRuntime(Config):
         parts = urlsplit(self.base_url or "")
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+
+
+class JudgeRuntime(TeacherRuntime):
+    """Where the model of filter.llm_judge is, its key, its limits and the budget."""
+
+    who: ClassVar[str] = "the LLM judge"
+    where: ClassVar[str] = "runtime.llm_judge"

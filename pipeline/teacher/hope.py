@@ -10,6 +10,10 @@ UNREACHED, DOUBTED, FAILED = 5, 3, 20
 """Failed connections, refusals and failed requests in a row that end a run without success."""
 
 
+class UnansweredError(UserError):
+    """No request was answered, and none will be before something is mended."""
+
+
 class Hope:
     """Successes and failures of a run, and what they say of the endpoint."""
 
@@ -33,16 +37,17 @@ class Hope:
         self.failed += 1
         return self.failed >= FAILED
 
-    def sentence(self, reason: str) -> UserError:
+    def sentence(self, reason: str) -> UnansweredError:
         """What a teacher that gives nothing is told of, with the remedy."""
-        url, remedy = self.runtime.shown_url(), "see what its log says"
+        runtime, remedy = self.runtime, "see what its log says"
         if reason.startswith(("HTTP 401", "HTTP 403")):
-            remedy = f"set {self.runtime.api_key_env} to a valid key for it"
+            remedy = f"set {runtime.api_key_env} to a valid key for it"
         elif reason.startswith("HTTP 404"):
-            remedy = ("check that runtime.teacher.base_url ends as the endpoint wants (usually "
+            remedy = (f"check that {runtime.where}.base_url ends as the endpoint wants (usually "
                       f"/v1) and that it serves model {self.teacher.model!r}")
         elif reason.startswith("HTTP 402") or "quota" in reason:
             remedy = "top up the account"
         elif self.unreached:
-            remedy = "see that it runs and that runtime.teacher.base_url is right"
-        return UserError(f"the teacher at {url} gives no answer ({reason}); {remedy}")
+            remedy = f"see that it runs and that {runtime.where}.base_url is right"
+        return UnansweredError(f"{runtime.who} at {runtime.shown_url()} gives no answer "
+                               f"({reason}); {remedy}")

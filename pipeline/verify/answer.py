@@ -208,16 +208,13 @@ def _bracketed(text: str, depth: int) -> Node | None:
         items = _list(inner, [_parse(part, depth + 1) for part in split_top(inner, ",;")]).items
         return Node("set", text, tuple({item.text: item for item in items}.values()))
     parts = split_top(inner, ",")
-    if len(parts) == 2 and (text[0] in "([" and text[-1] in ")]"):
-        items = tuple(_parse(part, depth + 1) for part in parts)
-        if any(item.detail == "±" for item in items):
-            return _signed_tuple(text, items)
-        kind = "interval" if text[0] + text[-1] != "()" else "tuple"
-        return Node(kind, text, items, detail=text[0] + text[-1])
-    if len(parts) > 1:
-        items = tuple(_parse(part, depth + 1) for part in parts)
-        return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
-    return _parse(inner, depth + 1) if inner else None
+    if len(parts) < 2:
+        return _parse(inner, depth + 1) if inner else None
+    items = tuple(_parse(part, depth + 1) for part in parts)
+    if len(parts) == 2 and text[0] + text[-1] in ("[]", "[)", "(]") and \
+            all(item.detail != "±" for item in items):
+        return Node("interval", text, items, detail=text[0] + text[-1])
+    return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
 
 
 def _signed_tuple(text: str, items: tuple[Node, ...]) -> Node:

@@ -20,6 +20,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.verify.judge import default_pool, gold_answer
 from pipeline.verify.judgement import Policy, Problem, make_policy
+from pipeline.verify.llm import LLMJudge
 from pipeline.verify.pool import JudgePool
 from pipeline.verify.second import second_opinion
 
@@ -80,11 +81,9 @@ def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
         gold, policy = ", ".join(map(str, gold)), replace(policy, gold_is_set=True)
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
         raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
-    meta = row.get("meta") or {}
-    meta = json.loads(meta) if isinstance(meta, str) else dict(meta)
     kind = str(row.get("kind") or "math")
-    return Problem(str(row.get("id", number)), str(row.get("problem") or ""), str(gold),
-                   KINDS.get(kind, kind), make_policy(meta.get("policy") or {}, policy), meta)
+    return Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
+                             "kind": KINDS.get(kind, kind)}, policy)
 
 
 def response_of(row: dict[str, Any], number: int) -> str:
@@ -97,17 +96,20 @@ def response_of(row: dict[str, Any], number: int) -> str:
 
 
 def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
-               workers: int | None = None) -> dict[str, int]:
+               model: LLMJudge | None = None) -> dict[str, int]:
     """Judge every row of `source`; rows with the Judgement's fields go to `out` or standard output.
 
-    `out` is written whole or not at all. Returns how often each verdict was given.
+    `model` decides what the rules leave open. `out` is written whole or not at all. Returns how
+    often each verdict was given.
     """
     settings = parse_policy(policy)
     rows = read_rows(source)
     problems = [to_problem(row, i, settings) for i, row in enumerate(rows, start=1)]
     texts = [response_of(row, i) for i, row in enumerate(rows, start=1)]
-    with JudgePool(workers=workers) as pool:
+    with JudgePool() as pool:
         judgements = pool.judge_many(texts, problems)
+    if model is not None:
+        judgements = model.review_all(judgements, problems)
     judged = [row | asdict(j) for row, j in zip(rows, judgements, strict=True)]
     _write(judged, out)
     return dict(Counter(j.verdict for j in judgements))
@@ -120,13 +122,12 @@ def _write(rows: list[dict[str, Any]], out: Path | None) -> None:
 
         pq.write_table(pa.Table.from_pylist(rows), out.with_suffix(".partial"),
                        write_page_checksum=True)
-        out.with_suffix(".partial").replace(out)
-        return
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    out.with_suffix(".partial").write_text(text, encoding="utf-8")
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if out is None:
+            sys.stdout.write(text)
+            return
+        out.with_suffix(".partial").write_text(text, encoding="utf-8")
     out.with_suffix(".partial").replace(out)
 
 

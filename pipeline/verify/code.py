@@ -39,20 +39,19 @@ def _compiles(program: str) -> bool:
     return True
 
 
-def judge_code(text: str, problem: Problem, limits: Limits = Limits()) -> Judgement:  # noqa: B008
+def judge_code(text: str, problem: Problem) -> Judgement:
     """correct where every test passes. UserError without tests, or without a working sandbox."""
     program = program_of(text, problem)
     if program is None:
         return judgement("no_answer", None, "sandbox")
     meta = problem.meta
     if "inputs" in meta:
-        passed = run_stdio(program, meta["inputs"], meta["outputs"], limits)
+        passed = run_stdio(program, meta["inputs"], meta["outputs"])
     elif "test" in meta:
         test = f"{meta['test']}\ncheck({meta['entry_point']})"
-        passed = run_tests(program, [test], _header(problem), limits)
+        passed = run_tests(program, [test], _header(problem))
     elif "test_list" in meta:
-        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []),
-                           limits)
+        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []))
     else:
         raise UserError(f"code problem {problem.problem_id!r} has no tests in its meta: give "
                         "test and entry_point, test_list, or inputs and outputs")
@@ -67,12 +66,11 @@ def _header(problem: Problem) -> str:
                      if line.startswith(("import ", "from ")))
 
 
-def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str],
-              limits: Limits = Limits()) -> list[bool]:  # noqa: B008
+def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[bool]:
     """One run per input; outputs are compared here, by lines without trailing space."""
     passed = []
     for given, expected in zip(inputs, outputs, strict=True):
-        result = sandbox.run(program, given, limits)
+        result = sandbox.run(program, given)
         passed.append(result.ended == "exit" and result.code == 0
                       and _lines(result.output) == _lines(expected))
         if not passed[-1]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.verify import value
-from pipeline.verify.expression import Tree, Unreadable
+from pipeline.verify.expression import Unreadable
 from pipeline.verify.node import Node
 from pipeline.verify.wording import key, words
 
@@ -60,7 +60,3 @@ def cross_equal(x: Node, y: Node, first: Node, other: Node) -> bool:
 def endless(node: Node) -> bool:
     return node.tree == ("c", "oo") or \
         words(node.text) in ("infinitely many", "infinite", "infinity")
-
-
-def infinite(tree: Tree) -> bool:
-    return tree == ("c", "oo") or any(infinite(t) for t in tree[1:] if isinstance(t, tuple))

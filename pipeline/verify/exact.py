@@ -86,9 +86,3 @@ def places(number: Fraction) -> int | None:
             counts[prime] += 1
     most = max(counts.values())
     return most if rest == 1 and most <= 30 else None
-
-
-def terminates(tree: Tree) -> bool:
-    """Whether `tree` is a decimal that can be written out."""
-    number = exact(tree)
-    return number is not None and places(number) is not None

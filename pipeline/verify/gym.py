@@ -7,10 +7,12 @@ past safe_for_scorer().
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
 _SPELLING = ((re.compile(r"\\(?:times|cdot|ast)|×|·|∗"), "*"), (re.compile(r"\\div|÷"), "/"),
              (re.compile(r"[−–]"), "-"),
@@ -66,21 +68,16 @@ def countdown(answer: str, numbers: Sequence[int], target: int) -> str:
     return "correct" if value == target and used == Counter(map(int, numbers)) else "wrong"
 
 
+_OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: Fraction}
+
+
 def _value(node: ast.expr, used: Counter[int]) -> Fraction | int:
     if isinstance(node, ast.Constant) and type(node.value) is int:
         used[node.value] += 1
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand, used)
-    if not isinstance(node, ast.BinOp):
+    if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATIONS:
         raise ValueError("not arithmetic")
-    left, right = _value(node.left, used), _value(node.right, used)
-    if isinstance(node.op, ast.Add):
-        return left + right
-    if isinstance(node.op, ast.Sub):
-        return left - right
-    if isinstance(node.op, ast.Mult):
-        return left * right
-    if isinstance(node.op, ast.Div):
-        return Fraction(left) / right
-    raise ValueError("not arithmetic")
+    return _OPERATIONS[type(node.op)](_value(node.left, used), _value(node.right, used))

@@ -41,14 +41,13 @@ def judge(completion: str | Completion, problem: Problem, *, opened: bool = Fals
     counts; the last box decides. Raises UserError for a problem whose kind is unknown or whose
     meta lacks what the kind needs, and nothing else.
     """
-    step = begin(completion, problem, opened=opened)
-    return step if isinstance(step, Judgement) else finish(step, pool or default_pool())
+    return finish(begin(completion, problem, opened=opened), pool or default_pool())
 
 
 def judge_answer(answer: str, problem: Problem, pool: JudgePool | None = None) -> Judgement:
     """The verdict on an answer already extracted (no thinking, no box)."""
     step = _by_kind(problem)(answer, [answer] if answer.strip() else [], problem)
-    return step if isinstance(step, Judgement) else finish(step, pool or default_pool())
+    return finish(step, pool or default_pool())
 
 
 def begin(completion: str | Completion, problem: Problem, *,
@@ -154,14 +153,9 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
 
 
 def _to_engine(gold: str, answer: str) -> Deferred:
+    verdicts: dict[bool | None, Verdict] = {None: "cannot_judge", True: "correct", False: "wrong"}
     return Deferred("math", (gold, answer, True), answer, "math-verify",
-                    lambda reply: _read_engine(reply, answer))
-
-
-def _read_engine(reply: bool | None, answer: str) -> Judgement:
-    if reply is None:
-        return judgement("cannot_judge", answer, "math-verify")
-    return judgement("correct" if reply else "wrong", answer, "math-verify")
+                    lambda reply: judgement(verdicts[reply], answer, "math-verify"))
 
 
 @lru_cache(maxsize=50_000)
@@ -196,7 +190,7 @@ def _safe(text: str) -> bool:
 def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
     gold, found = choice.letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), choice.letters(text)
     if not gold:
-        return judgement("cannot_judge", None, "choice")
+        return judgement("cannot_judge", ", ".join(found) or None, "choice")
     if not found:
         return judgement("no_answer", None, "choice")
     several = len(found) > 1 and len(gold) == 1
@@ -206,6 +200,8 @@ def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
 
 def _exact(text: str, _: list[str], problem: Problem) -> Judgement:
     answer = ", ".join(extract(text, "any")) if "boxed" in text or "<answer>" in text else text
+    if not problem.answer.strip():
+        return judgement("cannot_judge", answer.strip(), "exact")
     right = choice.exact_key(answer) == choice.exact_key(problem.answer)
     return judgement("correct" if right else "wrong", answer.strip(), "exact")
 

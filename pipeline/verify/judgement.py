@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 
-VERSION = "2"
+VERSION = "3"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
@@ -58,8 +58,8 @@ class Problem:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Problem:
-        """A row of records.Problem; `meta` is a JSON object that may hold "policy"."""
+    def from_row(cls, row: dict[str, Any], base: Policy = Policy()) -> Problem:
+        """A row of records.Problem; `meta` is a JSON object that may hold "policy" over `base`."""
         meta = row.get("meta") or {}
         if isinstance(meta, str):
             try:
@@ -68,7 +68,7 @@ class Problem:
                 raise UserError(f"meta of problem {row.get('problem_id')!r} is not valid JSON") \
                     from None
         return cls(str(row.get("problem_id", "")), row.get("problem") or "", row["answer"],
-                   row.get("kind") or "math", make_policy(meta.get("policy") or {}), meta)
+                   row.get("kind") or "math", make_policy(meta.get("policy") or {}, base), meta)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ _ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle
 """LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
 _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
          "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
-         "ast": "cdot", "div": "/", "lbrace": "{", "rbrace": "}", "colon": ":", "mid": "|",
-         "vert": "|", "lvert": "|", "rvert": "|", "arcsec": "arcsec", "tg": "tan", "ctg": "cot",
+         "ast": "cdot", "div": "/", "lbrace": "⦃", "rbrace": "⦄", "colon": ":", "mid": "|",
+         "vert": "|", "lvert": "|", "rvert": "|", "tg": "tan", "ctg": "cot",
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ",
          "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
@@ -188,10 +188,8 @@ def _command(match: re.Match[str]) -> str:
     name = _SAME.get(match[1], match[1])
     if name in _DROP:
         return " "
-    if name in "<>|/:":
+    if name in "<>|/:⦃⦄":
         return name
-    if name in "{}":
-        return "⦃" if name == "{" else "⦄"
     return f"\\{name} "
 
 

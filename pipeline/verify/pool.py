@@ -158,16 +158,14 @@ class JudgePool:
             self._cache[key] = value
         return value
 
-    def judge(self, completion: str | Completion, problem: Problem, *,
-              opened: bool = False) -> Judgement:
+    def judge(self, completion: str | Completion, problem: Problem) -> Judgement:
         """One verdict; see pipeline.verify.judge."""
         from pipeline.verify.judge import judge
 
-        return judge(completion, problem, opened=opened, pool=self)
+        return judge(completion, problem, pool=self)
 
     def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
-                   progress: Callable[[int], None] | None = None, *,
-                   opened: bool = False) -> list[Judgement]:
+                   progress: Callable[[int], None] | None = None) -> list[Judgement]:
         """Verdicts in the order given. `progress` is called with the count done so far.
 
         What the rules decide is decided here, one after the other; only what needs a worker is
@@ -175,9 +173,8 @@ class JudgePool:
         """
         from pipeline.verify.judge import Deferred, begin, finish
 
-        rows: list[Judgement | Deferred] = []
-        for completion, problem in zip(completions, problems, strict=True):
-            rows.append(begin(completion, problem, opened=opened))
+        rows = [begin(completion, problem)
+                for completion, problem in zip(completions, problems, strict=True)]
         waiting = [i for i, row in enumerate(rows) if isinstance(row, Deferred)]
         done = len(rows) - len(waiting)
         if progress and done:

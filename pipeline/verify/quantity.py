@@ -7,8 +7,8 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.verify import dotted, value
-from pipeline.verify.elements import any_of, infinite
-from pipeline.verify.exact import TooLarge, Unsure, exact, terminates
+from pipeline.verify.elements import any_of
+from pipeline.verify.exact import TooLarge, Unsure, exact, places
 from pipeline.verify.expression import Tree
 from pipeline.verify.judgement import Policy
 from pipeline.verify.measure import coarsely, reduced, rounds, school_pi, unit_of, zeros
@@ -95,7 +95,7 @@ class Quantities:
         except TooLarge:
             raise
         except Unsure:
-            return False if infinite(a) != infinite(b) else None
+            return False if value.holds(a, "c", "oo") != value.holds(b, "c", "oo") else None
 
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or one is the other correctly rounded."""
@@ -110,8 +110,8 @@ class Quantities:
         if self.coarse() and coarsely(first, second, self.zeros[1]):
             return True
         return rounds(a, left, right, 3, b[0] != "n", self.zeros[0]) or school_pi(first, b) or \
-            (not terminates(a) and rounds(b, right, left, self.policy.digits,
-                                          ending=self.zeros[1]))
+            ((first is None or places(first) is None)
+             and rounds(b, right, left, self.policy.digits, ending=self.zeros[1]))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""

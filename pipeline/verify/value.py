@@ -116,11 +116,9 @@ def _raise(base: Any, exponent: Any, mp: Any) -> Any:
     return base ** exponent
 
 
-_NAMES = {"ln": "ln", "exp": "exp", "arcsin": "asin", "arccos": "acos", "arctan": "atan",
-          "arccot": "acot", "sin": "sin", "cos": "cos", "tan": "tan", "cot": "cot", "sec": "sec",
-          "csc": "csc", "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "floor": "floor",
-          "ceil": "ceil", "sqrt": "sqrt", "arcsinh": "asinh", "arccosh": "acosh",
-          "cis": "expj"}
+_NAMES = frozenset(["ln", "exp", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos",
+                    "arctan", "arccot", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "floor",
+                    "ceil", "cis"])
 
 
 def _function(name: str, arguments: list[Any], mp: Any) -> Any:
@@ -137,7 +135,7 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
         return mp.log(first, 10)
     if name not in _NAMES:
         raise Unsure(f"no value for {name}")
-    return getattr(mp, _NAMES[name])(first)
+    return getattr(mp, "expj" if name == "cis" else name.replace("arc", "a"))(first)
 
 
 def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
@@ -148,8 +146,9 @@ def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
                for name in sorted(names)}
 
 
-def _has_abs(tree: Tree) -> bool:
-    return tree[:2] == ("f", "abs") or any(_has_abs(t) for t in tree[1:] if isinstance(t, tuple))
+def holds(tree: Tree, *head: str) -> bool:
+    """Whether a subtree of `tree` begins with `head`."""
+    return tree[:2] == head or any(holds(t, *head) for t in tree[1:] if isinstance(t, tuple))
 
 
 def equal(left: Tree, right: Tree) -> bool:
@@ -158,7 +157,7 @@ def equal(left: Tree, right: Tree) -> bool:
     if a is not None and b is not None:
         return a == b
     names = symbols(left) | symbols(right)
-    signs = (False, True) if _has_abs(left) != _has_abs(right) else (False,)
+    signs = (False, True) if holds(left, "f", "abs") != holds(right, "f", "abs") else (False,)
     return all(_close(_evaluate(left, point), _evaluate(right, point))
                for sign in signs for point in _points(names, sign))
 
