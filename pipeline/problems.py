@@ -88,34 +88,19 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
 
 def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
     """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
+    from pipeline.verify.cli import read_rows
+
     if source.problems == EMBEDDED:
         rows = countdown_rows(seed)
     elif source.problems.startswith(GYM):
         rows = gym_rows(source, seed)
     else:
-        raw = _read_file(Path(source.problems)) if is_file(source.problems) else _read_hub(source)
+        raw = read_rows(source.problems) if is_file(source.problems) else _read_hub(source)
         rows = [_to_row(row, index, source) for index, row in enumerate(raw)]
         random.Random(seed).shuffle(rows)
     if not rows:
         raise UserError(f"{source.problems} holds no problems; check prepare.problems")
     return rows[:source.limit]
-
-
-def _read_file(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"problem file {path} does not exist; mend prepare.problems")
-    if path.suffix == ".parquet":
-        import polars as pl
-
-        return pl.read_parquet(path).to_dicts()
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number} is not a JSON object ({error.msg})") from None
-    return rows
 
 
 def _read_hub(source: Source) -> list[dict[str, Any]]:

@@ -232,7 +232,7 @@ def summary(counts: Counts) -> str:
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
-                 f"${llm['cost_usd']:.2f}), {llm['open']:,} stay open")
+                 f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")
     if bare := counts.get("without_gold"):
         said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
                  f"majority answer ({bare['kept']:,} traces kept)")

@@ -8,6 +8,9 @@ import pytest
 
 from pipeline import records
 from pipeline.errors import UserError
+from pipeline.report.numbers import judged as judged_columns
+from pipeline.report.numbers import trace_counts
+from pipeline.report.page import funnel, llm_share
 from pipeline.teacher.config import JudgeRuntime
 from pipeline.verify.judgement import Judgement, Problem
 from pipeline.verify.llm import LLMJudge, plain
@@ -61,6 +64,10 @@ def test_the_filter_asks_what_the_rules_leave_open_and_only_once(inputs, tmp_pat
     assert counts["llm_judge"]["cost_usd"] == again["llm_judge"]["cost_usd"] > 0
     assert counts["llm_judge"]["share"] == pytest.approx(1 / 3)
     assert "LLM judge decided 1" in stage.STAGE.summary(counts)
+    told = llm_share({"stages": {"filter": {"counts": counts}}})
+    assert "left 2 traces open; the LLM judge decided 1, 33.3" in told
+    bars = funnel(trace_counts(judged_columns(tmp_path / "one")))
+    assert (bars[-1]["name"], bars[-1]["count"]) == ("of it by LLM judge", 1)
 
 
 def test_the_model_sees_problem_gold_and_answer_as_data_and_no_injection(inputs, tmp_path):

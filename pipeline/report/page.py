@@ -122,7 +122,7 @@ def llm_share(numbers: Mapping[str, Any]) -> str:
     llm = numbers["stages"].get("filter", {}).get("counts", {}).get("llm_judge")
     return "" if llm is None else (
         f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
-        f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.2f}.")
+        f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
 
 
 def lengths(inputs: Mapping[str, Path]) -> dict[str, Any] | None:

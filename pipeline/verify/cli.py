@@ -63,15 +63,17 @@ def read_rows(source: Path | str) -> list[dict[str, Any]]:
 
 
 def _read_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    number = 0
     try:
-        for number, line in enumerate(lines, start=1):
+        for line in lines:
+            number += 1
             if line.strip():
                 row = json.loads(line)
                 if not isinstance(row, dict):
-                    raise UserError(f"{name} line {number} is not a JSON object")
+                    raise ValueError(f"it is {row!r:.60}")
                 yield row
     except ValueError as error:
-        raise UserError(f"{name} is not JSON Lines in UTF-8: {error}") from None
+        raise UserError(f"{name}:{number} is not a JSON object in UTF-8: {error}") from None
 
 
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:

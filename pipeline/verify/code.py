@@ -47,9 +47,11 @@ def judge_code(text: str, problem: Problem) -> Judgement:
     meta = problem.meta
     if "inputs" in meta:
         passed = run_stdio(program, meta["inputs"], meta["outputs"])
-    elif "test" in meta:
-        test = f"{meta['test']}\ncheck({meta['entry_point']})"
-        passed = run_tests(program, [test], _header(problem))
+    elif "test" in meta:  # which may use the imports of the problem's own header
+        header = [line for line in problem.problem.splitlines()
+                  if line.startswith(("import ", "from "))]
+        passed = run_tests(program, [f"{meta['test']}\ncheck({meta['entry_point']})"],
+                           "\n".join(header))
     elif "test_list" in meta:
         passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []))
     else:
@@ -58,12 +60,6 @@ def judge_code(text: str, problem: Problem) -> Judgement:
     if not passed:
         raise UserError(f"code problem {problem.problem_id!r} has an empty list of tests")
     return judgement("correct" if all(passed) else "wrong", program, "sandbox")
-
-
-def _header(problem: Problem) -> str:
-    """The imports of the problem's own header, which its tests may use."""
-    return "\n".join(line for line in problem.problem.splitlines()
-                     if line.startswith(("import ", "from ")))
 
 
 def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[bool]:

@@ -79,7 +79,7 @@ class _Reader:
 
     def signed(self) -> Tree:
         negative = False
-        while self.peek() in ("+", "-") and self.peek():
+        while self.peek() in ("+", "-"):
             negative ^= self.next() == "-"
         tree = self.product()
         return ("*", ("n", Fraction(-1)), tree) if negative else tree

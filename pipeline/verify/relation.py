@@ -17,12 +17,11 @@ def substituted(a: Node, b: Node) -> bool | None:
     difference = _difference(a)
     if difference is None or b.tree is None:
         return None
-    missing = value.symbols(difference[0]) - value.symbols(b.tree)
-    if len(missing) != 1 or not value.symbols(b.tree) <= value.symbols(difference[0]) \
-            or len(value.symbols(difference[0])) < 2:
+    names, given = value.symbols(difference[0]), value.symbols(b.tree)
+    if len(names - given) != 1 or not given <= names or len(names) < 2:
         return False
     try:
-        name, = missing
+        name, = names - given
         left, right = (value.replaced(side, ("v", name), b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return value.equal(left, right)

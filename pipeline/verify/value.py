@@ -140,10 +140,9 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
 
 def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
     source = random.Random("limbeck")
+    size = -10_007 if negative else 10_007
     for _ in range(3):
-        sign = -1 if negative else 1
-        yield {name: sign * _mp().mpf(source.randrange(3_000, 29_000)) / 10_007
-               for name in sorted(names)}
+        yield {name: _mp().mpf(source.randrange(3_000, 29_000)) / size for name in sorted(names)}
 
 
 def holds(tree: Tree, *head: str) -> bool:
