@@ -46,7 +46,8 @@ def collected(folder, count):
     return TraceStore(folder).collect(requests(count), TEACHER, SAMPLING).drop("seconds")
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(
+    200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_kills_lose_nothing_and_double_nothing(kills, tmp_path):
     count, concurrency, rng, done, folder = 500, 8, random.Random(kills), 0, tmp_path / "0"
     rebilled, worst, round_ = 0, 0, 0
