@@ -28,10 +28,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tiny, tmp_path_factory):
-    """A model that has learnt the rows."""
-    out = tmp_path_factory.mktemp("teacher")
-    sft.train(tiny_sft.job(tiny, out, num_train_epochs=40, learning_rate=5e-3))
-    return out / "model"
+    return tiny_sft.learnt(tiny, tmp_path_factory.mktemp("teacher"), 40)
 
 
 @pytest.fixture(scope="module")

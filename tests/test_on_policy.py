@@ -27,9 +27,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("teacher")
-    sft.train(tiny_sft.job(tiny, out, num_train_epochs=30, learning_rate=5e-3))
-    return out / "model"
+    return tiny_sft.learnt(tiny, tmp_path_factory.mktemp("teacher"), 30)
 
 
 def job(tiny, out, teacher, **trainer):
@@ -103,14 +101,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, teacher
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(tiny, teacher, tmp_path):
     trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, save_steps=2))
-    step = trainer.training_step
-
-    def break_off(model, inputs, n=None):
-        if trainer.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(model, inputs, n)
-
-    trainer.training_step = break_off
+    tiny_sft.break_off(trainer, 3)
     with pytest.raises(KeyboardInterrupt):
         sft.fit(trainer, guard, tmp_path, tokenizer)
     assert sft.train(job(tiny, tmp_path, teacher, save_steps=2))["steps"] == 4

@@ -176,14 +176,7 @@ def test_a_lora_run_goes_on_from_its_checkpoint_to_the_same_weights(tiny, tmp_pa
     sft.train(tiny_sft.job(tiny, tmp_path / "calm", recipe, save_steps=4))
     half = tmp_path / "half"
     trainer, guard, tokenizer = sft.make_trainer(tiny_sft.job(tiny, half, recipe, save_steps=4))
-    step = trainer.training_step
-
-    def break_off(model, inputs, n=None):
-        if trainer.state.global_step == 6:
-            raise KeyboardInterrupt
-        return step(model, inputs, n)
-
-    trainer.training_step = break_off
+    tiny_sft.break_off(trainer, 6)
     with pytest.raises(KeyboardInterrupt):
         sft.fit(trainer, guard, half, tokenizer)
     sft.train(tiny_sft.job(tiny, half, recipe, save_steps=4))

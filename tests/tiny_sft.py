@@ -52,3 +52,23 @@ def job(folder: Path, out: Path, sft: dict | None = None, **trainer) -> SftJob:
     return SftJob(sft=SftConfig.model_validate({"held_out": 0, **(sft or {}), "trainer": settings}),
                   model=str(folder / "model"), tokenizer=folder / "tokenizer",
                   rows=folder / "rows.parquet", out=out, seed=3)
+
+
+def learnt(tiny, out, epochs):
+    """The checkpoint of a model that has learnt the rows of `tiny`."""
+    from pipeline import sft
+
+    sft.train(job(tiny, out, num_train_epochs=epochs, learning_rate=5e-3))
+    return out / "model"
+
+
+def break_off(trainer, after):
+    """Make `trainer` end as by Ctrl-C once it has made `after` steps."""
+    step = trainer.training_step
+
+    def broken(model, inputs, n=None):
+        if trainer.state.global_step == after:
+            raise KeyboardInterrupt
+        return step(model, inputs, n)
+
+    trainer.training_step = broken
