@@ -77,6 +77,8 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
     settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps, **options(given)}
+    settings["gradient_accumulation_steps"] = \
+        PROMPTS * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     return CompactGRPOTrainer(

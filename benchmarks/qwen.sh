@@ -31,17 +31,38 @@ r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.ch
          rl.rewards.r1_format=0.2 rl.keep_completions=10 rl.trainer.temperature=1.0)
 recipes=(base teacher sequence logits unfiltered rl_only distilled_rl r1_zero)
 
+# The ablation trains on as many tokens as `sequence` does, not as many epochs.
+tokens_of() { local folder; limbeck pack "$@" >&2; folder=$(limbeck "path pack" "$@")
+  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["counts"]["tokens"])' "$folder/manifest.json"; }
+epochs_of() { "$python" - "$@" <<'PY'
+import sys, yaml
+epochs = yaml.safe_load(open("configs/qwen-distill.yaml"))["sft"]["trainer"]["num_train_epochs"]
+for pair in sys.argv[3:]:
+    key, _, value = pair.partition("=")
+    epochs = float(value) if key == "sft.trainer.num_train_epochs" else epochs
+print(round(epochs * int(sys.argv[1]) / int(sys.argv[2]), 3))
+PY
+}
+equal_tokens() { local epochs
+  epochs=$(epochs_of "$(tokens_of sequence "$@")" "$(tokens_of unfiltered "$@")" "$@")
+  equal=("sft.trainer.num_train_epochs=$epochs"); }
+
 limbeck() { local stage=$1; declare -n given=$2; shift 2
   local -a words; read -ra words <<< "$stage"
   "$python" -m stages "${words[@]}" "${common[@]}" "${given[@]}" "$@"; }
 
+# `limbeck` for a recipe whose settings may follow from another's artifacts.
+recipe() { local stage=$1 name=$2 equal=(); shift 2
+  case $name/$stage in unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;; esac
+  limbeck "$stage" "$name" "$@" "${equal[@]}"; }
+
 if [ "$1" = all ]; then
   shift
-  for recipe in "${recipes[@]}"; do limbeck evaluate "$recipe" "$@"; done
+  for name in "${recipes[@]}"; do recipe evaluate "$name" "$@"; done
 else
   stage=$1 recipes=("$2"); shift 2
-  limbeck "$stage" "${recipes[0]}" "$@"
+  recipe "$stage" "${recipes[0]}" "$@"
   [ "$stage" = evaluate ] || exit 0
 fi
-for recipe in "${recipes[@]}"; do limbeck "path evaluate" "$recipe" "$@" > "$WORK/$recipe.path"; done
+for name in "${recipes[@]}"; do recipe "path evaluate" "$name" "$@" > "$WORK/$name.path"; done
 "$python" benchmarks/qwen_results.py "$WORK" results

@@ -32,8 +32,11 @@ TUNED = {"gradient_checkpointing": False, "padding_free": True}
 CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL defaults": {}, "TRL padding-free, no checkpointing": TUNED,
     "TRL with Liger layers": {**TUNED, "use_liger_kernel": True},
-    "limbeck, TRL head": {"head": "trl"}, "limbeck, own head": {"head": "limbeck"},
-    "limbeck, own head, own attention": {"head": "limbeck", "attention": "limbeck_varlen"},
+    "TRL with Liger layers, padded": {"gradient_checkpointing": False, "use_liger_kernel": True},
+    "limbeck, SDPA": {"attention": "sdpa"},
+    "limbeck": {"attention": "limbeck_varlen"},
+    "limbeck, own head": {"attention": "limbeck_varlen", "head": "limbeck"},
+    "limbeck with Liger layers": {"attention": "limbeck_varlen", "use_liger_kernel": True},
 }
 
 
@@ -61,10 +64,11 @@ def contender(name: str, given: argparse.Namespace, rows: Rows, out: Path) -> An
               "logging_steps": 1, "learning_rate": 1e-5, "train_sampling_strategy": "sequential",
               "save_strategy": "no", "lr_scheduler_type": "constant", "bf16": CUDA,
               "logging_nan_inf_filter": False}
-    if "head" in settings:
-        recipe = SftConfig(held_out=0, head=settings["head"],
-                           trainer={**shared, "padding_free": True, "model_init_kwargs": {
-                               "attn_implementation": settings.get("attention", "sdpa")}})
+    if "attention" in settings:
+        model = {"attn_implementation": settings.pop("attention")}
+        recipe = SftConfig(held_out=0, head=settings.pop("head", "trl"),
+                           trainer={**shared, **settings, "padding_free": True,
+                                    "model_init_kwargs": model})
         return make_trainer(SftJob(sft=recipe, model=given.model, tokenizer=Path(given.model),
                                    rows=given.rows, out=out))[0]
     args = SFTConfig(output_dir=str(out), max_length=None, report_to=[], use_cpu=not CUDA,

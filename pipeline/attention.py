@@ -30,8 +30,9 @@ def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     if cu_seq_lens_q is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **given)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    half = kernel_dtype(query)
+    if query.is_cuda and half is not None:
+        rows = [x[0].transpose(0, 1).to(half) for x in (query, key, value)]
         out = torch.ops.aten._flash_attention_forward(
             *rows, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, 0.0, True, False,
             scale=scaling)[0]
@@ -40,6 +41,17 @@ def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
                                     None, scaling=scaling, **given)[0]
              for a, b in pairwise(cu_seq_lens_q.tolist())]
     return torch.cat(parts, 1), None
+
+
+def kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
+    """The half precision that the kernel is to run in; None: its inputs are of another.
+
+    Under autocast the rotary embedding leaves `query` in float32, though the products round it are
+    in half precision, as SDPA would be.
+    """
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def varlen_mask(*sizes: Any, attention_mask: torch.Tensor | None = None,

@@ -2,8 +2,9 @@
 
 Without vLLM, rollouts go through pipeline.decode, which lets finished rows leave the batch. With
 or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
-whole generation's. Neither changes a value: the samples have the same distribution, trimmed columns
-carry no loss. A colocated vLLM takes all of its engine's options.
+whole generation's, and completions of like length share a micro-batch. None of this changes a
+value: the samples have the same distribution, trimmed columns carry no loss, the order inside one
+update does not count. A colocated vLLM takes all of its engine's options.
 
 A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
 it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
@@ -23,6 +24,8 @@ from pipeline.decode import decode
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
+PER_MICRO_BATCH = ("bnpo",)
+"""TRL's loss types whose value depends on which completions share a micro-batch."""
 
 
 @contextmanager
@@ -92,6 +95,22 @@ class CompactGRPOTrainer(GRPOTrainer):
         batch["num_items_in_batch"] = tokens.sum()
         return batch
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before: Any = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before or not self._order_is_free():
+            return inputs
+        batches: Any = by_length(cast(Any, self._buffered_inputs))
+        self._buffered_inputs = batches
+        return batches[self._step % len(batches)]
+
+    def _order_is_free(self) -> bool:
+        """Whether all that is generated at once is trained on at once, in one update."""
+        args: Any = self.args
+        return (args.steps_per_generation == args.gradient_accumulation_steps
+                and self.num_iterations == 1 and self.top_entropy_quantile == 1.0
+                and self.loss_type not in PER_MICRO_BATCH)
+
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""
         args: Any = self.args
@@ -121,6 +140,20 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+
+
+def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The micro-batches' rows dealt out again, shortest completions first.
+
+    Left as they are where anything but tensors is among them (images).
+    """
+    kept = {name: [batch[name] for batch in batches] for name in batches[0]}
+    shared = {name for name, values in kept.items() if values[0] is None or values[0].ndim == 0}
+    joined = {name: torch.cat(values) for name, values in kept.items() if name not in shared}
+    order = joined["completion_mask"].sum(1).argsort(stable=True)
+    dealt = {name: value[order].chunk(len(batches)) for name, value in joined.items()}
+    return [{**batch, **{name: parts[i] for name, parts in dealt.items()}}
+            for i, batch in enumerate(batches)]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

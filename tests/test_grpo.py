@@ -69,6 +69,40 @@ def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkey
     torch.testing.assert_close(run(grpo.trimmed), run(lambda inputs: inputs), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
+def test_completions_of_like_length_share_a_micro_batch_and_the_update_stays(
+        tmp_path, monkeypatch, loss):
+    from pipeline.grpo import CompactGRPOTrainer
+
+    seen = []
+    real = CompactGRPOTrainer._compute_loss
+
+    def watched(self, model, inputs):
+        seen.extend(inputs["completion_mask"].sum(1).tolist())
+        return real(self, model, inputs)
+
+    def run():
+        made = trainer(tmp_path, even, per_device_train_batch_size=4, loss_type=loss,
+                       gradient_accumulation_steps=4)
+        made.train()
+        return weights(made)
+
+    monkeypatch.setattr(CompactGRPOTrainer, "_compute_loss", watched)
+    sorted_weights, first = run(), seen[:16]
+    assert first == sorted(first) and first[0] < first[-1]
+    monkeypatch.setattr(CompactGRPOTrainer, "_order_is_free", lambda self: False)
+    seen.clear()
+    torch.testing.assert_close(sorted_weights, run(), atol=1e-5, rtol=0)
+    assert seen[:16] != first
+
+
+def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_path):
+    made = trainer(tmp_path, even)
+    assert made._order_is_free()
+    assert not trainer(tmp_path, even, loss_type="bnpo")._order_is_free()
+    assert not trainer(tmp_path, even, num_iterations=2)._order_is_free()
+
+
 def test_a_micro_batch_without_any_loss_is_trimmed_to_one_column():
     from pipeline.grpo import trimmed
 

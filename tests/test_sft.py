@@ -104,6 +104,14 @@ def test_the_variable_length_kernel_gets_samples_heads_and_bounds(monkeypatch):
     assert out.shape == (1, 9, 4, 8)
 
 
+def test_under_autocast_the_kernel_runs_in_half_precision_though_queries_come_in_float32():
+    query = torch.randn(1, 4, 9, 8)
+    assert attention.kernel_dtype(query) is None
+    assert attention.kernel_dtype(query.half()) == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention.kernel_dtype(query) == torch.bfloat16
+
+
 def test_every_token_of_the_mask_is_trained_and_no_other(tiny, tmp_path):
     rows = pl.read_parquet(tiny / "rows.parquet")
     for source, flat in ((tiny, False), (tiny, True), (packed(tiny, tmp_path), True)):
