@@ -57,7 +57,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
 
 
 def is_first() -> bool:
-    """Whether this process is the one of a launched job's that writes files."""
+    """Whether this process writes the job's files; for where no trainer is there to ask."""
     return os.environ.get("RANK", "0") == "0"
 
 
