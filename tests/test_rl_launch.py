@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -65,12 +64,12 @@ def test_a_run_with_vllm_is_one_process_of_its_own(tmp_path, monkeypatch):
     experiment, inputs, out = stage(tmp_path, "rl.trainer.use_vllm=true")
     lines = []
 
-    def fake(line, **ignored):
+    def fake(line, environment):
         lines.append(line)
         (out / "counts.json").write_text('{"steps": 3}')
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     assert rl.run(experiment, inputs, out) == {"steps": 3, "problems": 12}
     assert lines == [[sys.executable, "-m", "pipeline.phases", str(out / "job.json")]]
 

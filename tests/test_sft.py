@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -229,14 +228,14 @@ def test_settings_that_cannot_work_are_refused_before_any_work(recipe, trainer, 
 def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_path, monkeypatch):
     lines = []
 
-    def fake(line, **ignored):
+    def fake(line, environment):
         lines.append(line)
         job = json.loads(Path(line[-1]).read_text())
         assert job["sft"]["trainer"]["learning_rate"] == 2e-3 and job["seed"] == 3
         (tmp_path / "counts.json").write_text('{"steps": 8}')
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     options = {"config_file": "configs/fsdp2.yaml", "num_processes": 8, "multi_gpu": True,
                "debug": False}
     assert launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options) == {"steps": 8}
@@ -246,11 +245,11 @@ def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_pat
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):
-    def fake(line, **ignored):
+    def fake(line, environment):
         (tmp_path / "failure.txt").write_text("sft: the loss is not finite at step 3")
-        return subprocess.CompletedProcess(line, 1)
+        return 1
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     with pytest.raises(UserError, match="not finite at step 3"):
         launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", {"num_processes": 2})
 

@@ -99,16 +99,16 @@ def test_refinement_gets_a_server_of_its_own_that_ends_with_it(fake_vllm, tmp_pa
                 tokenizer=tmp_path, rows=[], held_out=[], judge_workers=1, engine={},
                 out=tmp_path, seed=0)
 
-    def train(line, env, **ignored):
+    def train(line, environment):
         given = json.loads((tmp_path / "job.json").read_text())["rl"]["trainer"]
         url = given.pop("vllm_server_base_url")
         assert urllib.request.urlopen(f"{url}/health").status == 200
         assert given == {"use_vllm": True, "vllm_mode": "server"}
-        assert env["CUDA_VISIBLE_DEVICES"] == left
+        assert environment["CUDA_VISIBLE_DEVICES"] == left
         (tmp_path / "failure.txt").write_text("rl: the loss is not finite")
-        return subprocess.CompletedProcess(line, 2)
+        return 2
 
-    monkeypatch.setattr("pipeline.launch.subprocess.run", train)
+    monkeypatch.setattr("pipeline.launch.run", train)
     with pytest.raises(UserError, match="not finite"):
         rl._refined(job, launched)
     said = fake_vllm.read_text()
