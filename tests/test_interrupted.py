@@ -1,5 +1,6 @@
 """A run that is stopped, or may not write, keeps what it has and says one sentence."""
 
+import json
 import os
 import re
 import signal
@@ -57,13 +58,12 @@ def test_a_stopped_generate_is_one_sentence_and_asks_only_for_the_rest(number, b
 
 
 LAUNCH = """
-import signal, sys
+import json, signal, sys
 from pipeline.launch import launch
 from pipeline.recipe import SftJob
 from stages.__main__ import _interrupt
 signal.signal(signal.SIGTERM, _interrupt)
-launch(SftJob.model_validate_json(sys.argv[1]), "pipeline.sft",
-       {"multi_gpu": True, "num_processes": 2, "main_process_port": 0})
+launch(SftJob.model_validate_json(sys.argv[1]), "pipeline.sft", json.loads(sys.argv[2]))
 """
 
 
@@ -77,9 +77,9 @@ def test_a_stopped_launch_leaves_no_process_behind(number, tmp_path):
                                capture_output=True, text=True, check=False)
         return found.stdout.split()
 
-    with subprocess.Popen([sys.executable, "-c", LAUNCH, job.model_dump_json()], cwd=ROOT,
-                          stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          preexec_fn=ignore_ctrl_c) as process:
+    command = [sys.executable, "-c", LAUNCH, job.model_dump_json(), json.dumps(tiny_sft.TWO)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=ignore_ctrl_c,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         try:
             while len(trained()) < 2:
                 assert process.poll() is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import tiny_rl
+import tiny_sft
 from transformers import AutoModelForCausalLM
 
 from pipeline import launch, records, sampling
@@ -42,11 +43,8 @@ def stage(folder, *more):
 
 @pytest.mark.slow
 def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, monkeypatch):
-    # On processors accelerate starts several processes through MPI only; torchrun needs none.
-    monkeypatch.setattr(launch, "command", lambda options, arguments: [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    experiment, inputs, out = stage(tmp_path, "runtime.launch={num_processes: 2}")
+    experiment, inputs, out = stage(tmp_path, f"runtime.launch={tiny_sft.TWO}")
     counts = rl.run(experiment, inputs, out)
     assert counts["steps"] == 3 and counts["problems"] == 12
     told = tiny_rl.log(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -257,15 +256,12 @@ def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["trl", "limbeck"])
 def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch, head):
-    # On processors accelerate starts several processes through MPI only; torchrun needs none.
-    monkeypatch.setattr(launch, "command", lambda options, arguments: [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone, two = tmp_path / "alone", tmp_path / "two"
     sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
                        per_device_train_batch_size=4, save_steps=2)
-    assert launch.launch(job, "pipeline.sft", {"num_processes": 2})["steps"] == 8
+    assert launch.launch(job, "pipeline.sft", tiny_sft.TWO)["steps"] == 8
     assert all(checkpoints.is_whole(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)
