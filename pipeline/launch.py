@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.serve import process_group
 
 if TYPE_CHECKING:
     from pipeline.recipe import RlJob, SftJob
@@ -34,6 +34,12 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     return [sys.executable, *accelerate, *arguments]
 
 
+def run(line: list[str], environment: Mapping[str, str]) -> int:
+    """The exit code of the process `line`; all it has started ends with it, or with this one."""
+    with process_group(line, environment) as process:
+        return process.wait()
+
+
 def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
            gpus: str | None = None) -> dict[str, Any]:
     """Run `job` by `module` in the processes accelerate starts; returns its counts.
@@ -47,7 +53,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
         old.unlink(missing_ok=True)
     seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
     line = command(options, ["-m", module, str(path)])
-    code = subprocess.run(line, check=False, env={**os.environ, **seen}).returncode
+    code = run(line, {**os.environ, **seen})
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():
@@ -57,7 +63,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
 
 
 def is_first() -> bool:
-    """Whether this process is the one of a launched job's that writes files."""
+    """Whether this process writes the job's files; for where no trainer is there to ask."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -18,16 +18,18 @@ from trl import DistillationConfig, DistillationTrainer
 from pipeline.checked import Checked
 from pipeline.errors import UserError
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
-from pipeline.rows import IGNORED, Rows, read_rows
+from pipeline.rows import IGNORED, Rows, held_out, read_rows
 from pipeline.scorer import check_vocabulary, load_teacher
 from pipeline.trainer import Guard, lora_config, trainer_arguments
 
-DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine"}
+DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
+                            "eval_steps": 0.25}
 
 
 def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
-    """The DistillationConfig that `sft.trainer` means; nothing is held out, nothing evaluated."""
-    ours = {"report_to": ["tensorboard", *sft.report_to], "eval_strategy": "no"}
+    """The DistillationConfig that `sft.trainer` means."""
+    ours = {"report_to": ["tensorboard", *sft.report_to],
+            "eval_strategy": "steps" if sft.held_out else "no"}
     return trainer_arguments(DistillationConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **ours},
                              out, seed)
 
@@ -62,6 +64,10 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
     check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
     args = arguments(job.sft, job.out, job.seed)
+    away, prompts = held_out(rows, job.sft.held_out), prompts_of(rows)
+    watched = [prompt for prompt in prompts if prompt["row"] in away]
+    if not watched:
+        args.eval_strategy = "no"
     settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
     student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
     args.model_init_kwargs = None
@@ -70,7 +76,8 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = OnPolicyTrainer(
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
-        train_dataset=Dataset.from_list(prompts_of(rows)), processing_class=tokenizer,
+        train_dataset=Dataset.from_list([p for p in prompts if p["row"] not in away]),
+        eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
         callbacks=[guard], peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 

@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pipeline.alarms import crossings
+from pipeline.chat import load_tokenizer, opens_thinking
 from pipeline.curriculum import Phase, phase_trainers
 from pipeline.heldout import HeldOut, swap
 from pipeline.launch import is_first, launched
@@ -23,21 +23,6 @@ from pipeline.report.numbers import read_lines, read_log
 from pipeline.rl import Clock, arguments, reward_functions, train
 
 CUT_OFF = "completions/clipped_ratio"
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """What the phases share: the rl section, the problems as rows with `prompt`, the judge."""
-
-    config: Any
-    tokenizer: Any
-    rows: Sequence[dict[str, Any]]
-    held_out: Sequence[dict[str, Any]]
-    pool: Any
-    opened: bool
-    out: Path
-    seed: int
-    engine: Mapping[str, Any]
 
 
 class HandOn(TrainerCallback):
@@ -96,23 +81,25 @@ def replace(path: Path, text: str) -> None:
     path.with_name(path.name + ".partial").replace(path)
 
 
-def refine(job: Refinement, model: str) -> dict[str, Any]:
-    """Train `model` phase by phase; returns steps and seconds.
+def refine(job: RlJob, pool: Any) -> dict[str, Any]:
+    """Train `job`'s model phase by phase, judged by `pool`; returns steps and seconds.
 
     Without phases everything lies in `out`. With them each has a folder `phase-N`, a finished one
     is not trained again, and log.jsonl holds every phase's lines with steps counted on.
     """
-    phases = job.config.phases
-    made: list[dict[str, Any]] = []
-    for index, given in enumerate(phase_trainers(job.config.trainer, phases)):
+    phases = job.rl.phases
+    turn, made = job, list[dict[str, Any]]()
+    for index, given in enumerate(phase_trainers(job.rl.trainer, phases)):
         begin = sum(counts["steps"] for counts in made)
         folder = job.out / f"phase-{index}" if phases else job.out
+        # With one seed every phase would begin with the same problems.
+        turn = turn.model_copy(update={"seed": job.seed + index})
         if not phases:
-            made.append(_run(job, Phase(), given, model, folder, 0, index))
+            made.append(_run(turn, pool, Phase(), given, folder, 0))
         elif given["max_steps"] > begin:
             given["max_steps"] -= begin
-            made.append(_phase(job, phases[index], given, model, folder, begin, index))
-            model = str(folder / "model")
+            made.append(_phase(turn, pool, phases[index], given, folder, begin))
+            turn = turn.model_copy(update={"model": str(folder / "model")})
             if is_first():
                 _join_logs(job.out, made)
     if is_first():
@@ -120,53 +107,53 @@ def refine(job: Refinement, model: str) -> dict[str, Any]:
     return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
 
 
-def _finish(job: Refinement, index: int) -> None:
+def _finish(job: RlJob, index: int) -> None:
     """Put the model that is handed on, of phase `index` or the best, in out/model."""
     last = job.out / f"phase-{index}" / "model"
-    if job.config.phases and last.is_dir():
+    if job.rl.phases and last.is_dir():
         shutil.rmtree(job.out / "model", ignore_errors=True)
         last.rename(job.out / "model")
-    if job.config.keep == "best" and (job.out / "best").is_dir():
+    if job.rl.keep == "best" and (job.out / "best").is_dir():
         shutil.rmtree(job.out / "model", ignore_errors=True)
         shutil.copytree(job.out / "best", job.out / "model")
 
 
-def _phase(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
-           begin: int, index: int) -> dict[str, Any]:
+def _phase(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder: Path,
+           begin: int) -> dict[str, Any]:
     """The counts of a phase: of phase.json where it is finished, else of a run."""
     done = folder / "phase.json"
     if done.is_file():
         return json.loads(done.read_text("utf-8"))
     folder.mkdir(exist_ok=True)
-    counts = _run(job, phase, given, model, folder, begin, index)
+    counts = _run(turn, pool, phase, given, folder, begin)
     if is_first():
         replace(done, json.dumps(counts))
     return counts
 
 
-def _run(job: Refinement, phase: Phase, given: Mapping[str, Any], model: str, folder: Path,
-         begin: int, index: int) -> dict[str, Any]:
-    seed = job.seed + index  # else every phase would begin with the same problems
-    longest = arguments(dict(given), folder, seed).max_completion_length
-    config = job.config
-    rewards = reward_functions(config.rewards, job.pool, job.opened, longest, config.language,
-                               config.process, job.tokenizer.eos_token_id)
+def _run(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder: Path,
+         begin: int) -> dict[str, Any]:
+    """Train `turn`, the job with this phase's model and seed; returns its counts."""
+    config, tokenizer = turn.rl, load_tokenizer(turn.tokenizer)
+    longest = arguments(dict(given), folder, turn.seed).max_completion_length
+    rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
+                               config.language, config.process, tokenizer.eos_token_id)
     given = {"log_completions": config.keep_completions > 0, **given}
-    return train(model, job.tokenizer, list(job.rows), rewards, given, folder, seed,
-                 config.patience, partial(_watch, job, phase, folder, begin), job.engine,
+    return train(turn.model, tokenizer, turn.rows, rewards, given, folder, turn.seed,
+                 config.patience, partial(_watch, turn, pool, phase, folder, begin), turn.engine,
                  config.lora)
 
 
-def _watch(job: Refinement, phase: Phase, folder: Path, begin: int, trainer: Any) -> None:
+def _watch(job: RlJob, pool: Any, phase: Phase, folder: Path, begin: int, trainer: Any) -> None:
     """Give the trainer what the rl section asks for beyond TRL's own settings."""
-    config = job.config
+    config = job.rl
     trainer.keep_completions = config.keep_completions
     trainer.band, trainer.rounds = config.difficulty or "", config.dynamic_sampling
     if config.evaluate_every:
-        held_out = HeldOut(job.held_out, job.pool, job.tokenizer, config.evaluate_every,
+        held_out = HeldOut(job.held_out, pool, trainer.processing_class, config.evaluate_every,
                            job.out / "best", begin)
         held_out.trainer = trainer
-        if is_first():
+        if trainer.is_world_process_zero():
             swap(job.out / "best")
         trainer.add_callback(held_out)
     if config.minutes:
@@ -191,14 +178,10 @@ def _join_logs(out: Path, made: Sequence[Mapping[str, Any]]) -> None:
 
 def run(job: RlJob) -> dict[str, Any]:
     """Refine as `job` says, with a judge of this process's own; returns steps and seconds."""
-    from pipeline.chat import load_tokenizer, opens_thinking
     from pipeline.verify import JudgePool
 
-    tokenizer = load_tokenizer(job.tokenizer)
     with JudgePool(job.judge_workers) as pool:
-        return refine(Refinement(job.rl, tokenizer, job.rows, job.held_out, pool,
-                                 opens_thinking(tokenizer), job.out, job.seed, job.engine),
-                      job.model)
+        return refine(job, pool)
 
 
 if __name__ == "__main__":

@@ -132,15 +132,3 @@ def repetition_penalty(text: str, *, ngram: int = 3, most: float = -1.0) -> floa
     words = text.lower().split()
     grams = list(zip(*(words[i:] for i in range(ngram)), strict=False))
     return (1 - len(set(grams)) / len(grams)) * most if grams else 0.0
-
-
-def length_reward(length: int, right: bool, *, max_length: int, best: tuple[float, float] =
-                  (0.5, 1.0), worst: tuple[float, float] = (-1.0, -0.5)) -> float:
-    """Cosine length reward: right answers gain by being short, wrong ones by being long.
-
-    Yeo et al. (arXiv 2502.03373, section 3.2), with the ranges of open-r1's defaults.
-    """
-    from math import cos, pi
-
-    low, high = best if right else (worst[1], worst[0])
-    return low + 0.5 * (high - low) * (1 + cos(pi * min(1.0, length / max_length)))

@@ -43,7 +43,10 @@ def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
     command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
                *flags(_all_gpus(options))]
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as sink, _group(command, sink, environment or {}) as process:
+    kept = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
+    with log.open("wb") as sink, process_group(
+            command, {**kept, **(environment or {})}, stdout=sink,
+            stderr=subprocess.STDOUT) as process:
         _wait(process, f"http://127.0.0.1:{port}/health", log, patience)
         yield f"http://127.0.0.1:{port}/v1"
 
@@ -112,14 +115,15 @@ def _names(gpus: str) -> list[str]:
 
 
 @contextmanager
-def _group(command: list[str], sink: Any,
-           more: Mapping[str, str]) -> Iterator[subprocess.Popen]:
-    """`command` in a process group that ends with the block, and with this process if killed."""
-    secret = ("_API_KEY",)
-    kept = {k: v for k, v in os.environ.items() if not k.endswith(secret)}
-    with subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={**kept, **more},
-                          stdin=subprocess.DEVNULL, start_new_session=True,
-                          preexec_fn=_die_with_parent) as process:
+def process_group(command: list[str], environment: Mapping[str, str],
+                  **streams: Any) -> Iterator[subprocess.Popen]:
+    """`command` in a process group that ends with the block, and with this process if killed.
+
+    SIGTERM comes first: a launcher hands it on to processes that lead groups of their own.
+    """
+    with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
+                          start_new_session=True, preexec_fn=_die_with_parent,
+                          **streams) as process:
         try:
             yield process
         finally:

@@ -16,7 +16,6 @@ from pipeline.curriculum import (
     teacher_scores,
 )
 from pipeline.errors import UserError
-from pipeline.phases import refine
 from pipeline.sampling import StudentSampling
 
 LONGER = {"trainer": {"max_completion_length": 16, "num_generations": 8}}
@@ -28,16 +27,15 @@ def start(tmp_path_factory):
 
 
 def test_a_phase_hands_its_model_on_at_its_step(start, tmp_path):
-    counts = refine(tiny_rl.job(start, tmp_path, phases=[{"until_step": 1}, LONGER]), str(start))
+    counts = tiny_rl.refined(start, tmp_path, phases=[{"until_step": 1}, LONGER])
     told = tiny_rl.log(tmp_path)
     assert [(line["step"], line["phase"]) for line in told] == [(1, 0), (2, 1), (3, 1), (4, 1)]
     assert counts["steps"] == 4
     assert [line["completions/max_length"] for line in told] == [12, 16, 16, 16]
     assert told[-1]["num_tokens"] > told[1]["num_tokens"] > told[0]["num_tokens"]
     assert (tmp_path / "model/config.json").is_file()
-    second = refine(tiny_rl.job(tmp_path / "phase-0/model", tmp_path / "alone", phases=[],
-                                trainer={**LONGER["trainer"], "max_steps": 3, "seed": 4}),
-                    str(tmp_path / "phase-0/model"))
+    second = tiny_rl.refined(tmp_path / "phase-0/model", tmp_path / "alone", phases=[],
+                             trainer={**LONGER["trainer"], "max_steps": 3, "seed": 4})
     assert second["steps"] == 3
     alone, model = (tiny_rl.weights(tmp_path / name) for name in ("alone/model", "model"))
     assert torch.equal(alone, model)
@@ -46,13 +44,13 @@ def test_a_phase_hands_its_model_on_at_its_step(start, tmp_path):
 def test_a_phase_hands_on_where_completions_are_cut_off(start, tmp_path):
     phases = [{"until_cut_off": 0.5, "cut_off_steps": 2}, {"until_cut_off": 0.99,
               "cut_off_steps": 1, "until_step": 3, **LONGER}, {}]
-    refine(tiny_rl.job(start, tmp_path, phases=phases), str(start))
+    tiny_rl.refined(start, tmp_path, phases=phases)
     assert [line["phase"] for line in tiny_rl.log(tmp_path)] == [0, 0, 1, 2]
 
 
 def test_a_phase_never_cut_off_goes_on_to_the_last_step(start, tmp_path):
-    refine(tiny_rl.job(start, tmp_path, trainer={"max_steps": 2}, phases=[
-        {"until_cut_off": 0.99, "cut_off_steps": 9}, LONGER]), str(start))
+    tiny_rl.refined(start, tmp_path, trainer={"max_steps": 2}, phases=[
+        {"until_cut_off": 0.99, "cut_off_steps": 9}, LONGER])
     assert [line["phase"] for line in tiny_rl.log(tmp_path)] == [0, 0]
     assert (tmp_path / "model/config.json").is_file()
 
@@ -61,10 +59,10 @@ def test_a_finished_run_is_not_trained_again(start, tmp_path, monkeypatch):
     import pipeline.phases
 
     given = {"phases": [{"until_step": 1}, {}]}
-    refine(tiny_rl.job(start, tmp_path, **given), str(start))
+    tiny_rl.refined(start, tmp_path, **given)
     before = tiny_rl.weights(tmp_path / "model")
     monkeypatch.setattr(pipeline.phases, "train", None)
-    assert refine(tiny_rl.job(start, tmp_path, **given), str(start))["steps"] == 4
+    assert tiny_rl.refined(start, tmp_path, **given)["steps"] == 4
     assert torch.equal(tiny_rl.weights(tmp_path / "model"), before)
 
 

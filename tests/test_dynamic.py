@@ -5,7 +5,6 @@ import tiny_rl
 import torch
 
 from pipeline.dynamic import CurriculumTrainer, place
-from pipeline.phases import refine
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def always(text, problem):
 
 
 def test_no_group_of_equal_reward_is_trained_on(start, tmp_path, trained):
-    refine(tiny_rl.job(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=1), str(start))
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=1)
     told = tiny_rl.log(tmp_path)
     assert max(line["dynamic_sampling/rounds"] for line in told) == 1
     assert max(line["dynamic_sampling/left_zero_std"] for line in told) > 0
@@ -47,20 +46,20 @@ def test_no_group_of_equal_reward_is_trained_on(start, tmp_path, trained):
 
 
 def test_enough_rounds_fill_every_group(start, tmp_path, trained):
-    refine(tiny_rl.job(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=8), str(start))
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=8)
     assert {line["dynamic_sampling/left_zero_std"] for line in tiny_rl.log(tmp_path)} == {0.0}
     assert all((inputs["advantages"] != 0).all() for _, inputs in trained)
 
 
 def test_a_run_whose_groups_are_all_equal_trains_nothing(start, tmp_path):
-    refine(tiny_rl.job(start, tmp_path, tiny_rl.Pool(always), dynamic_sampling=2), str(start))
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(always), dynamic_sampling=2)
     assert torch.equal(tiny_rl.weights(tmp_path / "model"), tiny_rl.weights(start))
 
 
 @pytest.mark.parametrize("loss", ["dapo", "bnpo", "cispo"])
 def test_a_group_of_equal_reward_does_not_dilute_a_loss_over_tokens(start, tmp_path, trained, loss):
-    refine(tiny_rl.job(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=1,
-                       trainer={"loss_type": loss}), str(start))
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=1,
+                    trainer={"loss_type": loss})
     mixed = [(t, i) for t, i in trained if 0 < (i["advantages"] != 0).sum() < 8]
     assert mixed
     for trainer, inputs in mixed:
@@ -74,8 +73,8 @@ def test_a_group_of_equal_reward_does_not_dilute_a_loss_over_tokens(start, tmp_p
 
 def test_extra_generations_do_not_bend_what_is_logged(start, tmp_path):
     for name, rounds in (("without", 0), ("with", 3)):
-        refine(tiny_rl.job(start, tmp_path / name, tiny_rl.Pool(half_easy),
-                           dynamic_sampling=rounds, trainer={"max_steps": 1}), str(start))
+        tiny_rl.refined(start, tmp_path / name, tiny_rl.Pool(half_easy),
+                        dynamic_sampling=rounds, trainer={"max_steps": 1})
     without, filled = (tiny_rl.log(tmp_path / name)[0] for name in ("without", "with"))
     assert filled["dynamic_sampling/rounds"] > 0
     for key in ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length"):
@@ -90,8 +89,8 @@ def test_a_problem_that_left_the_band_is_not_asked_again(start, tmp_path):
         asked.append(problem.problem_id)
         return half_easy(text, problem)
 
-    refine(tiny_rl.job(start, tmp_path, tiny_rl.Pool(right), difficulty="pass_rate < 1", rows=8,
-                       trainer={"max_steps": 12}), str(start))
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(right), difficulty="pass_rate < 1", rows=8,
+                    trainer={"max_steps": 12})
     easy = [name for name in asked if int(name[4:]) % 2]
     assert len(set(easy)) > 1 and all(easy.count(name) == 4 for name in easy)
     assert sum(line["difficulty/replaced"] for line in tiny_rl.log(tmp_path)) > 0

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.heldout import HeldOut, swap
-from pipeline.phases import refine
 
 MEASURED = [0.2, 0.6, 0.6, 0.4]
 
@@ -21,8 +20,7 @@ def start(tmp_path_factory):
 
 def test_measuring_changes_no_weight_and_logs_accuracy_and_length(start, tmp_path):
     for name, every in (("without", 0), ("with", 3)):
-        refine(tiny_rl.job(start, tmp_path / name, held_out=range(6), evaluate_every=every),
-               str(start))
+        tiny_rl.refined(start, tmp_path / name, held_out=range(6), evaluate_every=every)
     measured, not_measured = (tiny_rl.weights(tmp_path / n / "model") for n in ("with", "without"))
     assert torch.equal(measured, not_measured)
     told = {line["step"]: line for line in tiny_rl.log(tmp_path / "with")}
@@ -35,8 +33,8 @@ def test_measuring_changes_no_weight_and_logs_accuracy_and_length(start, tmp_pat
 def test_the_best_model_is_kept_and_handed_on_if_asked(start, tmp_path, monkeypatch, keep, phases):
     values = iter(MEASURED)
     monkeypatch.setattr(HeldOut, "measure", lambda self, seed: (next(values), 5.0))
-    refine(tiny_rl.job(start, tmp_path, held_out=range(2), evaluate_every=1, keep=keep,
-                       phases=phases), str(start))
+    tiny_rl.refined(start, tmp_path, held_out=range(2), evaluate_every=1, keep=keep,
+                    phases=phases)
     best = tmp_path / "best"
     assert json.loads((best / "heldout.json").read_text())["step"] == 2
     first = tmp_path / "phase-0" if phases else tmp_path

@@ -1,5 +1,6 @@
 """A run that is stopped, or may not write, keeps what it has and says one sentence."""
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tiny_sft
 
 from pipeline.errors import UserError
 from pipeline.teacher import TraceStore
@@ -53,6 +55,44 @@ def test_a_stopped_generate_is_one_sentence_and_asks_only_for_the_rest(number, b
         limbeck(*arguments)
     assert stored_rows(store) == 400 and len(server.calls) <= 400 + 8
     assert sum(Counter(call.question for call in server.calls).values()) - 400 == asked - kept
+
+
+LAUNCH = """
+import json, signal, sys
+from pipeline.launch import launch
+from pipeline.recipe import SftJob
+from stages.__main__ import _interrupt
+signal.signal(signal.SIGTERM, _interrupt)
+launch(SftJob.model_validate_json(sys.argv[1]), "pipeline.sft", json.loads(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_launch_leaves_no_process_behind(number, tmp_path):
+    job = tiny_sft.job(tiny_sft.build(tmp_path / "tiny"), tmp_path / "out", num_train_epochs=9999)
+
+    def trained():
+        """The processes that train, by what they were started with."""
+        found = subprocess.run(["pgrep", "-f", "--", f"-u -m pipeline.sft {job.out}"],
+                               capture_output=True, text=True, check=False)
+        return found.stdout.split()
+
+    command = [sys.executable, "-c", LAUNCH, job.model_dump_json(), json.dumps(tiny_sft.TWO)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, preexec_fn=ignore_ctrl_c,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            while len(trained()) < 2:
+                assert process.poll() is None
+                time.sleep(0.2)
+        finally:
+            process.send_signal(number)
+        process.wait(60)
+    end = time.monotonic() + 60
+    while (left := trained()) and time.monotonic() < end:
+        time.sleep(0.2)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not left
 
 
 @contextmanager

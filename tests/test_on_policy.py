@@ -30,8 +30,9 @@ def teacher(tiny, tmp_path_factory):
     return tiny_sft.learnt(tiny, tmp_path_factory.mktemp("teacher"), 30)
 
 
-def job(tiny, out, teacher, **trainer):
-    recipe = {"method": {"type": "on_policy", "teacher": str(teacher), "dtype": "float32"}}
+def job(tiny, out, teacher, held_out=0, **trainer):
+    recipe = {"method": {"type": "on_policy", "teacher": str(teacher), "dtype": "float32"},
+              "held_out": held_out}
     return tiny_sft.job(tiny, out, recipe, **{"max_completion_length": 16, **trainer})
 
 
@@ -48,6 +49,21 @@ def test_the_student_comes_closer_to_the_teacher_at_its_own_tokens(tiny, teacher
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert logged(tmp_path, "completions/mean_length")[0] > 1
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+
+
+def test_the_loss_is_watched_on_prompts_that_are_not_trained_on(teacher, tmp_path):
+    tiny = tiny_sft.build(tmp_path / "tiny", rows=104)
+    done = job(tiny, tmp_path / "out", teacher, 64, num_train_epochs=8, beta=0.0,
+               learning_rate=1e-2)
+    counts = sft.train(done)
+    losses = logged(done.out, "eval_loss")
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    trainer, _, _ = sft.make_trainer(done)
+    asked, watched = ([tuple(row["prompt"]) for row in rows]
+                      for rows in (trainer.train_dataset, trainer.eval_dataset))
+    assert (counts["rows"], counts["held_out"]) == (len(asked), len(watched))
+    assert watched and not set(asked) & set(watched)
+    assert len(asked) + len(watched) == len(prompts_of(trainer.rows))
 
 
 def test_the_prompts_are_the_rows_own_tokens_once_each(tiny, tmp_path):

@@ -4,8 +4,6 @@ import pytest
 import tiny_rl
 import torch
 
-from pipeline.phases import refine
-
 CASES = {
     "one run": {},
     "later epochs": {"rows": 4, "trainer": {"max_steps": 6}},
@@ -46,11 +44,11 @@ def dying(calls):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_path, case):
-    refine(tiny_rl.job(start, tmp_path / "whole", **CASES[case]), str(start))
+    tiny_rl.refined(start, tmp_path / "whole", **CASES[case])
     for calls in (KILLS.get(case, 2), 1):
         with pytest.raises(KeyboardInterrupt):
-            refine(tiny_rl.job(start, tmp_path / "cut", dying(calls), **CASES[case]), str(start))
-    refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
+            tiny_rl.refined(start, tmp_path / "cut", dying(calls), **CASES[case])
+    tiny_rl.refined(start, tmp_path / "cut", **CASES[case])
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     assert torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(cut / "model"))
     assert [line["reward"] for line in tiny_rl.log(whole)] == \
@@ -66,12 +64,12 @@ def test_a_run_killed_while_it_saves_its_model_trains_no_step_more(
     def killed(*ignored):
         raise KeyboardInterrupt
 
-    refine(tiny_rl.job(start, tmp_path / "whole", **CASES[case]), str(start))
+    tiny_rl.refined(start, tmp_path / "whole", **CASES[case])
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.trainer, "save_student", killed)
         with pytest.raises(KeyboardInterrupt):
-            refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
-    refine(tiny_rl.job(start, tmp_path / "cut", **CASES[case]), str(start))
+            tiny_rl.refined(start, tmp_path / "cut", **CASES[case])
+    tiny_rl.refined(start, tmp_path / "cut", **CASES[case])
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     assert [line["step"] for line in tiny_rl.log(cut)] == \
         [line["step"] for line in tiny_rl.log(whole)]

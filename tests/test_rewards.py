@@ -10,7 +10,6 @@ from pipeline.rewards import (
     accuracy_reward,
     format_reward,
     language_reward,
-    length_reward,
     overlong_penalty,
     overlong_reward,
     repetition_penalty,
@@ -137,9 +136,3 @@ def test_repetition_costs_and_variety_does_not() -> None:
     assert repetition_penalty("a b c d e f") == 0.0
     assert repetition_penalty("a b c " * 30) < -0.9
     assert reward(repetition_penalty)(prompts=[""], completions=["a b c"]) == [0.0]
-
-
-def test_length_reward_favours_short_right_and_long_wrong_answers() -> None:
-    right = [length_reward(n, True, max_length=100) for n in (0, 50, 100)]
-    wrong = [length_reward(n, False, max_length=100) for n in (0, 50, 100)]
-    assert right == sorted(right, reverse=True) and wrong == sorted(wrong)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 import tiny_rl
+import tiny_sft
 from transformers import AutoModelForCausalLM
 
 from pipeline import launch, records, sampling
@@ -43,11 +43,8 @@ def stage(folder, *more):
 
 @pytest.mark.slow
 def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, monkeypatch):
-    # On processors accelerate starts several processes through MPI only; torchrun needs none.
-    monkeypatch.setattr(launch, "command", lambda options, arguments: [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    experiment, inputs, out = stage(tmp_path, "runtime.launch={num_processes: 2}")
+    experiment, inputs, out = stage(tmp_path, f"runtime.launch={tiny_sft.TWO}")
     counts = rl.run(experiment, inputs, out)
     assert counts["steps"] == 3 and counts["problems"] == 12
     told = tiny_rl.log(out)
@@ -65,12 +62,12 @@ def test_a_run_with_vllm_is_one_process_of_its_own(tmp_path, monkeypatch):
     experiment, inputs, out = stage(tmp_path, "rl.trainer.use_vllm=true")
     lines = []
 
-    def fake(line, **ignored):
+    def fake(line, environment):
         lines.append(line)
         (out / "counts.json").write_text('{"steps": 3}')
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     assert rl.run(experiment, inputs, out) == {"steps": 3, "problems": 12}
     assert lines == [[sys.executable, "-m", "pipeline.phases", str(out / "job.json")]]
 

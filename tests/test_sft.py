@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -237,14 +235,14 @@ def test_settings_that_cannot_work_are_refused_before_any_work(recipe, trainer, 
 def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_path, monkeypatch):
     lines = []
 
-    def fake(line, **ignored):
+    def fake(line, environment):
         lines.append(line)
         job = json.loads(Path(line[-1]).read_text())
         assert job["sft"]["trainer"]["learning_rate"] == 2e-3 and job["seed"] == 3
         (tmp_path / "counts.json").write_text('{"steps": 8}')
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     options = {"config_file": "configs/fsdp2.yaml", "num_processes": 8, "multi_gpu": True,
                "debug": False}
     assert launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options) == {"steps": 8}
@@ -254,11 +252,11 @@ def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_pat
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):
-    def fake(line, **ignored):
+    def fake(line, environment):
         (tmp_path / "failure.txt").write_text("sft: the loss is not finite at step 3")
-        return subprocess.CompletedProcess(line, 1)
+        return 1
 
-    monkeypatch.setattr(launch.subprocess, "run", fake)
+    monkeypatch.setattr(launch, "run", fake)
     with pytest.raises(UserError, match="not finite at step 3"):
         launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", {"num_processes": 2})
 
@@ -266,15 +264,12 @@ def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["trl", "limbeck"])
 def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch, head):
-    # On processors accelerate starts several processes through MPI only; torchrun needs none.
-    monkeypatch.setattr(launch, "command", lambda options, arguments: [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *arguments])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone, two = tmp_path / "alone", tmp_path / "two"
     sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
                        per_device_train_batch_size=4, save_steps=2)
-    assert launch.launch(job, "pipeline.sft", {"num_processes": 2})["steps"] == 8
+    assert launch.launch(job, "pipeline.sft", tiny_sft.TWO)["steps"] == 8
     assert all(checkpoints.is_whole(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)

@@ -270,13 +270,11 @@ def test_the_embedded_server_answers_like_an_endpoint(stream, tmp_path):
         steps = []
         outcome = generate(wanted, teacher=teacher, sampling=sampling, store=store,
                            runtime=TeacherRuntime(base_url=url, stream=stream),
-                           on_progress=lambda n, note: steps.append(n),
-                           accept=lambda row: row["answer"].endswith("0"))
+                           on_progress=lambda n, note: steps.append(n))
         again = generate(wanted, teacher=teacher, sampling=sampling, store=store,
                          runtime=TeacherRuntime(base_url=url))
         traces = records.Trace.validate(store.collect(wanted, teacher, sampling), cast=True)
     assert outcome.asked == sum(steps) == len(traces) == 90 and again.reused == 90
-    assert outcome.judged == 90 and outcome.accepted == 30
     for row in traces.iter_rows(named=True):
         assert row["answer"] == f"the answer is {row['sample'] % 7}" and row["complete"]
         assert row["thinking"].endswith(f"seed {row['sample']}")

@@ -5,14 +5,13 @@ The files lie beside the checkout (see shared/); without them these tests skip.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.verify import JudgePool, Policy, Problem, check_gold
-from pipeline.verify.cli import to_problem
+from benchmarks import agreement
+from pipeline.verify import JudgePool, Problem, check_gold
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -21,7 +20,7 @@ def rows(name: str) -> list[dict]:
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"{name} is not beside this checkout")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return agreement.read(path)
 
 
 def box(text: object) -> str:
@@ -30,30 +29,17 @@ def box(text: object) -> str:
 
 def test_core_cases_agree_and_false_positives_are_rare() -> None:
     cases = [case for case in rows("cases/verifier_cases.jsonl") if case["core"]]
-    problems = [to_problem(case | {"gold": case["gold"] or ""}, 1, Policy()) for case in cases]
-    with JudgePool(workers=1) as pool:
-        verdicts = pool.judge_many([str(case["prediction"]) for case in cases], problems)
-    pairs = [(j.score == 1.0, case["expected"]) for j, case in zip(verdicts, cases, strict=True)]
-    assert sum(found == expected for found, expected in pairs) >= 0.945 * len(pairs)
-    assert sum(found and not expected for found, expected in pairs) <= 0.005 * len(pairs)
-
-
-PAIRS = [json.loads(line) for line in Path(__file__).with_name("judge_pairs.jsonl").read_text(
-    encoding="utf-8").splitlines()]
+    counts = agreement.agreement(cases)
+    wrong = counts["cases"] - counts["right"]
+    agreed = counts["right_found_right"] + wrong - counts["wrong_found_right"]
+    assert agreed >= 0.945 * len(cases) and counts["wrong_found_right"] <= 0.005 * len(cases)
 
 
 def test_answers_written_beforehand_are_told_apart() -> None:
     """judge_pairs.jsonl: written before the judge was asked, half of them close but wrong."""
-    rows = [(group, pair, right) for group in PAIRS for right in ("right", "wrong")
-            for pair in group[right]]
-    problems = [Problem("p", "", pair[1], group["kind"]) for group, pair, _ in rows]
-    texts = [box(pair[0]) if group["form"] == "boxed" else pair[0] for group, pair, _ in rows]
-    with JudgePool(workers=1) as pool:
-        scores = [j.score == 1.0 for j in pool.judge_many(texts, problems)]
-    false = [pair for (_, pair, right), score in zip(rows, scores, strict=True)
-             if score and right == "wrong"]
-    assert not false
-    assert sum(scores) >= 0.95 * sum(right == "right" for _, _, right in rows)
+    counts = agreement.agreement(agreement.pairs())
+    assert not counts["wrong_found_right"]
+    assert counts["right_found_right"] >= 0.95 * counts["right"]
 
 
 def test_every_gold_of_a_set_equals_itself() -> None:

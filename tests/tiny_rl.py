@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from tiny_sft import SHAPE, TEMPLATE, sums
 
-from pipeline.chat import load_tokenizer, opens_thinking
-from pipeline.recipe import RlConfig
+from pipeline.recipe import RlConfig, RlJob
 from pipeline.student import save_tiny
 
 TRAINER = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 12,
@@ -38,17 +37,17 @@ def build(folder: Path) -> Path:
     return folder / "model"
 
 
-def job(start: Path, out: Path, pool=None, rows=12, held_out=(), **given):
-    """A Refinement of the model at `start` into `out`; `given` is laid over the rl section."""
-    from pipeline.phases import Refinement
+def refined(start: Path, out: Path, pool=None, rows=12, held_out=(), **given) -> dict:
+    """Refine the model at `start` into `out`; `given` is laid over the rl section."""
+    from pipeline.phases import refine
 
     trainer = {**TRAINER, **given.pop("trainer", {})}
     config = RlConfig.model_validate({"rewards": {"accuracy": 1.0}, "patience": 99,
                                       "alarms": {"window": 99}, "trainer": trainer, **given})
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(start)
-    return Refinement(config, tokenizer, problems(rows), problems(len(held_out)),
-                      pool or Pool(), opens_thinking(tokenizer), out, 3, {})
+    return refine(RlJob(rl=config, model=str(start), tokenizer=start, rows=problems(rows),
+                        held_out=problems(len(held_out)), judge_workers=1, engine={}, out=out,
+                        seed=3), pool or Pool())
 
 
 def problems(count: int) -> list[dict]:

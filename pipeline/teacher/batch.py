@@ -150,7 +150,7 @@ class _Batches:
             return
         for row in trace_rows(job, reply, self.budget.price, 0.0, self.teacher, self.sampling):
             self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
-            self.outcome.count(row, None)
+            self.outcome.count(row)
         if self.on_progress is not None:
             self.on_progress(1, note=self.outcome.line(1.0, 0))
 

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.teacher.client import AttemptError, Client
@@ -23,19 +22,17 @@ from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.slots import slots
 from pipeline.teacher.store import TraceStore
 
-Accept = Callable[[dict[str, Any]], bool | None]
 SOLVER_N = 64
 
 
 def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
              runtime: TeacherRuntime, store: TraceStore,
-             on_progress: Callable[..., None] | None = None,
-             accept: Accept | None = None) -> Outcome:
+             on_progress: Callable[..., None] | None = None) -> Outcome:
     """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
 
-    `on_progress(steps, note=...)` is called as traces come in; `accept` is a quick judge of a
-    stored row, for the share accepted so far. One request's failure leaves the others alone; a
-    UserError is raised where none can succeed (no connection, a wrong key, an unknown model).
+    `on_progress(steps, note=...)` is called as traces come in. One request's failure leaves
+    the others alone; a UserError is raised where none can succeed (no connection, a wrong key, an
+    unknown model).
     """
     requests = list(requests)
     with store.writing():
@@ -43,7 +40,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing))
         if missing:
             display = Display(outcome, on_progress)
-            run = _Run(missing, teacher, sampling, runtime, store, display, accept)
+            run = _Run(missing, teacher, sampling, runtime, store, display)
             asyncio.run(run.main())
             outcome.seconds = time.monotonic() - display.began
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
@@ -55,10 +52,9 @@ class _Run:
     """One call of generate: jobs waiting, tasks in flight, and what came of them."""
 
     def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
-                 runtime: TeacherRuntime, store: TraceStore, display: Display,
-                 accept: Accept | None) -> None:
+                 runtime: TeacherRuntime, store: TraceStore, display: Display) -> None:
         self.teacher, self.sampling, self.runtime, self.store = teacher, sampling, runtime, store
-        self.display, self.outcome, self.accept = display, display.outcome, accept
+        self.display, self.outcome = display, display.outcome
         self.keys = Keys(teacher, sampling)
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
@@ -217,7 +213,7 @@ class _Run:
         rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
         for row in rows:
             self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
-            self.outcome.count(row, self.accept(row) if self.accept else None)
+            self.outcome.count(row)
             self.budget.spent += row["cost_usd"]
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)

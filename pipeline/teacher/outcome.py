@@ -24,8 +24,6 @@ class Outcome:
     reasons: Counter[str] = field(default_factory=Counter)
     """Why, for those that failed."""
     cut_off: int = 0
-    judged: int = 0
-    accepted: int = 0
     retries: int = 0
     """Attempts beyond the first."""
     prompt_tokens: int = 0
@@ -43,29 +41,24 @@ class Outcome:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
-    def count(self, row: Mapping[str, Any], accepted: bool | None) -> None:
+    def count(self, row: Mapping[str, Any]) -> None:
         """Take one stored trace into account."""
         self.asked += 1
         self.cut_off += row["finish_reason"] == "length"
-        self.judged += accepted is not None
-        self.accepted += bool(accepted)
         self.prompt_tokens += row["prompt_tokens"]
         self.completion_tokens += row["completion_tokens"]
         self.cost_usd += row["cost_usd"]
 
     def line(self, seconds: float, in_flight: int) -> str:
-        """Speed, load, shares, money so far, projected and per accepted trace, and time left."""
+        """Speed, load, shares, money so far and projected, and time left."""
         came, done = self.asked - self.failed, max(self.asked, 1)
         parts = [f"{self.completion_tokens / max(seconds, 1e-3):,.0f} tok/s",
                  f"{in_flight} in flight"]
         parts += [f"{self.retries} retries"] if self.retries else []
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{self.cut_off / max(came, 1):.0%} cut off"] if self.cut_off else []
-        parts += [f"{self.accepted / self.judged:.0%} accepted"] if self.judged else []
         if self.cost_usd:
             parts.append(f"${self.cost_usd:.2f} of about ${self.cost_usd * self.wanted / done:.2f}")
-        if self.cost_usd and self.accepted:
-            parts.append(f"${self.cost_usd / self.accepted:.4f} an accepted trace")
         left = seconds * (self.wanted - self.asked) / done
         return " · ".join([*parts, f"{left / 60:.0f} min left"] if left > 60 else parts)
 
