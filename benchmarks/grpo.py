@@ -70,6 +70,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from pipeline import attention
     from pipeline.grpo import CompactGRPOTrainer
     from pipeline.rewards import accuracy_reward
     from pipeline.rl import arguments
@@ -80,7 +81,9 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     settings["gradient_accumulation_steps"] = \
         PROMPTS * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32,
+                                                 **settings.pop("model_init_kwargs", {}))
     return CompactGRPOTrainer(
         model=model, reward_funcs=[timed(accuracy_reward(pool), verify)],
         args=arguments(settings, Path(out), 0), train_dataset=Dataset.from_list(rows),

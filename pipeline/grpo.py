@@ -2,9 +2,10 @@
 
 Without vLLM, rollouts go through pipeline.decode, which lets finished rows leave the batch. With
 or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
-whole generation's, and completions of like length share a micro-batch. None of this changes a
-value: the samples have the same distribution, trimmed columns carry no loss, the order inside one
-update does not count. A colocated vLLM takes all of its engine's options.
+whole generation's, and completions of like length share a micro-batch; with `attn_implementation:
+limbeck_varlen` it runs without any padding. None of this changes a value: the samples have the same
+distribution, trimmed columns carry no loss, the order inside one update does not count. A colocated
+vLLM takes all of its engine's options.
 
 A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
 it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
@@ -20,7 +21,9 @@ from typing import Any, cast
 import torch
 from trl import GRPOTrainer
 
+from pipeline import attention
 from pipeline.decode import decode
+from pipeline.rows import IGNORED
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
@@ -138,8 +141,52 @@ class CompactGRPOTrainer(GRPOTrainer):
                       temperature=self.temperature, top_p=self.top_p, end=list(self.eos_token_ids))
         return rows, None
 
+    def _get_per_token_logps_and_entropies(
+            self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
+            logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
+            compute_aux_loss: bool = False, **images: Any) -> tuple:
+        """TRL's, without padding where the model's attention knows samples laid end to end."""
+        config: Any = self.accelerator.unwrap_model(model).config
+        seen = any(value is not None for value in images.values())
+        if config._attn_implementation != attention.NAME or compute_aux_loss or seen:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy,
+                compute_aux_loss, **images)
+        parts = []
+        for ids, mask in zip(input_ids.split(batch_size or len(input_ids)),
+                             attention_mask.split(batch_size or len(input_ids)), strict=True):
+            with self.accelerator.autocast():
+                outputs = model(**end_to_end(ids, mask.bool(), logits_to_keep), fused_lm_head=True)
+            parts.append([padded(values, mask.bool())[:, -logits_to_keep:]
+                          for values in (outputs.log_probs, outputs.entropy)])
+        logps, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+        return logps, entropies if compute_entropy else None, None
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+
+
+def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, Any]:
+    """A model's inputs for `ids` [rows, columns] without what `mask` leaves out, as one row.
+
+    The last `kept` columns, the completions, are its labels; every row starts with its prompt, so
+    no label belongs to a token that follows another row's.
+    """
+    lengths = mask.sum(1)
+    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    labels = ids.clone()
+    labels[:, :-kept] = IGNORED
+    positions, longest = mask.cumsum(1) - 1, int(lengths.max())
+    return {"input_ids": ids[mask][None], "labels": labels[mask][None],
+            "position_ids": positions[mask][None], "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
+            "max_length_q": longest, "max_length_k": longest}
+
+
+def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] of `mask`, 0 where it is, from the values [1, tokens - 1] of all tokens but
+    the first."""
+    whole = torch.nn.functional.pad(values[0], (1, 0))
+    return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
 def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -121,6 +121,7 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
+    from pipeline import attention
     from pipeline.decode import keep_freed_memory
     from pipeline.dynamic import CurriculumTrainer
 
@@ -132,7 +133,10 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]
     args = arguments({**given, "reward_weights": weights}, out, seed)
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    attention.register()
+    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    student = AutoModelForCausalLM.from_pretrained(model, **settings)
+    args.model_init_kwargs = None
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,

@@ -90,7 +90,8 @@ class StudentTrainer(Checked, SFTTrainer):
             real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
             self._total_train_tokens += int(self.accelerator.gather(real).sum())
         seen["num_tokens"] = [self._total_train_tokens]
-        loss, metrics = self.objective(model, inputs)
+        with self.accelerator.autocast():   # the trainer's own covers the model alone
+            loss, metrics = self.objective(model, inputs)
         for name, value in metrics.items():
             seen[name].append((value / num_items_in_batch).item())
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -96,6 +96,42 @@ def test_completions_of_like_length_share_a_micro_batch_and_the_update_stays(
     assert seen[:16] != first
 
 
+@pytest.mark.parametrize("given", [{}, {"num_iterations": 2}, {"beta": 0.1}])
+def test_rows_laid_end_to_end_give_the_weights_of_padded_rows(tmp_path, monkeypatch, given):
+    from pipeline import attention, grpo
+
+    calls = []
+    real = grpo.end_to_end
+    monkeypatch.setattr(grpo, "end_to_end", lambda *a: calls.append(1) or real(*a))
+    attention.register()
+
+    def run(kind):
+        made = trainer(tmp_path / kind, even, steps=3, per_device_train_batch_size=4,
+                       gradient_accumulation_steps=2, **given)
+        made.model.set_attn_implementation(kind)
+        made.train()
+        return weights(made)
+
+    there = run("sdpa")
+    assert not calls
+    torch.testing.assert_close(run(attention.NAME), there, atol=2e-5, rtol=0)
+    assert calls
+
+
+def test_rows_laid_end_to_end_leave_out_padding_and_come_back_in_place():
+    from pipeline.grpo import IGNORED, end_to_end, padded
+
+    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    ids = torch.arange(10).view(2, 5)
+    given = end_to_end(ids, mask, 2)
+    assert given["input_ids"].tolist() == [[1, 2, 3, 5, 6, 7, 8, 9]]
+    assert given["labels"].tolist() == [[IGNORED, IGNORED, 3, IGNORED, IGNORED, IGNORED, 8, 9]]
+    assert given["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert given["cu_seq_lens_q"].tolist() == [0, 3, 8] and given["max_length_q"] == 5
+    back = padded(given["input_ids"][:, 1:].float(), mask)
+    assert back.tolist() == [[0, 0, 2, 3, 0], [5, 6, 7, 8, 9]]
+
+
 def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_path):
     made = trainer(tmp_path, even)
     assert made._order_is_free()

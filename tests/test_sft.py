@@ -102,6 +102,19 @@ def test_the_variable_length_kernel_gets_samples_heads_and_bounds(monkeypatch):
     assert out.shape == (1, 9, 4, 8)
 
 
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_loss_takes_its_products_in_half_precision_where_the_model_does(
+        tiny, tmp_path, monkeypatch, mixed):
+    import pipeline.divergence as divergence
+
+    seen = []
+    real = divergence._project
+    monkeypatch.setattr(divergence, "_project", lambda states, matrix, bias: seen.append(
+        (states.dtype, matrix.dtype)) or real(states, matrix, bias))
+    loss_and_gradient(tiny_sft.job(tiny, tmp_path, {"head": "limbeck"}, bf16=mixed), range(8))
+    assert set(seen) == {(torch.bfloat16,) * 2 if mixed else (torch.float32,) * 2}
+
+
 def test_under_autocast_the_kernel_runs_in_half_precision_though_queries_come_in_float32():
     query = torch.randn(1, 4, 9, 8)
     assert attention.kernel_dtype(query) is None
