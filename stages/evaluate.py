@@ -33,6 +33,9 @@ class EvaluateConfig(Config):
     sampling: StudentSampling = StudentSampling()
     """How students are sampled."""
 
+ENDLESS = 0.5
+"""Share of answers cut off above which a score says little of the model."""
+
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write completions.parquet (every sample, judged) and scores.json."""
@@ -147,10 +150,14 @@ def needs(experiment: Any) -> tuple[str, ...]:
 
 
 def summary(counts: Counts) -> str:
-    """The table's headline: avg@k of each model on each benchmark."""
-    return "; ".join(f"{model} {name} {100 * s['avg']:.1f} [{100 * s['ci_low']:.1f}, "
-                     f"{100 * s['ci_high']:.1f}]" for model, by in counts["scores"].items()
-                     for name, s in by.items() if "avg" in s)
+    """The table's headline: avg@k of each model on each benchmark, and what spoils it."""
+    shown = [(model, name, s) for model, by in counts["scores"].items() for name, s in by.items()]
+    scores = [f"{model} {name} {100 * s['avg']:.1f} [{100 * s['ci_low']:.1f}, "
+              f"{100 * s['ci_high']:.1f}]" for model, name, s in shown if "avg" in s]
+    endless = [f"{s['cut_off']:.0%} of {model}'s answers on {name} did not end: raise "
+               "evaluate.sampling.max_tokens, or look at completions.parquet"
+               for model, name, s in shown if s.get("cut_off", 0) > ENDLESS]
+    return "; ".join(scores + endless)
 
 
 def files(experiment: Any) -> tuple[Path, ...]:

@@ -70,3 +70,12 @@ def test_the_gain_over_itself_is_nothing():
 def test_a_gain_without_a_common_judged_problem_is_unknown_and_no_crash():
     unjudged = [{**row, "score": None} for row in rows([[1.0]])]
     assert paired_gain(unjudged, rows([[1.0]])) == (0.0, -1.0, 1.0)
+
+
+def test_a_score_of_answers_that_mostly_did_not_end_says_so():
+    from stages.evaluate import summary
+
+    score = {"avg": 0.5, "ci_low": 0.4, "ci_high": 0.6, "cut_off": 0.2}
+    assert summary({"scores": {"sft": {"gsm8k": score}}}) == "sft gsm8k 50.0 [40.0, 60.0]"
+    endless = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
+    assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
