@@ -16,7 +16,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.errors import UserError
+
 NAME = "limbeck_varlen"
+UNKNOWN = ("sliding_window", "softcap", "s_aux")
+"""Kinds of attention that the kernel or SDPA would silently leave out."""
 
 
 def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor,
@@ -27,6 +31,10 @@ def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
 
     `cu_seq_lens_q` are the samples' bounds in int32, as `rows.Collator` gives them.
     """
+    if odd := [name for name in UNKNOWN if given.get(name) is not None]:
+        raise UserError(f"{NAME} knows no {odd[0]}, which this model's attention has; set "
+                        "attn_implementation: sdpa (with packing or padding_free off) or "
+                        "flash_attention_2")
     if cu_seq_lens_q is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
                                       **given)

@@ -115,6 +115,12 @@ def test_the_loss_takes_its_products_in_half_precision_where_the_model_does(
     assert set(seen) == {(torch.bfloat16,) * 2 if mixed else (torch.float32,) * 2}
 
 
+@pytest.mark.parametrize("given", [{"sliding_window": 4}, {"softcap": 30.0}])
+def test_attention_that_the_kernel_does_not_know_is_refused(given):
+    with pytest.raises(UserError, match=f"{next(iter(given))}.*sdpa"):
+        attention.varlen_attention(torch.nn.Module(), *3 * [torch.randn(1, 2, 9, 8)], None, **given)
+
+
 def test_under_autocast_the_kernel_runs_in_half_precision_though_queries_come_in_float32():
     query = torch.randn(1, 4, 9, 8)
     assert attention.kernel_dtype(query) is None
