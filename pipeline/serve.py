@@ -90,7 +90,10 @@ def _share(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
     """The options of one of `count` servers."""
     if count == 1:
         return options
-    total = float(options.get("gpu_memory_utilization", UTILIZATION))
+    total = options.get("gpu_memory_utilization") or UTILIZATION
+    if not isinstance(total, int | float):
+        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} servers cannot "
+                        "share it; give one such as 0.9")
     return {**options, "gpu_memory_utilization": round(total / count, 4)}
 
 

@@ -109,10 +109,8 @@ def test_both_servers_work_and_are_stopped(log):
     shares = [said(log, number).count("asked") for number in (1, 2)]
     assert sum(shares) == 40 and min(shares) >= 10
     assert all(gone(pid) for pid in pids(log))
-    for number in (1, 2):
-        assert "'--gpu-memory-utilization', '0.45'" in said(log, number)
-        assert "'--data-parallel-size', '2'" in said(log, number)
-        assert "'--max-model-len', '64'" in said(log, number)
+    for text in (said(log, 1), said(log, 2)):
+        assert "'--data-parallel-size', '2'" in text and "'--max-model-len', '64'" in text
 
 
 @pytest.mark.parametrize(("options", "count", "share"), [
@@ -131,6 +129,12 @@ def test_the_first_server_ends_where_the_second_does_not_start(log):
           vllm_servers("m", {"fail_as": 2}, 2, log=log, patience=20)):
         pass
     assert all(gone(pid) for pid in pids(log))
+
+
+def test_memory_that_cannot_be_divided_is_one_sentence(log):
+    with (pytest.raises(UserError, match="gpu_memory_utilization='much' is no number"),
+          vllm_servers("m", {"gpu_memory_utilization": "much"}, 2, log=log)):
+        pass
 
 
 def test_all_servers_end_with_a_parent_that_is_killed(log):
