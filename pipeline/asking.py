@@ -60,13 +60,14 @@ def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
     if teacher.type == "solver":
         from pipeline.teacher.server import serve
 
-        server = serve(options=teacher.options)
-    else:
-        from pipeline.serve import vllm_server
+        with serve(options=teacher.options) as address:
+            yield runtime.teacher.model_copy(update={"base_url": address})
+        return
+    from pipeline.serve import vllm_servers
 
-        server = vllm_server(teacher.model, teacher.vllm, log=runtime.traces / "vllm.log")
-    with server as address:
-        yield runtime.teacher.model_copy(update={"base_url": address})
+    with vllm_servers(teacher.model, teacher.vllm, teacher.servers,
+                      log=runtime.traces / "vllm.log") as (first, *others):
+        yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
 
 
 def explain(outcome: Any, who: str) -> None:

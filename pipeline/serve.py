@@ -14,14 +14,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+UTILIZATION = 0.9
+"""Share of a GPU's memory for several servers together, where no option says."""
 TAIL_LINES = 25
 STOP_SECONDS = 30.0
 
@@ -36,19 +39,62 @@ def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
     `environment` is laid over this process's. UserError, with the end of `log`, where it does not
     answer within `patience` seconds.
     """
+    with vllm_servers(model, options, 1, log=log, patience=patience,
+                      environment=environment) as (url,):
+        yield url
+
+
+@contextmanager
+def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Path,
+                 patience: float = 1800.0,
+                 environment: Mapping[str, str] | None = None) -> Iterator[list[str]]:
+    """As vllm_server, `count` of them that share the GPUs, with logs LOG-1, LOG-2, ...
+
+    gpu_memory_utilization is divided among them. Each starts when the one before answers: what
+    others take while vLLM measures its memory, it counts as its own (vllm/v1/worker/gpu_worker.py).
+    Given kv_cache_memory_bytes, which holds for each, it measures nothing and all start at once.
+    """
     if shutil.which("vllm") is None:
         raise UserError("vllm is not installed; pip install 'limbeck[vllm]', or use a teacher of "
                         "type openai or solver")
+    logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
+    share = _share(options, count)
+    with contextlib.ExitStack() as stack:
+        servers: dict[str, Callable[[float], None]] = {}
+        for each in logs:
+            url, wait = stack.enter_context(_launched(model, share, each, environment or {}))
+            servers[url] = wait
+            if options.get("kv_cache_memory_bytes") is None:
+                wait(patience)
+        for wait in servers.values():
+            wait(patience)
+        yield list(servers)
+
+
+@contextmanager
+def _launched(model: str, options: Mapping[str, Any], log: Path,
+              environment: Mapping[str, str]) -> Iterator[tuple[str, Callable[[float], None]]]:
+    """(base_url, what waits so many seconds for it) of a server that may not answer yet."""
     port = _free_port()
     command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
                *flags(_all_gpus(options))]
     log.parent.mkdir(parents=True, exist_ok=True)
     kept = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
     with log.open("wb") as sink, process_group(
-            command, {**kept, **(environment or {})}, stdout=sink,
-            stderr=subprocess.STDOUT) as process:
-        _wait(process, f"http://127.0.0.1:{port}/health", log, patience)
-        yield f"http://127.0.0.1:{port}/v1"
+            command, {**kept, **environment}, stdout=sink, stderr=subprocess.STDOUT) as process:
+        yield f"http://127.0.0.1:{port}/v1", partial(_wait, process,
+                                                     f"http://127.0.0.1:{port}/health", log)
+
+
+def _share(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+    """The options of one of `count` servers."""
+    if count == 1:
+        return options
+    total = options.get("gpu_memory_utilization") or UTILIZATION
+    if not isinstance(total, int | float):
+        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} servers cannot "
+                        "share it; give one such as 0.9")
+    return {**options, "gpu_memory_utilization": round(total / count, 4)}
 
 
 @contextmanager
@@ -91,6 +137,11 @@ def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
     count = gpu_count()
     spread = {"data_parallel_size": count} if count > 1 and not PARALLEL & set(options) else {}
     return {**options, **spread}
+
+
+def engines(options: Mapping[str, Any]) -> int:
+    """Copies of the model, each with a queue of its own, that a server with `options` runs."""
+    return int(_all_gpus(options).get("data_parallel_size", 1))
 
 
 def gpu_count() -> int:

@@ -11,9 +11,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.client import retry_after
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
-from pipeline.teacher.pace import Bucket, Pace, seconds_of, stated_rate
+from pipeline.teacher.pace import Bucket, Pace, retry_after, seconds_of, stated_rate
 from tests.fault_server import Answer, FaultServer, completion, stream
 
 TEACHER = OpenAITeacher(model="m")

@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import email.utils
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from types import TracebackType
@@ -25,8 +23,10 @@ import openai
 
 from pipeline.errors import UserError
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
+from pipeline.teacher.pace import retry_after
 from pipeline.teacher.reply import DamagedError, Reply, read_body
 from pipeline.teacher.request import Job
+from pipeline.teacher.spread import Spread
 from pipeline.teacher.stream import Assembler
 
 AGAIN = {408, 409, 425, 429}
@@ -69,7 +69,7 @@ class Client:
                              keepalive_expiry=30.0)
         patience = httpx2.Timeout(runtime.timeout, connect=30.0)
         self._http = openai.DefaultAioHttpClient(limits=many, timeout=patience)
-        self._url = httpx2.URL(runtime.base_url.rstrip("/") + "/chat/completions")
+        self.spread = Spread(runtime.addresses())
         key = runtime.api_key().get_secret_value() or "none"
         self._head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",
                       "Accept": "application/json", "Accept-Encoding": "gzip, deflate",
@@ -116,7 +116,7 @@ class Client:
             async with asyncio.timeout(self.runtime.timeout):
                 yield
         except (TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _lost(error, self.runtime) from None
+            raise _lost(error, self.runtime, self.spread.none_left()) from None
         except DamagedError as error:
             status, reason = error.status, self.redact(str(error))
             raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
@@ -125,22 +125,27 @@ class Client:
 
     async def raw(self, body: dict[str, Any]) -> str:
         """The text that the endpoint sends for `body`, without the key."""
-        response = await self._send(body)
-        return self.redact((await response.aread()).decode("utf-8", "replace"))
+        async with self._sent(body) as response:
+            text = (await response.aread()).decode("utf-8", "replace")
+        return self.redact(text)
 
-    async def _send(self, body: dict[str, Any]) -> httpx2.Response:
+    @contextlib.asynccontextmanager
+    async def _sent(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
         """The response with its body still to be read; AttemptError where the status is no 200."""
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        request = httpx2.Request("POST", self._url, headers=self._head,
-                                 content=text.encode("utf-8", "replace"),
-                                 extensions=self._extensions)
-        request.headers.encoding = "utf-8"        # else found out anew at every look at a header
-        response = await self._http.send(request, stream=True)
-        self.headers = response.headers
-        if response.status_code >= 300:
-            await response.aread()
-            raise self._refusal(body, response)
-        return response
+        with self.spread.freest(body.get("n", 1)) as server:
+            request = httpx2.Request("POST", server.url, headers=self._head,
+                                     content=text.encode("utf-8", "replace"),
+                                     extensions=self._extensions)
+            request.headers.encoding = "utf-8"    # else found out anew at every look at a header
+            async with contextlib.aclosing(await self._http.send(request, stream=True)) as response:
+                self.headers = response.headers
+                if response.status_code >= 500:
+                    server.fails()
+                if response.status_code >= 300:
+                    await response.aread()
+                    raise self._refusal(body, response)
+                yield response
 
     async def _whole(self, job: Job) -> Reply:
         return read_body(await self.raw(self.body(job)),
@@ -149,8 +154,7 @@ class Client:
     async def _stream(self, job: Job) -> Reply:
         """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""
         assembler = Assembler(getattr(self.teacher, "opened", False))
-        response = await self._send(self.body(job))
-        async with contextlib.aclosing(response):
+        async with self._sent(self.body(job)) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
                 text = (await response.aread()).decode("utf-8", "replace")
                 return read_body(self.redact(text), opened=assembler.opened)
@@ -216,7 +220,7 @@ def _forms(key: str) -> list[str]:
     return [form for form in dict.fromkeys(forms) if form == key or len(form) >= 8]
 
 
-def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:
+def _lost(error: BaseException, runtime: TeacherRuntime, none_left: bool) -> AttemptError:
     """The AttemptError for a connection that was not made, broke, or took too long."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
@@ -226,21 +230,8 @@ def _lost(error: BaseException, runtime: TeacherRuntime) -> AttemptError:
     if connector is not None:
         os_error = getattr(connector, "os_error", None)
         why = getattr(os_error, "strerror", None) or "no connection"
-        return AttemptError(str(why), again=True, unreached=True)
+        return AttemptError(str(why), again=True, unreached=none_left)
     if any(isinstance(e, TimeoutError) for e in chain):
         return AttemptError(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
                        billed=True)
     return AttemptError("the connection broke off", again=True, billed=True)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that retry-after-ms or Retry-After (a number or an HTTP date) ask for, or None."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        text = headers.get(name, "").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text) / unit
-    try:
-        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, when.timestamp() - time.time())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -64,6 +64,9 @@ class VllmTeacher(Config):
     """The chat template opens <think> and no reasoning parser is set in `vllm`."""
     vllm: dict[str, Any] = {}
     """Options of `vllm serve` under its own names, e.g. {max_model_len: 16384}."""
+    servers: int = Field(default=1, ge=1)
+    """Servers that share the GPUs and, in equal parts, vllm.gpu_memory_utilization (0.9 in all).
+    More than one pays for a small model, whose GPU waits for the engine's scheduling in Python."""
 
     def identity(self) -> dict[str, Any]:
         """As SolverTeacher's, with the vLLM options that shape the samples."""
@@ -118,12 +121,15 @@ class TeacherRuntime(Config):
     where: ClassVar[str] = "runtime.teacher"
     base_url: str | None = None
     """Address up to and with /v1; the embedded and the vLLM teacher set it themselves."""
+    mirrors: list[str] = []
+    """Further addresses of the same model, sent the same key; the least busy one is asked."""
     api_key_env: str = "LIMBECK_API_KEY"
     """Environment variable of the key; DEEPSEEK_API_KEY and OPENAI_API_KEY serve their hosts."""
     key_file: Path | None = None
     """File that holds the key, used where the variable is not set."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Requests in flight. Unset: found by rising until the endpoint objects. Set: the ceiling."""
+    """Requests in flight in all. Unset: found by rising until the endpoint objects, or as a local
+    vLLM's max_num_seqs says. Set: the ceiling."""
     n: int = Field(default=8, ge=1)
     """Most samples asked in one request, where the endpoint honours `n`."""
     rpm: float | None = Field(default=None, gt=0)
@@ -143,6 +149,16 @@ class TeacherRuntime(Config):
     stream: bool = False
     """Ask for streamed answers: for endpoints whose proxies drop silent connections."""
 
+    @model_validator(mode="after")
+    def _mirrors_have_an_original(self) -> TeacherRuntime:
+        if self.mirrors and not self.base_url:
+            raise ValueError("mirrors are addresses beside base_url; set that too")
+        return self
+
+    def addresses(self) -> list[str]:
+        """All of them, base_url first."""
+        return [self.base_url, *self.mirrors] if self.base_url else []
+
     def api_key(self) -> SecretStr:
         """The key, or an empty one; a UserError where it cannot be read or sent in a header."""
         key = self._given_key()
@@ -152,9 +168,9 @@ class TeacherRuntime(Config):
         return SecretStr(key)
 
     def _given_key(self) -> str:
-        host = urlsplit(self.base_url or "").hostname or ""
+        hosts = [f".{urlsplit(address).hostname}" for address in self.addresses()] or [""]
         names = [self.api_key_env] + [name for domain, name in FALLBACK_KEYS.items()
-                                      if host == domain or host.endswith("." + domain)]
+                                      if all(host.endswith(f".{domain}") for host in hosts)]
         for name in names:
             if os.environ.get(name, "").strip():
                 return os.environ[name].strip()
@@ -167,10 +183,14 @@ class TeacherRuntime(Config):
                             f"({error.strerror}); name a readable file or unset it") from None
 
     def shown_url(self) -> str:
-        """The address without any user name, password or query in it."""
-        parts = urlsplit(self.base_url or "")
-        port = f":{parts.port}" if parts.port else ""
-        return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+        """The addresses without any user name, password or query in them."""
+        return ", ".join(map(_shown, self.addresses()))
+
+
+def _shown(address: str) -> str:
+    parts = urlsplit(address)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 class JudgeRuntime(TeacherRuntime):

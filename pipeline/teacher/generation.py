@@ -43,6 +43,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
             run = _Run(missing, teacher, sampling, runtime, store, display)
             asyncio.run(run.main())
             outcome.seconds = time.monotonic() - display.began
+            outcome.notes += run.client.spread.notes()
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
                 raise run.hope.sentence(outcome.reasons.most_common(1)[0][0])
     return outcome
@@ -59,9 +60,12 @@ class _Run:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        self.pace = Pace(*slots(teacher, runtime), runtime.rpm, runtime.tpm)
         self.hope = Hope(teacher, runtime)
-        self.fresh = jobs(missing, self.keys, SOLVER_N if teacher.type == "solver" else runtime.n)
+        n = SOLVER_N if teacher.type == "solver" else runtime.n
+        planned = list(jobs(missing, self.keys, n))
+        self.fresh = iter(planned)
+        fewest = min(len(job.samples) for job in planned)
+        self.pace = Pace(*slots(teacher, runtime, fewest), runtime.rpm, runtime.tpm)
         self.again: deque[Job] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import re
 import time
 from collections import deque
@@ -146,3 +147,16 @@ def seconds_of(text: str) -> float:
     if parts:
         return sum(float(number) * units[unit] for number, unit in parts)
     return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that retry-after-ms or Retry-After (a number or an HTTP date) ask for, or None."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text) / unit
+    try:
+        when = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, when.timestamp() - time.time())
