@@ -142,6 +142,9 @@ class TeacherRuntime(Config):
     """Price file; unset: configs/prices.yaml."""
     stream: bool = False
     """Ask for streamed answers: for endpoints whose proxies drop silent connections."""
+    batch: bool = False
+    """Ask through the batch API (files and batches, as OpenAI's): often at half the price, with
+    answers within a day. Stopped meanwhile, the same command collects them."""
 
     def api_key(self) -> SecretStr:
         """The key, or an empty one; a UserError where it cannot be read or sent in a header."""
@@ -178,3 +181,5 @@ class JudgeRuntime(TeacherRuntime):
 
     who: ClassVar[str] = "the LLM judge"
     where: ClassVar[str] = "runtime.llm_judge"
+    batch: Literal[False] = False
+    """The judge is asked directly: filter waits for what it says."""
