@@ -54,9 +54,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
             else:
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        count = sum(bool(under_way.id_of(path)) for path in under_way.pending(run.folder))
-        if not count:
-            raise
+        count = sum(map(bool, map(under_way.id_of, under_way.pending(run.folder))))
         raise StoppedError(f"stopped; {count} {'batch is' if count == 1 else 'batches are'} on the "
                            "way, and the same command collects what came") from None
     return run.outcome
