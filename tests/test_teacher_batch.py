@@ -1,4 +1,4 @@
-"""The batch API: submitted once, collected days later, by the function, the stage and the command."""
+"""The batch API: submitted once, collected days later, by function, stage and command."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -18,10 +18,13 @@ from pipeline.teacher import Request, TraceStore, batch, generate
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.estimate import estimate
 from stages.graph import Experiment
+from stages.runner import make, plan_of
+from stages.tools import estimate_run
 from tests.fault_server import Answer, FaultServer, completion
 
 ROOT = Path(__file__).parents[1]
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
+KEY = "sk-canary-7f3a9"
 ODD = "question 0\u2028of two \x85 lines"
 
 
@@ -59,7 +62,7 @@ class BatchEndpoint:
         count = len(self.files[sent["input_file_id"]])
         came = {"completed": count, "failed": 0}.get(status, count // 2)
         more = {"completed": {"output_file_id": sent["input_file_id"]},
-                "failed": {"errors": {"data": [{"message": "Enqueued token limit reached"}]}}}
+                "failed": {"errors": {"data": [{"message": f"token limit reached by {KEY}"}]}}}
         return {"id": name, "metadata": sent["metadata"], "status": status,
                 "request_counts": {"total": count, "failed": 0, "completed": came},
                 **more.get(status, {})}
@@ -170,16 +173,18 @@ def test_a_wait_outlives_an_endpoint_that_is_away_and_says_so_line_by_line(asked
         "teacher: 0 batches pending · 3 of 3 requests done"]
 
 
-def test_a_failed_batch_says_why_and_is_sent_again_by_the_next_run(asked):
-    endpoint = BatchEndpoint(ends="failed")
+def test_a_failed_batch_says_why_and_is_sent_again_by_the_next_run(asked, monkeypatch):
+    monkeypatch.setenv("LIMBECK_API_KEY", KEY)
+    endpoint = BatchEndpoint(ends="failed", answer=f"42 {KEY}")
     with FaultServer(endpoint).running() as url:
         outcome, traces = asked(url, count=3)
         assert dict(outcome.reasons) == {
-            "the batch failed without it: Enqueued token limit reached": 3}
+            "the batch failed without it: token limit reached by [key]": 3}
         assert not len(traces) and endpoint.sent() == [3]
         endpoint.ends = "completed"
         outcome, traces = asked(url, count=3)
-    assert len(traces) == 3 and endpoint.sent() == [3, 3] and not outcome.failed
+    assert endpoint.sent() == [3, 3] and not outcome.failed
+    assert traces["answer"].to_list() == ["42 [key]"] * 3
 
 
 def test_an_endpoint_without_batches_or_a_refused_batch_leaves_nothing_pending(asked, tmp_path):
@@ -282,44 +287,46 @@ ASKED = ("prepare.held_out=0", "prepare.limit=8", "generate.samples=2",
          "runtime.teacher.max_attempts=1")
 
 
+@contextmanager
+def started(url, folder):
+    """`limbeck generate` that waits for its batch, and the arguments that go on with it."""
+    arguments = ("generate", *ASKED, f"runtime.teacher.base_url={url}")
+    with subprocess.Popen([sys.executable, "-m", "stages", *arguments], cwd=folder, text=True,
+                          stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        try:
+            line = next(line for line in process.stderr if line.startswith("teacher"))
+            assert line == "teacher: 1 batches pending · 8 of 16 requests done\n"
+            yield process, arguments
+        finally:
+            process.kill()
+
+
 def test_generate_waits_is_stopped_by_one_sentence_and_collects_later(tmp_path, limbeck):
-    endpoint = BatchEndpoint()
-    server = FaultServer(endpoint)
-    with server.running() as url:
-        arguments = ("generate", *ASKED, f"runtime.teacher.base_url={url}")
-        process = subprocess.Popen([sys.executable, "-m", "stages", *arguments], cwd=tmp_path,
-                                   text=True, stderr=subprocess.PIPE,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
-        lines = iter(process.stderr.readline, "")
-        assert any("1 batches pending · 8 of 16 requests done" in line for line in lines)
+    server = FaultServer(endpoint := BatchEndpoint())
+    with server.running() as url, started(url, tmp_path) as (process, arguments):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=30)[1]
         assert process.returncode == 130 and said == (
             "limbeck: stopped; 1 batch is on the way, and the same command collects what came\n")
-        refused = limbeck("generate", *arguments[1:], "runtime.teacher.batch=false", code=2)
-        assert "16 of the requests are on their way in batches" in refused.stderr
-        endpoint.ends = "failed"
-        assert "Enqueued token limit" in limbeck(*arguments, code=2).stderr
         endpoint.ends = "completed"
-        done = limbeck(*arguments)
-        assert "generate: 16 traces (16 asked, 0 reused, 0 failed" in done.stderr
-        estimated = limbeck("estimate", *arguments[1:]).stdout
-        assert "missing  0 traces (16 stored)" in estimated and "batch API" in estimated
-    assert not any("chat" in call.path for call in server.calls)
+        assert "generate: 16 traces (16 asked, 0 reused, 0 failed" in limbeck(*arguments).stderr
+    assert endpoint.sent() == [16] and not any("chat" in call.path for call in server.calls)
 
 
-def test_a_killed_generate_is_gone_on_with(tmp_path, limbeck):
+def test_the_stage_goes_on_from_a_killed_run_and_a_failed_batch(tmp_path, monkeypatch, capsys):
     endpoint = BatchEndpoint()
     with FaultServer(endpoint).running() as url:
-        arguments = ("generate", *ASKED, f"runtime.teacher.base_url={url}")
-        process = subprocess.Popen([sys.executable, "-m", "stages", *arguments], cwd=tmp_path,
-                                   stderr=subprocess.DEVNULL,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
-        until = time.monotonic() + 60
-        while not endpoint.batches and time.monotonic() < until:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+        with started(url, tmp_path) as (process, arguments):
+            process.kill()
+        monkeypatch.chdir(tmp_path)
+        experiment = load(Experiment, [ROOT / "configs/default.yaml"], arguments[1:])
+        endpoint.ends = "failed"
+        with pytest.raises(UserError, match=r"no trace at all: .*token limit reached"):
+            make(experiment, "generate")
+        assert endpoint.sent() == [16, 16]          # what failed before, once more
         endpoint.ends = "completed"
-        assert "16 traces" in limbeck(*arguments).stderr
-    assert endpoint.sent() == [16]
+        make(experiment, "generate")
+        assert "generate: 16 traces (16 asked, 0 reused, 0 failed" in capsys.readouterr().err
+        estimate_run(experiment, plan_of(experiment, "prepare").folder, 0)
+    assert endpoint.sent() == [16, 16, 16] and "missing  0 traces" in capsys.readouterr().out
