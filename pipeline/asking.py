@@ -21,8 +21,10 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
     Only what the trace store lacks is asked. A UserError where the teacher gave nothing at all.
     """
     from pipeline.teacher import Outcome, TraceStore, generate
+    from pipeline.teacher.batch import generate_in_batches
 
     config, runtime = experiment.generate, experiment.runtime
+    ask = generate_in_batches if runtime.teacher.batch else generate
     requests = requests_of(chats, samples)
     with TraceStore(runtime.traces) as store:
         missing = len(store.missing(requests, config.teacher, config.sampling))
@@ -30,8 +32,8 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
         if missing:
             with (reached(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance):
-                outcome = generate(requests, teacher=config.teacher, sampling=config.sampling,
-                                   runtime=address, store=store, on_progress=advance)
+                outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
+                              runtime=address, store=store, on_progress=advance)
         traces = store.collect(requests, config.teacher, config.sampling)
     explain(outcome, "generate")
     if not len(traces):

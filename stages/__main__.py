@@ -120,7 +120,9 @@ def audit(overrides: Overrides = None, config: Files = None,
 
 @app.command()
 def estimate(overrides: Overrides = None, config: Files = None,
-             pilot: Annotated[int, typer.Option(help="Requests asked first; 0 sends none.")] = 0,
+             pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
+                                                   "runtime.teacher.batch is set; 0 sends none.")]
+             = 0,
              debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run before anything is sent."""
     from stages.runner import make, plan_of
@@ -159,7 +161,7 @@ def main() -> None:
     except UserError as error:
         if debug:
             raise
-        sys.exit(_complain(str(error), 2))
+        sys.exit(_complain(str(error), error.code))
     except SystemExit as stop:  # Typer turns Ctrl-C into exit code 130 without a word
         if stop.code == 130:
             _complain("stopped; what was finished is kept, the same command goes on", 130)

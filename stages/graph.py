@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.recipe import LogitsConfig, RlConfig, SftConfig
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import JudgeRuntime, TeacherRuntime
@@ -63,6 +64,14 @@ class Experiment(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _batches_have_an_api(self) -> Experiment:
+        if self.runtime.teacher.batch and self.generate.teacher.type != "openai":
+            raise UserError("runtime.teacher.batch needs an endpoint with a batch API, but "
+                            f"generate.teacher is of type {self.generate.teacher.type}; name a "
+                            "teacher of type openai or set runtime.teacher.batch=false")
+        return self
 
 
 def plans(experiment: Experiment, target: str) -> dict[str, Plan]:

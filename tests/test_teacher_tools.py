@@ -1,4 +1,4 @@
-"""The vLLM server, the probe, the estimate and the batch API, each against a stand-in."""
+"""The vLLM server, the probe and the estimate, each against a stand-in."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.recipe import RlJob
 from pipeline.serve import flags, gpu_count, rollout_server, vllm_server
 from pipeline.teacher import Request, TraceStore
-from pipeline.teacher.batch import generate_in_batches
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.estimate import estimate
 from pipeline.teacher.outcome import Display, Outcome
@@ -240,72 +239,6 @@ def test_prices_are_read_matched_and_summed(tmp_path):
     (tmp_path / "p.yaml").write_text("m: {inputt: 1}")
     with pytest.raises(UserError, match="price file"):
         price_of(TEACHER, TeacherRuntime(prices=tmp_path / "p.yaml"))
-
-
-class BatchEndpoint:
-    """Files and batches of an endpoint; a batch ends once `ended` is set."""
-
-    def __init__(self):
-        self.files, self.batches, self.ended, self.lost_once = {}, [], False, False
-
-    def __call__(self, call):
-        if call.path.startswith("/v1/files") and "raw" in call.body and call.body["raw"]:
-            name = f"file-{len(self.files)}"
-            lines = re.findall(rb"^\{.*\}", call.body["raw"], re.MULTILINE)
-            self.files[name] = [json.loads(line) for line in lines]
-            return self.answer({"id": name, "object": "file"})
-        if call.path.startswith("/v1/files"):
-            return Answer(self.results(call.path.split("/")[3]))
-        if call.body.get("input_file_id"):
-            self.batches.append({"id": f"batch-{len(self.batches)}", "object": "batch",
-                                 "metadata": call.body["metadata"],
-                                 "input_file_id": call.body["input_file_id"]})
-            return self.answer(self.shown(self.batches[-1]))
-        return self.answer({"object": "list", "has_more": False,
-                            "data": [self.shown(batch) for batch in self.batches]})
-
-    def answer(self, body):
-        return Answer(json.dumps(body).encode())
-
-    def shown(self, batch):
-        done = {"status": "completed", "output_file_id": batch["input_file_id"]}
-        return {**batch, **(done if self.ended else {"status": "in_progress"})}
-
-    def results(self, name):
-        lines = []
-        for sent in self.files[name]:
-            body = json.loads(completion("42", usage=(10, 100)))
-            bad = sent["body"]["messages"][0]["content"] == "question 3"
-            response = {"status_code": 400, "body": {"error": {"message": "bad"}}} if bad else {
-                "status_code": 200, "body": body}
-            lines.append(json.dumps({"custom_id": sent["custom_id"], "response": response}))
-        return "\n".join(lines).encode()
-
-
-def test_batches_are_submitted_once_and_collected_days_later(tmp_path):
-    endpoint_ = BatchEndpoint()
-    (tmp_path / "prices.yaml").write_text("m: {input: 1, output: 10, batch: 0.5}\n")
-    with FaultServer(endpoint_).running() as url:
-        def run(wait, count=10):
-            with TraceStore(tmp_path / "store") as store:
-                outcome = generate_in_batches(
-                    questions(count), teacher=TEACHER, sampling=SAMPLING, store=store, wait=wait,
-                    poll_seconds=0.05, runtime=TeacherRuntime(
-                        base_url=url, max_attempts=1, prices=tmp_path / "prices.yaml"))
-                return outcome, store.collect(questions(count), TEACHER, SAMPLING)
-
-        run(wait=False)
-        run(wait=False)
-        assert len(endpoint_.batches) == 1 and len(endpoint_.files["file-0"]) == 10
-        endpoint_.batches.clear()                # killed before the batch was created: sent again
-        run(wait=False)
-        assert len(endpoint_.batches) == 1
-        endpoint_.ended = True
-        outcome, traces = run(wait=False)
-        assert outcome.failed == 1 and len(traces) == 9 and set(traces["answer"]) == {"42"}
-        assert outcome.cost_usd == pytest.approx(9 * 0.5 * (10 + 100 * 10) / 1e6)
-        run(wait=True, count=12)
-        assert sum(map(len, endpoint_.files.values())) == 10 + 10 + 1 + 3
 
 
 def test_the_progress_line_says_speed_load_shares_money_and_time_left():

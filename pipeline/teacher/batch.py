@@ -1,15 +1,10 @@
-"""The batch API (OpenAI's guide to batches): half the price, an answer within days, same store.
-
-Every batch is a file in STORE/batches/ that holds what was sent. It is there before the batch is,
-so that a killed run finds the batch again by its metadata instead of paying for a second one.
-"""
+"""The batch API (OpenAI's guide to batches): half the price, an answer within a day, same store."""
 
 from __future__ import annotations
 
-import io
 import json
+import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,45 +12,56 @@ from typing import Any, Final
 
 import openai
 
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
+from pipeline.teacher import under_way
 from pipeline.teacher.client import Client
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.outcome import Outcome
 from pipeline.teacher.prices import Budget, price_of
-from pipeline.teacher.reply import DamagedError, read_json
+from pipeline.teacher.reply import DamagedError, Reply, read_json, shaped
 from pipeline.teacher.request import Job, Keys, Request, dump, jobs
 from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.store import TraceStore
 
 ENDPOINT: Final = "/v1/chat/completions"
-MOST_REQUESTS, MOST_BYTES = 50_000, 190 << 20
+MOST_REQUESTS, MOST_BYTES = 10_000, 190 << 20
+"""Of one batch. The API takes 50,000 requests and 200 MB, but reasoning answers of some 40 KB each
+are read at once."""
+POLL_SECONDS = 60.0
 ENDED = {"completed", "expired", "cancelled", "failed"}
+PASSING = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+"""What a wait of a day outlives."""
 
 
 def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
-                        runtime: TeacherRuntime, store: TraceStore, wait: bool = True,
-                        poll_seconds: float = 60.0,
+                        runtime: TeacherRuntime, store: TraceStore,
                         on_progress: Callable[..., None] | None = None) -> Outcome:
-    """As `generate`, through the batch API. Without `wait`, returns once all is submitted.
+    """As `generate`, through the batch API; returns when every batch has ended and is stored.
 
-    Run again, after minutes or days, it collects what has ended and submits only what neither the
-    store nor a batch on its way holds.
+    Stopped and run again, after minutes or days, it collects what has ended and submits only what
+    neither the store nor a batch on its way holds. One run submits a request once: what failed is
+    left to the next. The store is locked only while something is submitted or stored.
     """
     requests = list(requests)
-    with store.writing():
-        run = _Batches(teacher, sampling, runtime, store, on_progress)
-        run.collect()
-        missing = store.missing(requests, teacher, sampling)
-        run.outcome.wanted, run.outcome.reused = len(missing), len(requests) - len(missing)
-        run.submit(missing)
-        while run.pending() and wait:
-            time.sleep(poll_seconds)
-            run.collect()
+    run = _Batches(teacher, sampling, runtime, store, on_progress)
+    try:
+        run.submit(requests)
+        while under_way.pending(run.folder):
+            came = run.collect()
+            run.say()
+            if came:
+                run.submit(requests)     # what a batch from before failed at, or cut off too early
+            else:
+                time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        count = sum(map(bool, map(under_way.id_of, under_way.pending(run.folder))))
+        raise StoppedError(f"stopped; {count} {'batch is' if count == 1 else 'batches are'} on the "
+                           "way, and the same command collects what came") from None
     return run.outcome
 
 
 class _Batches:
-    """The batches of one store, and what came of those collected now."""
+    """The batches of one teacher in one store, and what came of those that ended meanwhile."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling, runtime: TeacherRuntime,
                  store: TraceStore, on_progress: Callable[..., None] | None) -> None:
@@ -65,118 +71,179 @@ class _Batches:
         self.client = Client(teacher, sampling, self.runtime)   # for its body() and redact()
         price = price_of(teacher, runtime)
         self.budget = Budget(price and price.batched(), runtime.max_usd, teacher, sampling)
-        self.folder = store.folder / "batches"
+        self.outcome.notes += self.budget.notes
+        self.folder = under_way.folder_of(store, self.keys)
+        self.sent: set[str] = set()
+        self.done: dict[Path, int] = {}
+        self.total = self.shown = 0
+        self.silent = False
         self.api = openai.OpenAI(api_key=runtime.api_key().get_secret_value() or "none",
                                  base_url=runtime.base_url, timeout=runtime.timeout,
                                  max_retries=runtime.max_attempts - 1)
 
-    def pending(self) -> list[Path]:
-        return sorted(self.folder.glob("*.jsonl"))
+    def submit(self, requests: list[Request]) -> None:
+        """Send what is missing, no pending batch holds and this run has not sent yet."""
+        with self._clear(), self.store.writing():
+            self._recover()
+            missing = self.store.missing(requests, self.teacher, self.sampling)
+            waiting = {name: under_way.job_of(line) for path in under_way.pending(self.folder)
+                       for name, line in under_way.sent_lines(path).items()}
+            known = waiting.keys() | self.sent
+            wanted = [job for job in jobs(missing, self.keys, 1)
+                      if under_way.name_of(job) not in known]
+            if not self.total:
+                self.outcome.wanted, self.total = len(missing), len(waiting)
+                self.outcome.reused = len(requests) - len(missing)
+            self.budget.reserved = sum(map(self.budget.worst, waiting.values()))
+            if not self._affords(wanted):
+                return
+            self.total += len(wanted)
+            for part in self._parts(wanted):
+                self._create("\n".join(part).encode("utf-8", "replace"))
+            self.sent.update(map(under_way.name_of, wanted))
 
-    def submit(self, missing: list[Request]) -> None:
-        """Send what no pending batch holds, in files as large as the API takes."""
-        under_way = {json.loads(line)["custom_id"] for path in self.pending()
-                     for line in path.read_text(encoding="utf-8").splitlines()}
-        wanted = [job for job in jobs(missing, self.keys, 1) if _name(job) not in under_way]
+    def _recover(self) -> None:
+        """Find the batches of files that a killed run left without an id; drop what never was."""
+        lost = {path.stem: path for path in under_way.pending(self.folder)
+                if not under_way.id_of(path)}
+        for batch in self.api.batches.list(limit=100) if lost else ():
+            path = lost.pop((batch.metadata or {}).get("limbeck", ""), None)
+            if path is not None:
+                under_way.set_id(path, batch.id)
+            if not lost:
+                break
+        for path in lost.values():
+            path.unlink()
+
+    def _affords(self, wanted: list[Job]) -> bool:
+        """Whether all that is spent, on its way and wanted stays below max_usd at the worst."""
         worst = sum(map(self.budget.worst, wanted))
-        if not self.budget.fits(worst):
-            raise UserError(f"{len(wanted)} requests may cost up to ${worst:.2f}, more than "
-                            "runtime.teacher.max_usd, and a batch cannot be stopped half-way; "
-                            "raise it or ask for less")
-        for part in self._parts(wanted):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{uuid.uuid4().hex}.jsonl"
-            partial = path.with_suffix(".partial")
-            partial.write_text(part, encoding="utf-8")
-            partial.rename(path)
-            self._create(path)
+        if wanted and not self.budget.fits(worst):
+            self.outcome.stopped = (
+                f"{len(wanted):,} requests may cost up to ${worst:.2f}, which with what is spent "
+                "and on its way may pass runtime.teacher.max_usd, and a batch cannot be stopped "
+                "half-way; raise it or ask for less")
+        return self.outcome.stopped is None
 
-    def _parts(self, wanted: list[Job]) -> Iterator[str]:
+    def _parts(self, wanted: list[Job]) -> Iterator[list[str]]:
         lines: list[str] = []
         size = 0
         for job in wanted:
-            body = self.client.body(job)
-            line = dump({"custom_id": _name(job), "method": "POST", "url": ENDPOINT, "body": body})
-            size += len(line.encode())
-            if lines and (len(lines) >= MOST_REQUESTS or size > MOST_BYTES):
-                yield "\n".join(lines)
-                lines, size = [], len(line.encode())
+            line = dump({"custom_id": under_way.name_of(job), "method": "POST", "url": ENDPOINT,
+                         "body": self.client.body(job)})
+            more = len(line.encode("utf-8", "replace")) + 1
+            if lines and (len(lines) >= MOST_REQUESTS or size + more > MOST_BYTES):
+                yield lines
+                lines, size = [], 0
             lines.append(line)
+            size += more
         if lines:
-            yield "\n".join(lines)
+            yield lines
 
-    def _create(self, path: Path) -> Any:
-        with self._clear(path):
-            file = self.api.files.create(purpose="batch", file=(path.name, io.BytesIO(
-                path.read_bytes())))
-            return self.api.batches.create(input_file_id=file.id, endpoint=ENDPOINT,
-                                           completion_window="24h",
-                                           metadata={"limbeck": path.stem})
-
-    def collect(self) -> None:
-        """Store what ended batches hold; a file whose batch was never created is sent now."""
-        if not self.pending():
-            return
-        with self._clear(self.folder):
-            batches = {(batch.metadata or {}).get("limbeck"): batch
-                       for batch in self.api.batches.list(limit=100)}
-        for path in self.pending():
-            batch = batches.get(path.stem) or self._create(path)
-            if batch.status in ENDED:
-                self._store(path, batch)
-                path.rename(path.with_suffix(".done"))
-
-    def _store(self, path: Path, batch: Any) -> None:
-        sent = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        jobs_by_name = {line["custom_id"]: _job(line) for line in sent}
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            with self._clear(path):
-                text = self.client.redact(self.api.files.content(file_id).text)
-            for line in filter(str.strip, text.splitlines()):
-                result = json.loads(line)
-                job = jobs_by_name.pop(result.get("custom_id"), None)
-                if job is not None:
-                    self._row(job, result)
-        for job in jobs_by_name.values():
-            self._failed(job, f"the batch ended as {batch.status} without it")
-
-    def _row(self, job: Job, result: dict[str, Any]) -> None:
-        response = result.get("response") or {}
+    def _create(self, data: bytes) -> None:
+        """One batch. Creating is attempted once: it might be paid for twice otherwise."""
+        file = self.api.files.create(purpose="batch", file=("limbeck.jsonl", data))
+        path = under_way.keep(self.folder, data)
         try:
-            reply = read_json(response.get("body") or result,
-                              opened=getattr(self.teacher, "opened", False))
-        except DamagedError as error:
-            self._failed(job, str(error))
-            return
-        for row in trace_rows(job, reply, self.budget.price, 0.0, self.teacher, self.sampling):
-            self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
-            self.outcome.count(row)
-        if self.on_progress is not None:
-            self.on_progress(1, note=self.outcome.line(1.0, 0))
+            batch = self.api.with_options(max_retries=0).batches.create(
+                input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h",
+                metadata={"limbeck": path.stem})
+        except openai.APIStatusError as error:
+            if error.status_code < 500:                  # refused: there is no such batch
+                path.unlink()
+            raise
+        under_way.set_id(path, batch.id)
 
-    def _failed(self, job: Job, reason: str) -> None:
+    def collect(self) -> bool:
+        """Store what has ended; whether anything had. An endpoint out of reach is asked again."""
+        before = under_way.pending(self.folder)
+        self.silent = False
+        with self._clear():
+            try:
+                for path in filter(under_way.id_of, before):
+                    self._collect(path)
+            except PASSING:
+                self.silent = True
+        return len(under_way.pending(self.folder)) < len(before)
+
+    def _collect(self, path: Path) -> None:
+        batch = self.api.batches.retrieve(under_way.id_of(path))
+        counts = batch.request_counts
+        self.done[path] = counts.completed + counts.failed if counts else 0
+        if batch.status not in ENDED:
+            return
+        texts = [self.client.redact(self.api.files.content(file_id).text)
+                 for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
+        with self.store.writing():
+            if not path.exists():                        # another run has stored it
+                return
+            unanswered = under_way.sent_lines(path)
+            for text in filter(str.strip, "\n".join(texts).split("\n")):
+                self._answered(text, unanswered)
+            for line in unanswered.values():
+                self._failed(line, self._why(batch))
+            path.rename(path.with_suffix(".done"))
+
+    def _answered(self, text: str, unanswered: dict[str, dict[str, Any]]) -> None:
+        """Store what a line of a result file holds; `unanswered` loses its request."""
+        try:
+            result = json.loads(text)
+            line = unanswered.pop(result["custom_id"])
+        except (ValueError, TypeError, KeyError):
+            return                                       # its request is left unanswered
+        try:
+            reply = _reply(result, getattr(self.teacher, "opened", False))
+        except DamagedError as error:
+            self._failed(line, str(error))
+            return
+        for row in trace_rows(under_way.job_of(line), reply, self.budget.price, 0.0, self.teacher,
+                              self.sampling):
+            self.store.append(self._asked(line) | row)
+            self.outcome.count(row)
+            self.budget.spent += row["cost_usd"]
+
+    def _failed(self, line: dict[str, Any], reason: str) -> None:
         self.outcome.asked += 1
         self.outcome.failed += 1
         self.outcome.reasons[reason[:160]] += 1
-        self.store.append(asked_row(job, job.samples.start, self.keys.origin, self.sampling)
-                          | {"failure": reason[:300]})
+        self.store.append(self._asked(line) | {"failure": reason[:300]})
+
+    def _asked(self, line: dict[str, Any]) -> dict[str, Any]:
+        """What was asked, under the limit of that day."""
+        job = under_way.job_of(line)
+        return (asked_row(job, job.samples.start, self.keys.origin, self.sampling)
+                | {"max_tokens": line["body"].get("max_tokens")})
+
+    def _why(self, batch: Any) -> str:
+        """What the API says of a batch that ended without some answer."""
+        said = "; ".join(str(error.message) for error in (batch.errors and batch.errors.data) or ())
+        return self.client.redact(f"the batch {batch.status} without it{said and f': {said}'}")
+
+    def say(self) -> None:
+        """Where the batches stand: beside the bar, or as a line where no terminal is."""
+        left, done = len(under_way.pending(self.folder)), sum(self.done.values())
+        line = (f"{left} batches pending · {done:,} of {self.total:,} requests done"
+                f"{' · the endpoint does not answer' if self.silent else ''}")
+        if self.on_progress is not None:
+            self.on_progress(done - self.shown, note=line)
+        self.shown = done
+        if not sys.stderr.isatty():
+            print(f"teacher: {line}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def _clear(self, path: Path) -> Iterator[None]:
-        """The library's errors as one sentence; what was submitted stays known."""
+    def _clear(self) -> Iterator[None]:
+        """The library's errors as one sentence."""
         try:
             yield
         except openai.OpenAIError as error:
             reason = self.client.redact(str(error))[:200]
             raise UserError(f"the batch API at {self.runtime.shown_url()} failed ({reason}); run "
-                            f"again: {path} holds what was to be sent") from None
+                            f"again to go on from {self.folder} (delete a file there to give its "
+                            "batch up), or set runtime.teacher.batch=false where the endpoint has "
+                            "no such API") from None
 
 
-def _name(job: Job) -> str:
-    return f"{job.key}:{job.samples.start}"
-
-
-def _job(line: dict[str, Any]) -> Job:
-    """The job of a submitted line."""
-    key, _, sample = line["custom_id"].partition(":")
-    return Job(key, line["body"]["messages"], range(int(sample), int(sample) + 1))
+@shaped()
+def _reply(result: Any, opened: bool) -> Reply:
+    """The reply in a line of a result file; DamagedError where it holds none."""
+    return read_json((result.get("response") or {}).get("body") or result, opened=opened)

@@ -148,6 +148,9 @@ class TeacherRuntime(Config):
     """Price file; unset: configs/prices.yaml."""
     stream: bool = False
     """Ask for streamed answers: for endpoints whose proxies drop silent connections."""
+    batch: bool = False
+    """Ask through the batch API (files and batches, as OpenAI's): often at half the price, with
+    answers within a day. Stopped meanwhile, the same command collects them."""
 
     @model_validator(mode="after")
     def _mirrors_have_an_original(self) -> TeacherRuntime:
@@ -198,3 +201,5 @@ class JudgeRuntime(TeacherRuntime):
 
     who: ClassVar[str] = "the LLM judge"
     where: ClassVar[str] = "runtime.llm_judge"
+    batch: Literal[False] = False
+    """The judge is asked directly: filter waits for what it says."""

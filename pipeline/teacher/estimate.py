@@ -44,8 +44,9 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     """Tokens, dollars and hours for the requests that `store` misses.
 
     From stored traces of the same teacher and sampling, `pilot` of which are asked for first if
-    there are fewer; they count towards the run. With `pilot` 0 nothing is sent: from those stored,
-    or from priors. Hours are answers' mean seconds over runtime.concurrency slots.
+    there are fewer, directly and never in a batch; they count towards the run. With `pilot` 0
+    nothing is sent: from those stored, or from priors. Hours are answers' mean seconds over
+    runtime.concurrency slots, or the day within which the batch API answers.
     """
     requests = list(requests)
     traces = store.collect(requests, teacher, sampling)
@@ -60,7 +61,9 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     spread = 1.0
     if len(traces):
         lengths = traces["completion_tokens"].to_list()
-        tokens, seconds = mean(lengths), mean(traces["seconds"].to_list())
+        timed = [took for took in traces["seconds"].to_list() if took]      # a batch's are not
+        tokens = mean(lengths)
+        seconds = mean(timed) if timed else tokens / PRIOR_TOKENS_A_SECOND
         spread = stdev(lengths) / len(lengths) ** 0.5 / max(tokens, 1) if len(lengths) > 1 else 1.0
         source = f"{len(lengths)} stored traces"
     prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
@@ -68,6 +71,9 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     bill = Usage(prompt=round(prompts), completion=round(tokens * len(missing)))
     slots = runtime.concurrency or PRIOR_CONCURRENCY
     hours = seconds * len(missing) / slots / 3600
+    if runtime.batch:
+        price, hours = price and price.batched(), 24.0 * bool(missing)
+        source += ", at the batch API's price and within its day"
     return Estimate(len(missing), len(requests) - len(missing), prompts, tokens * len(missing),
                     price.cost(bill) if price else None, hours, spread, source)
 

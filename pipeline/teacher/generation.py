@@ -21,6 +21,7 @@ from pipeline.teacher.request import Job, Keys, Request, jobs, prompt_bound, run
 from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.slots import slots
 from pipeline.teacher.store import TraceStore
+from pipeline.teacher.under_way import refuse_twice
 
 SOLVER_N = 64
 
@@ -32,12 +33,13 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
 
     `on_progress(steps, note=...)` is called as traces come in. One request's failure leaves
     the others alone; a UserError is raised where none can succeed (no connection, a wrong key, an
-    unknown model).
+    unknown model) or where a batch on its way holds some of them.
     """
     requests = list(requests)
     with store.writing():
         missing = store.missing(requests, teacher, sampling)
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing))
+        refuse_twice(missing, Keys(teacher, sampling), store)
         if missing:
             display = Display(outcome, on_progress)
             run = _Run(missing, teacher, sampling, runtime, store, display)
