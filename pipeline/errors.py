@@ -10,6 +10,10 @@ class UserError(Exception):
     code = 2
 
 
+class LockedError(UserError):
+    """Another run is writing where this one wants to."""
+
+
 class StoppedError(UserError):
     """Ctrl-C or SIGTERM where there is more to say than that the same command goes on."""
 

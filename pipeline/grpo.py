@@ -112,7 +112,8 @@ class CompactGRPOTrainer(GRPOTrainer):
         args: Any = self.args
         return (args.steps_per_generation == args.gradient_accumulation_steps
                 and self.num_iterations == 1 and self.top_entropy_quantile == 1.0
-                and self.loss_type not in PER_MICRO_BATCH)
+                and self.loss_type not in PER_MICRO_BATCH
+                and not (self._entropy_bonus_enabled or self.aux_loss_enabled))
 
     def _ours(self) -> bool:
         """Whether the settings are ones that our decoding loop knows."""
@@ -157,10 +158,10 @@ class CompactGRPOTrainer(GRPOTrainer):
                              attention_mask.split(batch_size or len(input_ids)), strict=True):
             with self.accelerator.autocast():
                 outputs = model(**end_to_end(ids, mask.bool(), logits_to_keep), fused_lm_head=True)
-            parts.append([padded(values, mask.bool())[:, -logits_to_keep:]
-                          for values in (outputs.log_probs, outputs.entropy)])
-        logps, entropies = (torch.cat(values) for values in zip(*parts, strict=True))
-        return logps, entropies if compute_entropy else None, None
+            wanted = (outputs.log_probs, outputs.entropy)[:1 + compute_entropy]
+            parts.append([padded(values, mask.bool())[:, -logits_to_keep:] for values in wanted])
+        logps, *entropies = (torch.cat(values) for values in zip(*parts, strict=True))
+        return logps, entropies[0] if entropies else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
@@ -194,6 +195,8 @@ def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Left as they are where anything but tensors is among them (images).
     """
+    if any(isinstance(value, list) for value in batches[0].values()):
+        return batches
     kept = {name: [batch[name] for batch in batches] for name in batches[0]}
     shared = {name for name, values in kept.items() if values[0] is None or values[0].ndim == 0}
     joined = {name: torch.cat(values) for name, values in kept.items() if name not in shared}

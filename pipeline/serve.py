@@ -26,7 +26,7 @@ PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 UTILIZATION = 0.9
 """Share of a GPU's memory for several servers together, where no option says."""
 TAIL_LINES = 25
-STOP_SECONDS = 30.0
+STOP_SECONDS = 45.0
 
 
 @contextmanager

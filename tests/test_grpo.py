@@ -14,7 +14,7 @@ TOKENIZER = build_tokenizer(["1 and 2 make 3.", "Wait, 1+2=3"], 400, TEMPLATE)
 ROWS = [{"prompt": [{"role": "user", "content": f"{a} and {a + 1} make?"}]} for a in range(8)]
 
 
-def trainer(tmp_path, reward, steps=2, kind=None, **given):
+def trainer(tmp_path, reward, steps=2, kind=None, attention=None, **given):
     from datasets import Dataset
 
     from pipeline.grpo import CompactGRPOTrainer
@@ -26,7 +26,8 @@ def trainer(tmp_path, reward, steps=2, kind=None, **given):
     model = build_model(TOKENIZER, TinyModel(layers=1, width=32, heads=2, init_std=0.5), 0)
     if "beta" in given:  # TRL reads the reference model anew from where the model came from
         model.save_pretrained(tmp_path / "start")
-        model = type(model).from_pretrained(tmp_path / "start")
+        kind_of_attention = {"attn_implementation": attention} if attention else {}
+        model = type(model).from_pretrained(tmp_path / "start", **kind_of_attention)
         with torch.no_grad():  # away from the reference, so that the KL term pulls
             model.model.embed_tokens.weight += 0.05
     rewards = reward if isinstance(reward, list) else [reward]
@@ -107,7 +108,7 @@ def test_rows_laid_end_to_end_give_the_weights_of_padded_rows(tmp_path, monkeypa
 
     def run(kind):
         made = trainer(tmp_path / kind, even, steps=3, per_device_train_batch_size=4,
-                       gradient_accumulation_steps=2, **given)
+                       gradient_accumulation_steps=2, attention=kind, **given)
         made.model.set_attn_implementation(kind)
         made.train()
         return weights(made)
@@ -137,6 +138,7 @@ def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_pa
     assert made._order_is_free()
     assert not trainer(tmp_path, even, loss_type="bnpo")._order_is_free()
     assert not trainer(tmp_path, even, num_iterations=2)._order_is_free()
+    assert not trainer(tmp_path, even, entropy_coef=0.5)._order_is_free()
 
 
 def test_a_micro_batch_without_any_loss_is_trimmed_to_one_column():

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.config import load
-from pipeline.errors import StoppedError, UserError
+from pipeline.errors import LockedError, StoppedError, UserError
 from pipeline.teacher import Request, TraceStore, batch, generate
 from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.estimate import estimate
@@ -171,6 +171,53 @@ def test_a_wait_outlives_an_endpoint_that_is_away_and_says_so_line_by_line(asked
     assert capsys.readouterr().err.splitlines() == [
         waiting, *[waiting + " · the endpoint does not answer"] * 2, waiting,
         "teacher: 0 batches pending · 3 of 3 requests done"]
+
+
+class NewNames(BatchEndpoint):
+    """Refuses `max_tokens`, as OpenAI's reasoning models do."""
+
+    def results(self, name):
+        if any("max_completion_tokens" in sent["body"] for sent in self.files[name]):
+            return super().results(name)
+        body = {"error": {"message": "Unsupported parameter: 'max_tokens'. Use "
+                                     "'max_completion_tokens' instead."}}
+        return "\n".join(json.dumps({"custom_id": sent["custom_id"], "response": {
+            "status_code": 400, "body": body}}) for sent in self.files[name]).encode()
+
+
+def test_a_model_that_wants_another_name_for_the_limit_is_asked_again_in_the_same_run(asked):
+    endpoint = NewNames(ends="completed")
+    with FaultServer(endpoint).running() as url:
+        outcome, traces = asked(url, count=3)
+        assert len(traces) == 3 and outcome.failed == 3
+        assert asked(url, count=3)[0].asked == 0
+    assert endpoint.sent() == [3, 3]
+
+
+def test_a_batch_whose_answers_are_not_there_yet_is_waited_for(asked):
+    endpoint, shown = BatchEndpoint(ends="completed"), BatchEndpoint.shown
+    late = iter([True, False])
+    endpoint.shown = lambda name: {**shown(endpoint, name), **(
+        {"output_file_id": None} if next(late, False) else {})}
+    with FaultServer(endpoint).running() as url:
+        outcome, traces = asked(url, count=3, polls=2)
+    assert endpoint.sent() == [3] and len(traces) == 3 and not outcome.failed
+
+
+def test_a_wait_outlives_another_run_that_is_storing(asked, tmp_path, capsys, monkeypatch):
+    endpoint = BatchEndpoint(ends="completed")
+    real, calls = TraceStore.writing, iter(["submit", "busy"])
+
+    def writing(store):
+        if next(calls, None) == "busy":
+            raise LockedError("another run is writing")
+        return real(store)
+
+    monkeypatch.setattr(TraceStore, "writing", writing)
+    with FaultServer(endpoint).running() as url:
+        _, traces = asked(url, count=3, polls=2)
+    assert endpoint.sent() == [3] and len(traces) == 3
+    assert "another run is storing" in capsys.readouterr().err
 
 
 def test_a_failed_batch_says_why_and_is_sent_again_by_the_next_run(asked, monkeypatch):

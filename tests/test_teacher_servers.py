@@ -1,5 +1,6 @@
 """Several servers of one teacher: started, asked evenly, outlived and stopped."""
 
+import asyncio
 import os
 import re
 import signal
@@ -205,6 +206,20 @@ def test_a_free_request_goes_where_the_fewest_samples_are_in_flight():
             with spread.freest(1) as fifth:
                 assert fifth is first
     assert first.in_flight == second.in_flight == 0
+
+
+def test_a_server_that_lets_time_run_out_comes_last_too():
+    spread = Spread(["http://a/v1", "http://b/v1"])
+
+    async def hang():
+        async with asyncio.timeout(0.01):
+            with spread.freest(1):
+                await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(hang())
+    with spread.freest(1) as server:
+        assert server.url.host == "b"
 
 
 def test_a_server_that_failed_comes_last_until_its_time_is_over_or_it_answers(monkeypatch):

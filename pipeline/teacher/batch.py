@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import openai
 
-from pipeline.errors import StoppedError, UserError
+from pipeline.errors import LockedError, StoppedError, UserError
 from pipeline.teacher import under_way
 from pipeline.teacher.client import Client
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.outcome import Outcome
 from pipeline.teacher.prices import Budget, price_of
-from pipeline.teacher.reply import DamagedError, Reply, read_json, shaped
+from pipeline.teacher.reply import DamagedError
 from pipeline.teacher.request import Job, Keys, Request, dump, jobs
 from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.store import TraceStore
@@ -76,7 +76,7 @@ class _Batches:
         self.sent: set[str] = set()
         self.done: dict[Path, int] = {}
         self.total = self.shown = 0
-        self.silent = False
+        self.held_up = ""
         self.api = openai.OpenAI(api_key=runtime.api_key().get_secret_value() or "none",
                                  base_url=runtime.base_url, timeout=runtime.timeout,
                                  max_retries=runtime.max_attempts - 1)
@@ -157,21 +157,24 @@ class _Batches:
     def collect(self) -> bool:
         """Store what has ended; whether anything had. An endpoint out of reach is asked again."""
         before = under_way.pending(self.folder)
-        self.silent = False
+        self.held_up = ""
         with self._clear():
             try:
                 for path in filter(under_way.id_of, before):
                     self._collect(path)
             except PASSING:
-                self.silent = True
+                self.held_up = " · the endpoint does not answer"
+            except LockedError:
+                self.held_up = " · another run is storing"
         return len(under_way.pending(self.folder)) < len(before)
 
     def _collect(self, path: Path) -> None:
         batch = self.api.batches.retrieve(under_way.id_of(path))
         counts = batch.request_counts
         self.done[path] = counts.completed + counts.failed if counts else 0
-        if batch.status not in ENDED:
-            return
+        late = counts and counts.completed and not batch.output_file_id
+        if batch.status not in ENDED or (batch.status == "completed" and late):
+            return                                       # what is paid for is waited for
         texts = [self.client.redact(self.api.files.content(file_id).text)
                  for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
         with self.store.writing():
@@ -192,9 +195,11 @@ class _Batches:
         except (ValueError, TypeError, KeyError):
             return                                       # its request is left unanswered
         try:
-            reply = _reply(result, getattr(self.teacher, "opened", False))
+            reply = under_way.reply_of(result, getattr(self.teacher, "opened", False))
         except DamagedError as error:
             self._failed(line, str(error))
+            if self.client.adapts(line["body"], text):   # sent again in this run, in another form
+                self.sent.discard(line["custom_id"])
             return
         for row in trace_rows(under_way.job_of(line), reply, self.budget.price, 0.0, self.teacher,
                               self.sampling):
@@ -212,7 +217,8 @@ class _Batches:
         """What was asked, under the limit of that day."""
         job = under_way.job_of(line)
         return (asked_row(job, job.samples.start, self.keys.origin, self.sampling)
-                | {"max_tokens": line["body"].get("max_tokens")})
+                | {"max_tokens": line["body"].get("max_completion_tokens")
+                   or line["body"].get("max_tokens")})
 
     def _why(self, batch: Any) -> str:
         """What the API says of a batch that ended without some answer."""
@@ -223,7 +229,7 @@ class _Batches:
         """Where the batches stand: beside the bar, or as a line where no terminal is."""
         left, done = len(under_way.pending(self.folder)), sum(self.done.values())
         line = (f"{left} batches pending · {done:,} of {self.total:,} requests done"
-                f"{' · the endpoint does not answer' if self.silent else ''}")
+                f"{self.held_up}")
         if self.on_progress is not None:
             self.on_progress(done - self.shown, note=line)
         self.shown = done
@@ -241,9 +247,3 @@ class _Batches:
                             f"again to go on from {self.folder} (delete a file there to give its "
                             "batch up), or set runtime.teacher.batch=false where the endpoint has "
                             "no such API") from None
-
-
-@shaped()
-def _reply(result: Any, opened: bool) -> Reply:
-    """The reply in a line of a result file; DamagedError where it holds none."""
-    return read_json((result.get("response") or {}).get("body") or result, opened=opened)

@@ -173,12 +173,12 @@ class Client:
         broke = "insufficient_quota" in text
         again = (status in AGAIN or status >= 500) and not broke \
             and response.headers.get("x-should-retry") != "false"
-        return AttemptError(f"HTTP {status}: {text}", again=again or self._adapts(body, text),
+        return AttemptError(f"HTTP {status}: {text}", again=again or self.adapts(body, text),
                             fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
                             refused=status in OVERLOADED and again,
                             wait=retry_after(response.headers))
 
-    def _adapts(self, body: dict[str, Any], text: str) -> bool:
+    def adapts(self, body: dict[str, Any], text: str) -> bool:
         """Whether `text` objects to a field that can be left out or renamed from now on."""
         if "stream_options" in body and "stream_options" in text:
             self._usage_in_stream = False

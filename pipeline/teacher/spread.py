@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class Spread:
         try:
             yield server
             server.shunned = 0.0
-        except (httpx2.HTTPError, aiohttp.ClientError, OSError):
+        except (httpx2.HTTPError, aiohttp.ClientError, OSError, asyncio.CancelledError):
+            # An attempt that is out of time is cancelled.
             server.fails()
             raise
         finally:

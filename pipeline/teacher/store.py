@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import LockedError, UserError
 from pipeline.teacher.config import Sampling, Teacher
 from pipeline.teacher.journal import Journal, read_journal
 from pipeline.teacher.request import Keys, Request
@@ -101,7 +101,7 @@ class TraceStore:
             try:
                 lock.acquire()
             except Timeout:
-                raise UserError(f"another run is writing to the trace store {self.folder}; wait "
+                raise LockedError(f"another run is writing to the trace store {self.folder}; wait "
                                 "until it ends, or set runtime.traces to another folder") from None
         try:
             self._recover()

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from pipeline.errors import UserError
+from pipeline.teacher.reply import Reply, read_json, shaped
 from pipeline.teacher.request import Job, Keys, Request, jobs
 from pipeline.teacher.store import TraceStore
 
@@ -71,3 +72,9 @@ def refuse_twice(missing: list[Request], keys: Keys, store: TraceStore) -> None:
         raise UserError(f"{twice:,} of the requests are on their way in batches and would be paid "
                         "for twice; `limbeck generate` with runtime.teacher.batch=true collects "
                         f"them (or delete {folder} to ask anew all the same)")
+
+
+@shaped()
+def reply_of(result: Any, opened: bool) -> Reply:
+    """The reply in a line of a result file; DamagedError where it holds none."""
+    return read_json((result.get("response") or {}).get("body") or result, opened=opened)
