@@ -3,8 +3,8 @@
 #   DATA=… TEACHER=… STUDENT=… WORK=… benchmarks/qwen.sh STAGE RECIPE [KEY=VALUE]...
 #   … benchmarks/qwen.sh all               every recipe, one after the other, and the results files
 # DATA holds gsm8k_train.jsonl, math_train.jsonl, gsm8k_test.jsonl, math500.jsonl; TEACHER and STUDENT
-# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or WORK/results) the files. A recipe's stages go on where they stopped,
-# and recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
+# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or
+# WORK/results) the files. A recipe's stages go on where they stopped, and recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000}

@@ -23,7 +23,7 @@ from trl import GRPOTrainer
 
 from pipeline import attention
 from pipeline.decode import decode
-from pipeline.rows import IGNORED
+from pipeline.rows import IGNORED, bounds
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
@@ -173,14 +173,10 @@ def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, An
     The last `kept` columns, the completions, are its labels; every row starts with its prompt, so
     no label belongs to a token that follows another row's.
     """
-    lengths = mask.sum(1)
-    ends = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
     labels = ids.clone()
     labels[:, :-kept] = IGNORED
-    positions, longest = mask.cumsum(1) - 1, int(lengths.max())
     return {"input_ids": ids[mask][None], "labels": labels[mask][None],
-            "position_ids": positions[mask][None], "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
-            "max_length_q": longest, "max_length_k": longest}
+            **bounds(mask.sum(1).tolist(), ids.device)}
 
 
 def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

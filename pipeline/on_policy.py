@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
 from pipeline.checked import Checked
@@ -20,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import IGNORED, Rows, held_out, read_rows
 from pipeline.scorer import check_vocabulary, load_teacher
-from pipeline.trainer import Guard, lora_config, trainer_arguments
+from pipeline.trainer import Guard, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}
@@ -68,9 +67,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     watched = [prompt for prompt in prompts if prompt["row"] in away]
     if not watched:
         args.eval_strategy = "no"
-    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
-    args.model_init_kwargs = None
+    student = load_student(job.model, args)
     teacher = load_teacher(method.teacher, method.dtype)
     same_width(student, teacher, tokenizer)
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)

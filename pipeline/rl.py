@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
-from pipeline.trainer import Guard, fit, lora_config, trainer_arguments
+from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -117,11 +117,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     `rewards` maps a name to (weight, function); `prepare` sees the trainer before the first step;
     `engine` goes to a colocated vllm.LLM, `lora` to peft. Writes out/model, out/log.jsonl.
     """
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM
 
-    from pipeline import attention
     from pipeline.decode import keep_freed_memory
     from pipeline.dynamic import CurriculumTrainer
 
@@ -133,10 +130,7 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]
     args = arguments({**given, "reward_weights": weights}, out, seed)
-    attention.register()
-    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    student = AutoModelForCausalLM.from_pretrained(model, **settings)
-    args.model_init_kwargs = None
+    student = load_student(model, args)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,

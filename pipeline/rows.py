@@ -143,15 +143,22 @@ class Collator:
 
     def _end_to_end(self, indices: Sequence[int]) -> dict[str, Any]:
         lengths = [length for i in indices for length in self.rows.lengths[i]]
-        ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-        # No attention mask: the model reads the samples' bounds from the positions, and the
-        # variable-length kernels from the cumulative lengths.
         ids = np.concatenate([self.rows.ids[i] for i in indices])
         labels = np.concatenate([self.rows.labels[i] for i in indices])
         return {"input_ids": torch.tensor(ids)[None], "labels": torch.tensor(labels)[None],
-                "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-                "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
-                "max_length_q": max(lengths), "max_length_k": max(lengths)}
+                **bounds(lengths)}
+
+
+def bounds(lengths: Sequence[int], device: Any = None) -> dict[str, Any]:
+    """What tells a model where samples of these lengths, laid end to end in one row, begin.
+
+    There is no attention mask: the model reads the bounds from the positions, and the
+    variable-length kernels from the cumulative lengths.
+    """
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    return {"position_ids": positions.to(device), "cu_seq_lens_q": ends, "cu_seq_lens_k": ends,
+            "max_length_q": max(lengths), "max_length_k": max(lengths)}
 
 
 class ByLength(torch.utils.data.Sampler[int]):

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from pipeline import attention
 from pipeline.checked import Checked
 from pipeline.errors import UserError
 from pipeline.launch import launched
 from pipeline.objective import Objective, method_of
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import ByLength, Collator, held_out, read_rows
-from pipeline.trainer import Guard, fit, lora_config, trainer_arguments
+from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,
@@ -123,10 +122,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     if not away:
         args.eval_strategy = "no"
     kept = sorted(set(range(len(rows))) - set(away))
-    attention.register()
-    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    student = AutoModelForCausalLM.from_pretrained(job.model, **settings)
-    args.model_init_kwargs = None
+    student = load_student(job.model, args)
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = StudentTrainer(
         rows=rows, guard=guard, objective=objective, model=student, args=args,

@@ -16,7 +16,7 @@ import transformers
 from accelerate.utils import is_peft_model
 from transformers import TrainerCallback
 
-from pipeline import checkpoints
+from pipeline import attention, checkpoints
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
 
@@ -55,6 +55,15 @@ def lora_config(lora: Mapping[str, Any] | None, section: str) -> Any:
         return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **lora})
     except (TypeError, ValueError) as error:
         raise UserError(f"{section}: LoraConfig refuses these settings: {error}") from None
+
+
+def load_student(model: str | Path, args: Any) -> Any:
+    """The model to train, by the trainer's model_init_kwargs, which are then used up; float32
+    unless they say otherwise."""
+    attention.register()
+    settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
+    args.model_init_kwargs = None
+    return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
 
 
 def bad_weights(model: Any) -> str | None:

@@ -104,7 +104,7 @@ def test_output_is_bounded_and_compared_outside() -> None:
 
 
 @pytest.mark.parametrize(("name", "program"), [
-    ("no passwd", "open('/etc/passwd').read()"), ("no root folder", "open('/root/x', 'w')"),
+    ("no passwd", "open('/etc/passwd').read()"), ("no root folder", "open('/' + 'root/x', 'w')"),
     ("read-only system", "open('/usr/x', 'w')"), ("read-only top", "open('/x', 'w')"),
     ("no environment of others", "open('/proc/1/environ').read() or 1/0"),
     ("no raw socket", "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW)"),
