@@ -66,14 +66,13 @@ def trl_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
 
 
 def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: list[float]) -> Any:
-    import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from pipeline import attention
     from pipeline.grpo import CompactGRPOTrainer
     from pipeline.rewards import accuracy_reward
     from pipeline.rl import arguments
+    from pipeline.trainer import load_student
     from pipeline.verify import JudgePool
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
@@ -81,12 +80,10 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     settings["gradient_accumulation_steps"] = \
         PROMPTS * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
-    attention.register()
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32,
-                                                 **settings.pop("model_init_kwargs", {}))
+    args = arguments(settings, Path(out), 0)
     return CompactGRPOTrainer(
-        model=model, reward_funcs=[timed(accuracy_reward(pool), verify)],
-        args=arguments(settings, Path(out), 0), train_dataset=Dataset.from_list(rows),
+        model=load_student(given.model, args), args=args,
+        reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),
         engine=given.engine if given.engine is not None else config["runtime"]["vllm"])
 

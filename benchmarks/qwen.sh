@@ -24,11 +24,13 @@ command -v vllm >/dev/null || { export PATH="$WORK/bin:$PATH"
 base=('evaluate.models=[untrained]')
 teacher=('evaluate.models=[untrained]' "student.model=$TEACHER")
 sequence=('evaluate.models=[sft]' sft.method.type=sequence)
-logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=0.1)
+logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=0.1
+        sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=2)
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
 r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
+         'rl.difficulty='
          rl.rewards.r1_format=0.2 rl.keep_completions=10 rl.trainer.temperature=1.0)
 recipes=(base teacher sequence logits unfiltered rl_only distilled_rl r1_zero)
 

@@ -93,6 +93,8 @@ def execute(plan: Plan, experiment: Any, inputs: Mapping[str, Plan],
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{plan.folder}.lock", timeout=0):
+            if (made := plan.manifest) is not None:     # by another process, since this one looked
+                return made
             if partial.exists() and not plan.stage.resumable:
                 shutil.rmtree(partial)
             partial.mkdir(exist_ok=True)
