@@ -6,13 +6,14 @@ or whose loss is exactly 0 stops the run before the weights change, and the logi
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.checked import Checked
@@ -65,6 +66,34 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
             "eval_strategy": "steps" if sft.held_out else "no"}
     return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
                              out, seed)
+
+
+class RisingLoss(TrainerCallback):
+    """Says once when the training loss climbs from where it began: too high a learning rate.
+
+    A student that finds the traces likely already loses more by noisy updates than it learns. Of
+    three rates the one whose loss climbed most scored least (results/README.md).
+    """
+
+    WINDOW, FACTOR = 5, 1.1
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.said = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.said = state.global_step > 0       # a resumed run does not see where it began
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.losses += [float(logs["loss"])] if "loss" in (logs or {}) else []
+        now = sum(self.losses[-self.WINDOW:]) / self.WINDOW
+        if self.said or len(self.losses) <= self.WINDOW or now <= self.FACTOR * self.losses[0]:
+            return
+        self.said = True
+        if state.is_world_process_zero:
+            print(f"sft: step {state.global_step}: the loss has risen from {self.losses[0]:.3g} to "
+                  f"{now:.3g}; lower sft.trainer.learning_rate ({args.learning_rate:g})",
+                  file=sys.stderr)
 
 
 class StudentTrainer(Checked, SFTTrainer):
@@ -128,7 +157,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
         rows=rows, guard=guard, objective=objective, model=student, args=args,
         train_dataset=Dataset.from_dict({"row": kept}), data_collator=collator,
         eval_dataset=Dataset.from_dict({"row": away}) if away else None,
-        processing_class=tokenizer, callbacks=[guard],
+        processing_class=tokenizer, callbacks=[guard, RisingLoss()],
         peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 

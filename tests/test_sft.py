@@ -185,6 +185,14 @@ def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
+def test_a_learning_rate_that_undoes_what_the_student_knew_is_named(tiny, tmp_path, capsys):
+    known = tiny_sft.learnt(tiny, tmp_path / "learnt", 8)
+    for rate, said in ((1e-5, 0), (0.1, 1)):
+        job = tiny_sft.job(tiny, tmp_path / str(rate), learning_rate=rate, max_steps=10)
+        sft.train(job.model_copy(update={"model": str(known)}))
+        assert capsys.readouterr().err.count("the loss has risen") == said
+
+
 def test_lora_trains_adapters_only_and_ends_as_an_ordinary_checkpoint(tiny, tmp_path):
     out = tmp_path / "out"
     sft.train(tiny_sft.job(tiny, out, {"lora": {"r": 4, "lora_alpha": 8}}, save_steps=4))
