@@ -7,6 +7,7 @@ with the nearest known one. Each field carries a docstring; `limbeck config` pri
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,30 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML whose scalars are those of version 1.2: 1e-3 is a number, `no` and `off` are words.
+
+    PyYAML reads version 1.1, to which they are a word and truth values.
+    """
+
+
+def _as_in_version_12(loader: type[yaml.SafeLoader]) -> None:
+    """Give `loader` the number and truth values of YAML 1.2's core schema (section 10.3.2)."""
+    number, truth = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
+    loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] not in (number, truth)]
+        for first, pairs in loader.yaml_implicit_resolvers.items()}
+    digits = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    loader.add_implicit_resolver(
+        number, re.compile(rf"({digits}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+        list("-+.0123456789"))
+    loader.add_implicit_resolver(truth, re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
+                                 list("tTfF"))
+
+
+_as_in_version_12(Yaml)
 
 
 def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> list[tuple[str, dict]]:
@@ -62,7 +87,7 @@ def parse_override(text: str) -> dict:
     if not equals or not all(key.split(".")):
         raise UserError(f"override {text!r} is not of the form key.subkey=value")
     try:
-        tree: Any = yaml.safe_load(value)
+        tree: Any = yaml.load(value, Yaml)
     except yaml.YAMLError:
         raise UserError(f"the value of override {text!r} is not valid YAML; quote it") from None
     for part in reversed(key.split(".")):
@@ -74,7 +99,7 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; see configs/ for those shipped")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Yaml)
     except yaml.YAMLError as error:
         raise UserError(f"config file {path} is not valid YAML: {error}") from None
     if tree is not None and not isinstance(tree, dict):

@@ -55,6 +55,15 @@ def test_an_override_that_cannot_be_read_is_refused(text):
         parse_override(text)
 
 
+@pytest.mark.parametrize(("text", "value"), [
+    ("1e-3", 0.001), ("-2E5", -2e5), (".5", 0.5), ("1.", 1.0), ("7", 7), ("true", True),
+    ("no", "no"), ("off", "off"), ("1e", "1e"), (".", "."), ("[1e3, on]", [1000.0, "on"])])
+def test_scalars_mean_what_they_mean_in_yaml_1_2(text, value, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"a: {text}")
+    for got in (parse_override(f"a={text}"), read_layers([tmp_path / "c.yaml"], [])[0][1]):
+        assert got == {"a": value} and type(got["a"]) is type(value)
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         load(Outer, [tmp_path / "nowhere.yaml"])
