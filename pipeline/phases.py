@@ -85,11 +85,14 @@ def refine(job: RlJob, pool: Any) -> dict[str, Any]:
     """Train `job`'s model phase by phase, judged by `pool`; returns steps and seconds.
 
     Without phases everything lies in `out`. With them each has a folder `phase-N`, a finished one
-    is not trained again, and log.jsonl holds every phase's lines with steps counted on.
+    is not trained again, and log.jsonl holds every phase's lines with steps counted on. A job with
+    a `last` phase ends after it; the same job with a later one goes on from there.
     """
     phases = job.rl.phases
     turn, made = job, list[dict[str, Any]]()
-    for index, given in enumerate(phase_trainers(job.rl.trainer, phases)):
+    given_each = phase_trainers(job.rl.trainer, phases)
+    until = len(given_each) if job.last is None else job.last + 1
+    for index, given in enumerate(given_each[:until]):
         begin = sum(counts["steps"] for counts in made)
         folder = job.out / f"phase-{index}" if phases else job.out
         # With one seed every phase would begin with the same problems.
@@ -102,7 +105,7 @@ def refine(job: RlJob, pool: Any) -> dict[str, Any]:
             turn = turn.model_copy(update={"model": str(folder / "model")})
             if is_first():
                 _join_logs(job.out, made)
-    if is_first():
+    if is_first() and until == len(given_each):
         _finish(job, len(made) - 1)
     return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
 

@@ -220,3 +220,5 @@ class RlJob(Config):
     """Folder that gets model/, log.jsonl and checkpoints/."""
     seed: int
     """Seed of order and sampling."""
+    last: int | None = None
+    """Index of the phase that ends this process; null: the last."""
