@@ -83,7 +83,7 @@ _SCRIPTS = {"en": "LATIN", "de": "LATIN", "fr": "LATIN", "es": "LATIN", "zh": "C
             "ru": "CYRILLIC", "ar": "ARABIC", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL",
             "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "th": "THAI"}
 _WORD = re.compile(r"[^\W\d_]+")
-_MARKUP = re.compile(r"\$[^$]*\$|\\\([^)]*\\\)|\\[A-Za-z]+|`[^`]*`")
+_MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
 
 
 def language_reward(text: str, *, language: str = "en", opened: bool = False) -> float:

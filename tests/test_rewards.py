@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -121,6 +122,15 @@ def test_language_reward_is_the_share_of_target_words() -> None:
     assert language_reward("<think>two words $x$</think>答案") == 1.0
     assert language_reward("<think>one 二</think>") == 0.5
     assert language_reward("<think>一二 three</think>", language="zh") == pytest.approx(2 / 3)
+
+
+def test_markup_is_no_word_and_takes_time_linear_in_the_text() -> None:
+    assert language_reward(r"<think>two \(один\) $два$ `три` \begin words</think>x") == 1.0
+    assert language_reward(r"<think>one \(два</think>x") == 0.5
+    started = time.monotonic()
+    for piece in (r"\(", r"\(a", "$a", "`", "\\"):
+        language_reward(piece * (400_000 // len(piece)))
+    assert time.monotonic() - started < 10          # quadratic: minutes
 
 
 def test_overlong_penalty_is_linear_in_the_cache() -> None:
