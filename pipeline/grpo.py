@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline import attention
 from pipeline.decode import decode
@@ -60,16 +61,17 @@ class CompactGRPOTrainer(GRPOTrainer):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
         if self._without_logprobs():
-            # Their objects, and text that nobody reads, cost vLLM half of a rollout's time.
-            self.vllm_generation.logprobs = None
-            self.vllm_generation.generation_kwargs |= {"detokenize": False}
+            # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
+            engine, given = self.vllm_generation, self.vllm_generation.generation_kwargs
+            engine.logprobs = None
+            engine.generation_kwargs = {"detokenize": "stop" in given, **given}
 
     keep_completions = 0
-    """Every so many steps TRL's table of completions and rewards is written; 0: never."""
+    """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        every = self.keep_completions
-        self.log_completions = bool(every) and self.state.global_step % every == 0
+        if self.keep_completions:
+            self.log_completions = self.state.global_step % self.keep_completions == 0
         super().log(logs, start_time)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,8 +140,10 @@ class CompactGRPOTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
         longest = int(self.max_completion_length or 0)
-        rows = decode(model, prompt_ids, max_tokens=longest,
-                      temperature=self.temperature, top_p=self.top_p, end=list(self.eos_token_ids))
+        # A checkpointing model in train mode drops the cache, and with it all but the last token.
+        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+            rows = decode(model, prompt_ids, max_tokens=longest, temperature=self.temperature,
+                          top_p=self.top_p, end=list(self.eos_token_ids))
         return rows, None
 
     def _get_per_token_logps_and_entropies(

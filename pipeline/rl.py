@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
+from pipeline.rewards import text_of
 from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
@@ -51,7 +52,7 @@ class Clock(TrainerCallback):
 
 
 class RewardWatch(TrainerCallback):
-    """Stops a run whose reward is 0 for its first `patience` steps: nothing can be learned."""
+    """Stops a run whose accuracy is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
         self.patience, self.seen, self.start = patience, False, 0
@@ -72,7 +73,7 @@ class RewardWatch(TrainerCallback):
 def with_reflection(reward: Callable) -> Callable:
     """`reward`, which also logs the mean count of reflection markers a completion."""
     def logged(completions: list, log_metric: Callable | None = None, **columns: Any) -> list:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        texts = [text_of(completion) for completion in completions]
         if log_metric is not None:
             log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
         return reward(completions=completions, **columns)
@@ -134,7 +135,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)],
-        engine=engine, peft_config=lora_config(lora, "rl.lora"))
+        train_dataset=Dataset.from_list(prompts), engine=engine,
+        callbacks=[guard, *([RewardWatch(patience)] if "accuracy" in rewards else [])],
+        peft_config=lora_config(lora, "rl.lora"))
     prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_rl
 import torch
 
 from pipeline.errors import UserError
@@ -56,6 +57,19 @@ def test_rollouts_come_from_the_compacting_loop_and_the_weights_move(tmp_path, m
     before = weights(made)
     made.train()
     assert len(calls) == 2 and not torch.equal(before, weights(made))
+
+
+def test_rollouts_of_a_checkpointing_model_see_what_was_said_before(tmp_path):
+    from pipeline.decode import decode
+
+    made = trainer(tmp_path, even, gradient_checkpointing=True)
+    made.temperature, asked = 0, [TOKENIZER("1 and 2 make?")["input_ids"]]
+    made.model.gradient_checkpointing_enable()
+    made.model.train()
+    got, _ = made._generate_single_turn(asked, None)
+    assert made.model.is_gradient_checkpointing and made.model.training
+    made.model.eval()
+    assert got == decode(made.model, asked, max_tokens=12, temperature=0, end=made.eos_token_ids)
 
 
 def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkeypatch):
@@ -173,6 +187,15 @@ def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
         made.train()
 
 
+def test_a_run_without_an_accuracy_reward_is_not_stopped_for_lack_of_it(tmp_path):
+    start = tiny_rl.build(tmp_path)
+    counts = tiny_rl.refined(start, tmp_path / "out", rewards={"format": 1.0, "repetition": 1.0},
+                             patience=2, trainer={"log_completions": True})
+    assert counts["steps"] == 4
+    kept = (tmp_path / "out").rglob("completions/*.parquet")  # TRL's own flag, left alone
+    assert len(list(kept)) == 4
+
+
 def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     from pipeline.rl import reward_functions, with_reflection
     from pipeline.verify import JudgePool
@@ -187,6 +210,11 @@ def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     counting(completions=["Wait, no. Wait, yes", "plain"],
              log_metric=lambda name, value: logged.update({name: value}))
     assert logged == {"reflection": 1.0}
+    said = {"role": "assistant", "reasoning_content": "Wait, no"}
+    for message in (said, {**said, "content": None}, {**said, "content": "4"}):
+        counting(completions=[[message]], log_metric=lambda name, value: logged.update(
+            {name: value + 1}))
+        assert logged == {"reflection": 2.0}
 
 
 def gradient(made, batch):
