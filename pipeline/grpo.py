@@ -62,9 +62,9 @@ class CompactGRPOTrainer(GRPOTrainer):
             super().__init__(*args, **given)
         if self._without_logprobs():
             # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
-            engine, given = self.vllm_generation, self.vllm_generation.generation_kwargs
-            engine.logprobs = None
-            engine.generation_kwargs = {"detokenize": "stop" in given, **given}
+            given = self.vllm_generation.generation_kwargs
+            self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
+            self.vllm_generation.logprobs = None
 
     keep_completions = 0
     """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
@@ -129,7 +129,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         return self.use_vllm and self.vllm_mode == "colocate" and \
             not self.vllm_importance_sampling_correction
 
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         if not images and self._without_logprobs():
             if self.state.global_step != self._last_loaded_step:
                 self.vllm_generation.sync_weights()
@@ -137,11 +137,11 @@ class CompactGRPOTrainer(GRPOTrainer):
             group = int(self.num_generations or 1)
             return self.vllm_generation.generate(prompt_ids, None, group)[1], None
         if images or not self.max_completion_length or not self._ours():
-            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+            return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
-        longest = int(self.max_completion_length or 0)
+        longest, args = int(self.max_completion_length or 0), cast(Any, self.args)
         # A checkpointing model in train mode drops the cache, and with it all but the last token.
-        with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
+        with disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs):
             rows = decode(model, prompt_ids, max_tokens=longest, temperature=self.temperature,
                           top_p=self.top_p, end=list(self.eos_token_ids))
         return rows, None

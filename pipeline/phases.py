@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pipeline.alarms import crossings
-from pipeline.chat import load_tokenizer, opens_thinking
+from pipeline.chat import end_ids, load_tokenizer, opens_thinking
 from pipeline.curriculum import Phase, phase_trainers
 from pipeline.heldout import HeldOut, swap
 from pipeline.launch import is_first, launched
@@ -140,7 +140,7 @@ def _run(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder:
     config, tokenizer = turn.rl, load_tokenizer(turn.tokenizer)
     longest = arguments(dict(given), folder, turn.seed).max_completion_length
     rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
-                               config.language, config.process, tokenizer.eos_token_id)
+                               config.language, config.process, end_ids(tokenizer, turn.model))
     given = {"log_completions": config.keep_completions > 0, **given}
     return train(turn.model, tokenizer, turn.rows, rewards, given, folder, turn.seed,
                  config.patience, partial(_watch, turn, pool, phase, folder, begin), turn.engine,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,12 @@ def with_reflection(reward: Callable) -> Callable:
 
 def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
                      language: str = "en", prm: Any = None,
-                     end: int | None = None) -> dict[str, tuple[float, Any]]:
+                     end: Collection[int] = ()) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
     tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
-    `end` is the end-of-turn token, without which an answer is cut off.
+    `end` holds the end-of-turn tokens, without one of which an answer is cut off.
     """
     from pipeline import rewards
     from pipeline.process import process_reward

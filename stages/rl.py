@@ -129,6 +129,6 @@ def check(experiment: Any) -> None:
         arguments(given, Path("unused"), experiment.seed)
 
 
-STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=2,
+STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
               files=lambda e: (prompt_path(e.generate.prompt),),
               summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")

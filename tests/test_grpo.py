@@ -1,5 +1,6 @@
 """GRPO: our rollouts and trimmed loss change no value, and what is not judged trains nothing."""
 
+import json
 import time
 from pathlib import Path
 
@@ -196,6 +197,32 @@ def test_a_run_without_an_accuracy_reward_is_not_stopped_for_lack_of_it(tmp_path
     assert len(list(kept)) == 4
 
 
+def test_every_token_that_the_model_declares_ends_a_turn_in_reward_and_evaluation(tmp_path):
+    from pipeline.sampling import StudentSampling, sample
+
+    start = tiny_rl.build(tmp_path)
+    declared = start / "generation_config.json"
+    config = json.loads(declared.read_text())
+    ends = [*range(4, 60), config["eos_token_id"]]
+    declared.write_text(json.dumps({**config, "eos_token_id": ends}))
+    said = []
+
+    class Pool(tiny_rl.Pool):
+        def judge_many(self, completions, problems):
+            said.extend(completion.finish_reason for completion in completions)
+            return super().judge_many(completions, problems)
+
+    tiny_rl.refined(start, tmp_path / "out", Pool(), trainer={"max_steps": 1}, evaluate_every=1,
+                    held_out=range(8))
+    cut = tiny_rl.log(tmp_path / "out")[0]["completions/clipped_ratio"]
+    assert 0 < cut < 1 and said[:8].count("length") == 8 * cut
+    assert "stop" in said[8:]
+    chats = [row["prompt"] for row in tiny_rl.problems(4)]
+    for [(completion, tokens)] in sample(str(start), str(start), chats, 1,
+                                         StudentSampling(max_tokens=12, temperature=1), 0):
+        assert tokens == 12 or completion.finish_reason == "stop"
+
+
 def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     from pipeline.rl import reward_functions, with_reflection
     from pipeline.verify import JudgePool
@@ -319,7 +346,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
     monkeypatch.setattr("test_grpo.ROWS", asked)
     with JudgePool(2, seconds=2.0) as pool:
-        reward = accuracy_reward(pool, opened=True, end=TOKENIZER.eos_token_id)
+        reward = accuracy_reward(pool, opened=True, end=[TOKENIZER.eos_token_id])
         made = trainer(tmp_path, reward, steps=1, max_completion_length=40)
         before, started = weights(made), time.monotonic()
         made.train()
@@ -330,9 +357,6 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
 
 
 def test_attacks_on_the_judge_neither_hang_nor_stop_a_training_run(tmp_path):
-    import json
-    import time
-
     from pipeline.rewards import accuracy_reward
     from pipeline.verify import JudgePool
 

@@ -54,9 +54,10 @@ def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
         filtered = judge_traces(traces, pl.DataFrame([problem]), pool)["score"].to_list()
         problems = [Problem("p", "2+2?", "4")] * len(split)
         evaluated = [j.score for j in judge_all(split, problems, pool)]
-        rewarded = accuracy_reward(pool, opened=True, end=7)(
+        rewarded = accuracy_reward(pool, opened=True, end=[7, 8])(
             prompts=[""] * len(table), completions=[text for text, _ in table],
-            completion_ids=[[1, 7 if ended else 1] for _, ended in table],
+            completion_ids=[[1, 7 + i % 2 if ended else 1]      # either of two ends a turn
+                            for i, (_, ended) in enumerate(table)],
             **{name: [value] * len(table) for name, value in problem.items()})
     assert filtered == evaluated == rewarded
     assert rewarded[:6] == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]

@@ -1,5 +1,4 @@
-"""Refinement with a colocated vLLM, whose place a fake takes: what it is told, when it gets weights.
-"""
+"""Refinement with a colocated vLLM, whose place a fake takes: what it is told and when."""
 
 from __future__ import annotations
 
