@@ -14,6 +14,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from pipeline.errors import UserError
 from pipeline.rewards import text_of
@@ -35,17 +36,25 @@ def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
     return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
 
 
-class Clock(TrainerCallback):
-    """Ends training after so many minutes, so that two runs can be given the same time."""
+class Clock(TrainerCallback, ExportableState):
+    """Ends training after so many minutes, so that two runs can be given the same time.
+
+    Each checkpoint holds the seconds spent on it, from which a resumed run counts on.
+    """
 
     def __init__(self, minutes: float):
-        self.seconds, self.start = 60 * minutes, 0.0
+        self.minutes, self.start, self.spent = minutes, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"minutes": self.minutes}, "attributes": {"spent": self.spent}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.monotonic()
+        kept = state.stateful_callbacks.setdefault("Clock", self.state())
+        self.start = time.monotonic() - kept["attributes"]["spent"]
 
     def on_step_end(self, args, state, control, **kwargs):
-        late = [time.monotonic() - self.start >= self.seconds]
+        self.spent = time.monotonic() - self.start
+        late = [self.spent >= 60 * self.minutes]
         broadcast_object_list(late)         # the first process's clock holds for all
         if late[0]:
             control.should_training_stop = True
