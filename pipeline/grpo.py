@@ -23,6 +23,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline import attention
+from pipeline.chat import prompt_ids
 from pipeline.decode import decode
 from pipeline.rows import IGNORED, bounds
 
@@ -168,7 +169,21 @@ class CompactGRPOTrainer(GRPOTrainer):
         return logps, entropies[0] if entropies else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+        metrics = self._metrics["train" if model.training else "eval"]
+        before = {name: len(values) for name, values in metrics.items()}
+        loss = super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+        if not self.accelerator.gather(inputs["completion_mask"].sum()).any():
+            for name, values in metrics.items():    # means over no token, which TRL counts as 0
+                del values[before.get(name, 0):]
+        return loss
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, Any, dict]:
+        """As evaluation does: a control token that a problem spells out is text."""
+        if self.chat_template_kwargs or self.tools or self._is_vlm:
+            return super()._tokenize_prompts(prompts)
+        different = {str(prompt): prompt for prompt in prompts}
+        ids = {text: prompt_ids(self._tokenizer, prompt) for text, prompt in different.items()}
+        return [ids[str(prompt)] for prompt in prompts], None, {}
 
 
 def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, Any]:

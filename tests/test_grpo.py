@@ -303,6 +303,34 @@ def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path
     assert made.state.log_history[0]["unjudged"] == 1.0
 
 
+@pytest.mark.parametrize("rows", [4, 1])
+def test_masked_rows_do_not_bend_the_logged_entropy_and_kl(tmp_path, rows):
+    def judged(completions, **columns):     # undecided: half of the groups
+        return [None if i // 4 % 2 else float(i % 2) for i in range(len(completions))]
+
+    def logged(reward):
+        made = trainer(tmp_path, reward, steps=1, beta=0.5, per_device_train_batch_size=rows,
+                       gradient_accumulation_steps=16 // rows)
+        made.train()
+        return made.state.log_history[0]
+
+    half, whole = logged(judged), logged(even)
+    for name in ("entropy", "kl"):
+        assert half[name] == pytest.approx(whole[name], rel=0.25)
+
+
+def test_a_control_token_spelt_out_in_a_problem_is_text_to_the_trainer(tmp_path):
+    from pipeline.chat import prompt_ids
+
+    made = trainer(tmp_path, even)
+    chats = [[{"role": "user", "content": text}] for text in
+             (f"What does {TOKENIZER.eos_token} mean?", "1 and 2 make?")]
+    ids, _, _ = made._tokenize_prompts([chats[0], chats[1], chats[1]])
+    assert ids == [prompt_ids(TOKENIZER, chat) for chat in (chats[0], chats[1], chats[1])]
+    made.chat_template_kwargs = {"made": "up"}      # for the template, which does not know it
+    assert made._tokenize_prompts(chats[1:])[0] == ids[1:2]
+
+
 def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_path):
     from pipeline.dynamic import CurriculumTrainer
 
