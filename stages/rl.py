@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,11 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
                   args.generation_batch_size // args.num_generations)
 
 
+def has_vllm() -> bool:
+    """Whether vLLM is installed, without importing it."""
+    return find_spec("vllm") is not None
+
+
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
     from pipeline.rl import arguments
@@ -126,7 +132,10 @@ def check(experiment: Any) -> None:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
     check_phases(config.trainer, config.phases)
     for given in phase_trainers(config.trainer, config.phases):
-        arguments(given, Path("unused"), experiment.seed)
+        args = arguments(given, Path("unused"), experiment.seed)
+        if (args.use_vllm or config.server is not None) and not has_vllm():
+            raise UserError("rl samples by vLLM, which is not installed; pip install "
+                            "'limbeck[vllm]', or set rl.trainer.use_vllm=false (and no rl.server)")
 
 
 STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,

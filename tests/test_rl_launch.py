@@ -110,6 +110,17 @@ def test_settings_that_cannot_run_are_refused_before_the_run(override, said):
         rl.check(experiment)
 
 
+@pytest.mark.parametrize("override", [
+    "rl.trainer={use_vllm: true}", "rl.trainer={max_steps: 2}",
+    "rl.phases=[{until_step: 1}, {trainer: {use_vllm: true}}]"])
+def test_a_run_with_vllm_is_refused_before_it_starts_where_there_is_none(override, monkeypatch):
+    monkeypatch.setattr(rl, "has_vllm", lambda: False)
+    server = ["rl.server={}", "rl.server_gpus='1'"] if "2}" in override else []
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override, *server])
+    with pytest.raises(UserError, match=r"limbeck\[vllm\]"):
+        rl.check(experiment)
+
+
 def test_a_server_takes_the_weights_of_one_trainer_only():
     experiment = load(Experiment, [ROOT / "configs/default.yaml"],
                       ["rl.server={}", "rl.server_gpus='1'", "rl.phases=[{until_step: 1}, {}]",
