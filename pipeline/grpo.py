@@ -14,8 +14,7 @@ row in the KL term and in the loss's denominator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -25,31 +24,13 @@ from trl.models.utils import disable_gradient_checkpointing
 from pipeline import attention
 from pipeline.chat import prompt_ids
 from pipeline.decode import decode
+from pipeline.engine import engine_options, refuse_another_model
 from pipeline.rows import IGNORED, bounds
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
 PER_MICRO_BATCH = ("bnpo",)
 """TRL's loss types whose value depends on which completions share a micro-batch."""
-
-
-@contextmanager
-def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
-    """While the block runs, TRL starts its colocated vLLM engine with `options` as well.
-
-    TRL 1.16 hands eleven of vllm.LLM's arguments through and no others (compilation_config, ...).
-    """
-    from trl.generation import vllm_generation
-
-    engine = getattr(vllm_generation, "LLM", None)
-    if engine is None or not options:
-        yield
-        return
-    vllm_generation.LLM = lambda **given: engine(**{**given, **options})
-    try:
-        yield
-    finally:
-        vllm_generation.LLM = engine
 
 
 class CompactGRPOTrainer(GRPOTrainer):
@@ -61,11 +42,7 @@ class CompactGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **given: Any):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
-        if self._without_logprobs():
-            # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
-            given = self.vllm_generation.generation_kwargs
-            self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
-            self.vllm_generation.logprobs = None
+        self.compared = not self.use_vllm
 
     keep_completions = 0
     """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
@@ -84,6 +61,8 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
+        if not self.compared:
+            self._compare(batch)
         share = 1 - self._judged.float().mean().item()
         self._metrics["train" if model.training else "eval"]["unjudged"].append(share)
         mask = batch["completion_mask"]
@@ -91,6 +70,17 @@ class CompactGRPOTrainer(GRPOTrainer):
         batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
         batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
         return self._counted(batch)
+
+    def _compare(self, batch: dict[str, Any]) -> None:
+        """Look once, at the first rollout, whether the engine samples from the trained model."""
+        refuse_another_model(self, batch)
+        self.compared = True
+        if self._without_logprobs():
+            # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
+            del batch["sampling_per_token_logps"]
+            given = self.vllm_generation.generation_kwargs
+            self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
+            self.vllm_generation.logprobs = None
 
     def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with what the loss divides by counted over the judged rows of all processes."""
@@ -131,7 +121,7 @@ class CompactGRPOTrainer(GRPOTrainer):
             not self.vllm_importance_sampling_correction
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
-        if not images and self._without_logprobs():
+        if not images and self.compared and self._without_logprobs():
             if self.state.global_step != self._last_loaded_step:
                 self.vllm_generation.sync_weights()
                 self._last_loaded_step = self.state.global_step
