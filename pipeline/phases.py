@@ -107,7 +107,8 @@ def refine(job: RlJob, pool: Any) -> dict[str, Any]:
                 _join_logs(job.out, made)
     if is_first() and until == len(given_each):
         _finish(job, len(made) - 1)
-    return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
+    return {name: round(sum(counts[name] for counts in made), 1)
+            for name in ("steps", "train_seconds")}
 
 
 def _finish(job: RlJob, index: int) -> None:
