@@ -24,6 +24,8 @@ class Alarms(Config):
     """Nats a token from the reference model, at most (logged where rl.trainer.beta is not 0)."""
     entropy: float | None = 0.02
     """Nats of the next token, at least."""
+    clip_ratio: float | None = 0.2
+    """Share of tokens whose probability has moved out of the clipping range, at most."""
     cut_off: float | None = 0.5
     """Share of completions that reach the length limit, at most."""
     zero_variance: float | None = 0.9
@@ -43,6 +45,9 @@ LEVELS = (
      "{limit:g}); lower the learning rate or raise rl.trainer.beta"),
     ("entropy", "entropy", -1, "the entropy of the next token is {value:.3g} nats (under {limit:g})"
      ", so samples hardly differ any more; raise the temperature or rl.trainer.epsilon_high"),
+    ("clip_ratio", "clip_ratio/region_mean", 1, "the loss clips {value:.0%} of the tokens (over "
+     "{limit:.0%}), so updates go further than samples reach; lower the learning rate or "
+     "rl.trainer.num_iterations"),
     ("cut_off", "completions/clipped_ratio", 1, "{value:.0%} of the completions reach the length "
      "limit (over {limit:.0%}); raise rl.trainer.max_completion_length or add a phase"),
     ("zero_variance", "frac_reward_zero_std", 1, "in {value:.0%} of the groups every sample earns "

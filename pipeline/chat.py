@@ -8,6 +8,7 @@ that is spelt out in a problem or a trace is text: its pieces are no control tok
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
     mark = _free_mark(messages)
     return _encode_marked(tokenizer, render_prompt(tokenizer, _guard(tokenizer, messages, mark)),
                           mark)
+
+
+def end_ids(tokenizer: Any, model: str) -> list[int]:
+    """The tokens that end a turn: the tokenizer's, and those that `model` declares, as generation
+    by transformers, vLLM and TRL takes them."""
+    from transformers import AutoConfig, GenerationConfig
+
+    known: Any = None
+    for kind in (AutoConfig, GenerationConfig):         # the second decides where it is there
+        with suppress(OSError, ValueError):
+            known = getattr(kind.from_pretrained(model), "eos_token_id", None)
+    more = known if isinstance(known, list) else [known]
+    return list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *more) if i is not None))
 
 
 def opens_thinking(tokenizer: Any) -> bool:

@@ -14,40 +14,23 @@ row in the KL term and in the loss's denominator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline import attention
+from pipeline.chat import prompt_ids
 from pipeline.decode import decode
+from pipeline.engine import engine_options, refuse_another_model
 from pipeline.rows import IGNORED, bounds
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
 PER_MICRO_BATCH = ("bnpo",)
 """TRL's loss types whose value depends on which completions share a micro-batch."""
-
-
-@contextmanager
-def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
-    """While the block runs, TRL starts its colocated vLLM engine with `options` as well.
-
-    TRL 1.16 hands eleven of vllm.LLM's arguments through and no others (compilation_config, ...).
-    """
-    from trl.generation import vllm_generation
-
-    engine = getattr(vllm_generation, "LLM", None)
-    if engine is None or not options:
-        yield
-        return
-    vllm_generation.LLM = lambda **given: engine(**{**given, **options})
-    try:
-        yield
-    finally:
-        vllm_generation.LLM = engine
 
 
 class CompactGRPOTrainer(GRPOTrainer):
@@ -59,17 +42,14 @@ class CompactGRPOTrainer(GRPOTrainer):
     def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **given: Any):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
-        if self._without_logprobs():
-            # Their objects, and text that nobody reads, cost vLLM half of a rollout's time.
-            self.vllm_generation.logprobs = None
-            self.vllm_generation.generation_kwargs |= {"detokenize": False}
+        self.compared = not self.use_vllm
 
     keep_completions = 0
-    """Every so many steps TRL's table of completions and rewards is written; 0: never."""
+    """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        every = self.keep_completions
-        self.log_completions = bool(every) and self.state.global_step % every == 0
+        if self.keep_completions:
+            self.log_completions = self.state.global_step % self.keep_completions == 0
         super().log(logs, start_time)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -81,6 +61,8 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
+        if not self.compared:
+            self._compare(batch)
         share = 1 - self._judged.float().mean().item()
         self._metrics["train" if model.training else "eval"]["unjudged"].append(share)
         mask = batch["completion_mask"]
@@ -88,6 +70,17 @@ class CompactGRPOTrainer(GRPOTrainer):
         batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
         batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
         return self._counted(batch)
+
+    def _compare(self, batch: dict[str, Any]) -> None:
+        """Look once, at the first rollout, whether the engine samples from the trained model."""
+        refuse_another_model(self, batch)
+        self.compared = True
+        if self._without_logprobs():
+            # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
+            del batch["sampling_per_token_logps"]
+            given = self.vllm_generation.generation_kwargs
+            self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
+            self.vllm_generation.logprobs = None
 
     def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with what the loss divides by counted over the judged rows of all processes."""
@@ -127,19 +120,21 @@ class CompactGRPOTrainer(GRPOTrainer):
         return self.use_vllm and self.vllm_mode == "colocate" and \
             not self.vllm_importance_sampling_correction
 
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
-        if not images and self._without_logprobs():
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
+        if not images and self.compared and self._without_logprobs():
             if self.state.global_step != self._last_loaded_step:
                 self.vllm_generation.sync_weights()
                 self._last_loaded_step = self.state.global_step
             group = int(self.num_generations or 1)
             return self.vllm_generation.generate(prompt_ids, None, group)[1], None
         if images or not self.max_completion_length or not self._ours():
-            return super()._generate_single_turn(prompt_ids, images, *args, **kwargs)
+            return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
-        longest = int(self.max_completion_length or 0)
-        rows = decode(model, prompt_ids, max_tokens=longest,
-                      temperature=self.temperature, top_p=self.top_p, end=list(self.eos_token_ids))
+        longest, args = int(self.max_completion_length or 0), cast(Any, self.args)
+        # A checkpointing model in train mode drops the cache, and with it all but the last token.
+        with disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs):
+            rows = decode(model, prompt_ids, max_tokens=longest, temperature=self.temperature,
+                          top_p=self.top_p, end=list(self.eos_token_ids))
         return rows, None
 
     def _get_per_token_logps_and_entropies(
@@ -164,7 +159,21 @@ class CompactGRPOTrainer(GRPOTrainer):
         return logps, entropies[0] if entropies else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        return super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+        metrics = self._metrics["train" if model.training else "eval"]
+        before = {name: len(values) for name, values in metrics.items()}
+        loss = super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+        if not self.accelerator.gather(inputs["completion_mask"].sum()).any():
+            for name, values in metrics.items():    # means over no token, which TRL counts as 0
+                del values[before.get(name, 0):]
+        return loss
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list, Any, dict]:
+        """As evaluation does: a control token that a problem spells out is text."""
+        if self.chat_template_kwargs or self.tools or self._is_vlm:
+            return super()._tokenize_prompts(prompts)
+        different = {str(prompt): prompt for prompt in prompts}
+        ids = {text: prompt_ids(self._tokenizer, prompt) for text, prompt in different.items()}
+        return [ids[str(prompt)] for prompt in prompts], None, {}
 
 
 def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class HeldOut(TrainerCallback):
                                  int(trainer.max_completion_length))[:len(mine)]
         trainer.model.train()
         opened = opens_thinking(self.tokenizer)
-        done = [complete(self.tokenizer, row, opened) for row in ids]
+        done = [complete(self.tokenizer, row, opened, trainer.eos_token_ids) for row in ids]
         problems = [Problem.from_row(row) for row in self.rows[share]]
         verdicts = self.pool.judge_many([completion for completion, _ in done], problems)
         every = gather_object([(v.score, tokens) for v, (_, tokens)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.serve import process_group
+from pipeline.serve import process_group, visible_gpus
 
 if TYPE_CHECKING:
     from pipeline.recipe import RlJob, SftJob
@@ -44,14 +44,17 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
            gpus: str | None = None) -> dict[str, Any]:
     """Run `job` by `module` in the processes accelerate starts; returns its counts.
 
-    `gpus` are the only ones it sees, by default all. Every node of several runs the same command
-    with its own machine_rank. A UserError repeats what a process complained of.
+    `gpus` are the only ones it sees, by default all, and without `options` only the first: a single
+    process that sees several would spread each batch over them by threads. Every node of several
+    runs the same command with its own machine_rank. A UserError repeats what a process complained
+    of.
     """
     path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     for old in (failure, counts):
         old.unlink(missing_ok=True)
-    seen = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}
+    names = visible_gpus() if gpus is None else gpus.split(",")
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
     line = command(options, ["-m", module, str(path)])
     code = run(line, {**os.environ, **seen})
     if failure.is_file():

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pipeline.alarms import crossings
-from pipeline.chat import load_tokenizer, opens_thinking
+from pipeline.chat import end_ids, load_tokenizer, opens_thinking
 from pipeline.curriculum import Phase, phase_trainers
 from pipeline.heldout import HeldOut, swap
 from pipeline.launch import is_first, launched
@@ -85,11 +85,14 @@ def refine(job: RlJob, pool: Any) -> dict[str, Any]:
     """Train `job`'s model phase by phase, judged by `pool`; returns steps and seconds.
 
     Without phases everything lies in `out`. With them each has a folder `phase-N`, a finished one
-    is not trained again, and log.jsonl holds every phase's lines with steps counted on.
+    is not trained again, and log.jsonl holds every phase's lines with steps counted on. A job with
+    a `last` phase ends after it; the same job with a later one goes on from there.
     """
     phases = job.rl.phases
     turn, made = job, list[dict[str, Any]]()
-    for index, given in enumerate(phase_trainers(job.rl.trainer, phases)):
+    given_each = phase_trainers(job.rl.trainer, phases)
+    until = len(given_each) if job.last is None else job.last + 1
+    for index, given in enumerate(given_each[:until]):
         begin = sum(counts["steps"] for counts in made)
         folder = job.out / f"phase-{index}" if phases else job.out
         # With one seed every phase would begin with the same problems.
@@ -102,9 +105,10 @@ def refine(job: RlJob, pool: Any) -> dict[str, Any]:
             turn = turn.model_copy(update={"model": str(folder / "model")})
             if is_first():
                 _join_logs(job.out, made)
-    if is_first():
+    if is_first() and until == len(given_each):
         _finish(job, len(made) - 1)
-    return {name: sum(counts[name] for counts in made) for name in ("steps", "train_seconds")}
+    return {name: round(sum(counts[name] for counts in made), 1)
+            for name in ("steps", "train_seconds")}
 
 
 def _finish(job: RlJob, index: int) -> None:
@@ -137,7 +141,7 @@ def _run(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder:
     config, tokenizer = turn.rl, load_tokenizer(turn.tokenizer)
     longest = arguments(dict(given), folder, turn.seed).max_completion_length
     rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
-                               config.language, config.process, tokenizer.eos_token_id)
+                               config.language, config.process, end_ids(tokenizer, turn.model))
     given = {"log_completions": config.keep_completions > 0, **given}
     return train(turn.model, tokenizer, turn.rows, rewards, given, folder, turn.seed,
                  config.patience, partial(_watch, turn, pool, phase, folder, begin), turn.engine,

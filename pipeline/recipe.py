@@ -168,7 +168,7 @@ class RlConfig(Config):
     """Every so many steps the step's completions are kept with their rewards and advantages, in
     checkpoints/completions/*.parquet (of each phase-N where there are phases); 0 keeps none."""
     patience: int = Field(default=20, ge=1)
-    """Steps without a single right completion after which the run stops."""
+    """Steps without a single right completion after which the run stops (with `accuracy`)."""
     minutes: float | None = Field(default=None, gt=0)
     """A phase ends after so many minutes, or at the trainer's own end, whichever is first."""
     phases: list[Phase] = []
@@ -220,3 +220,5 @@ class RlJob(Config):
     """Folder that gets model/, log.jsonl and checkpoints/."""
     seed: int
     """Seed of order and sampling."""
+    last: int | None = None
+    """Index of the phase that ends this process; null: the last."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, split_completion
@@ -29,19 +29,20 @@ def text_of(completion: Any) -> str:
     return f"{OPEN}{reasoning}{CLOSE}{content}" if reasoning else content
 
 
-def accuracy_reward(pool: JudgePool, *, opened: bool = False, end: int | None = None) -> Reward:
+def accuracy_reward(pool: JudgePool, *, opened: bool = False,
+                    end: Collection[int] = ()) -> Reward:
     """TRL reward: the judge's score, None (skipped by TRL) where nothing could be decided.
 
     Columns hold the problem rows' fields as lists: problem_id, problem, answer, kind, meta.
-    `opened` says that the prompt template ends in <think>. `end` is the end-of-turn token: where
-    it is named, a completion that does not end in it is cut off, as in evaluation.
+    `opened` says that the prompt template ends in <think>. `end` holds the end-of-turn tokens:
+    where there are any, a completion that does not end in one is cut off, as in evaluation.
     """
     def accuracy(prompts: Sequence[Any], completions: Sequence[Any],
                  **columns: Sequence[Any]) -> list[float | None]:
         names = [n for n in ("problem_id", "problem", "answer", "kind", "meta") if n in columns]
         problems = [Problem.from_row({name: columns[name][i] for name in names})
                     for i in range(len(completions))]
-        ended = [end is None or end in ids[-1:]
+        ended = [not end or (len(ids) > 0 and ids[-1] in end)
                  for ids in columns.get("completion_ids", completions)]
         judged = [split_completion(text_of(completion), opened=opened,
                                    finish_reason="stop" if stopped else "length")
@@ -83,7 +84,7 @@ _SCRIPTS = {"en": "LATIN", "de": "LATIN", "fr": "LATIN", "es": "LATIN", "zh": "C
             "ru": "CYRILLIC", "ar": "ARABIC", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL",
             "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "th": "THAI"}
 _WORD = re.compile(r"[^\W\d_]+")
-_MARKUP = re.compile(r"\$[^$]*\$|\\\([^)]*\\\)|\\[A-Za-z]+|`[^`]*`")
+_MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
 
 
 def language_reward(text: str, *, language: str = "en", opened: bool = False) -> float:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from pipeline.errors import UserError
+from pipeline.rewards import text_of
 from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {
@@ -34,24 +36,32 @@ def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
     return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
 
 
-class Clock(TrainerCallback):
-    """Ends training after so many minutes, so that two runs can be given the same time."""
+class Clock(TrainerCallback, ExportableState):
+    """Ends training after so many minutes, so that two runs can be given the same time.
+
+    Each checkpoint holds the seconds spent on it, from which a resumed run counts on.
+    """
 
     def __init__(self, minutes: float):
-        self.seconds, self.start = 60 * minutes, 0.0
+        self.minutes, self.start, self.spent = minutes, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"minutes": self.minutes}, "attributes": {"spent": self.spent}}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.monotonic()
+        kept = state.stateful_callbacks.setdefault("Clock", self.state())
+        self.start = time.monotonic() - kept["attributes"]["spent"]
 
     def on_step_end(self, args, state, control, **kwargs):
-        late = [time.monotonic() - self.start >= self.seconds]
+        self.spent = time.monotonic() - self.start
+        late = [self.spent >= 60 * self.minutes]
         broadcast_object_list(late)         # the first process's clock holds for all
         if late[0]:
             control.should_training_stop = True
 
 
 class RewardWatch(TrainerCallback):
-    """Stops a run whose reward is 0 for its first `patience` steps: nothing can be learned."""
+    """Stops a run whose accuracy is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
         self.patience, self.seen, self.start = patience, False, 0
@@ -72,7 +82,7 @@ class RewardWatch(TrainerCallback):
 def with_reflection(reward: Callable) -> Callable:
     """`reward`, which also logs the mean count of reflection markers a completion."""
     def logged(completions: list, log_metric: Callable | None = None, **columns: Any) -> list:
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        texts = [text_of(completion) for completion in completions]
         if log_metric is not None:
             log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
         return reward(completions=completions, **columns)
@@ -82,12 +92,12 @@ def with_reflection(reward: Callable) -> Callable:
 
 def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
                      language: str = "en", prm: Any = None,
-                     end: int | None = None) -> dict[str, tuple[float, Any]]:
+                     end: Collection[int] = ()) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
     tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
-    `end` is the end-of-turn token, without which an answer is cut off.
+    `end` holds the end-of-turn tokens, without one of which an answer is cut off.
     """
     from pipeline import rewards
     from pipeline.process import process_reward
@@ -134,7 +144,8 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_list(prompts), callbacks=[guard, RewardWatch(patience)],
-        engine=engine, peft_config=lora_config(lora, "rl.lora"))
+        train_dataset=Dataset.from_list(prompts), engine=engine,
+        callbacks=[guard, *([RewardWatch(patience)] if "accuracy" in rewards else [])],
+        peft_config=lora_config(lora, "rl.lora"))
     prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import Field
 
-from pipeline.chat import Messages, load_tokenizer, opens_thinking, prompt_ids
+from pipeline.chat import Messages, end_ids, load_tokenizer, opens_thinking, prompt_ids
 from pipeline.completion import Completion, split_completion
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -42,17 +42,17 @@ def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
     prompts = [prompt_ids(tokenizer, chat) for chat in chats]
     run = _by_vllm if _vllm_is_here() else _by_transformers
     asked = [ids for ids in prompts for _ in range(n)]
-    outputs = run(model, tokenizer, asked, sampling, seed, engine or {})
+    end = end_ids(tokenizer, model)
+    outputs = run(model, end, asked, sampling, seed, engine or {})
     opened = opens_thinking(tokenizer)
-    done = [complete(tokenizer, ids, opened) for ids in outputs]
+    done = [complete(tokenizer, ids, opened, end) for ids in outputs]
     return [done[i:i + n] for i in range(0, len(done), n)]
 
 
-def complete(tokenizer: Any, ids: list[int], opened: bool) -> Sampled:
-    """(completion, tokens) of sampled `ids`; cut off where they do not end in the end of turn."""
-    stopped = bool(ids) and ids[-1] == tokenizer.eos_token_id
+def complete(tokenizer: Any, ids: list[int], opened: bool, end: Collection[int]) -> Sampled:
+    """(completion, tokens) of sampled `ids`; cut off where they do not end in one of `end`."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    finish = "stop" if stopped else "length"
+    finish = "stop" if ids and ids[-1] in end else "length"
     return split_completion(text, opened=opened, finish_reason=finish), len(ids)
 
 
@@ -64,7 +64,7 @@ def _vllm_is_here() -> bool:
     return torch.cuda.is_available() and find_spec("vllm") is not None
 
 
-def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: StudentSampling,
+def _by_vllm(model: str, end: list[int], prompts: list[list[int]], sampling: StudentSampling,
              seed: int, engine: Mapping[str, Any]) -> list[list[int]]:
     # A forked engine finds CUDA taken by this process, which has asked whether there is any.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -74,7 +74,7 @@ def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: Stu
     given = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
     llm = LLM(model=model, seed=seed, **{**given, **engine})
     params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
-                            max_tokens=sampling.max_tokens, stop_token_ids=[tokenizer.eos_token_id])
+                            max_tokens=sampling.max_tokens, stop_token_ids=end)
     try:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
     finally:
@@ -82,7 +82,7 @@ def _by_vllm(model: str, tokenizer: Any, prompts: list[list[int]], sampling: Stu
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
+def _by_transformers(model: str, end: list[int], prompts: list[list[int]],
                      sampling: StudentSampling, seed: int,
                      engine: Mapping[str, Any]) -> list[list[int]]:
     """Prompts of like length share a batch, so that padding stays small."""
@@ -106,8 +106,7 @@ def _by_transformers(model: str, tokenizer: Any, prompts: list[list[int]],
         for start in range(0, len(order), BATCH):
             chosen = order[start:start + BATCH]
             rows = decode(student, [prompts[i] for i in chosen], max_tokens=sampling.max_tokens,
-                          temperature=sampling.temperature, top_p=sampling.top_p,
-                          end=[tokenizer.eos_token_id])
+                          temperature=sampling.temperature, top_p=sampling.top_p, end=end)
             for index, row in zip(chosen, rows, strict=True):
                 out[index] = row
             advance(len(chosen))

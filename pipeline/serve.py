@@ -107,7 +107,7 @@ def rollout_server(model: str, options: Mapping[str, Any], gpus: str,
     mode, NCCL for the weights, log-probabilities after the temperature.
     """
     own = _names(gpus)
-    left = [name for name in _gpus() if name not in own]
+    left = [name for name in visible_gpus() if name not in own]
     if not left:
         raise UserError(f"rl.server_gpus={gpus} leaves no GPU for training; the server needs GPUs "
                         "of its own, or set rl.trainer.use_vllm=true without rl.server")
@@ -146,10 +146,10 @@ def engines(options: Mapping[str, Any]) -> int:
 
 def gpu_count() -> int:
     """GPUs this process may use, without asking torch."""
-    return len(_gpus())
+    return len(visible_gpus())
 
 
-def _gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Their names as CUDA_VISIBLE_DEVICES takes them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -166,4 +166,4 @@ def files(experiment: Any) -> tuple[Path, ...]:
 
 
 STAGE = Stage(name="evaluate", run=run, needs=needs, files=files, summary=summary,
-              version=2)
+              version=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,13 @@ def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
 
 
 def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
-    """Run `job` in this process, or where it takes several or vLLM in processes of its own.
+    """Run `job` in this process, or where phases, vLLM or several GPUs are in it, in others.
 
-    A vLLM engine in the training process gives its memory back only when that process ends.
+    Each phase gets a process of its own: a trainer and its vLLM engine give their memory back only
+    when their process ends.
     """
     from pipeline.launch import launch
-    from pipeline.serve import rollout_server
+    from pipeline.serve import gpu_count, rollout_server
 
     config, module = job.rl, "pipeline.phases"
     if config.server is not None:
@@ -55,14 +57,15 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
                             job.out / "vllm.log") as (keys, left):
             served = config.model_copy(update={"trainer": {**config.trainer, **keys}})
             job = job.model_copy(update={"rl": served})
-            # Seeing several GPUs, a single process would spread each batch over them by threads.
-            return launch(job, module, options, left if options else left.partition(",")[0])
-    phases = phase_trainers(config.trainer, config.phases)
-    if options or any(given.get("use_vllm") for given in phases):
-        return launch(job, module, options)
-    from pipeline.phases import run as refine
+            return launch(job, module, options, left)
+    if not (options or config.phases or config.trainer.get("use_vllm") or gpu_count() > 1):
+        from pipeline.phases import run as refine
 
-    return refine(job)
+        return refine(job)
+    counts: Counts = {}
+    for last in range(len(config.phases) or 1):
+        counts = launch(job.model_copy(update={"last": last}), module, options)
+    return counts
 
 
 def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
@@ -99,6 +102,11 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
                   args.generation_batch_size // args.num_generations)
 
 
+def has_vllm() -> bool:
+    """Whether vLLM is installed, without importing it."""
+    return find_spec("vllm") is not None
+
+
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
     from pipeline.rl import arguments
@@ -124,9 +132,12 @@ def check(experiment: Any) -> None:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
     check_phases(config.trainer, config.phases)
     for given in phase_trainers(config.trainer, config.phases):
-        arguments(given, Path("unused"), experiment.seed)
+        args = arguments(given, Path("unused"), experiment.seed)
+        if (args.use_vllm or config.server is not None) and not has_vllm():
+            raise UserError("rl samples by vLLM, which is not installed; pip install "
+                            "'limbeck[vllm]', or set rl.trainer.use_vllm=false (and no rl.server)")
 
 
-STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=2,
+STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
               files=lambda e: (prompt_path(e.generate.prompt),),
               summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")

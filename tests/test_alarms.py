@@ -10,6 +10,7 @@ from pipeline.phases import AlarmBell
 from pipeline.report.numbers import read_lines
 
 HEALTHY = [{"step": s, "kl": 0.002 * s, "entropy": 0.4 - 0.003 * s, "reward": 0.3 + 0.008 * s,
+            "clip_ratio/region_mean": 0.002 * s,
             "reward_std": 0.45, "completions/clipped_ratio": 0.1 + 0.2 * (s % 7 == 0),
             "frac_reward_zero_std": 0.2 + 0.8 * (s % 9 == 0),
             "completions/mean_length": 300 + 5 * s,
@@ -18,6 +19,7 @@ HEALTHY = [{"step": s, "kl": 0.002 * s, "entropy": 0.4 - 0.003 * s, "reward": 0.
 TROUBLE = {
     "kl": lambda s: {"kl": 0.05 * s},
     "entropy": lambda s: {"entropy": 0.4 / s ** 2},
+    "clip_ratio": lambda s: {"clip_ratio/region_mean": 0.01 * s},
     "cut_off": lambda s: {"completions/clipped_ratio": 0.8},
     "zero_variance": lambda s: {"frac_reward_zero_std": 0.95},
     "reward_std": lambda s: {"reward_std": 0.001},

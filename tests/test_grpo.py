@@ -1,9 +1,11 @@
 """GRPO: our rollouts and trimmed loss change no value, and what is not judged trains nothing."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
+import tiny_rl
 import torch
 
 from pipeline.errors import UserError
@@ -56,6 +58,19 @@ def test_rollouts_come_from_the_compacting_loop_and_the_weights_move(tmp_path, m
     before = weights(made)
     made.train()
     assert len(calls) == 2 and not torch.equal(before, weights(made))
+
+
+def test_rollouts_of_a_checkpointing_model_see_what_was_said_before(tmp_path):
+    from pipeline.decode import decode
+
+    made = trainer(tmp_path, even, gradient_checkpointing=True)
+    made.temperature, asked = 0, [TOKENIZER("1 and 2 make?")["input_ids"]]
+    made.model.gradient_checkpointing_enable()
+    made.model.train()
+    got, _ = made._generate_single_turn(asked, None)
+    assert made.model.is_gradient_checkpointing and made.model.training
+    made.model.eval()
+    assert got == decode(made.model, asked, max_tokens=12, temperature=0, end=made.eos_token_ids)
 
 
 def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkeypatch):
@@ -173,6 +188,41 @@ def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
         made.train()
 
 
+def test_a_run_without_an_accuracy_reward_is_not_stopped_for_lack_of_it(tmp_path):
+    start = tiny_rl.build(tmp_path)
+    counts = tiny_rl.refined(start, tmp_path / "out", rewards={"format": 1.0, "repetition": 1.0},
+                             patience=2, trainer={"log_completions": True})
+    assert counts["steps"] == 4
+    kept = (tmp_path / "out").rglob("completions/*.parquet")  # TRL's own flag, left alone
+    assert len(list(kept)) == 4
+
+
+def test_every_token_that_the_model_declares_ends_a_turn_in_reward_and_evaluation(tmp_path):
+    from pipeline.sampling import StudentSampling, sample
+
+    start = tiny_rl.build(tmp_path)
+    declared = start / "generation_config.json"
+    config = json.loads(declared.read_text())
+    ends = [*range(4, 60), config["eos_token_id"]]
+    declared.write_text(json.dumps({**config, "eos_token_id": ends}))
+    said = []
+
+    class Pool(tiny_rl.Pool):
+        def judge_many(self, completions, problems):
+            said.extend(completion.finish_reason for completion in completions)
+            return super().judge_many(completions, problems)
+
+    tiny_rl.refined(start, tmp_path / "out", Pool(), trainer={"max_steps": 1}, evaluate_every=1,
+                    held_out=range(8))
+    cut = tiny_rl.log(tmp_path / "out")[0]["completions/clipped_ratio"]
+    assert 0 < cut < 1 and said[:8].count("length") == 8 * cut
+    assert "stop" in said[8:]
+    chats = [row["prompt"] for row in tiny_rl.problems(4)]
+    for [(completion, tokens)] in sample(str(start), str(start), chats, 1,
+                                         StudentSampling(max_tokens=12, temperature=1), 0):
+        assert tokens == 12 or completion.finish_reason == "stop"
+
+
 def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     from pipeline.rl import reward_functions, with_reflection
     from pipeline.verify import JudgePool
@@ -187,6 +237,11 @@ def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     counting(completions=["Wait, no. Wait, yes", "plain"],
              log_metric=lambda name, value: logged.update({name: value}))
     assert logged == {"reflection": 1.0}
+    said = {"role": "assistant", "reasoning_content": "Wait, no"}
+    for message in (said, {**said, "content": None}, {**said, "content": "4"}):
+        counting(completions=[[message]], log_metric=lambda name, value: logged.update(
+            {name: value + 1}))
+        assert logged == {"reflection": 2.0}
 
 
 def gradient(made, batch):
@@ -248,6 +303,34 @@ def test_a_step_in_which_nothing_is_judged_moves_no_weight_even_with_kl(tmp_path
     assert made.state.log_history[0]["unjudged"] == 1.0
 
 
+@pytest.mark.parametrize("rows", [4, 1])
+def test_masked_rows_do_not_bend_the_logged_entropy_and_kl(tmp_path, rows):
+    def judged(completions, **columns):     # undecided: half of the groups
+        return [None if i // 4 % 2 else float(i % 2) for i in range(len(completions))]
+
+    def logged(reward):
+        made = trainer(tmp_path, reward, steps=1, beta=0.5, per_device_train_batch_size=rows,
+                       gradient_accumulation_steps=16 // rows)
+        made.train()
+        return made.state.log_history[0]
+
+    half, whole = logged(judged), logged(even)
+    for name in ("entropy", "kl"):
+        assert half[name] == pytest.approx(whole[name], rel=0.25)
+
+
+def test_a_control_token_spelt_out_in_a_problem_is_text_to_the_trainer(tmp_path):
+    from pipeline.chat import prompt_ids
+
+    made = trainer(tmp_path, even)
+    chats = [[{"role": "user", "content": text}] for text in
+             (f"What does {TOKENIZER.eos_token} mean?", "1 and 2 make?")]
+    ids, _, _ = made._tokenize_prompts([chats[0], chats[1], chats[1]])
+    assert ids == [prompt_ids(TOKENIZER, chat) for chat in (chats[0], chats[1], chats[1])]
+    made.chat_template_kwargs = {"made": "up"}      # for the template, which does not know it
+    assert made._tokenize_prompts(chats[1:])[0] == ids[1:2]
+
+
 def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_path):
     from pipeline.dynamic import CurriculumTrainer
 
@@ -291,7 +374,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
     monkeypatch.setattr("test_grpo.ROWS", asked)
     with JudgePool(2, seconds=2.0) as pool:
-        reward = accuracy_reward(pool, opened=True, end=TOKENIZER.eos_token_id)
+        reward = accuracy_reward(pool, opened=True, end=[TOKENIZER.eos_token_id])
         made = trainer(tmp_path, reward, steps=1, max_completion_length=40)
         before, started = weights(made), time.monotonic()
         made.train()
@@ -302,9 +385,6 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
 
 
 def test_attacks_on_the_judge_neither_hang_nor_stop_a_training_run(tmp_path):
-    import json
-    import time
-
     from pipeline.rewards import accuracy_reward
     from pipeline.verify import JudgePool
 

@@ -1,5 +1,7 @@
 """Refinement: killed and gone on with, a run ends in the weights of an uninterrupted one."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_rl
 import torch
@@ -54,6 +56,27 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_
     assert [line["reward"] for line in tiny_rl.log(whole)] == \
         [line["reward"] for line in tiny_rl.log(cut)]
     assert not torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(start))
+
+
+def test_a_resumed_run_gets_the_minutes_that_its_checkpoint_left(start, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.rl.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def steps(calls):
+        """Steps of a run whose judge takes 20 s a step and dies after so many."""
+        die = dying(calls).right
+
+        def right(text, problem):
+            now[0] += 20 / 8
+            return die(text, problem)
+
+        return tiny_rl.refined(start, tmp_path, tiny_rl.Pool(right), minutes=1.0,
+                               trainer={"max_steps": 9})["steps"]
+
+    with pytest.raises(KeyboardInterrupt):
+        steps(2)
+    now[0] += 1e6
+    assert steps(9) == 3
 
 
 @pytest.mark.parametrize("case", ["one run", "later epochs", "phases", "handed on by cut-off"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -53,9 +54,10 @@ def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
         filtered = judge_traces(traces, pl.DataFrame([problem]), pool)["score"].to_list()
         problems = [Problem("p", "2+2?", "4")] * len(split)
         evaluated = [j.score for j in judge_all(split, problems, pool)]
-        rewarded = accuracy_reward(pool, opened=True, end=7)(
+        rewarded = accuracy_reward(pool, opened=True, end=[7, 8])(
             prompts=[""] * len(table), completions=[text for text, _ in table],
-            completion_ids=[[1, 7 if ended else 1] for _, ended in table],
+            completion_ids=[[1, 7 + i % 2 if ended else 1]      # either of two ends a turn
+                            for i, (_, ended) in enumerate(table)],
             **{name: [value] * len(table) for name, value in problem.items()})
     assert filtered == evaluated == rewarded
     assert rewarded[:6] == [1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
@@ -121,6 +123,15 @@ def test_language_reward_is_the_share_of_target_words() -> None:
     assert language_reward("<think>two words $x$</think>答案") == 1.0
     assert language_reward("<think>one 二</think>") == 0.5
     assert language_reward("<think>一二 three</think>", language="zh") == pytest.approx(2 / 3)
+
+
+def test_markup_is_no_word_and_takes_time_linear_in_the_text() -> None:
+    assert language_reward(r"<think>two \(один\) $два$ `три` \begin words</think>x") == 1.0
+    assert language_reward(r"<think>one \(два</think>x") == 0.5
+    started = time.monotonic()
+    for piece in (r"\(", r"\(a", "$a", "`", "\\"):
+        language_reward(piece * (400_000 // len(piece)))
+    assert time.monotonic() - started < 10          # quadratic: minutes
 
 
 def test_overlong_penalty_is_linear_in_the_cache() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +11,7 @@ import tiny_rl
 import tiny_sft
 from transformers import AutoModelForCausalLM
 
-from pipeline import launch, records, sampling
+from pipeline import launch, phases, records, sampling
 from pipeline.config import load
 from pipeline.errors import UserError
 from stages import rl
@@ -58,28 +57,38 @@ def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, mon
     assert json.loads((out / "best/heldout.json").read_text())["problems"] == 3
 
 
-def test_a_run_with_vllm_is_one_process_of_its_own(tmp_path, monkeypatch):
-    experiment, inputs, out = stage(tmp_path, "rl.trainer.use_vllm=true")
-    lines = []
+@pytest.mark.parametrize(("given", "gpus", "seen"), [
+    ("rl.trainer.use_vllm=true", "2,3", ["2"]), ("rl.minutes=5", "2,3", ["2"]),
+    ("runtime.launch={num_processes: 2}", "2,3", ["2,3"]),
+    ("rl.phases=[{until_step: 1}, {until_step: 2}, {}]", "", [""] * 3)])
+def test_vllm_several_gpus_and_each_phase_take_processes_of_their_own(
+        tmp_path, monkeypatch, given, gpus, seen):
+    experiment, inputs, out = stage(tmp_path, "rl.phases=[]", given)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    started = []
 
     def fake(line, environment):
-        lines.append(line)
+        job = json.loads((out / "job.json").read_text())
+        started.append((line[-3:], job["last"], environment["CUDA_VISIBLE_DEVICES"]))
         (out / "counts.json").write_text('{"steps": 3}')
         return 0
 
     monkeypatch.setattr(launch, "run", fake)
     assert rl.run(experiment, inputs, out) == {"steps": 3, "problems": 12}
-    assert lines == [[sys.executable, "-m", "pipeline.phases", str(out / "job.json")]]
+    line = ["-m", "pipeline.phases", str(out / "job.json")]
+    assert started == [(line, index, names) for index, names in enumerate(seen)]
 
 
-def test_a_child_process_refines_as_the_stage_itself_does(tmp_path):
-    experiment, inputs, out = stage(tmp_path, "rl.phases=[]", "rl.lora={r: 2}", "rl.keep=last")
-    rl.run(experiment, inputs, out)
+def test_phases_in_processes_of_their_own_refine_as_one_process_does(tmp_path):
+    experiment, inputs, out = stage(tmp_path, "rl.lora={r: 2}", "rl.keep=last")
+    assert rl.run(experiment, inputs, out)["steps"] == 3
+    assert json.loads((out / "job.json").read_text())["last"] == 1
     here, there = tiny_rl.weights(out / "model"), tmp_path / "there"
     there.mkdir()
-    refined = launch.launch(rl.job_of(experiment, inputs, there), "pipeline.phases", {})
-    assert refined["steps"] == 3
+    assert phases.run(rl.job_of(experiment, inputs, there))["steps"] == 3
     assert (here - tiny_rl.weights(there / "model")).abs().max() < 1e-6
+    assert [line["reward"] for line in tiny_rl.log(out)] == \
+        [line["reward"] for line in tiny_rl.log(there)]
     assert (out / "model/adapter/adapter_config.json").is_file()
     assert not (out / "model/adapter_config.json").exists()
 
@@ -98,6 +107,17 @@ def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
 def test_settings_that_cannot_run_are_refused_before_the_run(override, said):
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override])
     with pytest.raises(UserError, match=said):
+        rl.check(experiment)
+
+
+@pytest.mark.parametrize("override", [
+    "rl.trainer={use_vllm: true}", "rl.trainer={max_steps: 2}",
+    "rl.phases=[{until_step: 1}, {trainer: {use_vllm: true}}]"])
+def test_a_run_with_vllm_is_refused_before_it_starts_where_there_is_none(override, monkeypatch):
+    monkeypatch.setattr(rl, "has_vllm", lambda: False)
+    server = ["rl.server={}", "rl.server_gpus='1'"] if "2}" in override else []
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override, *server])
+    with pytest.raises(UserError, match=r"limbeck\[vllm\]"):
         rl.check(experiment)
 
 

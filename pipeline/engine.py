@@ -1,0 +1,55 @@
+"""The vLLM engine that samples for a trainer: its options, and whether it runs the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+FAR = 0.5
+"""Nats a token; rounding and kernels make up a hundredth, another model several."""
+
+
+@contextmanager
+def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
+    """While the block runs, TRL starts its colocated vLLM engine with `options` as well.
+
+    TRL 1.16 hands eleven of vllm.LLM's arguments through and no others (compilation_config, ...).
+    """
+    from trl.generation import vllm_generation
+
+    engine = getattr(vllm_generation, "LLM", None)
+    if engine is None or not options:
+        yield
+        return
+    vllm_generation.LLM = lambda **given: engine(**{**given, **options})
+    try:
+        yield
+    finally:
+        vllm_generation.LLM = engine
+
+
+def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
+    """Raise a UserError where the engine's log-probabilities of a rollout are not the trainer's.
+
+    `batch` is what TRL makes of a rollout: `sampling_per_token_logps` [rows, columns] are the
+    engine's. The mean of their distance is taken over the tokens of all processes.
+    """
+    mask, ours = batch["completion_mask"], batch.get("old_per_token_logps")
+    if ours is None:
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        with torch.no_grad():
+            ours, *_ = trainer._get_per_token_logps_and_entropies(
+                trainer.model, ids, torch.cat([batch["prompt_mask"], mask], 1), mask.shape[1],
+                trainer.args.per_device_train_batch_size)
+    distance = (ours - batch["sampling_per_token_logps"]).abs()[mask.bool()]
+    far = trainer.accelerator.gather(distance.nanmean()).nanmean().item()
+    if far > FAR:
+        raise UserError(
+            f"rl: vLLM and the trainer differ by {far:.2g} nats a token on the first completions, "
+            "so vLLM does not sample from the model that is trained; leave out engine options that "
+            "change it (runtime.vllm, rl.server), or set rl.trainer.use_vllm=false")
