@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace as NS
+
 import pytest
 import tiny_rl
 import torch
@@ -20,11 +22,20 @@ class Engine:
     def __init__(self, calls, model, temperature, max_completion_length, logprobs,
                  generation_kwargs, **given):
         self.calls, self.model, self.weights = calls, model, None
+        self.enable_sleep_mode = False
+        engine = NS(model_executor=NS(driver_worker=NS(model_runner=NS(model=self))))
+        self.llm = NS(llm_engine=engine, reset_prefix_cache=lambda: None)
         self.sampling = {"temperature": temperature, "max_tokens": max_completion_length}
         self.logprobs, self.generation_kwargs = logprobs, generation_kwargs or {}
 
+    def _iter_named_params(self):
+        return self.model.named_parameters()
+
     def sync_weights(self):
-        self.weights = [p.detach().clone() for p in self.model.parameters()]
+        self.load_weights(self._iter_named_params())
+
+    def load_weights(self, weights):
+        self.weights = [weight.detach().clone() for _, weight in weights]
 
     def generate(self, prompts, images, num_generations, profiler=None):
         fresh = all(map(torch.equal, self.weights, self.model.parameters()))
