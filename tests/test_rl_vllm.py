@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace as NS
+from types import SimpleNamespace
 
 import pytest
 import tiny_rl
@@ -23,8 +23,11 @@ class Engine:
                  generation_kwargs, **given):
         self.calls, self.model, self.weights = calls, model, None
         self.enable_sleep_mode = False
-        engine = NS(model_executor=NS(driver_worker=NS(model_runner=NS(model=self))))
-        self.llm = NS(llm_engine=engine, reset_prefix_cache=lambda: None)
+        engine: object = self
+        for name in ("model", "model_runner", "driver_worker", "model_executor", "llm_engine"):
+            engine = SimpleNamespace(**{name: engine})
+        self.llm = engine
+        self.llm.reset_prefix_cache = lambda: None
         self.sampling = {"temperature": temperature, "max_tokens": max_completion_length}
         self.logprobs, self.generation_kwargs = logprobs, generation_kwargs or {}
 
