@@ -36,6 +36,8 @@ class Alarms(Config):
     """Mean length over what it was at the start (of the phase), at most."""
     shorter: float | None = 0.25
     """Mean length over what it was at the start (of the phase), at least."""
+    falling: float | None = 0.2
+    """Share of its best mean that the reward may lose again."""
     hacking: float | None = 0.1
     """Gain in reward since the start that should show in held-out accuracy."""
 
@@ -77,6 +79,7 @@ def crossings(log: Log, limits: Alarms) -> dict[str, str]:
     ratio = last / first if first else math.nan
     for kind, sign, sentence in CHANGES:
         found[kind] = _beyond(ratio, getattr(limits, kind), sign, sentence)
+    found["falling"] = _falling(log, limits)
     found["hacking"] = _hacking(log, limits)
     return {kind: sentence for kind, sentence in found.items() if sentence}
 
@@ -96,6 +99,17 @@ def _ends(log: Log, key: str, window: int) -> tuple[float, float]:
 def _beyond(value: float, limit: float | None, sign: int, sentence: str) -> str:
     crossed = limit is not None and sign * value > sign * limit
     return sentence.format(value=value, limit=limit) if crossed else ""
+
+
+def _falling(log: Log, limits: Alarms) -> str:
+    """The reward loses again what it had: the policy breaks down."""
+    rewards, window = _values(log, "reward"), limits.window
+    means = [sum(rewards[end - window:end]) / window for end in range(window, len(rewards) + 1)]
+    best = max(means, default=0.0)
+    if limits.falling is None or best <= 0 or means[-1] >= (1 - limits.falling) * best:
+        return ""
+    return (f"the reward has fallen from {best:.3g} to {means[-1]:.3g} (by more than "
+            f"{limits.falling:.0%}); the policy is breaking down, so lower the learning rate")
 
 
 def _hacking(log: Log, limits: Alarms) -> str:

@@ -96,9 +96,14 @@ class CompactGRPOTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before or not self._order_is_free():
             return inputs
-        batches: Any = by_length(cast(Any, self._buffered_inputs))
+        batches: Any = dealt(cast(Any, self._buffered_inputs), self._without_padding())
         self._buffered_inputs = batches
         return batches[self._step % len(batches)]
+
+    def _without_padding(self) -> bool:
+        """Whether the model's attention knows samples laid end to end."""
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        return config._attn_implementation == attention.NAME
 
     def _order_is_free(self) -> bool:
         """Whether all that is generated at once is trained on at once, in one update."""
@@ -123,7 +128,7 @@ class CompactGRPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         if not images and self.compared and self._without_logprobs():
             if self.state.global_step != self._last_loaded_step:
-                self.vllm_generation.sync_weights()
+                sync_weights(self.vllm_generation)
                 self._last_loaded_step = self.state.global_step
             group = int(self.num_generations or 1)
             return self.vllm_generation.generate(prompt_ids, None, group)[1], None
@@ -142,9 +147,8 @@ class CompactGRPOTrainer(GRPOTrainer):
             logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
             compute_aux_loss: bool = False, **images: Any) -> tuple:
         """TRL's, without padding where the model's attention knows samples laid end to end."""
-        config: Any = self.accelerator.unwrap_model(model).config
         seen = any(value is not None for value in images.values())
-        if config._attn_implementation != attention.NAME or compute_aux_loss or seen:
+        if not self._without_padding() or compute_aux_loss or seen:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy,
                 compute_aux_loss, **images)
@@ -195,9 +199,24 @@ def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
-def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The micro-batches' rows dealt out again, shortest completions first.
+def sync_weights(generation: Any) -> None:
+    """VLLMGeneration.sync_weights of a colocated engine in one call, as vLLM loads a checkpoint.
 
+    TRL 1.16 makes one call a tensor, each of which walks the whole model.
+    """
+    if generation.enable_sleep_mode:
+        generation.sync_weights()
+        return
+    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.model.load_weights(generation._iter_named_params())
+    generation.llm.reset_prefix_cache()
+
+
+def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
+    """The micro-batches' rows dealt out again, as many to each as before.
+
+    In the order of their completions' lengths, so that little is padded; `mixed`, where nothing is
+    padded: to and fro, so that each gets about as many tokens and the largest needs least memory.
     Left as they are where anything but tensors is among them (images).
     """
     if any(isinstance(value, list) for value in batches[0].values()):
@@ -205,10 +224,14 @@ def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = {name: [batch[name] for batch in batches] for name in batches[0]}
     shared = {name for name, values in kept.items() if values[0] is None or values[0].ndim == 0}
     joined = {name: torch.cat(values) for name, values in kept.items() if name not in shared}
-    order = joined["completion_mask"].sum(1).argsort(stable=True)
-    dealt = {name: value[order].chunk(len(batches)) for name, value in joined.items()}
-    return [{**batch, **{name: parts[i] for name, parts in dealt.items()}}
-            for i, batch in enumerate(batches)]
+    lengths = joined["completion_mask"].sum(1) + mixed * joined["prompt_mask"].sum(1)
+    order = lengths.argsort(stable=True).view(len(batches), -1)
+    if mixed:
+        order = order.view(-1, len(batches))
+        order[1::2] = order[1::2].flip(1)
+        order = order.T
+    return [{**batch, **{name: value[rows] for name, value in joined.items()}}
+            for batch, rows in zip(batches, order, strict=True)]
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

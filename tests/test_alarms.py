@@ -25,6 +25,7 @@ TROUBLE = {
     "reward_std": lambda s: {"reward_std": 0.001},
     "longer": lambda s: {"completions/mean_length": 300 + s ** 2},
     "shorter": lambda s: {"completions/mean_length": 300 / s},
+    "falling": lambda s: {"reward": 3 / (10 + s)},
     "hacking": lambda s: {"heldout/accuracy": 0.3} if s % 10 == 0 else {},
 }
 

@@ -148,6 +148,23 @@ def test_rows_laid_end_to_end_leave_out_padding_and_come_back_in_place():
     assert back.tolist() == [[0, 0, 2, 3, 0], [5, 6, 7, 8, 9]]
 
 
+def test_without_padding_every_micro_batch_gets_about_as_many_tokens_and_each_row_once():
+    from pipeline.grpo import dealt
+
+    lengths = torch.randperm(48, generator=torch.Generator().manual_seed(1)) + 1
+    mask = (torch.arange(48) < lengths[:, None]).int()
+    batches = [{"completion_mask": rows, "prompt_mask": torch.ones(len(rows), 5), "names": names,
+                "num_items_in_batch": torch.tensor(9)}
+               for rows, names in zip(mask.chunk(6), torch.arange(48).chunk(6), strict=True)]
+    got = dealt(batches, True)
+    assert {len(batch["names"]) for batch in got} == {8}
+    assert sorted(torch.cat([batch["names"] for batch in got]).tolist()) == list(range(48))
+    tokens = [int(batch["completion_mask"].sum()) for batch in got]
+    assert max(tokens) - min(tokens) <= 6 < max(lengths[:8].sum(), lengths[8:16].sum()) / 8
+    for batch in got:
+        assert torch.equal(batch["completion_mask"].sum(1), lengths[batch["names"]])
+
+
 def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_path):
     made = trainer(tmp_path, even)
     assert made._order_is_free()

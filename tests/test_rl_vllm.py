@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_rl
 import torch
@@ -22,11 +24,23 @@ class Engine:
     def __init__(self, calls, model, temperature, max_completion_length, logprobs,
                  generation_kwargs, **given):
         self.calls, self.model, self.weights = calls, model, None
+        self.enable_sleep_mode = False
+        engine: object = self
+        for name in ("model", "model_runner", "driver_worker", "model_executor", "llm_engine"):
+            engine = SimpleNamespace(**{name: engine})
+        self.llm = engine
+        self.llm.reset_prefix_cache = lambda: None
         self.sampling = {"temperature": temperature, "max_tokens": max_completion_length}
         self.logprobs, self.generation_kwargs = logprobs, generation_kwargs or {}
 
+    def _iter_named_params(self):
+        return self.model.named_parameters()
+
     def sync_weights(self):
-        self.weights = [p.detach().clone() for p in self.model.parameters()]
+        self.load_weights(self._iter_named_params())
+
+    def load_weights(self, weights):
+        self.weights = [weight.detach().clone() for _, weight in weights]
 
     def generate(self, prompts, images, num_generations, profiler=None):
         fresh = all(map(torch.equal, self.weights, self.model.parameters()))
