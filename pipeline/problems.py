@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ def has_gold(row: dict[str, Any]) -> bool:
 def is_file(name: str) -> bool:
     """Whether `name` is meant as a local file rather than a hub id."""
     return Path(name).suffix in {".jsonl", ".parquet", ".json"}
+
+
+def short_names(sets: Sequence[str]) -> dict[str, str]:
+    """{name: its file's stem}, or the whole name where two of `sets` have the same stem."""
+    times = Counter(Path(name).stem for name in dict.fromkeys(sets))
+    return {name: stem if times[stem := Path(name).stem] == 1 else name for name in sets}
 
 
 def countdown_rows(seed: int) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.problems import Source, has_gold, is_file, load_rows
+from pipeline.problems import Source, has_gold, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
 
@@ -111,11 +111,11 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     from pipeline.decontaminate import Evaluation, contamination
 
     texts: dict[str, str] = {}
-    for name in config.decontaminate:
+    for name, short in short_names(config.decontaminate).items():
         named = Source(problems=name, split="test", problem_column=config.problem_column,
                        answer_column=config.problem_column)
-        rows = tables["heldout"] if name == "heldout" else load_rows(named, seed)
-        texts |= {f"{Path(name).stem}/{row['problem_id']}": row["problem"] for row in rows}
+        rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(named, seed))
+        texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),
                          share=config.overlap)
