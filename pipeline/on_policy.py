@@ -6,6 +6,7 @@ matrices that differ in padding only are cut to the same width (TRL refuses them
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,16 @@ class OnPolicyTrainer(Checked, DistillationTrainer):
 
 
 def prompts_of(rows: Rows) -> list[dict[str, Any]]:
-    """Each different prompt once: its token ids, and the first row that it is in."""
-    found: dict[tuple[int, ...], int] = {}
+    """Each different prompt once: its token ids, and the first row and problem that it is of."""
+    found: dict[tuple[int, ...], dict[str, Any]] = {}
     for row, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
-        ends = np.cumsum(rows.lengths[row])
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        ends = np.cumsum([0, *rows.lengths[row]])
+        for problem, (start, end) in zip(rows.problems[row], pairwise(ends), strict=True):
             first = int(np.argmax(labels[start:end] != IGNORED))
             if first > 1:                # a piece of a split trace begins without its prompt
-                found.setdefault(tuple(ids[start:start + first].tolist()), row)
-    return [{"prompt": list(prompt), "row": row} for prompt, row in found.items()]
+                found.setdefault(tuple(ids[start:start + first].tolist()),
+                                 {"row": row, "problem": problem})
+    return [{"prompt": list(prompt), **of} for prompt, of in found.items()]
 
 
 def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
@@ -64,7 +66,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
     args = arguments(job.sft, job.out, job.seed)
     away, prompts = held_out(rows, job.sft.held_out), prompts_of(rows)
-    watched = [prompt for prompt in prompts if prompt["row"] in away]
+    watched = [prompt for prompt in prompts if prompt["problem"] in away]
     if not watched:
         args.eval_strategy = "no"
     student = load_student(job.model, args)
@@ -73,7 +75,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = OnPolicyTrainer(
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
-        train_dataset=Dataset.from_list([p for p in prompts if p["row"] not in away]),
+        train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
         callbacks=[guard], peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer

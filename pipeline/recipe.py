@@ -126,8 +126,8 @@ class SftConfig(Config):
     lora: dict[str, Any] | None = None
     """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
     held_out: int = Field(default=64, ge=0)
-    """Rows kept from training to watch the loss on, whole problems, at most 2 % of all; 0: none.
-    With `on_policy` the loss is that at the student's answers to their prompts."""
+    """Rows, in blocks samples, kept from training to watch the loss on: whole problems, at most 2 %
+    of all; 0: none. With `on_policy` the loss is that at the student's answers to their prompts."""
     report_to: list[Literal["wandb", "trackio"]] = []
     """Trackers beside TensorBoard, which is always written."""
 

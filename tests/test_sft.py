@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,15 +168,55 @@ def test_a_row_whose_mask_is_all_zero_is_refused_by_name(tiny, tmp_path):
         read_rows(tmp_path / "rows.parquet")
 
 
-def test_held_out_rows_are_whole_problems_and_few(tiny):
+@pytest.fixture(scope="module")
+def spread(tiny, tmp_path_factory):
+    """The rows of `tiny` eight times, of 160 problems whose rows stand far apart."""
+    folder = tmp_path_factory.mktemp("spread")
+    rows = pl.concat([pl.read_parquet(tiny / "rows.parquet")] * 8).with_row_index()
+    rows.select(pl.format("p{}", pl.col("index") % 160).alias("problem_id"),
+                pl.col("index").cast(pl.Int64).alias("sample"), "input_ids",
+                "completion_mask").write_parquet(folder / "rows.parquet")
+    for name in ("model", "tokenizer"):
+        (folder / name).symlink_to(tiny / name)
+    return folder
+
+
+def problems_trained(trainer, dataset):
+    """Of each problem the trained tokens in the batches of `dataset`."""
+    rows, found = trainer.rows, Counter()
+    for example in dataset:
+        batch = trainer.data_collator([example])
+        bearing = (batch["labels"][0] != IGNORED).numpy()
+        index = example["row"]
+        of_token = np.repeat(rows.problems[index], rows.lengths[index])
+        found.update(of_token[bearing].tolist())
+        assert len(batch.get("target_rest", of_token[bearing])) == bearing.sum()
+    return found
+
+
+@pytest.mark.parametrize("per_block", [0, 1, 4, 7])
+def test_held_out_problems_are_not_trained_on_and_no_token_is_lost(spread, tmp_path, per_block):
+    folder = packed(spread, tmp_path, per_block) if per_block else spread
+    trainer, _, _ = sft.make_trainer(tiny_sft.job(folder, tmp_path / "out", {"held_out": 64}))
+    trained, watched = (problems_trained(trainer, part)
+                        for part in (trainer.train_dataset, trainer.eval_dataset))
+    assert len(watched) in (2, 3) and not trained.keys() & watched.keys()
+    assert len(trained) + len(watched) == 160
+    mask = pl.read_parquet(spread / "rows.parquet")["completion_mask"].explode()
+    assert trained.total() + watched.total() == mask.sum()
+
+
+def test_held_out_rows_are_whole_problems_and_few(tiny, spread, capsys):
     rows = read_rows(tiny / "rows.parquet")
-    many = rows.__class__(rows.ids * 4, rows.labels * 4, rows.lengths * 4, rows.names * 4,
-                          rows.problems * 4)
+    many = rows.__class__(*([*column, *column, *column, *column] for column in
+                            vars(rows).values()))
     away = held_out(many, 64)
-    assert len(away) == 4
-    assert not {many.problems[i] for i in away} & \
-        {many.problems[i] for i in range(len(many)) if i not in away}
-    assert held_out(rows, 0) == set()
+    assert len(away) == 1 and sum(p[0] in away for p in many.problems) == 4
+    assert held_out(rows, 0) == set() and not capsys.readouterr().err
+    large = [["large"]] * 60 + rows.problems
+    assert held_out(replace(rows, problems=large), 64).isdisjoint({"large"})
+    assert held_out(replace(rows, problems=[["large"]] * 60), 64) == set()
+    assert "no problem is held out" in capsys.readouterr().err
 
 
 def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
