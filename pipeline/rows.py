@@ -120,8 +120,8 @@ def held_out(rows: Rows, wanted: int) -> set[str]:
             taken.add(problem)
             room -= samples[problem]
     if wanted and not taken and is_first():
-        print(f"sft: no problem is held out to watch the loss on: each has more than {limit} of the "
-              f"{samples.total():,} rows (at most 2 %, and sft.held_out={wanted})", file=sys.stderr)
+        print(f"sft: no problem is held out to watch the loss on: each has more than {limit} of "
+              f"the {samples.total():,} rows (at most 2 %, and sft.held_out={wanted})", file=sys.stderr)
     return taken
 
 
