@@ -121,7 +121,7 @@ def held_out(rows: Rows, wanted: int) -> set[str]:
             room -= samples[problem]
     if wanted and not taken and is_first():
         print(f"sft: no problem is held out to watch the loss on: each has more than {limit} of "
-              f"the {samples.total():,} rows (at most 2 %, and sft.held_out={wanted})", file=sys.stderr)
+              f"the {samples.total():,} rows (sft.held_out, at most 2 % of them)", file=sys.stderr)
     return taken
 
 

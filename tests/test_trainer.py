@@ -101,7 +101,7 @@ def test_a_bad_loss_of_another_process_is_named_and_not_ones_own_rows(tiny, tmp_
 
 
 @pytest.mark.slow
-def test_of_two_processes_both_name_the_rows_of_the_one_whose_loss_is_bad(tiny, tmp_path,
+def test_of_two_processes_both_name_the_rows_of_the_one_whose_loss_is_bad(tiny, tmp_path, capfd,
                                                                           monkeypatch):
     (tmp_path / "poisoned.py").write_text(POISONED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
@@ -112,6 +112,7 @@ def test_of_two_processes_both_name_the_rows_of_the_one_whose_loss_is_bad(tiny, 
         launch.launch(job, "poisoned", tiny_sft.TWO)
     named = json.loads((tmp_path / "out/bad_batch.json").read_text())["rows"]
     assert named == [f"sum-{i}#0" for i in range(12, 16)]
+    assert "norm is" not in capfd.readouterr().err
 
 
 POISONED = """
