@@ -6,13 +6,14 @@ matrices that differ in padding only are cut to the same width (TRL refuses them
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from pipeline.checked import Checked
@@ -24,6 +25,8 @@ from pipeline.trainer import Guard, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}
+CUT_OFF = 0.5
+"""Share of a log's answers that reach the length limit above which the run says so, once."""
 
 
 def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
@@ -43,6 +46,27 @@ class OnPolicyTrainer(Checked, DistillationTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, None, dict]:
         return prompts, None, {}
+
+
+class LengthAlarm(TrainerCallback):
+    """Says once that most answers are cut off: what is never reached, the end, is not learnt."""
+
+    said = False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        share = (logs or {}).get("completions/clipped_ratio", 0.0)
+        if share > CUT_OFF and state.is_world_process_zero and not self.said:
+            self.said = True
+            print(f"sft: {share:.0%} of the student's answers at step {state.global_step} reach "
+                  f"sft.trainer.max_completion_length={args.max_completion_length}; raise it, or "
+                  "start from a student that ends its answers", file=sys.stderr)
+
+
+def longest_answer(rows: Rows) -> int:
+    """Trained tokens of the sample that has most of them."""
+    return max(int((part != IGNORED).sum())
+               for labels, lengths in zip(rows.labels, rows.lengths, strict=True)
+               for part in np.split(labels, np.cumsum(lengths)))
 
 
 def prompts_of(rows: Rows) -> list[dict[str, Any]]:
@@ -65,6 +89,8 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
     check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
     args = arguments(job.sft, job.out, job.seed)
+    if "max_completion_length" not in job.sft.trainer:  # TRL's own is 512, whatever the task
+        args.max_completion_length = longest_answer(rows)
     away, prompts = held_out(rows, job.sft.held_out), prompts_of(rows)
     watched = [prompt for prompt in prompts if prompt["problem"] in away]
     if not watched:
@@ -77,7 +103,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
         train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
-        callbacks=[guard], peft_config=lora_config(job.sft.lora, "sft.lora"))
+        callbacks=[guard, LengthAlarm()], peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 
 

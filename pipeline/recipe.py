@@ -102,6 +102,7 @@ class OnPolicyMethod(Config):
 
     GKD with every answer the student's own (arXiv 2306.13649), by TRL's DistillationTrainer:
     `sft.trainer` takes the names of its config (beta, temperature, max_completion_length, ...).
+    Unless it names a `max_completion_length`, answers may be as long as the rows' longest.
     """
 
     type: Literal["on_policy"] = "on_policy"
