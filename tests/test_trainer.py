@@ -30,9 +30,9 @@ def tiny(tmp_path_factory):
     return tiny_sft.build(tmp_path_factory.mktemp("tiny"))
 
 
-def run_with(tiny, out, sabotage, **trainer):
+def run_with(tiny, out, sabotage, sft=None, **trainer):
     """Train after `sabotage(trainer)`; the UserError that must come, and the folder."""
-    made, guard, tokenizer = make_trainer(tiny_sft.job(tiny, out, **trainer))
+    made, guard, tokenizer = make_trainer(tiny_sft.job(tiny, out, sft, **trainer))
     sabotage(made)
     with pytest.raises(UserError) as error:
         fit(made, guard, out, tokenizer)
@@ -168,6 +168,17 @@ def test_a_loss_of_exactly_zero_stops_the_run_at_the_first_step(tiny, tmp_path):
 
     message = run_with(tiny, tmp_path, sabotage, logging_steps=100)
     assert "exactly 0" in message and "step 1" in message
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def sabotage(trainer):
+        compute = trainer.compute_loss
+        trainer.compute_loss = lambda model, *a, **k: compute(model, *a, **k) * (
+            1.0 if model.training else float("nan"))
+
+    many = tiny_sft.build(tmp_path / "many", rows=56)
+    message = run_with(many, tmp_path / "out", sabotage, {"held_out": 1}, eval_steps=2)
+    assert "eval_loss is nan at step 2" in message
 
 
 def test_weights_that_became_infinite_are_not_saved(tiny, tmp_path):
