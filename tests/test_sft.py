@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from pipeline import attention, checkpoints, launch, sft
 from pipeline.errors import UserError
 from pipeline.recipe import SftConfig
 from pipeline.rows import IGNORED, Collator, held_out, read_rows
+from stages.sft import STAGE
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +312,18 @@ def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_pat
     assert lines[0][1:] == ["-m", "accelerate.commands.launch", "--config_file",
                             "configs/fsdp2.yaml", "--num_processes", "8", "--multi_gpu", "-m",
                             "pipeline.sft", str(tmp_path / "job.json")]
+
+
+def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, tmp_path,
+                                                                         monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "run", None)
+    options = {"num_processes": 8, "use_deepspeed": True}
+    runtime = SimpleNamespace(launch=options)
+    for work in (lambda: STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+                 lambda: launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options)):
+        with pytest.raises(UserError, match="pip install deepspeed"):
+            work()
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):
