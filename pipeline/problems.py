@@ -127,7 +127,8 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
         if row.get(column) is None and not (column == source.answer_column
                                             and source.answer_optional):
             raise UserError(f"row {index} of {source.problems} has no {column!r}; set "
-                            "prepare.problem_column and prepare.answer_column "
+                            "prepare.problem_column and prepare.answer_column, or for an "
+                            "evaluation set {problems: FILE, problem_column: NAME} "
                             f"(its columns: {', '.join(row)})")
     meta = row.get("meta") or {}
     return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index}")),

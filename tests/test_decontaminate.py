@@ -165,3 +165,16 @@ def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_pat
     found = benchmarks(*same_stem, problem_file(tmp_path / "other.jsonl", TINY))
     assert {name: rows[0]["problem"] for name, rows in found.items()} == {
         same_stem[0]: LONG, same_stem[1]: PIPES, "other": TINY}
+
+
+def test_an_evaluation_set_may_have_its_own_columns_and_is_named_once(tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question": LONG, "gold": "1"}))
+    train = problem_file(tmp_path / "train.jsonl", LONG, TINY)
+    entry = {"problems": str(other), "problem_column": "question"}
+    config = prepare.PrepareConfig(problems=train, decontaminate=[entry])
+    assert left_of(config) == ([TINY], {"other/other-0"})
+    experiment = SimpleNamespace(prepare=config)
+    assert prepare.STAGE.files(experiment) == (tmp_path / "train.jsonl", other)
+    with pytest.raises(UserError, match="twice"):
+        left_of(prepare.PrepareConfig(problems=train, decontaminate=[entry, str(other)]))
