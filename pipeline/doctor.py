@@ -27,12 +27,13 @@ class Check(NamedTuple):
     sentence: str
 
 
-def examine(model: str, chat_template: Path | None = None,
-            teacher: str | None = None) -> list[Check]:
+def examine(model: str, chat_template: Path | None = None, teacher: str | None = None,
+            problems: str | None = None) -> list[Check]:
     """Every check of `model` (folder or hub id), with `chat_template` in place of its own.
 
-    `teacher`, a folder or hub id, adds the comparison that learning from logits needs. Never
-    raises for a bad model: what fails is a check that is not ok.
+    `teacher`, a folder or hub id, adds the comparison that learning from logits needs; `problems`,
+    a file with the columns problem and answer, the check of its gold answers. Never raises for a
+    bad model: what fails is a check that is not ok.
     """
     try:
         tokenizer = chat.load_tokenizer(model, chat_template)
@@ -42,7 +43,8 @@ def examine(model: str, chat_template: Path | None = None,
     checks = [Check("tokenizer", True, f"{len(tokenizer):,} tokens and a chat template")]
     checks += [_run(name, check, tokenizer) for name, check in CHECKS.items()]
     checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size, model)]
-    return checks + ([_vocabularies(tokenizer, size, teacher)] if teacher else [])
+    checks += [_vocabularies(tokenizer, size, teacher)] if teacher else []
+    return checks + ([_run("gold answers", _golds, problems)] if problems else [])
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -55,9 +57,9 @@ def vocabulary_size(model: str) -> int | None:
         return None
 
 
-def _run(name: str, check: Callable[[Any], tuple[bool, str]], tokenizer: Any) -> Check:
+def _run(name: str, check: Callable[[Any], tuple[bool, str]], subject: Any) -> Check:
     try:
-        return Check(name, *check(tokenizer))
+        return Check(name, *check(subject))
     except UserError as error:
         return Check(name, False, str(error))
 
@@ -185,3 +187,16 @@ def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
     but = f", but {apart} added ones that one side alone has" if apart else ""
     return Check("teacher vocabulary", True, f"the same {len(tokenizer):,} tokens{but} (embeddings "
                  f"{size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
+
+
+def _golds(problems: str) -> tuple[bool, str]:
+    """Whether the judge takes every gold answer for right where it is given as the answer."""
+    from pipeline.problems import Source, load_rows
+    from pipeline.verify import Problem, check_gold
+
+    rows = load_rows(Source(problems=problems), 0)
+    bad = [row for row in rows if check_gold(Problem.from_row(row)).score != 1.0]
+    if not bad:
+        return True, f"all {len(rows):,} pass their own check"
+    return False, (f"{len(bad):,} of {len(rows):,} fail their own check, e.g. {bad[0]['answer']!r} "
+                   f"of problem {bad[0]['problem_id']!r}; mend them or set prepare.bad_gold=drop")

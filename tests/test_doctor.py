@@ -131,6 +131,18 @@ def test_the_doctor_says_of_added_tokens_what_the_logits_stage_says(tmp_path):
     assert found.name == "teacher vocabulary" and found.ok and "2 added" in found.sentence
 
 
+def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
+    folder, file = saved(tokenizer_of("qwen3"), tmp_path / "model"), tmp_path / "problems.jsonl"
+    for answers, ok, said in ((["42", "\\frac{1}{2}"], True, "all 2 pass"),
+                              (["42", "x = "], False, "1 of 2 fail")):
+        file.write_text("\n".join(json.dumps({"problem": "?", "answer": answer})
+                                  for answer in answers))
+        found = examine(folder, problems=str(file))[-1]
+        assert found.name == "gold answers" and found.ok == ok and said in found.sentence
+    found = examine(folder, problems=str(tmp_path / "absent.jsonl"))[-1]
+    assert not found.ok and "absent.jsonl does not exist" in found.sentence
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """Puts a server with a tokenizer and no model in the place of `vllm serve`."""
