@@ -229,7 +229,7 @@ def test_the_preview_counts_what_the_run_then_keeps_and_can_use_earlier_verdicts
 
 
 def test_kept_traces_that_are_not_correct_are_counted_and_said(artifacts, tmp_path):
-    inputs, rows, _ = artifacts
+    inputs, *_ = artifacts
     for keep, expected in (("0 < pass_rate < 1", True), ('verdict == "correct"', False)):
         out = tmp_path / str(expected)
         counts = stage.run(SimpleNamespace(filter=FilterConfig(keep=keep), runtime=RUNTIME),
