@@ -32,7 +32,11 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
         raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
                         "name a checkpoint folder or a hub id you can reach") from None
     if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"chat template {str(chat_template)!r} cannot be read ({error}); name "
+                            "one of prompts/chat_templates/ or a Jinja file") from None
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {str(model)!r} has no chat template; "
                         "set student.chat_template to one of prompts/chat_templates/")
@@ -45,7 +49,18 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
 
 def render_prompt(tokenizer: Any, messages: Messages) -> str:
     """The text a model is given before it answers `messages`."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return render(tokenizer, messages, add_generation_prompt=True)
+
+
+def render(tokenizer: Any, messages: Messages, **options: Any) -> str:
+    """The text of `messages` by the chat template; a UserError where that cannot render them."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    except TemplateError as error:
+        raise UserError(f"the chat template cannot render this conversation ({error}); set "
+                        "student.chat_template to one of prompts/chat_templates/") from None
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -93,7 +108,7 @@ def training_row(tokenizer: Any, messages: Messages, thinking: str | None,
     content = f"{OPEN}\n{tags['thinking']}\n{CLOSE}\n" if "thinking" in tags else ""
     prompt = render_prompt(tokenizer, guarded)
     spoken = {"role": "assistant", "content": content + tags["answer"]}
-    full = tokenizer.apply_chat_template([*guarded, spoken], tokenize=False)
+    full = render(tokenizer, [*guarded, spoken])
     if not full.startswith(prompt):
         raise UserError("the chat template's generation prompt is not the start of the "
                         "conversation it renders; set student.chat_template to one that keeps it")

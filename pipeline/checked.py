@@ -12,6 +12,7 @@ import json
 import math
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 
 from pipeline.rows import Rows
@@ -38,28 +39,35 @@ class Checked(Trainer):
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         losses = torch.stack([loss.float() for _, loss in self.step_losses]).tolist()
-        indices = [index for rows, _ in self.step_losses for index in rows]
-        bad = [index for (rows, _), loss in zip(self.step_losses, losses, strict=True)
-               if not math.isfinite(loss) for index in rows]
+        # The norm is of all processes together: who is to blame, only all their losses tell.
+        seen = gather_object([(rows, loss) for (rows, _), loss
+                              in zip(self.step_losses, losses, strict=True)])
         self.step_losses.clear()
+        indices = [index for rows, _ in seen for index in rows]
+        bad = [index for rows, loss in seen if not math.isfinite(loss) for index in rows]
         # With a loss scaler (fp16) a gradient that overflows is skipped, which is its purpose.
         scaled = getattr(self.accelerator, "scaler", None) is not None
         if bad:
             self._stop("the loss is not finite", bad)
         if not scaled and not math.isfinite(float(norm)):
             self._stop(f"the gradient's norm is {float(norm)}", indices)
-        if not any(losses):
+        if not any(loss for _, loss in seen):
             self._stop("the loss is exactly 0, so nothing is learned", indices)
         return norm
 
     def _stop(self, what: str, indices: list[int]) -> None:
-        """Stop before the weights change; all names go to bad_batch.json, the first to the user."""
+        """Stop this step; all names go to bad_batch.json, the first to the user.
+
+        DeepSpeed takes its step within the backward pass, so there the weights have changed.
+        """
         names = [self.rows.names[index] for index in indices]
         step = self.state.global_step + 1
         path = self.guard.log.parent / "bad_batch.json"
         path.write_text(json.dumps({"step": step, "what": what, "rows": names}), encoding="utf-8")
         more = f" and {len(names) - 16} more (bad_batch.json)" if len(names) > 16 else ""
+        when = "and that step not saved" if self.is_deepspeed_enabled else \
+            "before that step changed the weights"
         self.guard.stop(f"{what} at step {step}, on {', '.join(names[:16])}{more}; the run is "
-                        "stopped before that step changed the weights. Look at these rows, lower "
+                        f"stopped {when}. Look at these rows, lower "
                         "the learning rate, or train in float32 (sft.trainer.bf16=false) without "
                         "use_liger_kernel")

@@ -27,12 +27,13 @@ class Check(NamedTuple):
     sentence: str
 
 
-def examine(model: str, chat_template: Path | None = None,
-            teacher: str | None = None) -> list[Check]:
+def examine(model: str, chat_template: Path | None = None, teacher: str | None = None,
+            problems: str | None = None) -> list[Check]:
     """Every check of `model` (folder or hub id), with `chat_template` in place of its own.
 
-    `teacher`, a folder or hub id, adds the comparison that learning from logits needs. Never
-    raises for a bad model: what fails is a check that is not ok.
+    `teacher`, a folder or hub id, adds the comparison that learning from logits needs; `problems`,
+    a file with the columns problem and answer, the check of its gold answers. Never raises for a
+    bad model: what fails is a check that is not ok.
     """
     try:
         tokenizer = chat.load_tokenizer(model, chat_template)
@@ -41,8 +42,9 @@ def examine(model: str, chat_template: Path | None = None,
     size = vocabulary_size(model)
     checks = [Check("tokenizer", True, f"{len(tokenizer):,} tokens and a chat template")]
     checks += [_run(name, check, tokenizer) for name, check in CHECKS.items()]
-    checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size)]
-    return checks + ([_vocabularies(tokenizer, size, teacher)] if teacher else [])
+    checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size, model)]
+    checks += [_vocabularies(tokenizer, size, teacher)] if teacher else []
+    return checks + ([_run("gold answers", _golds, problems)] if problems else [])
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -55,9 +57,9 @@ def vocabulary_size(model: str) -> int | None:
         return None
 
 
-def _run(name: str, check: Callable[[Any], tuple[bool, str]], tokenizer: Any) -> Check:
+def _run(name: str, check: Callable[[Any], tuple[bool, str]], subject: Any) -> Check:
     try:
-        return Check(name, *check(tokenizer))
+        return Check(name, *check(subject))
     except UserError as error:
         return Check(name, False, str(error))
 
@@ -70,8 +72,7 @@ def _eos(tokenizer: Any) -> tuple[bool, str]:
     ids, mask = _row(tokenizer)
     trained = ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
     spoken = [*ASK, {"role": "assistant", "content": ANSWER}]
-    rendered = tokenizer.apply_chat_template(spoken, tokenize=False).rstrip()
-    if rendered.endswith(tokenizer.eos_token):
+    if chat.render(tokenizer, spoken).rstrip().endswith(tokenizer.eos_token):
         return trained, f"{tokenizer.eos_token!r} ends the assistant's turn and is trained"
     return trained, (f"the template does not end a turn in {tokenizer.eos_token!r}; it is added "
                      "to every row, so the student stops there")
@@ -87,8 +88,7 @@ def _pad(tokenizer: Any) -> tuple[bool, str]:
 def _prefix(tokenizer: Any) -> tuple[bool, str]:
     ids, _ = _row(tokenizer)
     prompt = chat.prompt_ids(tokenizer, ASK)
-    text = tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
-    same = ids[:len(prompt)] == prompt == chat.encode(tokenizer, text)
+    same = ids[:len(prompt)] == prompt == chat.encode(tokenizer, chat.render_prompt(tokenizer, ASK))
     return same, (f"the generation prompt ({len(prompt)} tokens) is the head of the training row"
                   if same else "the generation prompt is not the head of the training row; set "
                   "student.chat_template to one of prompts/chat_templates/")
@@ -143,6 +143,9 @@ def _eos_of_model(tokenizer: Any, model: str) -> Check:
         ends = GenerationConfig.from_pretrained(model).eos_token_id
     except (OSError, ValueError):
         return Check("generation config", True, "there is none; training writes one with the eos")
+    if ends is None:
+        return Check("generation config", False, "generation_config.json names no eos_token_id; "
+                     f"set it to {tokenizer.eos_token_id} there, or servers may run on")
     known = ends if isinstance(ends, list) else [ends]
     if tokenizer.eos_token_id in known:
         return Check("generation config", True, "servers stop at the trained end of turn")
@@ -151,7 +154,12 @@ def _eos_of_model(tokenizer: Any, model: str) -> Check:
                  f"{tokenizer.eos_token_id}; mend eos_token_id there, or servers run on")
 
 
-def _embeddings(tokenizer: Any, size: int | None) -> Check:
+def _embeddings(tokenizer: Any, size: int | None, model: str) -> Check:
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(model):
+        return Check("embeddings", False, "this is a LoRA adapter without its model; merge the two "
+                     "(peft's merge_and_unload) and name the folder of the whole")
     if size is None:
         return Check("embeddings", True, "no model configuration here, so nothing to compare")
     top = max(tokenizer.get_vocab().values())
@@ -162,20 +170,33 @@ def _embeddings(tokenizer: Any, size: int | None) -> Check:
 
 
 def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
-    """Learning from logits needs equal token ids; padding rows beyond them do not matter."""
+    """Learning from logits needs equal token ids, as the logits stage asks for them."""
     from transformers import AutoTokenizer
 
+    from pipeline.scorer import check_vocabulary
+
     try:
-        other = AutoTokenizer.from_pretrained(teacher).get_vocab()
+        other = AutoTokenizer.from_pretrained(teacher)
+        check_vocabulary(other, tokenizer, teacher)
     except (OSError, ValueError) as error:
         return Check("teacher vocabulary", False, f"no tokenizer for {teacher!r}: "
                      f"{str(error).splitlines()[0]}; name a folder or hub id you can reach")
-    mine = tokenizer.get_vocab()
-    shared = mine.keys() & other.keys()
-    moved = [token for token in shared if mine[token] != other[token]]
-    apart = sorted((mine.keys() ^ other.keys()) | set(moved))
-    if not apart:
-        return Check("teacher vocabulary", True, f"the same {len(mine):,} tokens (embeddings "
-                     f"{size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
-    return Check("teacher vocabulary", False, f"{len(apart):,} tokens differ, e.g. {apart[0]!r}; "
-                 "learn from the teacher's text (sft.method.type=sequence) instead of its logits")
+    except UserError as error:
+        return Check("teacher vocabulary", False, str(error))
+    apart = len(tokenizer.get_vocab().keys() ^ other.get_vocab().keys())
+    but = f", but {apart} added ones that one side alone has" if apart else ""
+    return Check("teacher vocabulary", True, f"the same {len(tokenizer):,} tokens{but} (embeddings "
+                 f"{size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
+
+
+def _golds(problems: str) -> tuple[bool, str]:
+    """Whether the judge takes every gold answer for right where it is given as the answer."""
+    from pipeline.problems import Source, load_rows
+    from pipeline.verify import Problem, check_gold
+
+    rows = load_rows(Source(problems=problems), 0)
+    bad = [row for row in rows if check_gold(Problem.from_row(row)).score != 1.0]
+    if not bad:
+        return True, f"all {len(rows):,} pass their own check"
+    return False, (f"{len(bad):,} of {len(rows):,} fail their own check, e.g. {bad[0]['answer']!r} "
+                   f"of problem {bad[0]['problem_id']!r}; mend them or set prepare.bad_gold=drop")

@@ -24,11 +24,11 @@ def compile_expression(text: str, columns: Iterable[str]) -> Any:
     """The polars expression that `text` means over `columns`; a UserError on anything else."""
     names = sorted(columns)
     try:
-        tree = ast.parse(text, mode="eval")
-        return _visit(tree.body, names)
+        return _visit(ast.parse(text.strip(), mode="eval").body, names)
     except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
         raise UserError(f"expression {text!r} cannot be read; use columns, constants, "
-                        "comparisons, and/or/not, in, + - * /") from None
+                        "comparisons, and/or/not, in, + - * /, but not None: where a value is "
+                        "missing a comparison does not hold") from None
     except KeyError as error:
         raise UserError(f"expression {text!r} names {error.args[0]!r}, which is no column; "
                         f"there are {', '.join(names)}") from None
@@ -37,7 +37,7 @@ def compile_expression(text: str, columns: Iterable[str]) -> Any:
 def names_in(text: str) -> set[str]:
     """The names that `text` mentions, without judging whether it is a valid expression."""
     try:
-        tree = ast.parse(text, mode="eval")
+        tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,13 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     return [sys.executable, *accelerate, *arguments]
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse runtime.launch where it needs a package that is not there."""
+    if options.get("use_deepspeed") and not find_spec("deepspeed"):
+        raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
+                        "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
+
+
 def run(line: list[str], environment: Mapping[str, str]) -> int:
     """The exit code of the process `line`; all it has started ends with it, or with this one."""
     with process_group(line, environment) as process:
@@ -49,6 +57,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
     runs the same command with its own machine_rank. A UserError repeats what a process complained
     of.
     """
+    check_options(options)
     path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
     for old in (failure, counts):

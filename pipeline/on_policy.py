@@ -6,12 +6,14 @@ matrices that differ in padding only are cut to the same width (TRL refuses them
 
 from __future__ import annotations
 
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from pipeline.checked import Checked
@@ -23,6 +25,8 @@ from pipeline.trainer import Guard, load_student, lora_config, trainer_arguments
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}
+CUT_OFF = 0.5
+"""Share of a log's answers that reach the length limit above which the run says so, once."""
 
 
 def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
@@ -44,16 +48,38 @@ class OnPolicyTrainer(Checked, DistillationTrainer):
         return prompts, None, {}
 
 
+class LengthAlarm(TrainerCallback):
+    """Says once that most answers are cut off: what is never reached, the end, is not learnt."""
+
+    said = False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        share = (logs or {}).get("completions/clipped_ratio", 0.0)
+        if share > CUT_OFF and state.is_world_process_zero and not self.said:
+            self.said = True
+            print(f"sft: {share:.0%} of the student's answers at step {state.global_step} reach "
+                  f"sft.trainer.max_completion_length={args.max_completion_length}; raise it, or "
+                  "start from a student that ends its answers", file=sys.stderr)
+
+
+def longest_answer(rows: Rows) -> int:
+    """Trained tokens of the sample that has most of them."""
+    return max(int((part != IGNORED).sum())
+               for labels, lengths in zip(rows.labels, rows.lengths, strict=True)
+               for part in np.split(labels, np.cumsum(lengths)))
+
+
 def prompts_of(rows: Rows) -> list[dict[str, Any]]:
-    """Each different prompt once: its token ids, and the first row that it is in."""
-    found: dict[tuple[int, ...], int] = {}
+    """Each different prompt once: its token ids, and the first row and problem that it is of."""
+    found: dict[tuple[int, ...], dict[str, Any]] = {}
     for row, (ids, labels) in enumerate(zip(rows.ids, rows.labels, strict=True)):
-        ends = np.cumsum(rows.lengths[row])
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        ends = np.cumsum([0, *rows.lengths[row]])
+        for problem, (start, end) in zip(rows.problems[row], pairwise(ends), strict=True):
             first = int(np.argmax(labels[start:end] != IGNORED))
             if first > 1:                # a piece of a split trace begins without its prompt
-                found.setdefault(tuple(ids[start:start + first].tolist()), row)
-    return [{"prompt": list(prompt), "row": row} for prompt, row in found.items()]
+                found.setdefault(tuple(ids[start:start + first].tolist()),
+                                 {"row": row, "problem": problem})
+    return [{"prompt": list(prompt), **of} for prompt, of in found.items()]
 
 
 def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
@@ -63,8 +89,10 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
     check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
     args = arguments(job.sft, job.out, job.seed)
+    if "max_completion_length" not in job.sft.trainer:  # TRL's own is 512, whatever the task
+        args.max_completion_length = longest_answer(rows)
     away, prompts = held_out(rows, job.sft.held_out), prompts_of(rows)
-    watched = [prompt for prompt in prompts if prompt["row"] in away]
+    watched = [prompt for prompt in prompts if prompt["problem"] in away]
     if not watched:
         args.eval_strategy = "no"
     student = load_student(job.model, args)
@@ -73,9 +101,9 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = OnPolicyTrainer(
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
-        train_dataset=Dataset.from_list([p for p in prompts if p["row"] not in away]),
+        train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
-        callbacks=[guard], peft_config=lora_config(job.sft.lora, "sft.lora"))
+        callbacks=[guard, LengthAlarm()], peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 
 

@@ -77,11 +77,13 @@ def refuse_wrong_mask(ids: list[int], mask: list[int], end: int, name: str) -> N
 def split(ids: list[int], mask: list[int], longest: int) -> Iterator[tuple[list[int], list[int]]]:
     """Stretches of at most `longest` tokens that follow each other; those untrained are left out.
 
-    All but the first begin within the trace, without its problem.
+    All but the first begin within the trace, without its problem, at the last token of the one
+    before: a row's first token is predicted by nothing, so it is trained where it came last.
     """
-    for start in range(0, len(ids), longest):
-        if any(mask[start:start + longest]):
-            yield ids[start:start + longest], mask[start:start + longest]
+    for start in range(0, len(ids) - 1, longest - 1):
+        trained = [0, *mask[start + 1:start + longest]]
+        if any(trained):
+            yield ids[start:start + longest], trained
 
 
 def block_tables(rows: Iterable[Row], block: int,

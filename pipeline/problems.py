@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ def has_gold(row: dict[str, Any]) -> bool:
 def is_file(name: str) -> bool:
     """Whether `name` is meant as a local file rather than a hub id."""
     return Path(name).suffix in {".jsonl", ".parquet", ".json"}
+
+
+def short_names(sets: Sequence[str]) -> dict[str, str]:
+    """{name: its file's stem}, or the whole name where two of `sets` have the same stem."""
+    times = Counter(Path(name).stem for name in dict.fromkeys(sets))
+    return {name: stem if times[stem := Path(name).stem] == 1 else name for name in sets}
 
 
 def countdown_rows(seed: int) -> list[dict[str, str]]:
@@ -119,7 +127,8 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
         if row.get(column) is None and not (column == source.answer_column
                                             and source.answer_optional):
             raise UserError(f"row {index} of {source.problems} has no {column!r}; set "
-                            "prepare.problem_column and prepare.answer_column "
+                            "prepare.problem_column and prepare.answer_column, or for an "
+                            "evaluation set {problems: FILE, problem_column: NAME} "
                             f"(its columns: {', '.join(row)})")
     meta = row.get("meta") or {}
     return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index}")),

@@ -102,6 +102,7 @@ class OnPolicyMethod(Config):
 
     GKD with every answer the student's own (arXiv 2306.13649), by TRL's DistillationTrainer:
     `sft.trainer` takes the names of its config (beta, temperature, max_completion_length, ...).
+    Unless it names a `max_completion_length`, answers may be as long as the rows' longest.
     """
 
     type: Literal["on_policy"] = "on_policy"
@@ -126,8 +127,8 @@ class SftConfig(Config):
     lora: dict[str, Any] | None = None
     """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
     held_out: int = Field(default=64, ge=0)
-    """Rows kept from training to watch the loss on, whole problems, at most 2 % of all; 0: none.
-    With `on_policy` the loss is that at the student's answers to their prompts."""
+    """Rows, in blocks samples, kept from training to watch the loss on: whole problems, at most 2 %
+    of all; 0: none. With `on_policy` the loss is that at the student's answers to their prompts."""
     report_to: list[Literal["wandb", "trackio"]] = []
     """Trackers beside TensorBoard, which is always written."""
 

@@ -6,7 +6,10 @@ with every sample); its names say which traces it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,19 +21,23 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.errors import UserError
+from pipeline.launch import is_first
 
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Token rows: ids, labels (`IGNORED` where no loss counts), sample lengths, trace names."""
+    """Token rows: ids, labels (`IGNORED` where no loss counts), sample lengths, trace names.
+
+    `problems` has those of every sample of a row.
+    """
 
     ids: list[np.ndarray]
     labels: list[np.ndarray]
     lengths: list[list[int]]
     names: list[str]
-    problems: list[str]
+    problems: list[list[str]]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +63,9 @@ def read_rows(path: Path) -> Rows:
     problems, samples = table["problem_id"].to_pylist(), table["sample"].to_pylist()
     names = [_name(problem, sample) for problem, sample in zip(problems, samples, strict=True)]
     labels = [_labels(*row) for row in zip(ids, masks, lengths, names, strict=True)]
-    return Rows(ids, labels, lengths, names, [str(problem) for problem in problems])
+    of_samples = [problem if isinstance(problem, list) else [str(problem)] * len(row)
+                  for problem, row in zip(problems, lengths, strict=True)]
+    return Rows(ids, labels, lengths, names, of_samples)
 
 
 def _arrays(table: pa.Table, column: str) -> list[np.ndarray]:
@@ -98,16 +107,21 @@ def _labels(ids: np.ndarray, mask: np.ndarray, lengths: list[int], name: str) ->
     return labels
 
 
-def held_out(rows: Rows, wanted: int) -> set[int]:
-    """Indices of at most `wanted` last rows, whole problems, no more than 2 % of all rows."""
-    limit, taken = min(wanted, len(rows) // 50), set[int]()
-    groups: dict[str, list[int]] = {}
-    for index, problem in enumerate(rows.problems):
-        groups.setdefault(problem, []).append(index)
-    for group in reversed(groups.values()):
-        if len(taken) + len(group) > limit:
-            break
-        taken |= set(group)
+def held_out(rows: Rows, wanted: int) -> set[str]:
+    """Problems with at most `wanted` samples together and no more than 2 % of all.
+
+    Taken by hash: in blocks the samples stand by length, so the last ones would be the short ones.
+    """
+    samples = Counter(problem for row in rows.problems for problem in row)
+    room = limit = min(wanted, samples.total() // 50)
+    taken: set[str] = set()
+    for problem in sorted(samples, key=lambda name: zlib.crc32(name.encode())):
+        if samples[problem] <= room:
+            taken.add(problem)
+            room -= samples[problem]
+    if wanted and not taken and is_first():
+        print(f"sft: no problem is held out to watch the loss on: each has more than {limit} of "
+              f"the {samples.total():,} rows (sft.held_out, at most 2 % of them)", file=sys.stderr)
     return taken
 
 
@@ -115,21 +129,38 @@ def held_out(rows: Rows, wanted: int) -> set[int]:
 class Collator:
     """Rows by index to a batch: right-padded, or laid end to end with restarting positions.
 
-    `targets(indices)` adds the teacher's distributions of those rows' trained tokens.
+    `targets(indices)` adds the teacher's distributions of those rows' trained tokens. Samples of
+    the problems `away` bear no loss, but where an example says that it is `watched`; there they
+    alone do.
     """
 
     rows: Rows
     pad_id: int
     flat: bool
     targets: Callable[[Sequence[int]], dict[str, torch.Tensor]] | None = None
+    away: Set[str] = frozenset()
 
-    def __call__(self, examples: Sequence[dict[str, int]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         indices = [example["row"] for example in examples]
+        labels = [self._labels(**example) for example in examples]
         lay = self._end_to_end if self.flat else self._padded
         extra = self.targets(indices) if self.targets else {}
-        return {**lay(indices), **extra, "rows": indices}
+        if extra and self.away:
+            bearing = torch.from_numpy(np.concatenate(
+                [part[self.rows.labels[i] != IGNORED] != IGNORED
+                 for i, part in zip(indices, labels, strict=True)]))
+            extra = {name: column[bearing] for name, column in extra.items()}
+        return {**lay(indices, labels), **extra, "rows": indices}
 
-    def _padded(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def _labels(self, row: int, watched: bool = False) -> np.ndarray:
+        labels = self.rows.labels[row]
+        if not self.away:
+            return labels
+        out = [problem in self.away for problem in self.rows.problems[row]]
+        return np.where(np.repeat(out, self.rows.lengths[row]) == watched, labels, IGNORED)
+
+    def _padded(self, indices: Sequence[int],
+                given: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
         longest = max(len(self.rows.ids[i]) for i in indices)
         shape = (len(indices), longest)
         ids, mask = torch.full(shape, self.pad_id), torch.zeros(shape, dtype=torch.long)
@@ -137,16 +168,15 @@ class Collator:
         for place, i in enumerate(indices):
             length = len(self.rows.ids[i])
             ids[place, :length] = torch.tensor(self.rows.ids[i])
-            labels[place, :length] = torch.tensor(self.rows.labels[i])
+            labels[place, :length] = torch.tensor(given[place])
             mask[place, :length] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def _end_to_end(self, indices: Sequence[int]) -> dict[str, Any]:
+    def _end_to_end(self, indices: Sequence[int], given: Sequence[np.ndarray]) -> dict[str, Any]:
         lengths = [length for i in indices for length in self.rows.lengths[i]]
         ids = np.concatenate([self.rows.ids[i] for i in indices])
-        labels = np.concatenate([self.rows.labels[i] for i in indices])
-        return {"input_ids": torch.tensor(ids)[None], "labels": torch.tensor(labels)[None],
-                **bounds(lengths)}
+        return {"input_ids": torch.tensor(ids)[None],
+                "labels": torch.tensor(np.concatenate(given))[None], **bounds(lengths)}
 
 
 def bounds(lengths: Sequence[int], device: Any = None) -> dict[str, Any]:

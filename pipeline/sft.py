@@ -145,19 +145,22 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
     args = arguments(job.sft, job.out, job.seed)
     objective, targets = method_of(job, rows, tokenizer)
-    collator = Collator(rows, tokenizer.pad_token_id, args.padding_free or rows.packed, targets)
+    away = held_out(rows, job.sft.held_out)
+    flat = args.padding_free or rows.packed
+    collator = Collator(rows, tokenizer.pad_token_id, flat, targets, away)
     args.padding_free = False
-    away = sorted(held_out(rows, job.sft.held_out))
     if not away:
         args.eval_strategy = "no"
-    kept = sorted(set(range(len(rows))) - set(away))
+    kept, watched = ([i for i, problems in enumerate(rows.problems)
+                      if any((problem in away) == out for problem in problems)]
+                     for out in (False, True))
     student = load_student(job.model, args)
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = StudentTrainer(
         rows=rows, guard=guard, objective=objective, model=student, args=args,
         train_dataset=Dataset.from_dict({"row": kept}), data_collator=collator,
-        eval_dataset=Dataset.from_dict({"row": away}) if away else None,
-        processing_class=tokenizer, callbacks=[guard, RisingLoss()],
+        eval_dataset=Dataset.from_list([{"row": i, "watched": True} for i in watched])
+        if away else None, processing_class=tokenizer, callbacks=[guard, RisingLoss()],
         peft_config=lora_config(job.sft.lora, "sft.lora"))
     return trainer, guard, tokenizer
 

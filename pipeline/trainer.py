@@ -118,7 +118,7 @@ class Guard(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         values = {key: float(value) for key, value in (logs or {}).items() if _is_number(value)}
-        for key in ("loss", "grad_norm"):
+        for key in ("loss", "grad_norm", "eval_loss"):
             if not math.isfinite(values.get(key, 0.0)):
                 self.stop(f"{key} is {values[key]} at step {state.global_step}; the run is stopped "
                           "and not saved. Lower the learning rate, or look at that step's rows")

@@ -25,7 +25,8 @@ class EvaluateConfig(Config):
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate."""
     benchmarks: list[str] = Field(default=["heldout"], min_length=1)
-    """`heldout` (prepare's), problem files, or hub ids; a file's stem names its column."""
+    """`heldout` (prepare's), problem files, or hub ids; a file's stem names its column, or
+    its whole name where another has the same stem."""
     samples: int = Field(default=4, ge=1)
     """k of avg@k, pass@k and maj@k."""
     limit: int | None = Field(default=None, ge=1)
@@ -67,16 +68,16 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """Problem rows of each benchmark, by its short name."""
     from pipeline import records
-    from pipeline.problems import load_rows
+    from pipeline.problems import load_rows, short_names
 
     config, out = experiment.evaluate, {}
-    for name in config.benchmarks:
+    for name, short in short_names(config.benchmarks).items():
         if name == "heldout":
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
             rows = table.to_dicts()
         else:
             rows = load_rows(Source(problems=name, split="test"), experiment.seed)
-        out[Path(name).stem] = rows[:config.limit]
+        out[short] = rows[:config.limit]
     return out
 
 

@@ -209,6 +209,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
     kept = decided.filter(decided["kept"])
     bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
     counts = {"traces": len(decided), "kept": len(kept),
+              "kept_not_correct": int((kept["verdict"] != "correct").sum()),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
               "verdicts": _times(gold["verdict"]),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
@@ -230,6 +231,8 @@ def _times(column: Any) -> dict[str, int]:
 def summary(counts: Counts) -> str:
     said = f"kept {counts['kept']:,} of {counts['traces']:,} traces " \
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
+    if wrong := counts.get("kept_not_correct"):
+        said += f"; {wrong:,} of these are not correct (filter.keep does not ask for it)"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")

@@ -135,5 +135,5 @@ def summary(counts: Counts) -> str:
 
 
 STAGE = Stage(
-    name="pack", run=run, needs=lambda e: ("prepare", "filter", "student"), version=2,
+    name="pack", run=run, needs=lambda e: ("prepare", "filter", "student"), version=3,
     files=lambda e: (prompt_path(e.generate.prompt),), summary=summary)

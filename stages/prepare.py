@@ -9,9 +9,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.problems import Source, has_gold, is_file, load_rows
+from pipeline.problems import Source, has_gold, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
+
+
+class EvaluationSet(Source):
+    """An evaluation set whose columns, subset or split are not the training set's."""
+
+    split: str = "test"
+    """Split of a hub data set."""
 
 
 class PrepareConfig(Source):
@@ -21,9 +28,10 @@ class PrepareConfig(Source):
     """Problems kept out of training, for evaluation."""
     bad_gold: Literal["stop", "drop"] = "stop"
     """What to do with a gold answer that fails its own check."""
-    decontaminate: list[str] = []
+    decontaminate: list[str | EvaluationSet] = []
     """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
-    test split). A shared run of eight words, a short problem whole, or a similar text counts."""
+    test split), or {problems: openai/gsm8k, subset: main, problem_column: question}. A shared run
+    of eight words, a short problem whole, or a similar text counts."""
     overlap: float = Field(default=0.0, ge=0, le=1)
     """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1.
     Raise it for problems made from a template."""
@@ -111,22 +119,35 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     from pipeline.decontaminate import Evaluation, contamination
 
     texts: dict[str, str] = {}
-    for name in config.decontaminate:
-        named = Source(problems=name, split="test", problem_column=config.problem_column,
-                       answer_column=config.problem_column)
-        rows = tables["heldout"] if name == "heldout" else load_rows(named, seed)
-        texts |= {f"{Path(name).stem}/{row['problem_id']}": row["problem"] for row in rows}
+    sets = _evaluation_sets(config)
+    for name, short in short_names(list(sets)).items():
+        rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(sets[name], seed))
+        texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),
                          share=config.overlap)
     gone = {hit.row for hit in hits}
     left = [row for index, row in enumerate(train) if index not in gone]
     if not left:
-        raise UserError(f"every training problem is in {', '.join(config.decontaminate)}; "
+        raise UserError(f"every training problem is in {', '.join(sets)}; "
                         "train on another set, or raise prepare.overlap")
     return left, [{"problem_id": train[hit.row]["problem_id"], "reason": hit.method,
                    "score": hit.score, "against": hit.against, "matched": hit.matched}
                   for hit in hits]
+
+
+def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
+    """prepare.decontaminate by name, each with its columns; answers are not read."""
+    sets: dict[str, EvaluationSet] = {}
+    for given in config.decontaminate:
+        one = given if isinstance(given, EvaluationSet) else \
+            EvaluationSet(problems=given, problem_column=config.problem_column)
+        name = "/".join(filter(None, (one.problems, one.subset)))
+        if name in sets:
+            raise UserError(f"prepare.decontaminate names {name} twice; name it once")
+        sets[name] = one.model_copy(update={"answer_column": one.problem_column,
+                                            "answer_pattern": None})
+    return sets
 
 
 def _write_removed(removed: list[dict], path: Path) -> None:
@@ -140,7 +161,8 @@ def _write_removed(removed: list[dict], path: Path) -> None:
 
 def files(experiment: Any) -> tuple[Path, ...]:
     """The local files that decide the outcome."""
-    named = (experiment.prepare.problems, *experiment.prepare.decontaminate)
+    config = experiment.prepare
+    named = (config.problems, *(one.problems for one in _evaluation_sets(config).values()))
     return tuple(Path(name) for name in named if is_file(name))
 
 

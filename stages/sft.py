@@ -31,8 +31,10 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 
 def check(experiment: Any) -> None:
+    from pipeline.launch import check_options
     from pipeline.sft import arguments
 
+    check_options(experiment.runtime.launch)
     arguments(experiment.sft, Path("unused"), experiment.seed)
 
 

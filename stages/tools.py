@@ -103,12 +103,14 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
                                                                    "the tokenizer's own.")] = None,
            teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
                                                             "model.")] = None,
+           problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
+                                                             "(problem, answer).")] = None,
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.doctor import examine
 
-    checks = examine(model, chat_template, teacher)
+    checks = examine(model, chat_template, teacher, problems)
     if vllm:
         from pipeline.doctor_vllm import examine_served
 

@@ -228,6 +228,18 @@ def test_the_preview_counts_what_the_run_then_keeps_and_can_use_earlier_verdicts
     assert stage.preview(experiment, {**inputs, "filter": tmp_path / "out"}).equals(table)
 
 
+def test_kept_traces_that_are_not_correct_are_counted_and_said(artifacts, tmp_path):
+    inputs, *_ = artifacts
+    for keep, expected in (("0 < pass_rate < 1", True), ('verdict == "correct"', False)):
+        out = tmp_path / str(expected)
+        counts = stage.run(SimpleNamespace(filter=FilterConfig(keep=keep), runtime=RUNTIME),
+                           inputs, out)
+        kept = records.read(records.Judged, out / "judged.parquet").filter("kept")
+        wrong = (kept["verdict"] == "wrong").sum()
+        assert counts["kept_not_correct"] == wrong and (wrong > 0) == expected
+        assert (f"; {wrong:,} of these are not correct" in stage.summary(counts)) == expected
+
+
 def test_a_damaged_table_is_one_sentence(artifacts, tmp_path):
     inputs, *_ = artifacts
     path = inputs["generate"] / "traces.parquet"

@@ -2,10 +2,14 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.decontaminate import Evaluation, contamination
+from pipeline.errors import UserError
+from pipeline.problems import load_rows
+from stages import evaluate, prepare
 
 LONG = ("The points $(9, -5)$ and $(-3, -1)$ are the endpoints of a diameter of a circle. "
         "What is the sum of the coordinates of the center of the circle?")
@@ -114,3 +118,63 @@ def test_what_is_dropped_unseen_is_compared_as_typed_and_what_is_reported_is_not
     hashes = [list(normal_words([text]).hashes) for text in (r"\left( \dfrac{1}{2} \right)",
                                                            r"(\frac{1}{2})")]
     assert hashes[0] == hashes[1]
+
+
+def problem_file(path, *texts, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps({"problem": text, "answer": "1", **more})
+                              for text in texts))
+    return str(path)
+
+
+@pytest.fixture
+def same_stem(tmp_path):
+    """Two evaluation sets whose files have the same name."""
+    return [problem_file(tmp_path / "a/test.jsonl", LONG),
+            problem_file(tmp_path / "b/test.jsonl", PIPES)]
+
+
+def left_of(config):
+    """(training problems left, what the removed ones are held against)."""
+    left, removed = prepare._decontaminate({"problems": load_rows(config, 0)}, config, 0)
+    return [row["problem"] for row in left], {hit["against"] for hit in removed}
+
+
+def test_evaluation_sets_whose_files_share_a_name_are_all_held_against_the_problems(
+        same_stem, tmp_path):
+    train = problem_file(tmp_path / "train.jsonl", LONG, PIPES, TINY)
+    config = prepare.PrepareConfig(problems=train, decontaminate=same_stem)
+    assert left_of(config) == ([TINY], {f"{name}/test-0" for name in same_stem})
+    alone = prepare.PrepareConfig(problems=train, decontaminate=same_stem[:1])
+    assert left_of(alone)[1] == {"test/test-0"}
+
+
+def test_an_evaluation_set_that_gives_two_problems_one_id_is_refused(tmp_path):
+    sets = [problem_file(tmp_path / "eval.jsonl", LONG, PIPES, id="x")]
+    config = prepare.PrepareConfig(problems=problem_file(tmp_path / "train.jsonl", TINY),
+                                   decontaminate=sets)
+    with pytest.raises(UserError, match="'x'; make ids unique"):
+        left_of(config)
+
+
+def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_path):
+    def benchmarks(*names):
+        config = evaluate.EvaluateConfig(benchmarks=list(names))
+        return evaluate._benchmarks(SimpleNamespace(evaluate=config, seed=0), {})
+
+    found = benchmarks(*same_stem, problem_file(tmp_path / "other.jsonl", TINY))
+    assert {name: rows[0]["problem"] for name, rows in found.items()} == {
+        same_stem[0]: LONG, same_stem[1]: PIPES, "other": TINY}
+
+
+def test_an_evaluation_set_may_have_its_own_columns_and_is_named_once(tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question": LONG, "gold": "1"}))
+    train = problem_file(tmp_path / "train.jsonl", LONG, TINY)
+    entry = {"problems": str(other), "problem_column": "question"}
+    config = prepare.PrepareConfig(problems=train, decontaminate=[entry])
+    assert left_of(config) == ([TINY], {"other/other-0"})
+    experiment = SimpleNamespace(prepare=config)
+    assert prepare.STAGE.files(experiment) == (tmp_path / "train.jsonl", other)
+    with pytest.raises(UserError, match="twice"):
+        left_of(prepare.PrepareConfig(problems=train, decontaminate=[entry, str(other)]))

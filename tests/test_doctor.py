@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from tokenizer_kinds import NAMES, TEMPLATES, tokenizer_of
+from tokenizers import AddedToken
 
 from pipeline import doctor_vllm
-from pipeline.doctor import examine
+from pipeline.chat import training_row
+from pipeline.doctor import ASK, examine
 from pipeline.doctor_vllm import examine_served
+from pipeline.errors import UserError
+from pipeline.scorer import check_vocabulary
 from tests.fault_server import Answer, FaultServer, completion
 
 
@@ -60,6 +64,26 @@ def test_no_tokenizer_no_template_and_no_end_of_turn_are_one_failed_check(tmp_pa
     assert failed(checks) == {"tokenizer"} and "chat template" in checks[0].sentence
 
 
+@pytest.mark.parametrize("template", [
+    "{{ raise_exception('Roles must alternate') }}", "{% for m in messages %}{{ m.content }",
+    "{{ messages[0].foo.bar }}"])
+def test_a_template_that_cannot_render_fails_every_check_of_it_with_the_remedy(template, tmp_path):
+    tokenizer = copy.deepcopy(tokenizer_of("qwen3"))
+    tokenizer.chat_template = template
+    checks = {check.name: check for check in examine(saved(tokenizer, tmp_path))}
+    for name in ("end of turn", "prefix", "mask", "thinking", "control tokens"):
+        assert not checks[name].ok and "student.chat_template" in checks[name].sentence
+    with pytest.raises(UserError, match="cannot render"):
+        training_row(tokenizer, ASK, None, "42")
+
+
+def test_a_chat_template_that_cannot_be_read_is_one_failed_check_that_names_it(tmp_path):
+    folder = saved(tokenizer_of("qwen3"), tmp_path)
+    for template in (tmp_path / "absent.jinja", tmp_path):
+        checks = examine(folder, template)
+        assert failed(checks) == {"tokenizer"} and str(template) in checks[0].sentence
+
+
 def test_a_model_with_too_few_embedding_rows_fails(tmp_path):
     tokenizer = tokenizer_of("qwen3")
     folder = saved(tokenizer, tmp_path, vocab_size=len(tokenizer) - 1)
@@ -73,6 +97,16 @@ def test_a_server_that_would_run_on_fails(tmp_path):
     folder = saved(tokenizer, tmp_path, vocab_size=len(tokenizer))
     GenerationConfig(eos_token_id=tokenizer.eos_token_id + 1).save_pretrained(folder)
     assert failed(examine(folder)) == {"generation config"}
+    (tmp_path / "generation_config.json").write_text('{"temperature": 1.0}')
+    found = {check.name: check for check in examine(folder)}["generation config"]
+    assert not found.ok and "names no eos_token_id" in found.sentence
+
+
+def test_an_adapter_without_its_model_fails(tmp_path):
+    folder = saved(tokenizer_of("qwen3"), tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    checks = examine(folder)
+    assert failed(checks) == {"embeddings"} and "merge" in checks[-1].sentence
 
 
 def test_a_teacher_with_padded_embeddings_shares_the_vocabulary_and_another_does_not(tmp_path):
@@ -84,6 +118,29 @@ def test_a_teacher_with_padded_embeddings_shares_the_vocabulary_and_another_does
     checks = examine(mine, teacher=saved(other, tmp_path / "other"))
     assert failed(checks) == {"teacher vocabulary"} and "sequence" in checks[-1].sentence
     assert failed(examine(mine, teacher=str(tmp_path / "nowhere"))) == {"teacher vocabulary"}
+
+
+def test_the_doctor_says_of_added_tokens_what_the_logits_stage_says(tmp_path):
+    student = tokenizer_of("qwen2_5")
+    teacher = copy.deepcopy(student)
+    teacher.add_tokens([AddedToken("<think>", normalized=False),
+                        AddedToken("</think>", normalized=False)])
+    one, two = saved(student, tmp_path / "one"), saved(teacher, tmp_path / "two")
+    check_vocabulary(teacher, student, two)
+    found = examine(one, teacher=two)[-1]
+    assert found.name == "teacher vocabulary" and found.ok and "2 added" in found.sentence
+
+
+def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
+    folder, file = saved(tokenizer_of("qwen3"), tmp_path / "model"), tmp_path / "problems.jsonl"
+    for answers, ok, said in ((["42", "\\frac{1}{2}"], True, "all 2 pass"),
+                              (["42", "x = "], False, "1 of 2 fail")):
+        file.write_text("\n".join(json.dumps({"problem": "?", "answer": answer})
+                                  for answer in answers))
+        found = examine(folder, problems=str(file))[-1]
+        assert found.name == "gold answers" and found.ok == ok and said in found.sentence
+    found = examine(folder, problems=str(tmp_path / "absent.jsonl"))[-1]
+    assert not found.ok and "absent.jsonl does not exist" in found.sentence
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ TABLE = pl.DataFrame({"verdict": ["correct", "wrong", "correct"], "tokens": [10,
     ("tokens in [10, 30]", [True, False, True]),
     ('verdict not in ("wrong",)', [True, False, True]),
     ("tokens / 2 - 5 >= 5", [False, True, True]),
+    ("  tokens > 15\n", [False, True, True]),
     ("-tokens < -15 or has_code", [False, True, True]), ("tokens != 20", [True, False, True])])
 def test_an_expression_means_what_python_would(text, expected):
     assert TABLE.select(compile_expression(text, TABLE.columns)).to_series().to_list() == expected
@@ -37,7 +38,8 @@ def test_anything_but_columns_constants_and_comparisons_is_refused(text):
 @pytest.mark.parametrize(("text", "says"), [
     ("tokens", "not true or false"), ("tokens > 'a'", "cannot be compared"),
     ("verdict > 3", "cannot be compared"), ("token > 3", "names 'token'"),
-    ("reason == ''", "names 'reason'")])
+    ("reason == ''", "names 'reason'"), ("difficulty is None", "not None: where a value is"),
+    ("difficulty == None", "not None: where a value is")])
 def test_a_wrong_type_or_name_is_found_before_any_row_is_read(text, says):
     with pytest.raises(UserError, match=says):
         check_expression(text, COLUMNS)
@@ -55,4 +57,4 @@ def test_no_text_gives_anything_but_an_expression_or_a_user_error(text):
 
 def test_the_names_of_an_expression_are_found():
     assert names_in("0 < pass_rate < 1 and not has_code") == {"pass_rate", "has_code"}
-    assert names_in("(") == set()
+    assert names_in(" tokens > 1") == {"tokens"} and names_in("(") == set()

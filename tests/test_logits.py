@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.logits import Scored, Targets, score_rows, trim
 from pipeline.recipe import LogitsConfig, SftJob
 from pipeline.rows import IGNORED, read_rows
 from pipeline.scorer import TransformersScorer, VllmScorer, check_vocabulary, make_scorer
+from tests.test_sft import packed
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,24 @@ def test_offline_with_many_outcomes_is_the_online_loss(tiny, teacher, stored, tm
     # Storage rounds log-probabilities to steps of about 0.03.
     assert math.isclose(found[0][0], found[1][0], rel_tol=5e-3)
     assert (found[0][1] - found[1][1]).abs().max() <= 0.05 * found[1][1].abs().max()
+
+
+def test_samples_of_a_block_that_are_held_out_take_their_distributions_with_them(tiny, teacher,
+                                                                                 tmp_path):
+    blocks = packed(tiny, tmp_path)
+    (tmp_path / "stored").mkdir()
+    score(blocks, teacher, tmp_path / "stored")
+    trainer, _, _ = sft.make_trainer(logits_job(blocks, tmp_path / "out", tmp_path / "stored"))
+    whole = trainer.data_collator([{"row": 0}])
+    apart = replace(trainer.data_collator, away={"sum-1"})
+    bearing = whole["labels"][0] != IGNORED
+    starts = torch.tensor(np.cumsum([0, *trainer.rows.lengths[0]]))
+    second = (torch.arange(len(bearing)) >= starts[1]) & (torch.arange(len(bearing)) < starts[2])
+    for watched in (False, True):
+        batch = apart([{"row": 0, "watched": watched}])
+        assert torch.equal(batch["labels"][0] != IGNORED, bearing & (second == watched))
+        assert torch.equal(batch["target_rest"], whole["target_rest"][second[bearing] == watched])
+        assert trainer.compute_loss(trainer.model, batch).isfinite()
 
 
 @pytest.mark.parametrize("source", ["offline", "online"])

@@ -79,6 +79,24 @@ def test_the_prompts_are_the_rows_own_tokens_once_each(tiny, tmp_path):
     assert len(prompts_of(rows)) == 31
 
 
+def test_answers_may_be_as_long_as_the_longest_row_unless_a_limit_is_given(tiny, teacher, tmp_path):
+    longest = max((labels != IGNORED).sum() for labels in read_rows(tiny / "rows.parquet").labels)
+    for folder in (tiny, packed(tiny, tmp_path)):
+        given = job(folder, tmp_path / "out", teacher)
+        del given.sft.trainer["max_completion_length"]
+        trainer, _, _ = sft.make_trainer(given)
+        assert trainer.max_completion_length == trainer.args.max_completion_length == longest
+        assert trainer.generation_config.max_new_tokens == longest
+    trainer, _, _ = sft.make_trainer(job(tiny, tmp_path / "out", teacher))
+    assert trainer.max_completion_length == 16
+
+
+def test_a_run_whose_answers_are_cut_off_says_so_once(tiny, teacher, tmp_path, capsys):
+    sft.train(job(tiny, tmp_path, teacher, max_completion_length=1))
+    said = capsys.readouterr().err
+    assert said.count("sft.trainer.max_completion_length=1;") == 1 and "at step 1 " in said
+
+
 def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, teacher, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
     wide = AutoModelForCausalLM.from_pretrained(teacher)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline import pack, records
 from pipeline.blocks import balance, best_fit, position_ids
 from pipeline.errors import UserError
 from pipeline.pack import Tally, block_tables, refuse_wrong_mask, table
+from pipeline.rows import IGNORED, read_rows
 from stages.pack import STAGE, PackConfig
 
 CHATS = {"p": [{"role": "user", "content": "What is 12 + 30?"}]}
@@ -66,10 +68,26 @@ def test_a_long_trace_is_split_when_asked_and_loses_no_token():
     whole, _ = token_rows(traces(["7 " * 16000]), tokenizer, 1 << 20)
     made, counts = token_rows(traces(["7 " * 16000]), tokenizer, 4096, "split")
     assert counts["too_long"] == 1 and counts["pieces"] == len(made) > 3
-    joined = [token for ids in made["input_ids"].to_list() for token in ids]
+    pieces = made["input_ids"].to_list()
+    assert all(one[-1] == two[0] for one, two in pairwise(pieces))
+    joined = pieces[0] + [token for ids in pieces[1:] for token in ids[1:]]
     assert joined == whole["input_ids"][0].to_list()
     assert max(map(len, made["input_ids"])) <= 4096
     assert counts["loss_tokens"] == sum(whole["completion_mask"][0])
+
+
+def test_every_piece_can_be_trained_on_and_each_trained_token_is_trained_once(tmp_path):
+    tokenizer = tokenizer_of("qwen3")
+    kept = traces(["7 " * 600])
+    whole, wanted = token_rows(kept, tokenizer, 1 << 20)
+    ids, size = whole["input_ids"][0].to_list(), wanted["longest"]
+    for longest in (size - 1, *range(size // 3 - 3, size // 3 + 3)):
+        made, counts = token_rows(kept, tokenizer, longest, "split")
+        made.write_parquet(tmp_path / "rows.parquet")
+        rows = read_rows(tmp_path / "rows.parquet")
+        trained = [token for labels in rows.labels for token in labels[labels != IGNORED].tolist()]
+        assert trained == ids[-wanted["loss_tokens"]:]
+        assert counts["loss_tokens"] == wanted["loss_tokens"]
 
 
 def test_a_trace_without_an_answer_makes_no_row_and_is_counted():

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 from made_run import SKILL, made_run
 
@@ -71,6 +72,18 @@ def test_every_trace_is_counted_as_kept_or_under_one_reason(tmp_path):
     assert traces["total"] == 400 == traces["kept"] + sum(traces["rejected"].values())
     bars = funnel(traces)
     assert bars[-2]["start"] == pytest.approx(bars[-1]["share"])  # the last reason ends at kept
+
+
+def test_each_reason_shows_the_first_trace_that_left_for_it_cut_short_and_escaped(tmp_path):
+    told, page, _ = made_report(tmp_path, thinking="<b>7-2=5</b>. " + "Wait, too low. " * 200)
+    shown = page[page.index("one rejected trace"):page.index("</details>")]
+    judged = pl.read_parquet(tmp_path / "filter-key/judged.parquet").rows(named=True)
+    for reason in told["traces"]["rejected"]:
+        first = next(row for row in judged if row["reason"] == reason)
+        card = shown[shown.index(f"<h3>{reason.replace('_', ' ')}</h3>"):].split("</article>")[0]
+        assert f"{first['problem_id']}#{first['sample']} " in card and len(card) < 1200
+        assert "&lt;b&gt;7-2=5" in card and "characters left out" in card
+    assert shown.count("<article") == len(told["traces"]["rejected"]) == 3
 
 
 def test_the_page_closes_every_tag_and_names_no_address(tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -18,6 +21,7 @@ from pipeline import attention, checkpoints, launch, sft
 from pipeline.errors import UserError
 from pipeline.recipe import SftConfig
 from pipeline.rows import IGNORED, Collator, held_out, read_rows
+from stages.sft import STAGE
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +170,55 @@ def test_a_row_whose_mask_is_all_zero_is_refused_by_name(tiny, tmp_path):
         read_rows(tmp_path / "rows.parquet")
 
 
-def test_held_out_rows_are_whole_problems_and_few(tiny):
+@pytest.fixture(scope="module")
+def spread(tiny, tmp_path_factory):
+    """The rows of `tiny` eight times, of 160 problems whose rows stand far apart."""
+    folder = tmp_path_factory.mktemp("spread")
+    rows = pl.concat([pl.read_parquet(tiny / "rows.parquet")] * 8).with_row_index()
+    rows.select(pl.format("p{}", pl.col("index") % 160).alias("problem_id"),
+                pl.col("index").cast(pl.Int64).alias("sample"), "input_ids",
+                "completion_mask").write_parquet(folder / "rows.parquet")
+    for name in ("model", "tokenizer"):
+        (folder / name).symlink_to(tiny / name)
+    return folder
+
+
+def problems_trained(trainer, dataset):
+    """Of each problem the trained tokens in the batches of `dataset`."""
+    rows, found = trainer.rows, Counter()
+    for example in dataset:
+        batch = trainer.data_collator([example])
+        bearing = (batch["labels"][0] != IGNORED).numpy()
+        index = example["row"]
+        of_token = np.repeat(rows.problems[index], rows.lengths[index])
+        found.update(of_token[bearing].tolist())
+        assert len(batch.get("target_rest", of_token[bearing])) == bearing.sum()
+    return found
+
+
+@pytest.mark.parametrize("per_block", [0, 1, 4, 7])
+def test_held_out_problems_are_not_trained_on_and_no_token_is_lost(spread, tmp_path, per_block):
+    folder = packed(spread, tmp_path, per_block) if per_block else spread
+    trainer, _, _ = sft.make_trainer(tiny_sft.job(folder, tmp_path / "out", {"held_out": 64}))
+    trained, watched = (problems_trained(trainer, part)
+                        for part in (trainer.train_dataset, trainer.eval_dataset))
+    assert len(watched) in (2, 3) and not trained.keys() & watched.keys()
+    assert len(trained) + len(watched) == 160
+    mask = pl.read_parquet(spread / "rows.parquet")["completion_mask"].explode()
+    assert trained.total() + watched.total() == mask.sum()
+
+
+def test_held_out_rows_are_whole_problems_and_few(tiny, spread, capsys):
     rows = read_rows(tiny / "rows.parquet")
-    many = rows.__class__(rows.ids * 4, rows.labels * 4, rows.lengths * 4, rows.names * 4,
-                          rows.problems * 4)
+    many = rows.__class__(*([*column, *column, *column, *column] for column in
+                            vars(rows).values()))
     away = held_out(many, 64)
-    assert len(away) == 4
-    assert not {many.problems[i] for i in away} & \
-        {many.problems[i] for i in range(len(many)) if i not in away}
-    assert held_out(rows, 0) == set()
+    assert len(away) == 1 and sum(p[0] in away for p in many.problems) == 4
+    assert held_out(rows, 0) == set() and not capsys.readouterr().err
+    large = [["large"]] * 60 + rows.problems
+    assert held_out(replace(rows, problems=large), 64).isdisjoint({"large"})
+    assert held_out(replace(rows, problems=[["large"]] * 60), 64) == set()
+    assert "no problem is held out" in capsys.readouterr().err
 
 
 def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
@@ -276,6 +320,18 @@ def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_pat
     assert lines[0][1:] == ["-m", "accelerate.commands.launch", "--config_file",
                             "configs/fsdp2.yaml", "--num_processes", "8", "--multi_gpu", "-m",
                             "pipeline.sft", str(tmp_path / "job.json")]
+
+
+def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, tmp_path,
+                                                                         monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "run", None)
+    options = {"num_processes": 8, "use_deepspeed": True}
+    runtime = SimpleNamespace(launch=options)
+    for work in (lambda: STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+                 lambda: launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options)):
+        with pytest.raises(UserError, match="pip install deepspeed"):
+            work()
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):

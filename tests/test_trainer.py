@@ -16,7 +16,7 @@ import tiny_sft
 import torch
 from safetensors.torch import load_file
 
-from pipeline import checkpoints
+from pipeline import checked, checkpoints, launch
 from pipeline.errors import UserError
 from pipeline.sft import make_trainer, train
 from pipeline.trainer import fit
@@ -30,9 +30,9 @@ def tiny(tmp_path_factory):
     return tiny_sft.build(tmp_path_factory.mktemp("tiny"))
 
 
-def run_with(tiny, out, sabotage, **trainer):
+def run_with(tiny, out, sabotage, sft=None, **trainer):
     """Train after `sabotage(trainer)`; the UserError that must come, and the folder."""
-    made, guard, tokenizer = make_trainer(tiny_sft.job(tiny, out, **trainer))
+    made, guard, tokenizer = make_trainer(tiny_sft.job(tiny, out, sft, **trainer))
     sabotage(made)
     with pytest.raises(UserError) as error:
         fit(made, guard, out, tokenizer)
@@ -88,6 +88,67 @@ def test_one_bad_micro_batch_of_a_step_is_named_alone(tiny, tmp_path):
     assert "step 1" in message and message.count("#0") == 2
 
 
+def test_a_bad_loss_of_another_process_is_named_and_not_ones_own_rows(tiny, tmp_path, monkeypatch):
+    seen = []
+
+    def of_two(mine):
+        seen.append(mine)
+        return mine if len(seen) < 3 else [*mine, ([40, 41], float("nan"))]
+
+    monkeypatch.setattr(checked, "gather_object", of_two)
+    message = run_with(tiny, tmp_path, lambda trainer: None)
+    assert "not finite at step 3, on sum-40#0, sum-41#0;" in message and len(seen[0][0][0]) == 8
+
+
+@pytest.mark.slow
+def test_of_two_processes_both_name_the_rows_of_the_one_whose_loss_is_bad(tiny, tmp_path, capfd,
+                                                                          monkeypatch):
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    job = tiny_sft.job(tiny, tmp_path / "out", train_sampling_strategy="sequential",
+                       per_device_train_batch_size=4)
+    with pytest.raises(UserError, match=r"step 2, on sum-12#0, sum-13#0, sum-14#0, sum-15#0;"):
+        launch.launch(job, "poisoned", tiny_sft.TWO)
+    named = json.loads((tmp_path / "out/bad_batch.json").read_text())["rows"]
+    assert named == [f"sum-{i}#0" for i in range(12, 16)]
+    assert "norm is" not in capfd.readouterr().err
+
+
+POISONED = """
+from pipeline import sft
+from pipeline.launch import launched
+from pipeline.recipe import SftJob
+
+real = sft.StudentTrainer.compute_loss
+
+
+def poisoned(self, model, inputs, *given, **more):
+    bad = 13 in inputs["rows"]
+    loss = real(self, model, inputs, *given, **more)
+    return loss * float("nan") if bad else loss
+
+
+sft.StudentTrainer.compute_loss = poisoned
+launched(SftJob, sft.train)
+"""
+
+
+def test_under_deepspeed_no_one_says_that_the_weights_are_as_before(tiny, tmp_path):
+    def sabotage(trainer):
+        at_step(trainer, 1, lambda output: output * float("nan"))
+        stop = trainer._stop
+
+        def under_deepspeed(*given):        # its engine is not needed to word the sentence
+            trainer.is_deepspeed_enabled = True
+            stop(*given)
+
+        trainer._stop = under_deepspeed
+
+    message = run_with(tiny, tmp_path, sabotage)
+    assert "before that step changed" not in message and "that step not saved" in message
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tiny, tmp_path):
     def sabotage(trainer):
         def poison(output):
@@ -107,6 +168,17 @@ def test_a_loss_of_exactly_zero_stops_the_run_at_the_first_step(tiny, tmp_path):
 
     message = run_with(tiny, tmp_path, sabotage, logging_steps=100)
     assert "exactly 0" in message and "step 1" in message
+
+
+def test_a_held_out_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def sabotage(trainer):
+        compute = trainer.compute_loss
+        trainer.compute_loss = lambda model, *a, **k: compute(model, *a, **k) * (
+            1.0 if model.training else float("nan"))
+
+    many = tiny_sft.build(tmp_path / "many", rows=56)
+    message = run_with(many, tmp_path / "out", sabotage, {"held_out": 1}, eval_steps=2)
+    assert "eval_loss is nan at step 2" in message
 
 
 def test_weights_that_became_infinite_are_not_saved(tiny, tmp_path):

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.report import plots
 from pipeline.report.numbers import curve, judged, read_lines, read_log
-from pipeline.report.samples import samples
+from pipeline.report.samples import rejected, samples
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teacher": "teacher"}
@@ -50,6 +50,7 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
         title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
         benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
         llm_share=llm_share(numbers),
+        rejected=rejected(inputs["filter"]) if "filter" in inputs else {},
         lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
         alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
         students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],

@@ -11,6 +11,8 @@ import polars as pl
 from pipeline.report.numbers import columns
 
 LONGEST = 20_000
+EXCERPT = 600
+"""Characters shown of a rejected trace."""
 
 
 def samples(inputs: Mapping[str, Path], models: Sequence[str]) -> list[dict[str, Any]]:
@@ -66,9 +68,23 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
             "answer": shorten(row["answer"] or "")}
 
 
-def shorten(text: str) -> str:
+def rejected(filtered: Path) -> dict[str, dict[str, Any]]:
+    """{reason: the first trace that was rejected for it, its text shortened}.
+
+    Each is read by its place, so that a table of any size costs little.
+    """
+    path = filtered / "judged.parquet"
+    table = columns(path, "kept", "reason").with_row_index()
+    first = table.filter(~pl.col("kept")).unique("reason", keep="first", maintain_order=True)
+    chosen = {reason: pl.scan_parquet(path).slice(index, 1).collect().row(0, named=True)
+              for index, _, reason in first.iter_rows()}
+    return {reason: {**row, "text": shorten("\n\n".join(filter(None, (
+        row["thinking"], row["answer"]))), EXCERPT)} for reason, row in chosen.items()}
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
     """Head and tail of a text too long to print, with how much is left out between."""
-    half = LONGEST // 2
-    if len(text) <= LONGEST:
+    half = longest // 2
+    if len(text) <= longest:
         return text
-    return f"{text[:half]}\n\n[… {len(text) - LONGEST:,} characters left out …]\n\n{text[-half:]}"
+    return f"{text[:half]}\n\n[… {len(text) - longest:,} characters left out …]\n\n{text[-half:]}"
