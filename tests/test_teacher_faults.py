@@ -334,3 +334,17 @@ def test_slots_shrink_on_refusal_and_rise_on_answers():
     pace.refused(None, sent)
     assert once == pace.slots < 64
     assert Bucket(None).wait(5) == 0
+
+
+@pytest.mark.parametrize("indices", [[1, 2, 3, 4], [0] * 4, [7, 7, 7, 7], [9, 3, -1, 10**9],
+                                     ["a", None, 0, 1]])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_choices_numbered_in_another_way_are_all_kept_and_asked_once(indices, samples, tmp_path):
+    def script(call):
+        body = json.loads(completion(*"abcd"[:call.body.get("n", 1)]))
+        for choice, index in zip(body["choices"], indices, strict=False):
+            choice["index"] = index
+        return Answer(json.dumps(body).encode())
+
+    _, traces, calls = ask(script, tmp_path, questions(1, samples), n=4, max_attempts=3)
+    assert len(calls) == 1 and sorted(traces["answer"]) == list("abcd"[:samples])

@@ -195,6 +195,12 @@ def test_probe_warns_of_thinking_that_does_not_arrive():
     assert found.dialect == "plain content"
 
 
+def test_probe_reads_an_endpoint_that_counts_choices_from_one():
+    body = completion("42", reasoning="17 and 25").replace(b'"index": 0', b'"index": 1')
+    with FaultServer(lambda call: Answer(body)).running() as url:
+        assert probe(TeacherRuntime(base_url=url), "m").answer == "42"
+
+
 def test_probe_of_a_dead_endpoint_is_one_sentence():
     with pytest.raises(UserError, match="base_url"):
         probe(TeacherRuntime(base_url="http://127.0.0.1:9/v1"), "m")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,17 +104,22 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
         raise DamagedError("a body without choices")
     whole: dict[int, Choice] = {}
     broken: dict[int, str] = {}
-    for position, raw in enumerate(choices):
+    for index, raw in zip(_indices(choices), choices, strict=True):
         try:
             refuse_error(raw)
-            index = raw.get("index")
-            index = index if isinstance(index, int) else position
             whole[index] = read_choice(raw, opened)
         except DamagedError as error:
-            broken[position] = str(error)
+            broken[index] = str(error)
     if not whole:
         raise DamagedError(next(iter(broken.values())))
     return Reply(whole, read_usage(body.get("usage")), str(body.get("model") or ""), broken)
+
+
+def _indices(choices: list[Any]) -> Iterable[int]:
+    """The index of each choice; their places where they are not told apart by whole numbers."""
+    given = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
+    sound = all(isinstance(index, int) for index in given) and len(set(given)) == len(given)
+    return given if sound else range(len(given))
 
 
 def refuse_error(body: Any) -> None:

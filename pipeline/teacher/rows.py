@@ -26,8 +26,11 @@ def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
     Tokens and dollars are shared out so that their sums are the bill: the prompt is counted with
     the first choice, the completion by length of text.
     """
-    given = [(job.samples[index], choice) for index, choice in sorted(reply.choices.items())
-             if 0 <= index < len(job.samples)]
+    choices = dict(sorted(reply.choices.items()))
+    if not choices.keys() <= set(range(len(job.samples))):
+        choices = dict(enumerate(choices.values()))      # an endpoint that counts from one, say
+    given = [(job.samples[index], choice) for index, choice in choices.items()
+             if index < len(job.samples)]
     lengths = [len(choice.thinking or "") + len(choice.answer) for _, choice in given]
     usage = reply.usage or Usage(completion=sum(lengths) // 4)
     tokens = _shares(usage.completion, lengths)
