@@ -348,3 +348,37 @@ def test_choices_numbered_in_another_way_are_all_kept_and_asked_once(indices, sa
 
     _, traces, calls = ask(script, tmp_path, questions(1, samples), n=4, max_attempts=3)
     assert len(calls) == 1 and sorted(traces["answer"]) == list("abcd"[:samples])
+
+
+def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
+    def event(index, text):
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": "stop"}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    def script(call):
+        if not call.number:
+            return sse(event(0, "first") + b'data: {"error": {"message": "x", "code": 502}}\n\n')
+        return sse(b"".join(event(i, "later") for i in range(call.body.get("n", 1))))
+
+    _, traces, calls = ask(script, tmp_path, questions(2, 2), n=2, stream=True, concurrency=1)
+    assert sorted(traces["answer"]) == ["first", "later", "later", "later"]
+    assert [call.body.get("n", 1) for call in calls] == [2, 1, 2] or \
+        [call.body.get("n", 1) for call in calls] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("part", ["model", "token", "error"])
+def test_a_lone_surrogate_anywhere_is_stored_with_a_question_mark(part, tmp_path):
+    body = json.loads(completion("42"))
+    if part == "model":
+        body["model"] = "m\ud800"
+    if part == "token":
+        body["choices"][0]["logprobs"] = {"content": [{"token": "\ud83d", "logprob": -0.5}]}
+    bad = {"error": {"message": "no \ud800", "code": 400}} if part == "error" else body
+
+    def script(call):
+        return Answer(json.dumps(bad).encode()) if call.question == "question 1" else GOOD
+
+    outcome, traces, calls = ask(script, tmp_path, questions(3),
+                                 sampling=Sampling(max_tokens=100, top_logprobs=1))
+    assert len(calls) == 3 and len(traces) == 3 - (part == "error")
+    assert outcome.reasons.total() == (part == "error") and "\ud800" not in str(outcome.reasons)

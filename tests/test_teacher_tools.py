@@ -239,6 +239,7 @@ def test_prices_are_read_matched_and_summed(tmp_path):
     assert price.cost(Usage(1000, 400, 300, 100)) == pytest.approx(
         (600 * 1 + 400 * 0.1 + 200 * 10 + 100 * 5) / 1e6)
     assert price.cost(Usage(usd=0.5)) == 0.5
+    assert price.cost(Usage(completion=50, reasoning=400)) == pytest.approx(400 * 5 / 1e6)
     assert price_of(OpenAITeacher(model="deepseek-reasoner"), TeacherRuntime()).output > 0
     assert price_of(OpenAITeacher(model="unheard-of"), TeacherRuntime()) is None
     assert PRICES.is_file()

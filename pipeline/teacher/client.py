@@ -121,7 +121,7 @@ class Client:
             status, reason = error.status, self.redact(str(error))
             raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
                           fatal=status in FATAL, refused=status in OVERLOADED,
-                          billed=status is None) from None
+                          billed=True) from None
 
     async def raw(self, body: dict[str, Any]) -> str:
         """The text that the endpoint sends for `body`, without the key."""
@@ -159,11 +159,13 @@ class Client:
                 text = (await response.aread()).decode("utf-8", "replace")
                 return read_body(self.redact(text), opened=assembler.opened)
             rest = b""
-            with contextlib.suppress(httpx2.HTTPError, aiohttp.ClientError):
+            try:
                 async for chunk in response.aiter_bytes():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         assembler.feed(self.redact(line.decode("utf-8", "replace")))
+            except (httpx2.HTTPError, aiohttp.ClientError):
+                assembler.broke = "the connection broke off"
         return assembler.reply()
 
     def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:

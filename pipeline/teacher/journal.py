@@ -25,9 +25,9 @@ class Journal:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole or not at all; OSError where the disk refuses it."""
-        text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         line = b"%08x %s\n" % (zlib.crc32(text), text)
-        self.rows.append(dict(row))      # first: stopped in between, it is in the next segment
+        self.rows.append(json.loads(text))   # first: stopped in between, it is in the next segment
         try:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "No space left on device", str(self.path))

@@ -37,8 +37,8 @@ class Price(Config):
             return usage.usd
         cached = self.input if self.cached_input is None else self.cached_input
         reasoning = self.output if self.reasoning is None else self.reasoning
-        return ((usage.prompt - usage.cached) * self.input + usage.cached * cached
-                + (usage.completion - usage.reasoning) * self.output
+        return (max(usage.prompt - usage.cached, 0) * self.input + usage.cached * cached
+                + max(usage.completion - usage.reasoning, 0) * self.output
                 + usage.reasoning * reasoning) / 1e6
 
     def batched(self) -> Price:

@@ -10,7 +10,7 @@ from pipeline.teacher.prices import Price
 from pipeline.teacher.reply import Choice, Reply, Usage
 from pipeline.teacher.request import Job, dump
 
-TOKEN_ID = re.compile(r"token_id:(\d+)")
+TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
 
 
 def asked_row(job: Job, sample: int, origin: str, sampling: Sampling) -> dict[str, Any]:
@@ -73,9 +73,9 @@ def pack_logprobs(choice: Choice, k: int | None) -> dict[str, list]:
     if all(TOKEN_ID.fullmatch(str(entry.get("token"))) for entry in choice.logprobs):
         kind, take = "ids", _token_id
     return {f"token_{kind}": [take(entry) for entry in choice.logprobs],
-            "token_logprobs": [entry.get("logprob") for entry in choice.logprobs],
+            "token_logprobs": [float(entry["logprob"]) for entry in choice.logprobs],
             f"top_{kind}": [take(top) for top in flat],
-            "top_logprobs": [top.get("logprob") for top in flat]}
+            "top_logprobs": [float(top["logprob"]) if top else None for top in flat]}
 
 
 def _token_id(entry: dict) -> int | None:
