@@ -382,3 +382,39 @@ def test_a_lone_surrogate_anywhere_is_stored_with_a_question_mark(part, tmp_path
                                  sampling=Sampling(max_tokens=100, top_logprobs=1))
     assert len(calls) == 3 and len(traces) == 3 - (part == "error")
     assert outcome.reasons.total() == (part == "error") and "\ud800" not in str(outcome.reasons)
+
+
+@pytest.mark.parametrize(("status", "refused"), [(400, {0}), (403, {0}), (403, {0, 1, 2, 3}),
+                                                 (400, set(range(25)))])
+def test_refused_problems_end_nothing_while_others_are_still_to_answer(status, refused, tmp_path):
+    def script(call):
+        if int(call.question.split()[1]) in refused:
+            return Answer(b'{"error": {"message": "content policy"}}', status)
+        return Answer(GOOD.body, delay=0.5)
+
+    samples = 24 if len(refused) == 1 else 1
+    outcome, traces, calls = ask(script, tmp_path, questions(40, samples), concurrency=100)
+    assert len(calls) == 40 * samples and outcome.failed == len(refused) * samples
+    assert len(traces) == (40 - len(refused)) * samples and outcome.stopped is None
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_run_that_asks_only_what_was_refused_before_goes_on_with_gaps(status, tmp_path):
+    def script(call):
+        poisoned = int(call.question.split()[1]) % 12 == 0
+        return Answer(b'{"error": "content policy"}', status) if poisoned else GOOD
+
+    for again in (False, True):
+        outcome, traces, _ = ask(script, tmp_path, questions(300), concurrency=4)
+        assert len(traces) == 275 and outcome.reused == 275 * again
+        assert 20 <= outcome.failed <= 25
+
+
+def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
+    def script(call):
+        answered = call.number < 4
+        return Answer(GOOD.body, delay=0.5) if answered else Answer(b"top up", 402)
+
+    outcome, traces, calls = ask(script, tmp_path, questions(100), concurrency=8)
+    assert len(traces) == 4 and len(calls) < 40
+    assert "top up the account" in outcome.stopped

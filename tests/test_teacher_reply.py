@@ -185,7 +185,7 @@ def test_any_part_replaced_by_junk_is_damage_or_an_answer_that_is_stored(junk, t
         {"token": "a", "logprob": value, "top_logprobs": [{"token": "a", "logprob": value}]}
         for value in (0, -0.5)]}
     body["usage"] |= {"cost": 0.25, "completion_tokens_details": {"reasoning_tokens": 3}}
-    job = Job("key", [], range(1))
+    job, teacher = Job("key", [], range(1)), OpenAITeacher(model="m")
     sampling, rows = Sampling(max_tokens=10, top_logprobs=2), []
     for path in list(nodes(body)):
         for make in (lambda tree: json.dumps(tree), lambda tree: f"data: {json.dumps(tree)}\n\n"):
@@ -199,7 +199,7 @@ def test_any_part_replaced_by_junk_is_damage_or_an_answer_that_is_stored(junk, t
             except DamagedError:
                 continue
             assert all(choice.thinking or choice.answer for choice in reply.choices.values())
-            (row,) = trace_rows(job, reply, Price(output=1), 0.5, OpenAITeacher(model="m"), sampling)
+            (row,) = trace_rows(job, reply, Price(output=1), 0.5, teacher, sampling)
             assert 0 <= row["cost_usd"] < 1e12
             rows.append(asked_row(job, len(rows), "", sampling) | row)
     with TraceStore(tmp_path) as store, store.writing():

@@ -32,8 +32,8 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
 
     `on_progress(steps, note=...)` is called as traces come in. One request's failure leaves
-    the others alone; a UserError is raised where none can succeed (no connection, a wrong key, an
-    unknown model) or where a batch on its way holds some of them.
+    the others alone. A UserError is raised where nothing ever came and nothing can (no connection,
+    a wrong key, an unknown model) or where a batch on its way holds some of them.
     """
     requests = list(requests)
     with store.writing():
@@ -62,7 +62,7 @@ class _Run:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        self.hope = Hope(teacher, runtime)
+        self.hope = Hope(teacher, runtime, self.outcome.reused)
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
         self.fresh = iter(planned)
@@ -96,6 +96,9 @@ class _Run:
     async def _next(self) -> Job | None:
         """The next job; None once there is none and none can come back."""
         while self.fatal is None and self.outcome.stopped is None:
+            if self.hope.lost is not None:       # an answer to what is in flight may restore it
+                await self._last_hope(self.hope.lost)
+                continue
             job = self.again.popleft() if self.again else next(self.fresh, None)
             if job is None and not self.tasks:
                 return None
@@ -106,6 +109,15 @@ class _Run:
             else:
                 return job
         return None
+
+    async def _last_hope(self, reason: str) -> None:
+        """Wait while attempts last; end the run where none is left."""
+        if self.pace.in_flight:
+            await self._one_ends()
+        elif self.hope.successes:
+            self.outcome.stopped = str(self.hope.sentence(reason))
+        else:
+            self.fatal = self.hope.sentence(reason)
 
     def _requeue(self, job: Job, samples: Iterable[int], n: int) -> None:
         self.again.extend(replace(job, samples=run) for run in runs(samples, n))
@@ -127,6 +139,8 @@ class _Run:
             raise
         if not self._going():
             self.pace.free()
+            self.budget.reserved -= worst
+            self.again.append(job)
             return
         task = asyncio.create_task(self._run(job, worst))
         self.tasks.add(task)
@@ -173,12 +187,12 @@ class _Run:
             self.outcome.unsure_usd += worst
         if error.refused:
             self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
-        if self.hope.attempt(error):
-            self._stop(str(error))
+        self.hope.attempt(job.key, error)
         if error.again and len(job.samples) > 1 and not self.client.honours_n:
             self._requeue(replace(job, attempts=0), job.samples, 1)
             return False
-        if error.again and job.attempts < self.runtime.max_attempts and self._going():
+        left = error.again and job.attempts < self.runtime.max_attempts
+        if left and self._going():
             wait = error.wait
             if wait is None:
                 wait = min(0.5 * 2 ** (job.attempts - 1), 30.0) * random.uniform(0.5, 1.0)
@@ -187,19 +201,14 @@ class _Run:
                 await self.pace.slot(self._expected(job), again=True)
                 self.outcome.retries += 1
                 return True
-        self._failed(job, str(error))
+        if left and self.hope.lost is not None:
+            self.again.append(job)               # goes on should hope return
+        else:
+            self._failed(job, str(error))
         return False
 
     def _going(self) -> bool:
-        return self.fatal is None and self.outcome.stopped is None
-
-    def _stop(self, reason: str) -> None:
-        """End the run: at once where nothing ever came, else when what is in flight has ended."""
-        if self.hope.successes:
-            self.outcome.stopped = self.outcome.stopped or reason
-        else:
-            self.fatal = self.fatal or self.hope.sentence(reason)
-        self.ended.set()
+        return self.fatal is None and self.outcome.stopped is None and self.hope.lost is None
 
     def _failed(self, job: Job, reason: str) -> None:
         """Record a job that failed for good, sample by sample."""
@@ -209,8 +218,7 @@ class _Run:
         for sample in job.samples:
             self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
                               | {"failure": reason[:300]})
-        if self.hope.request():
-            self._stop(f"{self.hope.failed} requests in a row failed, the last with {reason}")
+        self.hope.request(job.key, reason)
         self.display.show(len(job.samples), self.pace.in_flight)
 
     def _answered(self, job: Job, reply: Reply, seconds: float) -> None:

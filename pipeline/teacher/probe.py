@@ -68,7 +68,7 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
                 text = await client.raw(client.body(job))
                 reply = read_body(text)
         except AttemptError as error:
-            hope.attempt(error)
+            hope.attempt(job.key, error)
             raise hope.sentence(str(error)) from None
         _describe(found, text, reply)
         for name in ("requests", "tokens"):
