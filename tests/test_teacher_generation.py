@@ -1,6 +1,7 @@
 """Whole runs: killed and resumed, several at once, on a full disk, under a budget, with a key."""
 
 import base64
+import json
 import os
 import random
 import resource
@@ -316,3 +317,48 @@ def test_it_runs_in_a_thread_beside_a_running_loop(tmp_path):
     thread.start()
     thread.join(30)
     assert outcome and outcome[0].asked == 5
+
+
+def budgeted(tmp_path, script, count=40, max_usd=0.01, **runtime):
+    """(outcome, traces' cost, calls) of a run with a limit of 100 tokens at $10 a million."""
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    server = FaultServer(script)
+    with server.running() as url, TraceStore(tmp_path / "store") as store:
+        outcome = generate(requests(count), teacher=TEACHER, sampling=SAMPLING, store=store,
+                           runtime=TeacherRuntime(base_url=url, prices=tmp_path / "prices.yaml",
+                                                  max_usd=max_usd, **{"n": 1, "max_wait": 0.01,
+                                                                      **runtime}))
+        return outcome, store.spent(requests(count), TEACHER, SAMPLING), server.calls
+
+
+def unbilled(call):
+    """A hundred tokens that look like ten, without a word of what they cost."""
+    body = json.loads(completion("\u4e8c" * 40))
+    del body["usage"]
+    return Answer(json.dumps(body).encode())
+
+
+def erring(call):
+    """An upstream that dies, and bills, in every second answer."""
+    return Answer(b'{"error": {"message": "provider died", "code": 502}}') if call.number % 2 \
+        else Answer(completion("42", usage=(10, 100)))
+
+
+@pytest.mark.parametrize("script", [unbilled, erring])
+def test_a_ceiling_holds_where_the_bill_is_not_sent(script, tmp_path):
+    outcome, stored, calls = budgeted(tmp_path, script, concurrency=2)
+    assert "max_usd" in outcome.stopped and outcome.cost_usd == pytest.approx(stored)
+    assert len(calls) * (10 * 1 + 100 * 10) / 1e6 <= 0.01
+    assert outcome.cost_usd + outcome.unsure_usd <= 0.01 and outcome.unsure_usd > 0
+
+
+def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):
+    def script(call):
+        return Answer(completion("42", usage=(10, 90)))
+
+    first, spent, _ = budgeted(tmp_path, script)
+    again, total, calls = budgeted(tmp_path, script)
+    assert 0.008 < first.cost_usd == spent == total <= 0.01 and not calls
+    assert f"of which earlier runs spent ${spent:.2f}" in again.stopped
+    more, total, _ = budgeted(tmp_path, script, max_usd=0.02)
+    assert 0.018 < total <= 0.02 and more.cost_usd == pytest.approx(total - spent)

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import random
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -51,6 +52,11 @@ class AttemptError(Exception):
         super().__init__(reason)
         self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
         self.unreached, self.billed, self.wait = unreached, billed, wait
+
+    def pause(self, attempts: int, most: float) -> float:
+        """Seconds until the next attempt, after so many: as asked for, else doubling."""
+        doubling = min(0.5 * 2 ** (attempts - 1), 30.0) * random.uniform(0.5, 1.0)
+        return min(doubling if self.wait is None else self.wait, most)
 
 
 class Client:

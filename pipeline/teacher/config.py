@@ -143,7 +143,8 @@ class TeacherRuntime(Config):
     timeout: float = Field(default=1800.0, gt=0)
     """Longest time for one attempt in seconds."""
     max_usd: float | None = Field(default=None, gt=0)
-    """Stop before the run's cost passes this many dollars."""
+    """Stop before the traces asked for cost more dollars than this, earlier runs' answers to the
+    same requests included; attempts that were not answered count in the run that made them."""
     prices: Path | None = None
     """Price file; unset: configs/prices.yaml."""
     stream: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -43,7 +42,9 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         if missing:
             display = Display(outcome, on_progress)
             run = _Run(missing, teacher, sampling, runtime, store, display)
+            run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
+            outcome.unsure_usd = run.budget.unsure
             outcome.seconds = time.monotonic() - display.began
             outcome.notes += run.client.spread.notes()
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
@@ -127,8 +128,7 @@ class _Run:
         worst = self.budget.worst(job)
         while not self.budget.fits(worst):
             if not self.tasks:
-                self.outcome.stopped = (f"the next request might pass max_usd "
-                                        f"{self.runtime.max_usd:g}")
+                self.outcome.stopped = self.budget.sentence()
                 return
             await self._one_ends()
         self.budget.reserved += worst
@@ -184,7 +184,6 @@ class _Run:
         """Whether to attempt the job again; if so, after the wait, and with a slot."""
         if error.billed:
             self.budget.unsure += worst
-            self.outcome.unsure_usd += worst
         if error.refused:
             self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
         self.hope.attempt(job.key, error)
@@ -193,10 +192,7 @@ class _Run:
             return False
         left = error.again and job.attempts < self.runtime.max_attempts
         if left and self._going():
-            wait = error.wait
-            if wait is None:
-                wait = min(0.5 * 2 ** (job.attempts - 1), 30.0) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(min(wait, self.runtime.max_wait))
+            await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
             if self._going() and self.budget.fits(0.0):
                 await self.pace.slot(self._expected(job), again=True)
                 self.outcome.retries += 1
@@ -212,9 +208,7 @@ class _Run:
 
     def _failed(self, job: Job, reason: str) -> None:
         """Record a job that failed for good, sample by sample."""
-        self.outcome.asked += len(job.samples)
-        self.outcome.failed += len(job.samples)
-        self.outcome.reasons[reason[:160]] += len(job.samples)
+        self.outcome.fail(reason, len(job.samples))
         for sample in job.samples:
             self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
                               | {"failure": reason[:300]})
@@ -228,7 +222,7 @@ class _Run:
         for row in rows:
             self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
             self.outcome.count(row)
-            self.budget.spent += row["cost_usd"]
+        self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)
         self.pace.answered(seconds, longest)

@@ -119,7 +119,7 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
 
 def _indices(choices: list[Any]) -> Iterable[int]:
     """The index of each choice; their places where they are not told apart by whole numbers."""
-    given = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
+    given: list[Any] = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
     sound = all(isinstance(index, int) for index in given) and len(set(given)) == len(given)
     return given if sound else range(len(given))
 

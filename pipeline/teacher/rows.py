@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.teacher.config import Sampling, Teacher
 from pipeline.teacher.prices import Price
 from pipeline.teacher.reply import Choice, Reply, Usage
-from pipeline.teacher.request import Job, dump
+from pipeline.teacher.request import Job, dump, prompt_bound
 
 TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
 
@@ -24,7 +24,7 @@ def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
     """One row for each whole choice that was asked for.
 
     Tokens and dollars are shared out so that their sums are the bill: the prompt is counted with
-    the first choice, the completion by length of text.
+    the first choice, the completion by length of text. Without a bill a token is four characters.
     """
     choices = dict(sorted(reply.choices.items()))
     if not choices.keys() <= set(range(len(job.samples))):
@@ -32,7 +32,7 @@ def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
     given = [(job.samples[index], choice) for index, choice in choices.items()
              if index < len(job.samples)]
     lengths = [len(choice.thinking or "") + len(choice.answer) for _, choice in given]
-    usage = reply.usage or Usage(completion=sum(lengths) // 4)
+    usage = reply.usage or Usage(prompt_bound(job) // 4, completion=sum(lengths) // 4)
     tokens = _shares(usage.completion, lengths)
     cost = price.cost(usage)
     rows = []

@@ -26,7 +26,7 @@ TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "complete": pl.Boolean, "prompt_tokens": pl.Int64, "completion_tokens": pl.Int64,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
 INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
-         "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
+         "max_tokens": pl.Int64, "completion_tokens": pl.Int64, "cost_usd": pl.Float64}
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
@@ -62,6 +62,12 @@ class TraceStore:
                 .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
                 .sort(tokens.fill_null(tokens.mean()), "row", descending=[True, False]))
         return [requests[row] for row in rows["row"]]
+
+    def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
+        """Dollars that the answers to `requests` cost so far, those cut off included."""
+        wanted = self._wanted(list(requests), teacher, sampling)
+        given = self._index().join(wanted, on=["key", "sample"], how="semi")
+        return float(given["cost_usd"].sum())
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
