@@ -17,10 +17,18 @@ from urllib.parse import quote
 import pytest
 
 from pipeline import records
+from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.config import OpenAITeacher, Sampling, SolverTeacher, TeacherRuntime
+from pipeline.teacher.config import (
+    JudgeRuntime,
+    OpenAITeacher,
+    Sampling,
+    SolverTeacher,
+    TeacherRuntime,
+)
 from pipeline.teacher.server import serve
+from stages.graph import Experiment
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher_run import SAMPLING, TEACHER, requests
 
@@ -257,9 +265,23 @@ def test_a_key_comes_from_its_variable_a_file_or_its_hosts_variable(tmp_path, mo
         TeacherRuntime(base_url="http://x/v1", key_file=tmp_path / "none").api_key()
 
 
-def test_an_address_is_shown_without_its_password():
-    runtime = TeacherRuntime(base_url="https://me:secret@host:8443/v1?key=secret")
-    assert runtime.shown_url() == "https://host:8443/v1"
+@pytest.mark.parametrize("address", ["https://me:secret@host:8443/v1", "me:secret@host/v1",
+                                     "https://host/v1?key=secret", "https://secret@[host/v1"])
+@pytest.mark.parametrize("name", ["base_url", "mirrors"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(address, name):
+    value = f"{name}=[{address!r}]" if name == "mirrors" else f"{name}={address}"
+    with pytest.raises(UserError) as refusal:
+        load(Experiment, [ROOT / "configs/default.yaml"], [f"runtime.teacher.{value}"])
+    assert f"runtime.teacher.{name} holds a user name" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("address", ["api.deepseek.com/v1", "localhost:8000/v1", "ftp://host/v1",
+                                     "https:///v1", "http://host:port/v1", "http://host:99999/v1"])
+def test_what_is_no_address_is_refused_by_its_name(address):
+    with pytest.raises(UserError, match=r"runtime\.llm_judge\.base_url is .*no address"):
+        JudgeRuntime(base_url=address)
+    assert TeacherRuntime(base_url="http://[::1]:80/v1").shown_url() == "http://[::1]:80/v1"
 
 
 @pytest.mark.parametrize("stream", [False, True])
