@@ -208,7 +208,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
                      for where in (True, False))
     kept = decided.filter(decided["kept"])
     bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
-    counts = {"traces": len(decided), "kept": len(kept),
+    counts = {"traces": len(decided), "kept": len(kept), "traces_usd": decided["cost_usd"].sum(),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
               "verdicts": _times(gold["verdict"]),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
@@ -230,6 +230,8 @@ def _times(column: Any) -> dict[str, int]:
 def summary(counts: Counts) -> str:
     said = f"kept {counts['kept']:,} of {counts['traces']:,} traces " \
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
+    if usd := counts.get("traces_usd"):
+        said += f" for ${usd / max(counts['kept'], 1):,.4f} each"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")

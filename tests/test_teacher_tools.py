@@ -22,7 +22,7 @@ from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.prices import PRICES, Price, price_of
 from pipeline.teacher.probe import probe
 from pipeline.teacher.reply import Usage
-from stages import rl
+from stages import generate, rl
 from tests.fault_server import Answer, FaultServer, completion, stream
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
@@ -270,3 +270,10 @@ def test_a_line_a_minute_is_printed_where_no_terminal_is(capsys, monkeypatch):
     display.show(1, 2)
     display.show(1, 2)
     assert capsys.readouterr().err.count("teacher: 0 of 5") == 1 and len(seen) == 3
+
+
+def test_the_closing_line_says_what_may_have_been_billed_besides():
+    counts = dict.fromkeys(("traces", "asked", "reused", "failed", "cut_off"), 1)
+    assert "1 cut off, $2.00)" in generate.summary(counts | {"cost_usd": 2.0, "unsure_usd": 0.0})
+    assert "$2.00, up to $0.50 more for what came without a bill)" in generate.summary(
+        counts | {"cost_usd": 2.0, "unsure_usd": 0.5})
