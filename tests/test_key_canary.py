@@ -117,9 +117,10 @@ def settings(url, where):
                                 "per_device_train_batch_size": 2}},
              "evaluate": {"models": ["untrained", "teacher"], "samples": 1,
                           "sampling": {"max_tokens": 4}},
-             "runtime": {"judge_workers": 1, "teacher": {
+             "filter": {"llm_judge": {"model": "m"}},
+             "runtime": {"judge_workers": 1, **dict.fromkeys(("teacher", "llm_judge"), {
                  "base_url": url, "max_attempts": 2, "max_wait": 0.05,
-                 **({"key_file": "key"} if where == "file" else {})}}}
+                 **({"key_file": "key"} if where == "file" else {})})}}
     Path("mine.yaml").write_text(json.dumps(small))
     return ["-c", "mine.yaml"]
 
@@ -147,7 +148,8 @@ def commands(url, key_file):
     for command in (["generate"], ["estimate", "--pilot", "2"], ["preview"], ["config"]):
         yield [*command, "-c", "mine.yaml", "--debug"]
     yield from (probing, [*probing, "--debug"], ["doctor", str(Path("none").resolve())],
-                ["--help"], ["judge", "answers.jsonl"], ["generate", "--help"])
+                ["--help"], ["judge", "answers.jsonl"], ["generate", "--help"],
+                ["judge", "answers.jsonl", "--llm-url", url, "--llm-model", "m"])
 
 
 @pytest.mark.parametrize(("endpoint", "where"), [

@@ -133,6 +133,37 @@ def test_retry_after_is_obeyed_and_never_beyond_max_wait(tmp_path):
     assert 1.0 <= first < 1.5 <= second < 3.0
 
 
+def test_a_wait_longer_than_allowed_is_said_when_it_ends_the_run(tmp_path):
+    outcome, _, _ = ask(scripted(Answer(b"slow", 429, {"Retry-After": "3600"})), tmp_path,
+                        max_attempts=2)
+    assert "wants 3,600 s of waiting, beyond runtime.teacher.max_wait" in str(outcome)
+
+
+@pytest.mark.parametrize(("rates", "tokens", "seconds"), [
+    ({"rpm": 600, "tpm": None}, 500, 0.1), ({"rpm": None, "tpm": 60_000}, 500, 0.5),
+    ({"rpm": 600, "tpm": 60_000}, 500, 0.5), ({"rpm": 600, "tpm": 60_000}, 50, 0.1)])
+def test_the_stricter_of_requests_and_tokens_a_minute_is_used_to_95_percent(
+        rates, tokens, seconds, monkeypatch):
+    """By a clock that only sleeping moves, so that nothing else on the machine counts."""
+    now = [1000.0]
+
+    async def sleep(pause):
+        now[0] += pause
+
+    async def send(count):
+        for _ in range(count):
+            await pace.slot(tokens)
+            pace.free()
+
+    pace = Pace(8, 64, **rates)
+    monkeypatch.setattr("pipeline.teacher.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.teacher.pace.asyncio.sleep", sleep)
+    coroutine = send(1001)
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+    assert 0.95 <= 1000 * seconds / (now[0] - 1000) <= 1
+
+
 def test_retry_after_reads_seconds_milliseconds_and_dates():
     assert retry_after({"retry-after": "2.5"}) == 2.5
     assert retry_after({"retry-after-ms": "250"}) == 0.25

@@ -1,6 +1,7 @@
 """The trace store: nothing lost, nothing twice, no damage unnoticed."""
 
 import random
+import resource
 import time
 from pathlib import Path
 
@@ -234,9 +235,12 @@ def test_a_large_store_knows_what_is_missing(count, tmp_path):
                     for messages in chats[start:start + 5000] for sample in range(16)]
             store._write_segment((tmp_path / f"{start:06d}.journal").absolute(), part)
     wanted = [Request(f"p{i}", s, messages) for i, messages in enumerate(chats) for s in range(17)]
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     left = store.missing(wanted, TEACHER, sampling)
-    print(f"{count} stored: {time.monotonic() - began:.2f} s to know {len(left)} missing")
+    took = time.monotonic() - began
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(f"{count} stored: {took:.2f} s and {grown >> 20} MB more to know {len(left)} missing")
+    assert took < 60 and grown < 2 << 30
     assert len(left) == problems and {request.sample for request in left} == {16}
 
 

@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 from pipeline.recipe import RlJob
 from pipeline.serve import flags, gpu_count, rollout_server, vllm_server
 from pipeline.teacher import Request, TraceStore
-from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher import generate as ask
+from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.teacher.estimate import estimate
 from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.prices import PRICES, Price, price_of
@@ -231,7 +232,36 @@ def test_an_estimate_without_a_pilot_sends_nothing_and_with_one_is_near(tmp_path
         assert close.usd == pytest.approx(180 * 1000 * 10 / 1e6, rel=0.06)
         estimate(questions(200), **common)
         assert len(server.calls) == 20
+    assert close.prompt_tokens == 180 * 12
     assert any("180 traces" in line for line in close.lines())
+
+
+def test_an_estimate_keeps_to_rates_slots_and_what_the_endpoint_charged(tmp_path):
+    def script(call):
+        n = call.body.get("n", 1)
+        body = json.loads(completion(*["42"] * n, usage=(1000, 500 * n)))
+        body["usage"]["cost"] = 0.01 * n
+        return Answer(json.dumps(body).encode(), delay=0.1)
+
+    wanted = [Request(f"p{i}", s, [{"role": "user", "content": f"question {i}"}])
+              for i in range(50) for s in range(8)]
+    with FaultServer(script).running() as url, TraceStore(tmp_path) as store:
+        common = {"sampling": SAMPLING, "store": store}
+        runtime = TeacherRuntime(base_url=url, concurrency=4)
+        ask(wanted[:160], teacher=TEACHER, runtime=runtime, **common)
+
+        def found(teacher=TEACHER, **changes):
+            return estimate(wanted, teacher=teacher, pilot=0, **common,
+                            runtime=runtime.model_copy(update=changes))
+
+        assert found().usd == pytest.approx(240 * 0.01)
+        took = store.collect(wanted, TEACHER, SAMPLING)["seconds"].mean()
+        assert found().hours == pytest.approx(240 / 8 * took / 4 / 3600)
+        assert found(rpm=10).hours == pytest.approx(240 / 8 / 10 / 60)
+        assert found(tpm=1000).hours == pytest.approx(240 * (500 + 1000 / 8) / 1000 / 60)
+        local = VllmTeacher(model="m", vllm={"max_num_seqs": 64, "data_parallel_size": 1})
+        seconds = 100 / 40
+        assert found(local, concurrency=None).hours == pytest.approx(400 * seconds / 80 / 3600)
 
 
 def test_prices_are_read_matched_and_summed(tmp_path):

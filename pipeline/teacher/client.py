@@ -181,10 +181,12 @@ class Client:
         broke = "insufficient_quota" in text
         again = (status in AGAIN or status >= 500) and not broke \
             and response.headers.get("x-should-retry") != "false"
+        wait = retry_after(response.headers)
+        if (wait or 0) > self.runtime.max_wait:
+            text += f" (wants {wait:,.0f} s of waiting, beyond {self.runtime.where}.max_wait)"
         return AttemptError(f"HTTP {status}: {text}", again=again or self.adapts(body, text),
                             fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
-                            refused=status in OVERLOADED and again,
-                            wait=retry_after(response.headers))
+                            refused=status in OVERLOADED and again, wait=wait)
 
     def adapts(self, body: dict[str, Any], text: str) -> bool:
         """Whether `text` objects to a field that can be left out or renamed from now on."""
