@@ -271,6 +271,9 @@ def test_prices_are_read_matched_and_summed(tmp_path):
     assert price.cost(Usage(usd=0.5)) == 0.5
     assert price.cost(Usage(completion=50, reasoning=400)) == pytest.approx(400 * 5 / 1e6)
     assert price_of(OpenAITeacher(model="deepseek-reasoner"), TeacherRuntime()).output > 0
+    known = [price_of(OpenAITeacher(model=f"gpt-4.1{name}"), TeacherRuntime()).output
+             for name in ("", "-2025-04-14", "-mini", "-nano-2025-04-14")]
+    assert known == [8, 8, 1.6, 0.4]
     assert price_of(OpenAITeacher(model="unheard-of"), TeacherRuntime()) is None
     assert PRICES.is_file()
     (tmp_path / "p.yaml").write_text("m: {inputt: 1}")
