@@ -208,9 +208,9 @@ def _counts(decided: Any, problems: Any) -> Counts:
                      for where in (True, False))
     kept = decided.filter(decided["kept"])
     bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
-    counts = {"traces": len(decided), "kept": len(kept), "traces_usd": decided["cost_usd"].sum(),
+    counts = {"traces": len(decided), "kept": len(kept),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
-              "verdicts": _times(gold["verdict"]),
+              "verdicts": _times(gold["verdict"]), "traces_usd": decided["cost_usd"].sum(),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
               "kept_by_source": dict(kept["source"].value_counts().rows()),
               "problems_by_difficulty": {band: bands.get(band, 0) for band in (*BANDS, None)
@@ -230,15 +230,14 @@ def _times(column: Any) -> dict[str, int]:
 def summary(counts: Counts) -> str:
     said = f"kept {counts['kept']:,} of {counts['traces']:,} traces " \
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
-    if usd := counts.get("traces_usd"):
-        said += f" for ${usd / max(counts['kept'], 1):,.4f} each"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")
     if bare := counts.get("without_gold"):
         said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
                  f"majority answer ({bare['kept']:,} traces kept)")
-    return said
+    usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
+    return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")
 
 
 STAGE = Stage(

@@ -49,11 +49,12 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
         benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
-        kept_price=kept_price(numbers), llm_share=llm_share(numbers),
+        llm_share=llm_share(numbers),
         lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
         alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
         students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
-        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
+        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
+        kept_price=kept_price(numbers))
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -47,6 +47,8 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
             outcome.unsure_usd = run.budget.unsure
             outcome.seconds = time.monotonic() - display.began
             outcome.notes += run.client.spread.notes()
+            if outcome.asked == outcome.wanted:      # hope was lost after the last of them
+                outcome.stopped = None
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
                 raise run.hope.sentence(outcome.reasons.most_common(1)[0][0])
     return outcome
