@@ -91,4 +91,5 @@ def _counts(traces: pl.DataFrame, outcome: Any) -> dict[str, Any]:
             "prompt_tokens": int(traces["prompt_tokens"].sum()),
             "completion_tokens": int(traces["completion_tokens"].sum()),
             "cost_usd": float(traces["cost_usd"].sum()),
-            "spent_now_usd": outcome.cost_usd, "asking_seconds": round(outcome.seconds, 2)}
+            "spent_now_usd": outcome.cost_usd, "unsure_usd": outcome.unsure_usd,
+            "asking_seconds": round(outcome.seconds, 2)}

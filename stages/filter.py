@@ -211,7 +211,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
     counts = {"traces": len(decided), "kept": len(kept),
               "kept_not_correct": int((kept["verdict"] != "correct").sum()),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
-              "verdicts": _times(gold["verdict"]),
+              "verdicts": _times(gold["verdict"]), "traces_usd": decided["cost_usd"].sum(),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
               "kept_by_source": dict(kept["source"].value_counts().rows()),
               "problems_by_difficulty": {band: bands.get(band, 0) for band in (*BANDS, None)
@@ -239,7 +239,8 @@ def summary(counts: Counts) -> str:
     if bare := counts.get("without_gold"):
         said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
                  f"majority answer ({bare['kept']:,} traces kept)")
-    return said
+    usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
+    return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")
 
 
 STAGE = Stage(

@@ -54,6 +54,8 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 
 def summary(counts: Counts) -> str:
     money = f", ${counts['cost_usd']:.2f}" if counts["cost_usd"] else ""
+    if unsure := counts.get("unsure_usd"):
+        money += f", up to ${unsure:.2f} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
             f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
 

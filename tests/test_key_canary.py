@@ -147,13 +147,17 @@ def commands(url, key_file):
     for command in (["generate"], ["estimate", "--pilot", "2"], ["preview"], ["config"]):
         yield [*command, "-c", "mine.yaml", "--debug"]
     yield from (probing, [*probing, "--debug"], ["doctor", str(Path("none").resolve())],
-                ["--help"], ["judge", "answers.jsonl"], ["generate", "--help"])
+                ["--help"], ["judge", "answers.jsonl"], ["generate", "--help"],
+                *([] if key_file else [["judge", "answers.jsonl", "--llm-url", url, "--llm-model",
+                                        "m"]]))
 
 
 @pytest.mark.parametrize(("endpoint", "where"), [
     ("works", "file"), ("refuses", "environment"), ("garbles", "environment")])
 def test_no_command_shows_or_writes_the_key(endpoint, where, home, monkeypatch, capfd):
-    (home / "answers.jsonl").write_text('{"prediction": "1", "gold": "1"}\n')
+    answer = {"prediction": "\\text{it is a triangle with two sides alike}",
+              "gold": "the triangle is isosceles"}              # which the rules leave to a model
+    (home / "answers.jsonl").write_text(json.dumps(answer) + "\n")
     if where == "environment":
         monkeypatch.setenv("LIMBECK_API_KEY", CANARY)
     server = FaultServer(ENDPOINTS[endpoint])
@@ -165,6 +169,7 @@ def test_no_command_shows_or_writes_the_key(endpoint, where, home, monkeypatch, 
     assert all(call.headers["authorization"] == f"Bearer {CANARY}" for call in server.calls)
     assert_no_key(*seen, *written(home))
     assert bool(list(home.glob("data/artifacts/report-*/report.html"))) == (endpoint == "works")
+    assert where == "file" or any("answer 2" in call.question for call in server.calls)
     assert "[key]" in "".join(written(home)), "the endpoint was meant to say it back"
 
 

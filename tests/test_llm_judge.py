@@ -42,7 +42,7 @@ def inputs(tmp_path):
                "source": "s", "split": "problems", "meta": "{}"}
     rows = [{"problem_id": "p", "sample": i, "thinking": f"SECRET {i}",
              "answer": f"\\boxed{{\\text{{{text}}}}}", "finish_reason": "stop", "complete": True,
-             "prompt_tokens": 5, "completion_tokens": 40, "cost_usd": 0.0, "seconds": 0.1,
+             "prompt_tokens": 5, "completion_tokens": 40, "cost_usd": 0.5, "seconds": 0.1,
              "model": "m"} for i, text in enumerate((GOLD, OPEN, INJECTED))]
     folders = {"prepare": tmp_path / "prepare", "generate": tmp_path / "generate"}
     records.write(records.Problem, pl.DataFrame([problem]), folders["prepare"] / "problems.parquet")
@@ -63,7 +63,8 @@ def test_the_filter_asks_what_the_rules_leave_open_and_only_once(inputs, tmp_pat
     assert counts["llm_judge"]["asked"] == 2 and again["llm_judge"]["asked"] == 0
     assert counts["llm_judge"]["cost_usd"] == again["llm_judge"]["cost_usd"] > 0
     assert counts["llm_judge"]["share"] == pytest.approx(1 / 3)
-    assert "LLM judge decided 1" in stage.STAGE.summary(counts)
+    said = stage.STAGE.summary(counts)
+    assert "LLM judge decided 1" in said and said.endswith("; $0.7500 of teacher for each kept")
     told = llm_share({"stages": {"filter": {"counts": counts}}})
     assert "left 2 traces open; the LLM judge decided 1, 33.3" in told
     bars = funnel(trace_counts(judged_columns(tmp_path / "one")))

@@ -67,9 +67,10 @@ def test_numbers_keep_the_names_that_others_script_against(tmp_path):
 
 
 def test_every_trace_is_counted_as_kept_or_under_one_reason(tmp_path):
-    told, _, _ = made_report(tmp_path)
+    told, page, _ = made_report(tmp_path)
     traces = told["traces"]
     assert traces["total"] == 400 == traces["kept"] + sum(traces["rejected"].values())
+    assert f"All cost $4.00, ${4 / traces['kept']:.4f} for each one kept." in page
     bars = funnel(traces)
     assert bars[-2]["start"] == pytest.approx(bars[-1]["share"])  # the last reason ends at kept
 

@@ -254,7 +254,7 @@ def test_a_budget_counts_what_is_on_its_way_at_its_worst(asked):
         endpoint.ends = "completed"
         outcome, traces = asked(url, count=12, max_usd=0.0055)
         assert "max_usd" in outcome.stopped and len(traces) == 9 and endpoint.sent() == [10]
-        outcome, traces = asked(url, count=12, max_usd=0.006)
+        outcome, traces = asked(url, count=12, max_usd=0.008)
     assert endpoint.sent() == [10, 3] and len(traces) == 11 and outcome.stopped is None
 
 

@@ -133,6 +133,37 @@ def test_retry_after_is_obeyed_and_never_beyond_max_wait(tmp_path):
     assert 1.0 <= first < 1.5 <= second < 3.0
 
 
+def test_a_wait_longer_than_allowed_is_said_when_it_ends_the_run(tmp_path):
+    outcome, _, _ = ask(scripted(Answer(b"slow", 429, {"Retry-After": "3600"})), tmp_path,
+                        max_attempts=2)
+    assert "wants 3,600 s of waiting, beyond runtime.teacher.max_wait" in str(outcome)
+
+
+@pytest.mark.parametrize(("rates", "tokens", "seconds"), [
+    ({"rpm": 600, "tpm": None}, 500, 0.1), ({"rpm": None, "tpm": 60_000}, 500, 0.5),
+    ({"rpm": 600, "tpm": 60_000}, 500, 0.5), ({"rpm": 600, "tpm": 60_000}, 50, 0.1)])
+def test_the_stricter_of_requests_and_tokens_a_minute_is_used_to_95_percent(
+        rates, tokens, seconds, monkeypatch):
+    """By a clock that only sleeping moves, so that nothing else on the machine counts."""
+    now = [1000.0]
+
+    async def sleep(pause):
+        now[0] += pause
+
+    async def send(count):
+        for _ in range(count):
+            await pace.slot(tokens)
+            pace.free()
+
+    pace = Pace(8, 64, **rates)
+    monkeypatch.setattr("pipeline.teacher.pace.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pipeline.teacher.pace.asyncio.sleep", sleep)
+    coroutine = send(1001)
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+    assert 0.95 <= 1000 * seconds / (now[0] - 1000) <= 1
+
+
 def test_retry_after_reads_seconds_milliseconds_and_dates():
     assert retry_after({"retry-after": "2.5"}) == 2.5
     assert retry_after({"retry-after-ms": "250"}) == 0.25
@@ -334,3 +365,87 @@ def test_slots_shrink_on_refusal_and_rise_on_answers():
     pace.refused(None, sent)
     assert once == pace.slots < 64
     assert Bucket(None).wait(5) == 0
+
+
+@pytest.mark.parametrize("indices", [[1, 2, 3, 4], [0] * 4, [7, 7, 7, 7], [9, 3, -1, 10**9],
+                                     ["a", None, 0, 1]])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_choices_numbered_in_another_way_are_all_kept_and_asked_once(indices, samples, tmp_path):
+    def script(call):
+        body = json.loads(completion(*"abcd"[:call.body.get("n", 1)]))
+        for choice, index in zip(body["choices"], indices, strict=False):
+            choice["index"] = index
+        return Answer(json.dumps(body).encode())
+
+    _, traces, calls = ask(script, tmp_path, questions(1, samples), n=4, max_attempts=3)
+    assert len(calls) == 1 and sorted(traces["answer"]) == list("abcd"[:samples])
+
+
+def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
+    def event(index, text):
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": "stop"}
+        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+    def script(call):
+        if not call.number:
+            return sse(event(0, "first") + b'data: {"error": {"message": "x", "code": 502}}\n\n')
+        return sse(b"".join(event(i, "later") for i in range(call.body.get("n", 1))))
+
+    _, traces, calls = ask(script, tmp_path, questions(2, 2), n=2, stream=True, concurrency=1)
+    assert sorted(traces["answer"]) == ["first", "later", "later", "later"]
+    assert [call.body.get("n", 1) for call in calls] == [2, 1, 2] or \
+        [call.body.get("n", 1) for call in calls] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("part", ["model", "token", "error"])
+def test_a_lone_surrogate_anywhere_is_stored_with_a_question_mark(part, tmp_path):
+    body = json.loads(completion("42"))
+    if part == "model":
+        body["model"] = "m\ud800"
+    if part == "token":
+        body["choices"][0]["logprobs"] = {"content": [{"token": "\ud83d", "logprob": -0.5}]}
+    bad = {"error": {"message": "no \ud800", "code": 400}} if part == "error" else body
+
+    def script(call):
+        return Answer(json.dumps(bad).encode()) if call.question == "question 1" else GOOD
+
+    outcome, traces, calls = ask(script, tmp_path, questions(3),
+                                 sampling=Sampling(max_tokens=100, top_logprobs=1))
+    assert len(calls) == 3 and len(traces) == 3 - (part == "error")
+    assert outcome.reasons.total() == (part == "error") and "\ud800" not in str(outcome.reasons)
+
+
+@pytest.mark.parametrize(("status", "refused"), [(400, {0}), (403, {0}), (403, {0, 1, 2, 3}),
+                                                 (400, set(range(25)))])
+def test_refused_problems_end_nothing_while_others_are_still_to_answer(status, refused, tmp_path):
+    def script(call):
+        if int(call.question.split()[1]) in refused:
+            return Answer(b'{"error": {"message": "content policy"}}', status)
+        return Answer(GOOD.body, delay=0.5)
+
+    count, samples = (10, 24) if len(refused) == 1 else (40, 1)
+    outcome, traces, calls = ask(script, tmp_path, questions(count, samples), concurrency=100)
+    assert len(calls) == count * samples and outcome.failed == len(refused) * samples
+    assert len(traces) == (count - len(refused)) * samples and outcome.stopped is None
+
+
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_run_that_asks_only_what_was_refused_before_goes_on_with_gaps(status, tmp_path):
+    def script(call):
+        poisoned = int(call.question.split()[1]) % 12 == 0
+        return Answer(b'{"error": "content policy"}', status) if poisoned else GOOD
+
+    for again in (False, True):
+        outcome, traces, _ = ask(script, tmp_path, questions(300), concurrency=32)
+        assert len(traces) == 275 and outcome.reused == 275 * again
+        assert outcome.failed == 25 and outcome.stopped is None
+
+
+def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
+    def script(call):
+        answered = call.number < 4
+        return Answer(GOOD.body, delay=0.5) if answered else Answer(b"top up", 402)
+
+    outcome, traces, calls = ask(script, tmp_path, questions(100), concurrency=8)
+    assert len(traces) == 4 and len(calls) < 40
+    assert "top up the account" in outcome.stopped

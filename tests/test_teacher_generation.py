@@ -1,6 +1,7 @@
 """Whole runs: killed and resumed, several at once, on a full disk, under a budget, with a key."""
 
 import base64
+import json
 import os
 import random
 import resource
@@ -16,10 +17,18 @@ from urllib.parse import quote
 import pytest
 
 from pipeline import records
+from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.config import OpenAITeacher, Sampling, SolverTeacher, TeacherRuntime
+from pipeline.teacher.config import (
+    JudgeRuntime,
+    OpenAITeacher,
+    Sampling,
+    SolverTeacher,
+    TeacherRuntime,
+)
 from pipeline.teacher.server import serve
+from stages.graph import Experiment
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher_run import SAMPLING, TEACHER, requests
 
@@ -256,9 +265,23 @@ def test_a_key_comes_from_its_variable_a_file_or_its_hosts_variable(tmp_path, mo
         TeacherRuntime(base_url="http://x/v1", key_file=tmp_path / "none").api_key()
 
 
-def test_an_address_is_shown_without_its_password():
-    runtime = TeacherRuntime(base_url="https://me:secret@host:8443/v1?key=secret")
-    assert runtime.shown_url() == "https://host:8443/v1"
+@pytest.mark.parametrize("address", ["https://me:secret@host:8443/v1", "me:secret@host/v1",
+                                     "https://host/v1?key=secret", "https://secret@[host/v1"])
+@pytest.mark.parametrize("name", ["base_url", "mirrors"])
+def test_an_address_with_a_secret_is_refused_and_not_shown(address, name):
+    value = f"{name}=[{address!r}]" if name == "mirrors" else f"{name}={address}"
+    with pytest.raises(UserError) as refusal:
+        load(Experiment, [ROOT / "configs/default.yaml"], [f"runtime.teacher.{value}"])
+    assert f"runtime.teacher.{name} holds a user name" in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("address", ["api.deepseek.com/v1", "localhost:8000/v1", "ftp://host/v1",
+                                     "https:///v1", "http://host:port/v1", "http://host:99999/v1"])
+def test_what_is_no_address_is_refused_by_its_name(address):
+    with pytest.raises(UserError, match=r"runtime\.llm_judge\.base_url is .*no address"):
+        JudgeRuntime(base_url=address)
+    assert TeacherRuntime(base_url="http://[::1]:80/v1").shown_url() == "http://[::1]:80/v1"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -316,3 +339,48 @@ def test_it_runs_in_a_thread_beside_a_running_loop(tmp_path):
     thread.start()
     thread.join(30)
     assert outcome and outcome[0].asked == 5
+
+
+def budgeted(tmp_path, script, count=40, max_usd=0.01, **runtime):
+    """(outcome, traces' cost, calls) of a run with a limit of 100 tokens at $10 a million."""
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    server = FaultServer(script)
+    with server.running() as url, TraceStore(tmp_path / "store") as store:
+        outcome = generate(requests(count), teacher=TEACHER, sampling=SAMPLING, store=store,
+                           runtime=TeacherRuntime(base_url=url, prices=tmp_path / "prices.yaml",
+                                                  max_usd=max_usd, **{"n": 1, "max_wait": 0.01,
+                                                                      **runtime}))
+        return outcome, store.spent(requests(count), TEACHER, SAMPLING), server.calls
+
+
+def unbilled(call):
+    """A hundred tokens that look like ten, without a word of what they cost."""
+    body = json.loads(completion("\u4e8c" * 40))
+    del body["usage"]
+    return Answer(json.dumps(body).encode())
+
+
+def erring(call):
+    """An upstream that dies, and bills, in every second answer."""
+    return Answer(b'{"error": {"message": "provider died", "code": 502}}') if call.number % 2 \
+        else Answer(completion("42", usage=(10, 100)))
+
+
+@pytest.mark.parametrize("script", [unbilled, erring])
+def test_a_ceiling_holds_where_the_bill_is_not_sent(script, tmp_path):
+    outcome, stored, calls = budgeted(tmp_path, script, concurrency=2)
+    assert "max_usd" in outcome.stopped and outcome.cost_usd == pytest.approx(stored)
+    assert len(calls) * (10 * 1 + 100 * 10) / 1e6 <= 0.01
+    assert outcome.cost_usd + outcome.unsure_usd <= 0.01 and outcome.unsure_usd > 0
+
+
+def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):
+    def script(call):
+        return Answer(completion("42", usage=(10, 90)))
+
+    first, spent, _ = budgeted(tmp_path, script)
+    again, total, calls = budgeted(tmp_path, script)
+    assert 0.008 < first.cost_usd == spent == total <= 0.01 and not calls
+    assert f"of which earlier runs spent ${spent:.2f}" in again.stopped
+    more, total, _ = budgeted(tmp_path, script, max_usd=0.02)
+    assert 0.018 < total <= 0.02 and more.cost_usd == pytest.approx(total - spent)

@@ -5,9 +5,12 @@ import json
 
 import pytest
 
-from pipeline.teacher.config import Sampling
+from pipeline.teacher.config import OpenAITeacher, Sampling
+from pipeline.teacher.prices import Price
 from pipeline.teacher.reply import Choice, DamagedError, Usage, read_body, read_usage
-from pipeline.teacher.rows import pack_logprobs
+from pipeline.teacher.request import Job
+from pipeline.teacher.rows import asked_row, pack_logprobs, trace_rows
+from pipeline.teacher.store import TraceStore
 
 THINKING, ANSWER = "Six times seven.\nThat is 42.", "The answer is \\boxed{42}."
 
@@ -173,11 +176,17 @@ def nodes(tree, path=()):
         yield from nodes(value, (*path, key))
 
 
-@pytest.mark.parametrize("junk", [None, 7, -1.5, "x", [], {}, [None], {"a": 1}, True])
-def test_any_part_replaced_by_junk_is_an_answer_or_damage_and_never_a_crash(junk):
-    message = openrouter(THINKING, ANSWER)
-    body = json.loads(whole(message, "stop"))
-    body["choices"][0]["logprobs"] = {"content": [{"token": "a", "logprob": 0.0}]}
+@pytest.mark.parametrize("junk", [None, 7, -1.5, "x", [], {}, [None], {"a": 1}, True, 10**400, 0,
+                                   float("nan"), float("-inf"), 1e300, "\ud800",
+                                   f"token_id:{10**10}"])
+def test_any_part_replaced_by_junk_is_damage_or_an_answer_that_is_stored(junk, tmp_path):
+    body = json.loads(whole(openrouter(THINKING, ANSWER), "stop"))
+    body["choices"][0]["logprobs"] = {"content": [
+        {"token": "a", "logprob": value, "top_logprobs": [{"token": "a", "logprob": value}]}
+        for value in (0, -0.5)]}
+    body["usage"] |= {"cost": 0.25, "completion_tokens_details": {"reasoning_tokens": 3}}
+    job, teacher = Job("key", [], range(1)), OpenAITeacher(model="m")
+    sampling, rows = Sampling(max_tokens=10, top_logprobs=2), []
     for path in list(nodes(body)):
         for make in (lambda tree: json.dumps(tree), lambda tree: f"data: {json.dumps(tree)}\n\n"):
             tree = json.loads(json.dumps(body))
@@ -189,9 +198,14 @@ def test_any_part_replaced_by_junk_is_an_answer_or_damage_and_never_a_crash(junk
                 reply = read_body(make(tree))
             except DamagedError:
                 continue
-            for choice in reply.choices.values():
-                assert choice.thinking or choice.answer
-                pack_logprobs(choice, 2)
+            assert all(choice.thinking or choice.answer for choice in reply.choices.values())
+            (row,) = trace_rows(job, reply, Price(output=1), 0.5, teacher, sampling)
+            assert 0 <= row["cost_usd"] < 1e12
+            rows.append(asked_row(job, len(rows), "", sampling) | row)
+    with TraceStore(tmp_path) as store, store.writing():
+        for row in rows:
+            store.append(row)
+    assert store._index().height == len(rows) > 0
 
 
 def test_a_lone_surrogate_can_be_stored():
@@ -204,7 +218,18 @@ def test_usage_is_read_in_every_form():
                        "completion_tokens_details": {"reasoning_tokens": 5}}) == Usage(10, 4, 7, 5)
     assert read_usage({"prompt_tokens": 10, "completion_tokens": None, "cost": 0.25,
                        "prompt_tokens_details": {"cached_tokens": 3}}) == Usage(10, 3, 0, 0, 0.25)
-    assert read_usage(None) is None
+    assert read_usage(None) is read_usage({}) is read_usage({"completion_tokens": -3}) is None
+    apart = {"prompt_tokens": 10, "completion_tokens": 50,
+             "completion_tokens_details": {"reasoning_tokens": 400}}
+    assert read_usage(apart) == Usage(10, 0, 450, 400)
+
+
+def test_a_stream_that_errs_after_a_whole_choice_keeps_it():
+    event = json.dumps({"choices": [{"index": 0, "delta": {"content": "42"},
+                                     "finish_reason": "stop"}]})
+    for end in ('{"error": {"message": "provider died", "code": 502}}', '{"cho'):
+        reply = read_body(f"data: {event}\n\ndata: {end}\n\n")
+        assert reply.choices[0].answer == "42" and reply.usage is None and reply.broken
 
 
 def test_logprobs_are_packed_by_id_or_by_text():

@@ -1,7 +1,9 @@
 """The trace store: nothing lost, nothing twice, no damage unnoticed."""
 
 import random
+import resource
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -233,9 +235,12 @@ def test_a_large_store_knows_what_is_missing(count, tmp_path):
                     for messages in chats[start:start + 5000] for sample in range(16)]
             store._write_segment((tmp_path / f"{start:06d}.journal").absolute(), part)
     wanted = [Request(f"p{i}", s, messages) for i, messages in enumerate(chats) for s in range(17)]
-    began = time.monotonic()
+    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     left = store.missing(wanted, TEACHER, sampling)
-    print(f"{count} stored: {time.monotonic() - began:.2f} s to know {len(left)} missing")
+    took = time.monotonic() - began
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print(f"{count} stored: {took:.2f} s and {grown >> 20} MB more to know {len(left)} missing")
+    assert took < 60 and grown < 2 << 30
     assert len(left) == problems and {request.sample for request in left} == {16}
 
 
@@ -246,3 +251,30 @@ def test_collect_keeps_the_order_of_the_requests(tmp_path):
     traces = TraceStore(tmp_path).collect(wanted, TEACHER, Sampling())
     assert traces.select("problem_id", "sample").rows() == [r[:2] for r in wanted]
     assert isinstance(traces, pl.DataFrame)
+
+
+@pytest.mark.parametrize("full", ["rename", "open"])
+def test_a_segment_that_cannot_be_written_loses_no_row_and_leaves_no_half(full, tmp_path,
+                                                                          monkeypatch):
+    real = getattr(Path, full)
+
+    def refuse(path, *arguments, **options):
+        if path.suffix == ".partial":
+            raise OSError(28, "No space left on device")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr("pipeline.teacher.store.FOLD_ROWS", 5)
+    wanted, store, refused = requests(12), TraceStore(tmp_path), 0
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, full, refuse)
+        with pytest.raises(UserError, match="finished traces are kept"), store.writing():
+            for request in wanted:
+                try:
+                    store.append(row(request, Sampling()))
+                except UserError:
+                    refused += 1
+    assert refused == 8 and not missing(tmp_path, wanted, Sampling())
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".journal", ""]
+    fill(tmp_path, requests(13)[12:], Sampling())
+    assert len(store.collect(requests(13), TEACHER, Sampling())) == 13
+    assert len(list(tmp_path.glob("*.parquet"))) == 2 and not list(tmp_path.glob("*.journal"))

@@ -16,13 +16,14 @@ from pipeline.errors import UserError
 from pipeline.recipe import RlJob
 from pipeline.serve import flags, gpu_count, rollout_server, vllm_server
 from pipeline.teacher import Request, TraceStore
-from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher import generate as ask
+from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.teacher.estimate import estimate
 from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.prices import PRICES, Price, price_of
 from pipeline.teacher.probe import probe
 from pipeline.teacher.reply import Usage
-from stages import rl
+from stages import generate, rl
 from tests.fault_server import Answer, FaultServer, completion, stream
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
@@ -195,6 +196,12 @@ def test_probe_warns_of_thinking_that_does_not_arrive():
     assert found.dialect == "plain content"
 
 
+def test_probe_reads_an_endpoint_that_counts_choices_from_one():
+    body = completion("42", reasoning="17 and 25").replace(b'"index": 0', b'"index": 1')
+    with FaultServer(lambda call: Answer(body)).running() as url:
+        assert probe(TeacherRuntime(base_url=url), "m").answer == "42"
+
+
 def test_probe_of_a_dead_endpoint_is_one_sentence():
     with pytest.raises(UserError, match="base_url"):
         probe(TeacherRuntime(base_url="http://127.0.0.1:9/v1"), "m")
@@ -225,7 +232,36 @@ def test_an_estimate_without_a_pilot_sends_nothing_and_with_one_is_near(tmp_path
         assert close.usd == pytest.approx(180 * 1000 * 10 / 1e6, rel=0.06)
         estimate(questions(200), **common)
         assert len(server.calls) == 20
+    assert close.prompt_tokens == 180 * 12
     assert any("180 traces" in line for line in close.lines())
+
+
+def test_an_estimate_keeps_to_rates_slots_and_what_the_endpoint_charged(tmp_path):
+    def script(call):
+        n = call.body.get("n", 1)
+        body = json.loads(completion(*["42"] * n, usage=(1000, 500 * n)))
+        body["usage"]["cost"] = 0.01 * n
+        return Answer(json.dumps(body).encode(), delay=0.1)
+
+    wanted = [Request(f"p{i}", s, [{"role": "user", "content": f"question {i}"}])
+              for i in range(50) for s in range(8)]
+    with FaultServer(script).running() as url, TraceStore(tmp_path) as store:
+        common = {"sampling": SAMPLING, "store": store}
+        runtime = TeacherRuntime(base_url=url, concurrency=4)
+        ask(wanted[:160], teacher=TEACHER, runtime=runtime, **common)
+
+        def found(teacher=TEACHER, **changes):
+            return estimate(wanted, teacher=teacher, pilot=0, **common,
+                            runtime=runtime.model_copy(update=changes))
+
+        assert found().usd == pytest.approx(240 * 0.01)
+        took = store.collect(wanted, TEACHER, SAMPLING)["seconds"].mean()
+        assert found().hours == pytest.approx(240 / 8 * took / 4 / 3600)
+        assert found(rpm=10).hours == pytest.approx(240 / 8 / 10 / 60)
+        assert found(tpm=1000).hours == pytest.approx(240 * (500 + 1000 / 8) / 1000 / 60)
+        local = VllmTeacher(model="m", vllm={"max_num_seqs": 64, "data_parallel_size": 1})
+        seconds = 100 / 40
+        assert found(local, concurrency=None).hours == pytest.approx(400 * seconds / 80 / 3600)
 
 
 def test_prices_are_read_matched_and_summed(tmp_path):
@@ -233,7 +269,11 @@ def test_prices_are_read_matched_and_summed(tmp_path):
     assert price.cost(Usage(1000, 400, 300, 100)) == pytest.approx(
         (600 * 1 + 400 * 0.1 + 200 * 10 + 100 * 5) / 1e6)
     assert price.cost(Usage(usd=0.5)) == 0.5
+    assert price.cost(Usage(completion=50, reasoning=400)) == pytest.approx(400 * 5 / 1e6)
     assert price_of(OpenAITeacher(model="deepseek-reasoner"), TeacherRuntime()).output > 0
+    known = [price_of(OpenAITeacher(model=f"gpt-4.1{name}"), TeacherRuntime()).output
+             for name in ("", "-2025-04-14", "-mini", "-nano-2025-04-14")]
+    assert known == [8, 8, 1.6, 0.4]
     assert price_of(OpenAITeacher(model="unheard-of"), TeacherRuntime()) is None
     assert PRICES.is_file()
     (tmp_path / "p.yaml").write_text("m: {inputt: 1}")
@@ -263,3 +303,10 @@ def test_a_line_a_minute_is_printed_where_no_terminal_is(capsys, monkeypatch):
     display.show(1, 2)
     display.show(1, 2)
     assert capsys.readouterr().err.count("teacher: 0 of 5") == 1 and len(seen) == 3
+
+
+def test_the_closing_line_says_what_may_have_been_billed_besides():
+    counts = dict.fromkeys(("traces", "asked", "reused", "failed", "cut_off"), 1)
+    assert "1 cut off, $2.00)" in generate.summary(counts | {"cost_usd": 2.0, "unsure_usd": 0.0})
+    assert "$2.00, up to $0.50 more for what came without a bill)" in generate.summary(
+        counts | {"cost_usd": 2.0, "unsure_usd": 0.5})

@@ -54,7 +54,8 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
         lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
         alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
         students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
-        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
+        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
+        kept_price=kept_price(numbers))
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -116,6 +117,13 @@ def funnel(traces: Mapping[str, Any] | None) -> list[dict[str, Any]]:
                                         in NOT_BY_GOLD.items() if grader in traces["kept_by"]}}
     return rows + [{"name": name, "count": count, "start": 0.0, "share": count / total,
                     "kind": "kept"} for name, count in parts.items()]
+
+
+def kept_price(numbers: Mapping[str, Any]) -> str:
+    """What the traces cost in all and for each one kept, in a sentence; "" where nothing."""
+    usd = numbers["stages"].get("generate", {}).get("cost_usd")
+    kept = (numbers.get("traces") or {}).get("kept")
+    return f"All cost ${usd:,.2f}, ${usd / kept:,.4f} for each one kept. " if usd and kept else ""
 
 
 def llm_share(numbers: Mapping[str, Any]) -> str:

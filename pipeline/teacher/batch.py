@@ -54,7 +54,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
             else:
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        count = sum(map(bool, map(under_way.id_of, under_way.pending(run.folder))))
+        count = len(list(filter(under_way.id_of, under_way.pending(run.folder))))
         raise StoppedError(f"stopped; {count} {'batch is' if count == 1 else 'batches are'} on the "
                            "way, and the same command collects what came") from None
     return run.outcome
@@ -94,6 +94,7 @@ class _Batches:
             if not self.total:
                 self.outcome.wanted, self.total = len(missing), len(waiting)
                 self.outcome.reused = len(requests) - len(missing)
+            self.budget.resume(self.store.spent(requests, self.teacher, self.sampling))
             self.budget.reserved = sum(map(self.budget.worst, waiting.values()))
             if not self._affords(wanted):
                 return
@@ -201,16 +202,16 @@ class _Batches:
             if self.client.adapts(line["body"], text):   # sent again in this run, in another form
                 self.sent.discard(line["custom_id"])
             return
-        for row in trace_rows(under_way.job_of(line), reply, self.budget.price, 0.0, self.teacher,
-                              self.sampling):
+        job = under_way.job_of(line)
+        rows = trace_rows(job, reply, self.budget.price, 0.0, self.teacher, self.sampling)
+        for row in rows:
             self.store.append(self._asked(line) | row)
             self.outcome.count(row)
-            self.budget.spent += row["cost_usd"]
+        self.budget.bill(job, reply, rows)
+        self.outcome.unsure_usd = self.budget.unsure
 
     def _failed(self, line: dict[str, Any], reason: str) -> None:
-        self.outcome.asked += 1
-        self.outcome.failed += 1
-        self.outcome.reasons[reason[:160]] += 1
+        self.outcome.fail(reason, 1)
         self.store.append(self._asked(line) | {"failure": reason[:300]})
 
     def _asked(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -228,8 +229,7 @@ class _Batches:
     def say(self) -> None:
         """Where the batches stand: beside the bar, or as a line where no terminal is."""
         left, done = len(under_way.pending(self.folder)), sum(self.done.values())
-        line = (f"{left} batches pending · {done:,} of {self.total:,} requests done"
-                f"{self.held_up}")
+        line = f"{left} batches pending · {done:,} of {self.total:,} requests done{self.held_up}"
         if self.on_progress is not None:
             self.on_progress(done - self.shown, note=line)
         self.shown = done

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import random
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -51,6 +52,11 @@ class AttemptError(Exception):
         super().__init__(reason)
         self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
         self.unreached, self.billed, self.wait = unreached, billed, wait
+
+    def pause(self, attempts: int, most: float) -> float:
+        """Seconds until the next attempt, after so many: as asked for, else doubling."""
+        doubling = min(0.5 * 2 ** (attempts - 1), 30.0) * random.uniform(0.5, 1.0)
+        return min(doubling if self.wait is None else self.wait, most)
 
 
 class Client:
@@ -121,7 +127,7 @@ class Client:
             status, reason = error.status, self.redact(str(error))
             raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
                           fatal=status in FATAL, refused=status in OVERLOADED,
-                          billed=status is None) from None
+                          billed=True) from None
 
     async def raw(self, body: dict[str, Any]) -> str:
         """The text that the endpoint sends for `body`, without the key."""
@@ -159,11 +165,13 @@ class Client:
                 text = (await response.aread()).decode("utf-8", "replace")
                 return read_body(self.redact(text), opened=assembler.opened)
             rest = b""
-            with contextlib.suppress(httpx2.HTTPError, aiohttp.ClientError):
+            try:
                 async for chunk in response.aiter_bytes():
                     *lines, rest = (rest + chunk).split(b"\n")
                     for line in lines:
                         assembler.feed(self.redact(line.decode("utf-8", "replace")))
+            except (httpx2.HTTPError, aiohttp.ClientError):
+                assembler.broke = "the connection broke off"
         return assembler.reply()
 
     def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:
@@ -173,10 +181,12 @@ class Client:
         broke = "insufficient_quota" in text
         again = (status in AGAIN or status >= 500) and not broke \
             and response.headers.get("x-should-retry") != "false"
+        wait = retry_after(response.headers)
+        if (wait or 0) > self.runtime.max_wait:
+            text += f" (wants {wait:,.0f} s of waiting, beyond {self.runtime.where}.max_wait)"
         return AttemptError(f"HTTP {status}: {text}", again=again or self.adapts(body, text),
                             fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
-                            refused=status in OVERLOADED and again,
-                            wait=retry_after(response.headers))
+                            refused=status in OVERLOADED and again, wait=wait)
 
     def adapts(self, body: dict[str, Any], text: str) -> bool:
         """Whether `text` objects to a field that can be left out or renamed from now on."""

@@ -143,7 +143,8 @@ class TeacherRuntime(Config):
     timeout: float = Field(default=1800.0, gt=0)
     """Longest time for one attempt in seconds."""
     max_usd: float | None = Field(default=None, gt=0)
-    """Stop before the run's cost passes this many dollars."""
+    """Stop before the traces asked for cost more dollars than this, earlier runs' answers to the
+    same requests included; attempts that were not answered count in the run that made them."""
     prices: Path | None = None
     """Price file; unset: configs/prices.yaml."""
     stream: bool = False
@@ -153,7 +154,12 @@ class TeacherRuntime(Config):
     answers within a day. Stopped meanwhile, the same command collects them."""
 
     @model_validator(mode="after")
-    def _mirrors_have_an_original(self) -> TeacherRuntime:
+    def _addresses_are_sound(self) -> TeacherRuntime:
+        """Raises UserError itself: pydantic's errors would say the password that is refused."""
+        for name, address in (("base_url", self.base_url or "http://unset"),
+                              *(("mirrors", mirror) for mirror in self.mirrors)):
+            if wrong := _wrong(address):
+                raise UserError(f"{self.where}.{name} {wrong}")
         if self.mirrors and not self.base_url:
             raise ValueError("mirrors are addresses beside base_url; set that too")
         return self
@@ -186,14 +192,22 @@ class TeacherRuntime(Config):
                             f"({error.strerror}); name a readable file or unset it") from None
 
     def shown_url(self) -> str:
-        """The addresses without any user name, password or query in them."""
-        return ", ".join(map(_shown, self.addresses()))
+        """The addresses, for a sentence."""
+        return ", ".join(self.addresses())
 
 
-def _shown(address: str) -> str:
-    parts = urlsplit(address)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+def _wrong(address: str) -> str:
+    """What keeps `address` from being asked, without saying what may be secret in it; or ""."""
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:                           # a port or a host that is none
+        sound = False
+    if "@" in address or "?" in address:
+        return ("holds a user name, a password or a query; give the bare address, and the key by "
+                "api_key_env or key_file")
+    return "" if sound else (f"is {address!r}, which is no address; give one such as "
+                             "https://api.deepseek.com/v1")
 
 
 class JudgeRuntime(TeacherRuntime):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pipeline.teacher.generation import generate
 from pipeline.teacher.prices import price_of
 from pipeline.teacher.reply import Usage
 from pipeline.teacher.request import Job, Request, prompt_bound
+from pipeline.teacher.slots import local
 from pipeline.teacher.store import TraceStore
 
 PRIOR_TOKENS, PRIOR_TOKENS_A_SECOND, PRIOR_CONCURRENCY = 4000.0, 40.0, 64
@@ -45,8 +47,8 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
 
     From stored traces of the same teacher and sampling, `pilot` of which are asked for first if
     there are fewer, directly and never in a batch; they count towards the run. With `pilot` 0
-    nothing is sent: from those stored, or from priors. Hours are answers' mean seconds over
-    runtime.concurrency slots, or the day within which the batch API answers.
+    nothing is sent: from those stored, or from priors. Where no price is known, dollars are what
+    the endpoint said it charged for them.
     """
     requests = list(requests)
     traces = store.collect(requests, teacher, sampling)
@@ -58,7 +60,8 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         traces = store.collect(requests, teacher, sampling)
     missing = store.missing(requests, teacher, sampling)
     tokens, seconds, source = _prior(sampling)
-    spread = 1.0
+    spread, together, charged = 1.0, 1.0, 0.0
+    prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
     if len(traces):
         lengths = traces["completion_tokens"].to_list()
         timed = [took for took in traces["seconds"].to_list() if took]      # a batch's are not
@@ -66,16 +69,33 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         seconds = mean(timed) if timed else tokens / PRIOR_TOKENS_A_SECOND
         spread = stdev(lengths) / len(lengths) ** 0.5 / max(tokens, 1) if len(lengths) > 1 else 1.0
         source = f"{len(lengths)} stored traces"
-    prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
+        given = traces["prompt_tokens"].to_list()        # 0 for all but a request's first answer
+        prompts = mean(given) * len(missing) or prompts
+        together = len(given) / (sum(map(bool, given)) or len(given))
+        charged = mean(traces["cost_usd"].to_list()) * len(missing)
     price = price_of(teacher, runtime)
     bill = Usage(prompt=round(prompts), completion=round(tokens * len(missing)))
-    slots = runtime.concurrency or PRIOR_CONCURRENCY
-    hours = seconds * len(missing) / slots / 3600
+    hours = _hours(len(missing), seconds, prompts / max(len(missing), 1) + tokens, together,
+                   teacher, runtime)
     if runtime.batch:
         price, hours = price and price.batched(), 24.0 * bool(missing)
         source += ", at the batch API's price and within its day"
     return Estimate(len(missing), len(requests) - len(missing), prompts, tokens * len(missing),
-                    price.cost(bill) if price else None, hours, spread, source)
+                    price.cost(bill) if price else charged or None, hours, spread, source)
+
+
+def _hours(traces: int, seconds: float, tokens: float, together: float, teacher: Teacher,
+           runtime: TeacherRuntime) -> float:
+    """Hours for traces that take `seconds` and `tokens` each and come `together` in one answer.
+
+    As many at a time as the slots hold, but no faster than the rates in `runtime` allow.
+    """
+    slots = ((runtime.concurrency or 0) * together
+             or local(teacher, 1) * max(1, len(runtime.addresses()))
+             or PRIOR_CONCURRENCY * together)
+    minutes = [traces * seconds / slots / 60, traces / together / (runtime.rpm or math.inf),
+               traces * tokens / (runtime.tpm or math.inf)]
+    return max(minutes) / 60
 
 
 def _prior(sampling: Sampling) -> tuple[float, float, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,8 +31,8 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
 
     `on_progress(steps, note=...)` is called as traces come in. One request's failure leaves
-    the others alone; a UserError is raised where none can succeed (no connection, a wrong key, an
-    unknown model) or where a batch on its way holds some of them.
+    the others alone. A UserError is raised where nothing ever came and nothing can (no connection,
+    a wrong key, an unknown model) or where a batch on its way holds some of them.
     """
     requests = list(requests)
     with store.writing():
@@ -43,9 +42,13 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         if missing:
             display = Display(outcome, on_progress)
             run = _Run(missing, teacher, sampling, runtime, store, display)
+            run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
+            outcome.unsure_usd = run.budget.unsure
             outcome.seconds = time.monotonic() - display.began
             outcome.notes += run.client.spread.notes()
+            if outcome.asked == outcome.wanted:      # hope was lost after the last of them
+                outcome.stopped = None
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
                 raise run.hope.sentence(outcome.reasons.most_common(1)[0][0])
     return outcome
@@ -62,7 +65,7 @@ class _Run:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        self.hope = Hope(teacher, runtime)
+        self.hope = Hope(teacher, runtime, self.outcome.reused)
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
         self.fresh = iter(planned)
@@ -96,6 +99,9 @@ class _Run:
     async def _next(self) -> Job | None:
         """The next job; None once there is none and none can come back."""
         while self.fatal is None and self.outcome.stopped is None:
+            if self.hope.lost is not None:       # an answer to what is in flight may restore it
+                await self._last_hope(self.hope.lost)
+                continue
             job = self.again.popleft() if self.again else next(self.fresh, None)
             if job is None and not self.tasks:
                 return None
@@ -107,6 +113,15 @@ class _Run:
                 return job
         return None
 
+    async def _last_hope(self, reason: str) -> None:
+        """Wait while attempts last; end the run where none is left."""
+        if self.pace.in_flight:
+            await self._one_ends()
+        elif self.hope.successes:
+            self.outcome.stopped = str(self.hope.sentence(reason))
+        else:
+            self.fatal = self.hope.sentence(reason)
+
     def _requeue(self, job: Job, samples: Iterable[int], n: int) -> None:
         self.again.extend(replace(job, samples=run) for run in runs(samples, n))
 
@@ -115,8 +130,7 @@ class _Run:
         worst = self.budget.worst(job)
         while not self.budget.fits(worst):
             if not self.tasks:
-                self.outcome.stopped = (f"the next request might pass max_usd "
-                                        f"{self.runtime.max_usd:g}")
+                self.outcome.stopped = self.budget.sentence()
                 return
             await self._one_ends()
         self.budget.reserved += worst
@@ -127,6 +141,8 @@ class _Run:
             raise
         if not self._going():
             self.pace.free()
+            self.budget.reserved -= worst
+            self.again.append(job)
             return
         task = asyncio.create_task(self._run(job, worst))
         self.tasks.add(task)
@@ -170,47 +186,35 @@ class _Run:
         """Whether to attempt the job again; if so, after the wait, and with a slot."""
         if error.billed:
             self.budget.unsure += worst
-            self.outcome.unsure_usd += worst
         if error.refused:
             self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
-        if self.hope.attempt(error):
-            self._stop(str(error))
+        self.hope.attempt(job.key, error)
         if error.again and len(job.samples) > 1 and not self.client.honours_n:
             self._requeue(replace(job, attempts=0), job.samples, 1)
             return False
-        if error.again and job.attempts < self.runtime.max_attempts and self._going():
-            wait = error.wait
-            if wait is None:
-                wait = min(0.5 * 2 ** (job.attempts - 1), 30.0) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(min(wait, self.runtime.max_wait))
+        left = error.again and job.attempts < self.runtime.max_attempts
+        if left and self._going():
+            await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
             if self._going() and self.budget.fits(0.0):
                 await self.pace.slot(self._expected(job), again=True)
                 self.outcome.retries += 1
                 return True
-        self._failed(job, str(error))
+        if left and self.hope.lost is not None:
+            self.again.append(job)               # goes on should hope return
+        else:
+            self._failed(job, str(error))
         return False
 
     def _going(self) -> bool:
-        return self.fatal is None and self.outcome.stopped is None
-
-    def _stop(self, reason: str) -> None:
-        """End the run: at once where nothing ever came, else when what is in flight has ended."""
-        if self.hope.successes:
-            self.outcome.stopped = self.outcome.stopped or reason
-        else:
-            self.fatal = self.fatal or self.hope.sentence(reason)
-        self.ended.set()
+        return self.fatal is None and self.outcome.stopped is None and self.hope.lost is None
 
     def _failed(self, job: Job, reason: str) -> None:
         """Record a job that failed for good, sample by sample."""
-        self.outcome.asked += len(job.samples)
-        self.outcome.failed += len(job.samples)
-        self.outcome.reasons[reason[:160]] += len(job.samples)
+        self.outcome.fail(reason, len(job.samples))
         for sample in job.samples:
             self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
                               | {"failure": reason[:300]})
-        if self.hope.request():
-            self._stop(f"{self.hope.failed} requests in a row failed, the last with {reason}")
+        self.hope.request(job.key, reason)
         self.display.show(len(job.samples), self.pace.in_flight)
 
     def _answered(self, job: Job, reply: Reply, seconds: float) -> None:
@@ -220,7 +224,7 @@ class _Run:
         for row in rows:
             self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
             self.outcome.count(row)
-            self.budget.spent += row["cost_usd"]
+        self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)
         self.pace.answered(seconds, longest)

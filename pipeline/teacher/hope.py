@@ -7,7 +7,7 @@ from pipeline.teacher.client import AttemptError
 from pipeline.teacher.config import Teacher, TeacherRuntime
 
 UNREACHED, DOUBTED, FAILED = 5, 3, 20
-"""Failed connections, refusals and failed requests in a row that end a run without success."""
+"""Failed connections, problems refused and problems failed, in a row, after which hope is lost."""
 
 
 class UnansweredError(UserError):
@@ -15,27 +15,41 @@ class UnansweredError(UserError):
 
 
 class Hope:
-    """Successes and failures of a run, and what they say of the endpoint."""
+    """Successes and failures of a run, and what they say of the endpoint.
 
-    def __init__(self, teacher: Teacher, runtime: TeacherRuntime) -> None:
+    `earlier`: traces of the same requests that it gave before. `lost`: why no request seems to
+    have a chance, until one that was in flight is answered all the same. Failures count by
+    problem: many samples of one that a moderator refuses say nothing about the others.
+    """
+
+    def __init__(self, teacher: Teacher, runtime: TeacherRuntime, earlier: int = 0) -> None:
         self.teacher, self.runtime = teacher, runtime
-        self.successes = self.unreached = self.doubted = self.failed = 0
+        self.successes, self.unreached = earlier, 0
+        self.doubted: set[str] = set()
+        self.failed: set[str] = set()
+        self.lost: str | None = None
 
     def answered(self) -> None:
         self.successes += 1
-        self.unreached = self.doubted = self.failed = 0
+        self.unreached, self.lost = 0, None
+        self.doubted.clear()
+        self.failed.clear()
 
-    def attempt(self, error: AttemptError) -> bool:
-        """Whether a failed attempt ends the run. A server that once answered may come back."""
+    def attempt(self, key: str, error: AttemptError) -> None:
+        """Take a failed attempt into account. A server that once answered may come back."""
         self.unreached = self.unreached + 1 if error.unreached else 0
-        self.doubted += error.doubt and not self.successes
+        if error.doubt and not self.successes:
+            self.doubted.add(key)
         patience = UNREACHED * (self.runtime.max_attempts if self.successes else 1)
-        return error.fatal or self.doubted >= DOUBTED or self.unreached >= patience
+        if error.fatal or len(self.doubted) >= DOUBTED or self.unreached >= patience:
+            self.lost = str(error)
 
-    def request(self) -> bool:
-        """Whether one more request that failed for good ends the run."""
-        self.failed += 1
-        return self.failed >= FAILED
+    def request(self, key: str, reason: str) -> None:
+        """Take a request that failed for good into account."""
+        self.failed.add(key)
+        if len(self.failed) >= FAILED:
+            self.lost = self.lost or (f"requests for {len(self.failed)} problems in a row failed, "
+                                      f"the last with {reason}")
 
     def sentence(self, reason: str) -> UnansweredError:
         """What a teacher that gives nothing is told of, with the remedy."""
@@ -49,5 +63,6 @@ class Hope:
             remedy = "top up the account"
         elif self.unreached:
             remedy = f"see that it runs and that {runtime.where}.base_url is right"
-        return UnansweredError(f"{runtime.who} at {runtime.shown_url()} gives no answer "
+        what = "no more answers" if self.successes else "no answer"
+        return UnansweredError(f"{runtime.who} at {runtime.shown_url()} gives {what} "
                                f"({reason}); {remedy}")

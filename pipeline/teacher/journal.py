@@ -25,9 +25,9 @@ class Journal:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row, whole or not at all; OSError where the disk refuses it."""
-        text = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
+        row, text = _encoded(row)
         line = b"%08x %s\n" % (zlib.crc32(text), text)
-        self.rows.append(dict(row))      # first: stopped in between, it is in the next segment
+        self.rows.append(row)            # first: stopped in between, it is in the next segment
         try:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "No space left on device", str(self.path))
@@ -42,6 +42,16 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _encoded(row: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """`row` as it can be stored and its JSON: a lone surrogate becomes a question mark."""
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    try:
+        return dict(row), text.encode()
+    except UnicodeEncodeError:
+        whole = text.encode("utf-8", "replace")
+        return json.loads(whole), whole
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

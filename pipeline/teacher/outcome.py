@@ -30,7 +30,7 @@ class Outcome:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     unsure_usd: float = 0.0
-    """Upper bound of what attempts without a bill may have cost besides."""
+    """Upper bound of what attempts and answers without a bill may have cost besides."""
     seconds: float = 0.0
     stopped: str | None = None
     """Why asking ended before everything was asked, if it did."""
@@ -48,6 +48,12 @@ class Outcome:
         self.prompt_tokens += row["prompt_tokens"]
         self.completion_tokens += row["completion_tokens"]
         self.cost_usd += row["cost_usd"]
+
+    def fail(self, reason: str, traces: int) -> None:
+        """Take so many traces into account that did not come."""
+        self.asked += traces
+        self.failed += traces
+        self.reasons[reason[:160]] += traces
 
     def line(self, seconds: float, in_flight: int) -> str:
         """Speed, load, shares, money so far and projected, and time left."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -11,7 +12,7 @@ from pydantic import Field, ValidationError
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.reply import Usage
+from pipeline.teacher.reply import Reply, Usage
 from pipeline.teacher.request import Job, prompt_bound
 
 PRICES = Path(__file__).resolve().parents[2] / "configs" / "prices.yaml"
@@ -37,8 +38,8 @@ class Price(Config):
             return usage.usd
         cached = self.input if self.cached_input is None else self.cached_input
         reasoning = self.output if self.reasoning is None else self.reasoning
-        return ((usage.prompt - usage.cached) * self.input + usage.cached * cached
-                + (usage.completion - usage.reasoning) * self.output
+        return (max(usage.prompt - usage.cached, 0) * self.input + usage.cached * cached
+                + max(usage.completion - usage.reasoning, 0) * self.output
                 + usage.reasoning * reasoning) / 1e6
 
     def batched(self) -> Price:
@@ -74,7 +75,7 @@ class Budget:
     def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
                  sampling: Sampling) -> None:
         self.price, self.max_usd, self.sampling = price or Price(), max_usd, sampling
-        self.spent = self.unsure = self.reserved = 0.0
+        self.spent = self.before = self.unsure = self.reserved = 0.0
         unknown = f"the price file does not know model {teacher.model!r}"
         self.notes = [f"{unknown}: costs are given as 0"] if price is None else []
         if max_usd is not None and price is None:
@@ -82,6 +83,22 @@ class Budget:
         if max_usd is not None and sampling.max_tokens is None:
             raise UserError("runtime.teacher.max_usd needs generate.sampling.max_tokens: without "
                             "a limit nobody knows what a request may cost")
+
+    def resume(self, spent: float) -> None:
+        """Count what the same requests cost before."""
+        self.spent = self.before = spent
+
+    def bill(self, job: Job, reply: Reply, rows: list[dict[str, Any]]) -> None:
+        """Take an answer into account; one without usage may have cost as much as any could."""
+        cost = sum(row["cost_usd"] for row in rows)
+        self.spent += cost
+        if reply.usage is None:
+            self.unsure += max(self.worst(job) - cost, 0.0)
+
+    def sentence(self) -> str:
+        """Why the next request is not sent."""
+        before = f", of which earlier runs spent ${self.before:,.2f}" if self.before else ""
+        return f"the next request might pass max_usd {self.max_usd:g}{before}"
 
     def worst(self, job: Job) -> float:
         """Dollars that one attempt at `job` cannot pass."""

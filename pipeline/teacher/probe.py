@@ -68,7 +68,7 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
                 text = await client.raw(client.body(job))
                 reply = read_body(text)
         except AttemptError as error:
-            hope.attempt(error)
+            hope.attempt(job.key, error)
             raise hope.sentence(str(error)) from None
         _describe(found, text, reply)
         for name in ("requests", "tokens"):
@@ -78,7 +78,8 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
     found.n = two is not None and len(two.choices) == 2
     few = sampling.model_copy(update={"top_logprobs": 2})
     with_logprobs = await _try(teacher, few, plain, job)
-    found.logprobs = with_logprobs is not None and bool(with_logprobs.choices[0].logprobs)
+    found.logprobs = with_logprobs is not None and any(
+        choice.logprobs for choice in with_logprobs.choices.values())
     streamed = runtime.model_copy(update={"stream": True})
     found.streams = await _try(teacher, sampling, streamed, job) is not None
     return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ class DamagedError(Exception):
     """A body that holds no whole answer; `status` is the error code it carries, if it does."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
-        super().__init__(reason)
+        super().__init__(_clean(reason))
         self.status = status
 
 
@@ -61,6 +61,7 @@ class Reply:
     usage: Usage | None = None
     model: str = ""
     broken: dict[int, str] = field(default_factory=dict)
+    """Why others did not come; under -1 where the whole stream broke off."""
 
 
 def read_body(text: str, *, opened: bool = False) -> Reply:
@@ -104,17 +105,23 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
         raise DamagedError("a body without choices")
     whole: dict[int, Choice] = {}
     broken: dict[int, str] = {}
-    for position, raw in enumerate(choices):
+    for index, raw in zip(_indices(choices), choices, strict=True):
         try:
             refuse_error(raw)
-            index = raw.get("index")
-            index = index if isinstance(index, int) else position
             whole[index] = read_choice(raw, opened)
         except DamagedError as error:
-            broken[position] = str(error)
+            broken[index] = str(error)
     if not whole:
         raise DamagedError(next(iter(broken.values())))
-    return Reply(whole, read_usage(body.get("usage")), str(body.get("model") or ""), broken)
+    model = _clean(str(body.get("model") or ""))
+    return Reply(whole, read_usage(body.get("usage")), model, broken)
+
+
+def _indices(choices: list[Any]) -> Iterable[int]:
+    """The index of each choice; their places where they are not told apart by whole numbers."""
+    given: list[Any] = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
+    sound = all(isinstance(index, int) for index in given) and len(set(given)) == len(given)
+    return given if sound else range(len(given))
 
 
 def refuse_error(body: Any) -> None:
@@ -153,9 +160,13 @@ def _logprobs(raw: Any) -> list[dict] | None:
     if not isinstance(content, list) or not content:
         return None
     entries = [*content, *(top for entry in content for top in entry.get("top_logprobs") or [])]
-    sound = all(isinstance(entry.get("token"), str)
-                and isinstance(entry.get("logprob"), int | float) for entry in entries)
+    sound = all(isinstance(entry.get("token"), str) and _is_number(entry.get("logprob"))
+                for entry in entries)
     return content if sound else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e30)
 
 
 def _split(message: Mapping, opened: bool) -> tuple[str | None, str, bool]:
@@ -213,15 +224,22 @@ def _clean(text: str) -> str:
 
 
 def read_usage(raw: Any) -> Usage | None:
-    """The bill, or None where the endpoint sent none that can be read."""
+    """The bill, or None where the endpoint sent none that can be read.
+
+    Thinking that passes the completion is counted beside it by the endpoint; here it is part of it.
+    """
     if not isinstance(raw, Mapping):
         return None
     def number(value: Any) -> int:
-        return value if isinstance(value, int) and value > 0 else 0
+        return int(value) if isinstance(value, int | float) and 0 < value < 1e12 else 0
 
     details = raw.get("prompt_tokens_details") or {}
     cached = number(raw.get("prompt_cache_hit_tokens")) or number(details.get("cached_tokens"))
     thought = number((raw.get("completion_tokens_details") or {}).get("reasoning_tokens"))
+    prompt, completion = number(raw.get("prompt_tokens")), number(raw.get("completion_tokens"))
+    completion += thought if thought > completion else 0
     usd = raw.get("cost")
-    return Usage(number(raw.get("prompt_tokens")), cached, number(raw.get("completion_tokens")),
-                 thought, float(usd) if isinstance(usd, int | float) else None)
+    usd = float(usd) if isinstance(usd, int | float) and 0 <= usd < 1e12 else None
+    if not completion and usd is None:
+        return None
+    return Usage(prompt, min(cached, prompt), completion, thought, usd)

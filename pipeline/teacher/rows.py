@@ -8,9 +8,9 @@ from typing import Any
 from pipeline.teacher.config import Sampling, Teacher
 from pipeline.teacher.prices import Price
 from pipeline.teacher.reply import Choice, Reply, Usage
-from pipeline.teacher.request import Job, dump
+from pipeline.teacher.request import Job, dump, prompt_bound
 
-TOKEN_ID = re.compile(r"token_id:(\d+)")
+TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
 
 
 def asked_row(job: Job, sample: int, origin: str, sampling: Sampling) -> dict[str, Any]:
@@ -24,12 +24,15 @@ def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
     """One row for each whole choice that was asked for.
 
     Tokens and dollars are shared out so that their sums are the bill: the prompt is counted with
-    the first choice, the completion by length of text.
+    the first choice, the completion by length of text. Without a bill a token is four characters.
     """
-    given = [(job.samples[index], choice) for index, choice in sorted(reply.choices.items())
-             if 0 <= index < len(job.samples)]
+    choices = dict(sorted(reply.choices.items()))
+    if not choices.keys() <= set(range(len(job.samples))):
+        choices = dict(enumerate(choices.values()))      # an endpoint that counts from one, say
+    given = [(job.samples[index], choice) for index, choice in choices.items()
+             if index < len(job.samples)]
     lengths = [len(choice.thinking or "") + len(choice.answer) for _, choice in given]
-    usage = reply.usage or Usage(completion=sum(lengths) // 4)
+    usage = reply.usage or Usage(prompt_bound(job) // 4, completion=sum(lengths) // 4)
     tokens = _shares(usage.completion, lengths)
     cost = price.cost(usage)
     rows = []
@@ -70,9 +73,9 @@ def pack_logprobs(choice: Choice, k: int | None) -> dict[str, list]:
     if all(TOKEN_ID.fullmatch(str(entry.get("token"))) for entry in choice.logprobs):
         kind, take = "ids", _token_id
     return {f"token_{kind}": [take(entry) for entry in choice.logprobs],
-            "token_logprobs": [entry.get("logprob") for entry in choice.logprobs],
+            "token_logprobs": [float(entry["logprob"]) for entry in choice.logprobs],
             f"top_{kind}": [take(top) for top in flat],
-            "top_logprobs": [top.get("logprob") for top in flat]}
+            "top_logprobs": [float(top["logprob"]) if top else None for top in flat]}
 
 
 def _token_id(entry: dict) -> int | None:

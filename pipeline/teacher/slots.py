@@ -18,7 +18,7 @@ START, CEILING = 8, 2048
 
 def slots(teacher: Teacher, runtime: TeacherRuntime, samples: int) -> tuple[int, int]:
     """(at the start, at most) requests of `samples` or more, no more than files may be open."""
-    given = runtime.concurrency or _local(teacher, samples) * len(runtime.addresses())
+    given = runtime.concurrency or local(teacher, samples) * len(runtime.addresses())
     start, ceiling = given or START, given or CEILING
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < ceiling + 256:             # a connection is a file
@@ -29,7 +29,7 @@ def slots(teacher: Teacher, runtime: TeacherRuntime, samples: int) -> tuple[int,
     return min(start, most), min(ceiling, most)
 
 
-def _local(teacher: Teacher, samples: int) -> int:
+def local(teacher: Teacher, samples: int) -> int:
     """Requests for one local server; 0 where the teacher is none."""
     if teacher.type == "vllm" and isinstance(running := teacher.vllm.get("max_num_seqs"), int):
         return math.ceil(AHEAD * running * engines(teacher.vllm) / samples)

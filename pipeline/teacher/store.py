@@ -1,26 +1,20 @@
 """The trace store: every completion ever paid for, append-only, keyed by what was asked.
 
 A folder of Parquet segments and at most one journal, which holds the newest rows and becomes the
-next segment. A segment is named INDEX-FOOTER-WHOLE.parquet, by the CRC32 of its footer and of all
-of it. Planning reads few columns, guarded by the footer's and by page checksums; collecting reads
-whole files and checks every byte: Parquet's own checksums leave footer and page headers open.
+next segment. Planning reads few columns of the segments; collecting reads whole ones.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import LockedError, UserError
+from pipeline.teacher import segment
 from pipeline.teacher.config import Sampling, Teacher
 from pipeline.teacher.journal import Journal, read_journal
 from pipeline.teacher.request import Keys, Request
@@ -32,7 +26,7 @@ TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "complete": pl.Boolean, "prompt_tokens": pl.Int64, "completion_tokens": pl.Int64,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
 INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
-         "max_tokens": pl.Int64, "completion_tokens": pl.Int64}
+         "max_tokens": pl.Int64, "completion_tokens": pl.Int64, "cost_usd": pl.Float64}
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
@@ -50,8 +44,7 @@ class TraceStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._journal is not None:
-            self._fold()
+        self._fold()
 
     def missing(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> list[Request]:
@@ -69,6 +62,12 @@ class TraceStore:
                 .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
                 .sort(tokens.fill_null(tokens.mean()), "row", descending=[True, False]))
         return [requests[row] for row in rows["row"]]
+
+    def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
+        """Dollars that the answers to `requests` cost so far, those cut off included."""
+        wanted = self._wanted(list(requests), teacher, sampling)
+        given = self._index().join(wanted, on=["key", "sample"], how="semi")
+        return float(given["cost_usd"].sum())
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
@@ -110,6 +109,7 @@ class TraceStore:
             try:
                 self._fold()
             finally:
+                self._forget()           # what could not be folded stays in its file
                 lock.release()
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -135,7 +135,7 @@ class TraceStore:
         """The INDEX columns of every row, and `segment`, the file it is in (null: the journal)."""
         # Journals first: one that is folded meanwhile is then seen twice, never missed.
         fresh = _frame(self._journal_rows()).select(*INDEX, segment=pl.lit(None, pl.String))
-        parts = [_columns(path, list(INDEX)).with_columns(segment=pl.lit(path.name))
+        parts = [segment.columns(path, list(INDEX)).with_columns(segment=pl.lit(path.name))
                  for path in self._segments()]
         return pl.concat([fresh, *parts])
 
@@ -144,7 +144,7 @@ class TraceStore:
         yield _frame(self._journal_rows())
         index = self._index().join(wanted, on=["key", "sample"], how="semi")
         for name in index.get_column("segment").drop_nulls().unique().sort():
-            yield _whole(self.folder / name)
+            yield segment.whole(self.folder / name)
 
     def _journal_rows(self) -> list[dict[str, Any]]:
         return [row for path in sorted(self.folder.glob("*.journal")) for row in read_journal(path)]
@@ -157,33 +157,28 @@ class TraceStore:
 
     def _recover(self) -> None:
         for path in sorted(self.folder.glob("*.journal")):
-            if any(segment.name[:6] == path.stem for segment in self._segments()):
+            if any(known.name[:6] == path.stem for known in self._segments()):
                 path.unlink()                # killed after the rename: the segment has the rows
             else:
                 self._write_segment(path, read_journal(path))
 
     def _fold(self) -> None:
-        journal, self._journal = self._journal, None
-        if journal is not None:
-            journal.close()
-            self._write_segment(journal.path, journal.rows)
+        """The journal as a segment; until that stands, its rows and the next ones stay in it."""
+        if self._journal is not None:
+            self._write_segment(self._journal.path, self._journal.rows)
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def _write_segment(self, journal: Path, rows: list[dict[str, Any]]) -> None:
-        """Rows as the segment that takes the journal's place: written, synced, renamed."""
-        if rows:
-            sink = io.BytesIO()
-            pq.write_table(_frame(rows).to_arrow(), sink, compression="zstd",
-                           write_page_checksum=True)
-            data = sink.getvalue()
-            partial = self.folder / f"{journal.stem}.partial"
-            with self._writable(), partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            size = int.from_bytes(data[-8:-4], "little") + 8
-            name = f"{journal.stem}-{zlib.crc32(data[-size:]):08x}-{zlib.crc32(data):08x}.parquet"
-            partial.rename(self.folder / name)
-        journal.unlink(missing_ok=True)
+        """Rows as the segment that takes the journal's place."""
+        with self._writable():
+            if rows:
+                segment.write(self.folder, journal.stem, _frame(rows))
+            journal.unlink(missing_ok=True)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -206,43 +201,3 @@ def _reaches(max_tokens: int | None) -> pl.Expr:
     if max_tokens is None:
         return ~cut | pl.col("max_tokens").is_null()
     return ~cut | (pl.col("max_tokens").fill_null(pl.col("completion_tokens")) >= max_tokens)
-
-
-def _columns(path: Path, names: list[str]) -> pl.DataFrame:
-    """Some columns of a segment, its footer and their page checksums verified."""
-    with _guarded(path):
-        with path.open("rb") as file:
-            file.seek(-8, os.SEEK_END)
-            size = int.from_bytes(file.read(4), "little") + 8
-            file.seek(-size, os.SEEK_END)
-            _check(path, file.read(), path.stem.split("-")[1])
-        return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
-
-
-def _whole(path: Path) -> pl.DataFrame:
-    """A segment whose every byte is as written."""
-    with _guarded(path):
-        data = path.read_bytes()
-        _check(path, data, path.stem.split("-")[2])
-        return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
-
-
-def _check(path: Path, data: bytes, crc: str) -> None:
-    if f"{zlib.crc32(data):08x}" != crc:
-        raise UserError(f"{path} is damaged; restore it from a backup, or delete it to ask the "
-                        "teacher for its traces again")
-
-
-def _polars(table: pa.Table) -> pl.DataFrame:
-    frame = pl.from_arrow(table)
-    assert isinstance(frame, pl.DataFrame)
-    return frame
-
-
-@contextmanager
-def _guarded(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it from a backup, or delete it "
-                        "to ask the teacher for its traces again") from None

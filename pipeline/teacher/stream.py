@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from pipeline.teacher.reply import DamagedError, Reply, read_json, refuse_error, shaped
+from pipeline.teacher.reply import BROKEN, DamagedError, Reply, read_json, refuse_error, shaped
 
 
 class Assembler:
@@ -20,10 +21,23 @@ class Assembler:
         self.opened = opened
         self.head: dict[str, Any] = {}
         self.choices: dict[int, dict[str, Any]] = {}
+        self.broke = ""
+
+    def feed(self, line: str) -> None:
+        """One line without its newline.
+
+        Raises DamagedError on an error event or broken JSON, unless a choice had ended by then.
+        """
+        try:
+            self._take(line)
+        except DamagedError as error:
+            ends = [choice["finish_reason"] for choice in self.choices.values()]
+            if not any(isinstance(end, str) and end not in BROKEN for end in ends):
+                raise
+            self.broke = str(error)
 
     @shaped()
-    def feed(self, line: str) -> None:
-        """One line without its newline; raises DamagedError on an error event or broken JSON."""
+    def _take(self, line: str) -> None:
         name, _, value = line.rstrip("\r").partition(":")
         value = value.strip()
         if name != "data" or not value or value == "[DONE]":
@@ -55,7 +69,8 @@ class Assembler:
                     "message": {n: _join(pieces) for n, pieces in choice["pieces"].items()},
                     "logprobs": {"content": choice["tokens"] or None}}
                    for index, choice in sorted(self.choices.items())]
-        return read_json({**self.head, "choices": choices}, opened=self.opened)
+        reply = read_json({**self.head, "choices": choices}, opened=self.opened)
+        return replace(reply, broken=reply.broken | ({-1: self.broke} if self.broke else {}))
 
 
 def _join(pieces: list[Any]) -> Any:

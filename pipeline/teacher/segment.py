@@ -1,0 +1,79 @@
+"""One Parquet file of the trace store, written once, none of whose bytes changes unnoticed.
+
+Its name is INDEX-FOOTER-WHOLE.parquet, by the CRC32 of its footer and of all of it. Columns are
+guarded by the footer's and by page checksums, a whole file by every byte: Parquet's own checksums
+leave footer and page headers open.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+
+def write(folder: Path, index: str, frame: pl.DataFrame) -> None:
+    """Write, sync and rename; OSError where the disk refuses it, and then nothing is left."""
+    sink = io.BytesIO()
+    pq.write_table(frame.to_arrow(), sink, compression="zstd", write_page_checksum=True)
+    data = sink.getvalue()
+    size = int.from_bytes(data[-8:-4], "little") + 8
+    name = f"{index}-{zlib.crc32(data[-size:]):08x}-{zlib.crc32(data):08x}.parquet"
+    partial = folder / f"{index}.partial"
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(folder / name)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def columns(path: Path, names: list[str]) -> pl.DataFrame:
+    """Some columns of a segment, its footer and their page checksums verified."""
+    with _guarded(path):
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            size = int.from_bytes(file.read(4), "little") + 8
+            file.seek(-size, os.SEEK_END)
+            _check(path, file.read(), path.stem.split("-")[1])
+        return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
+
+
+def whole(path: Path) -> pl.DataFrame:
+    """A segment whose every byte is as written."""
+    with _guarded(path):
+        data = path.read_bytes()
+        _check(path, data, path.stem.split("-")[2])
+        return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
+
+
+def _check(path: Path, data: bytes, crc: str) -> None:
+    if f"{zlib.crc32(data):08x}" != crc:
+        raise UserError(f"{path} is damaged; restore it from a backup, or delete it to ask the "
+                        "teacher for its traces again")
+
+
+def _polars(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+@contextmanager
+def _guarded(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it from a backup, or delete it "
+                        "to ask the teacher for its traces again") from None
