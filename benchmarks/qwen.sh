@@ -13,6 +13,7 @@ mkdir -p "$WORK/bin" "$results"
 [ -f "$WORK/train.jsonl" ] || { cat "$DATA/gsm8k_train.jsonl"; head -n "$math" "$DATA/math_train.jsonl"; } > "$WORK/train.jsonl"
 common=(-c configs/qwen-distill.yaml "prepare.problems=$WORK/train.jsonl"
         "evaluate.benchmarks=[$DATA/gsm8k_test.jsonl, $DATA/math500.jsonl]"
+        "prepare.decontaminate=[$DATA/gsm8k_test.jsonl, $DATA/math500.jsonl]"
         "generate.teacher.model=$TEACHER" "logits.teacher=$TEACHER" "student.model=$STUDENT"
         "runtime.artifacts=$WORK/artifacts" "runtime.traces=$WORK/traces")
 # An unpacked vLLM brings the module without its command.
