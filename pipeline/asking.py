@@ -14,32 +14,52 @@ from pipeline.errors import UserError
 from pipeline.progress import progress
 
 
-def ask_teacher(experiment: Any, chats: Mapping[str, Messages],
-                samples: int) -> tuple[pl.DataFrame, dict[str, Any]]:
+def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
+                problems: pl.DataFrame | None = None) -> tuple[pl.DataFrame, dict[str, Any]]:
     """(records.Trace frame, counts) of `samples` traces for each chat, by problem id.
 
-    Only what the trace store lacks is asked. A UserError where the teacher gave nothing at all.
+    Only what the trace store lacks is asked; by the golds of `problems` (a records.Problem frame)
+    the share accepted so far is shown. A UserError where the teacher gave nothing at all.
     """
     from pipeline.teacher import Outcome, TraceStore, generate
     from pipeline.teacher.batch import generate_in_batches
 
     config, runtime = experiment.generate, experiment.runtime
-    ask = generate_in_batches if runtime.teacher.batch else generate
     requests = requests_of(chats, samples)
     with TraceStore(runtime.traces) as store:
         missing = len(store.missing(requests, config.teacher, config.sampling))
         outcome = Outcome(reused=len(requests) - missing)
         if missing:
             with (reached(config.teacher, runtime) as address,
-                  progress("asking the teacher", missing) as advance):
+                  progress("asking the teacher", missing) as advance,
+                  _quick(problems, chats, runtime.teacher) as more):
+                ask = generate_in_batches if runtime.teacher.batch else generate
                 outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
-                              runtime=address, store=store, on_progress=advance)
+                              runtime=address, store=store, on_progress=advance, **more)
         traces = store.collect(requests, config.teacher, config.sampling)
     explain(outcome, "generate")
     if not len(traces):
         raise UserError("the teacher gave no trace at all: "
                         f"{outcome.stopped or dict(outcome.reasons)}")
     return traces, _counts(traces, outcome)
+
+
+@contextmanager
+def _quick(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
+           runtime: Any) -> Iterator[dict[str, Any]]:
+    """What `generate` needs to show the share accepted so far, where that is wanted and can be."""
+    if problems is None or runtime.batch or not runtime.quick_judge:
+        yield {}
+        return
+    from pipeline.problems import has_gold
+    from pipeline.quick_judge import QuickJudge
+    from pipeline.teacher.request import dump
+    from pipeline.verify import Problem
+
+    known = {dump(chats[row["problem_id"]]): Problem.from_row(row)
+             for row in problems.iter_rows(named=True) if has_gold(row) and row["kind"] != "code"}
+    with QuickJudge(known) as judge:
+        yield {"quick": judge}
 
 
 def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:

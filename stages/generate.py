@@ -38,7 +38,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(config.prompt, problems.iter_rows(named=True))
-    traces, counts = ask_teacher(experiment, asked, config.samples)
+    traces, counts = ask_teacher(experiment, asked, config.samples, problems)
     _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing, counts["stopped"])
     records.write(records.Trace, traces, out / "traces.parquet")
     return counts

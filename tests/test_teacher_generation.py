@@ -19,6 +19,7 @@ import pytest
 from pipeline import records
 from pipeline.config import load
 from pipeline.errors import UserError
+from pipeline.quick_judge import QuickJudge
 from pipeline.teacher import Request, TraceStore, generate
 from pipeline.teacher.config import (
     JudgeRuntime,
@@ -27,7 +28,9 @@ from pipeline.teacher.config import (
     SolverTeacher,
     TeacherRuntime,
 )
+from pipeline.teacher.request import dump
 from pipeline.teacher.server import serve
+from pipeline.verify import Problem
 from stages.graph import Experiment
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher_run import SAMPLING, TEACHER, requests
@@ -384,3 +387,19 @@ def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):
     assert f"of which earlier runs spent ${spent:.2f}" in again.stopped
     more, total, _ = budgeted(tmp_path, script, max_usd=0.02)
     assert 0.018 < total <= 0.02 and more.cost_usd == pytest.approx(total - spent)
+
+
+def test_the_share_that_the_judge_accepts_is_shown_while_traces_come(tmp_path):
+    golds = {dump(asked.messages): Problem(asked.problem_id, "", str(i % 2))
+             for i, asked in enumerate(requests(40))}
+    lines = []
+    server = FaultServer(lambda call: Answer(completion("\\boxed{0}"), delay=0.02))
+    with server.running() as url, TraceStore(tmp_path) as store, QuickJudge(golds) as quick:
+        generate([*requests(40), Request("no gold", 0, [{"role": "user", "content": "?"}])],
+                 teacher=TEACHER, sampling=SAMPLING, store=store, quick=quick,
+                 runtime=TeacherRuntime(base_url=url, concurrency=2),
+                 on_progress=lambda steps, note: lines.append(note))
+        quick.thread.shutdown()
+    assert (quick.judged, quick.accepted) == (40, 20)
+    assert any("% accepted" in line for line in lines)
+    assert quick.parts(0.01) == ["50% accepted", "$0.0200 each"]

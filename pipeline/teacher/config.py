@@ -153,6 +153,10 @@ class TeacherRuntime(Config):
     """Ask through the batch API (files and batches, as OpenAI's): often at half the price, with
     answers within a day. Stopped meanwhile, the same command collects them."""
 
+    quick_judge: bool = True
+    """Judge traces while more are asked, in one thread (code is not run), and show the share
+    accepted so far."""
+
     @model_validator(mode="after")
     def _addresses_are_sound(self) -> TeacherRuntime:
         """Raises UserError itself: pydantic's errors would say the password that is refused."""

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.teacher.client import AttemptError, Client
@@ -27,17 +28,19 @@ SOLVER_N = 64
 
 def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
              runtime: TeacherRuntime, store: TraceStore,
-             on_progress: Callable[..., None] | None = None) -> Outcome:
+             on_progress: Callable[..., None] | None = None, quick: Any = None) -> Outcome:
     """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
 
-    `on_progress(steps, note=...)` is called as traces come in. One request's failure leaves
-    the others alone. A UserError is raised where nothing ever came and nothing can (no connection,
-    a wrong key, an unknown model) or where a batch on its way holds some of them.
+    `on_progress(steps, note=...)` is called as traces come in, `quick` (a QuickJudge) sees them.
+    One request's failure leaves the others alone. A UserError is raised where nothing ever came and
+    nothing can (no connection, a wrong key, an unknown model) or where a batch on its way holds
+    some of them.
     """
     requests = list(requests)
     with store.writing():
         missing = store.missing(requests, teacher, sampling)
-        outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing))
+        outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
+                          quick=quick)
         refuse_twice(missing, Keys(teacher, sampling), store)
         if missing:
             display = Display(outcome, on_progress)
@@ -222,8 +225,9 @@ class _Run:
         self.hope.answered()
         rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
         for row in rows:
-            self.store.append(asked_row(job, row["sample"], self.keys.origin, self.sampling) | row)
-            self.outcome.count(row)
+            whole = asked_row(job, row["sample"], self.keys.origin, self.sampling) | row
+            self.store.append(whole)
+            self.outcome.count(whole)
         self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)

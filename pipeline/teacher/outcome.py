@@ -34,6 +34,8 @@ class Outcome:
     seconds: float = 0.0
     stopped: str | None = None
     """Why asking ended before everything was asked, if it did."""
+    quick: Any = None
+    """The QuickJudge that sees each trace as it is stored, if any."""
     notes: list[str] = field(default_factory=list)
     """What the user should know, one sentence each."""
 
@@ -48,6 +50,8 @@ class Outcome:
         self.prompt_tokens += row["prompt_tokens"]
         self.completion_tokens += row["completion_tokens"]
         self.cost_usd += row["cost_usd"]
+        if self.quick is not None:
+            self.quick(row)
 
     def fail(self, reason: str, traces: int) -> None:
         """Take so many traces into account that did not come."""
@@ -63,6 +67,8 @@ class Outcome:
         parts += [f"{self.retries} retries"] if self.retries else []
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{self.cut_off / max(came, 1):.0%} cut off"] if self.cut_off else []
+        if self.quick is not None:
+            parts += self.quick.parts(self.cost_usd / max(came, 1))
         if self.cost_usd:
             parts.append(f"${self.cost_usd:.2f} of about ${self.cost_usd * self.wanted / done:.2f}")
         left = seconds * (self.wanted - self.asked) / done
