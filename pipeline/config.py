@@ -29,24 +29,32 @@ C = TypeVar("C", bound=Config)
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML whose scalars are those of version 1.2: 1e-3 is a number, `no` and `off` are words.
+    """YAML whose scalars are those of version 1.2's core schema (section 10.3.2).
 
-    PyYAML reads version 1.1, to which they are a word and truth values.
+    PyYAML reads version 1.1, to which 1e-3 is a word, `no` and `off` are truth values, 010 is eight
+    and 1:30 is ninety.
     """
 
 
 def _as_in_version_12(loader: type[yaml.SafeLoader]) -> None:
-    """Give `loader` the number and truth values of YAML 1.2's core schema (section 10.3.2)."""
-    number, truth = "tag:yaml.org,2002:float", "tag:yaml.org,2002:bool"
+    kinds = {
+        "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+        "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+                  r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789")}
+    tags = {f"tag:yaml.org,2002:{kind}" for kind in kinds}
     loader.yaml_implicit_resolvers = {
-        first: [pair for pair in pairs if pair[0] not in (number, truth)]
+        first: [pair for pair in pairs if pair[0] not in tags]
         for first, pairs in loader.yaml_implicit_resolvers.items()}
-    digits = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-    loader.add_implicit_resolver(
-        number, re.compile(rf"({digits}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
-        list("-+.0123456789"))
-    loader.add_implicit_resolver(truth, re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
-                                 list("tTfF"))
+    for kind, (pattern, first) in kinds.items():
+        loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"({pattern})$"),
+                                     list(first))
+    loader.add_constructor("tag:yaml.org,2002:int", _whole)
+
+
+def _whole(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
 _as_in_version_12(Yaml)
