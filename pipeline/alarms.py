@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import sub
+from statistics import pstdev
 
 from pydantic import Field
 
 from pipeline.config import Config
 
 Log = Sequence[Mapping[str, float]]
+FAR = 5.0
+"""Standard deviations; the best of many means lies two or three above the others by chance."""
 
 
 class Alarms(Config):
@@ -37,7 +41,8 @@ class Alarms(Config):
     shorter: float | None = 0.25
     """Mean length over what it was at the start (of the phase), at least."""
     falling: float | None = 0.2
-    """Share of its best mean that the reward may lose again."""
+    """Share of its best mean that the reward may lose again; off once rl.difficulty has exchanged a
+    twentieth of a step's problems."""
     hacking: float | None = 0.1
     """Gain in reward since the start that should show in held-out accuracy."""
 
@@ -102,11 +107,15 @@ def _beyond(value: float, limit: float | None, sign: int, sentence: str) -> str:
 
 
 def _falling(log: Log, limits: Alarms) -> str:
-    """The reward loses again what it had: the policy breaks down."""
+    """The reward loses again what it had, beyond what its noise from step to step explains."""
     rewards, window = _values(log, "reward"), limits.window
     means = [sum(rewards[end - window:end]) / window for end in range(window, len(rewards) + 1)]
     best = max(means, default=0.0)
-    if limits.falling is None or best <= 0 or means[-1] >= (1 - limits.falling) * best:
+    others = max(_values(log, "difficulty/replaced"), default=0.0) > 0.05
+    if limits.falling is None or others or best <= 0 or means[-1] >= (1 - limits.falling) * best:
+        return ""
+    noise = pstdev(map(sub, rewards[1:], rewards)) / window ** 0.5      # of two means' difference
+    if best - means[-1] < FAR * noise:
         return ""
     return (f"the reward has fallen from {best:.3g} to {means[-1]:.3g} (by more than "
             f"{limits.falling:.0%}); the policy is breaking down, so lower the learning rate")

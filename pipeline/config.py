@@ -31,8 +31,8 @@ C = TypeVar("C", bound=Config)
 class Yaml(yaml.SafeLoader):
     """YAML whose scalars are those of version 1.2's core schema (section 10.3.2).
 
-    PyYAML reads version 1.1, to which 1e-3 is a word, `no` and `off` are truth values, 010 is eight
-    and 1:30 is ninety.
+    PyYAML reads version 1.1, to which 1e-3 is a word, `no` and `off` are truth values, 010 is
+    eight, 1:30 is ninety and 2024-01-01 is a date.
     """
 
 
@@ -42,7 +42,7 @@ def _as_in_version_12(loader: type[yaml.SafeLoader]) -> None:
         "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
         "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
                   r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789")}
-    tags = {f"tag:yaml.org,2002:{kind}" for kind in kinds}
+    tags = {f"tag:yaml.org,2002:{kind}" for kind in (*kinds, "timestamp")}
     loader.yaml_implicit_resolvers = {
         first: [pair for pair in pairs if pair[0] not in tags]
         for first, pairs in loader.yaml_implicit_resolvers.items()}

@@ -33,6 +33,19 @@ def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
         vllm_generation.LLM = engine
 
 
+def sync_weights(generation: Any) -> None:
+    """VLLMGeneration.sync_weights of a colocated engine in one call, as vLLM loads a checkpoint.
+
+    TRL 1.16 makes one call a tensor, each of which walks the whole model.
+    """
+    if generation.mode != "colocate" or generation.enable_sleep_mode:
+        generation.sync_weights()
+        return
+    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    runner.model.load_weights(generation._iter_named_params())
+    generation.llm.reset_prefix_cache()
+
+
 def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
     """Raise a UserError where the engine's log-probabilities of a rollout are not the trainer's.
 

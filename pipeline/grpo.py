@@ -24,7 +24,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from pipeline import attention
 from pipeline.chat import prompt_ids
 from pipeline.decode import decode
-from pipeline.engine import engine_options, refuse_another_model
+from pipeline.engine import engine_options, refuse_another_model, sync_weights
 from pipeline.rows import IGNORED, bounds
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
@@ -197,19 +197,6 @@ def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     the first."""
     whole = torch.nn.functional.pad(values[0], (1, 0))
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
-
-
-def sync_weights(generation: Any) -> None:
-    """VLLMGeneration.sync_weights of a colocated engine in one call, as vLLM loads a checkpoint.
-
-    TRL 1.16 makes one call a tensor, each of which walks the whole model.
-    """
-    if generation.enable_sleep_mode:
-        generation.sync_weights()
-        return
-    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
-    runner.model.load_weights(generation._iter_named_params())
-    generation.llm.reset_prefix_cache()
 
 
 def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:

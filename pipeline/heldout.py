@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from pipeline.chat import opens_thinking, prompt_ids
 from pipeline.decode import decode
+from pipeline.engine import sync_weights
 from pipeline.sampling import complete
 from pipeline.trainer import save_student
 from pipeline.verify import Problem
@@ -25,7 +26,7 @@ def completions_of(trainer: Any, prompts: list[list[int]], max_tokens: int) -> l
     Sampled at the temperature of training: what is measured is what is trained.
     """
     if trainer.use_vllm:
-        trainer.vllm_generation.sync_weights()
+        sync_weights(trainer.vllm_generation)
         trainer._last_loaded_step = trainer.state.global_step
         return trainer.vllm_generation.generate(prompts, None, 1)[1]
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)

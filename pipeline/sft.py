@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
+from operator import sub
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -72,10 +74,11 @@ class RisingLoss(TrainerCallback):
     """Says once when the training loss climbs from where it began: too high a learning rate.
 
     A student that finds the traces likely already loses more by noisy updates than it learns. Of
-    three rates the one whose loss climbed most scored least (results/README.md).
+    three rates the one whose loss climbed most scored least (results/README.md). Losses differ by
+    chance as well: the climb must be FAR times the spread of one.
     """
 
-    WINDOW, FACTOR = 5, 1.1
+    WINDOW, FACTOR, FAR = 5, 1.1, 3.3
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -86,8 +89,11 @@ class RisingLoss(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.losses += [float(logs["loss"])] if "loss" in (logs or {}) else []
+        if self.said or len(self.losses) <= self.WINDOW:
+            return
         now = sum(self.losses[-self.WINDOW:]) / self.WINDOW
-        if self.said or len(self.losses) <= self.WINDOW or now <= self.FACTOR * self.losses[0]:
+        noise = 1.05 * median(map(abs, map(sub, self.losses[1:], self.losses)))     # one sigma
+        if now <= self.FACTOR * self.losses[0] or now - self.losses[0] <= self.FAR * noise:
             return
         self.said = True
         if state.is_world_process_zero:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from pipeline.errors import UserError
 from pipeline.problems import Source, has_gold, is_file, load_rows, short_names
@@ -17,8 +17,15 @@ from pipeline.stage import Counts, Stage
 class EvaluationSet(Source):
     """An evaluation set whose columns, subset or split are not the training set's."""
 
+    problems: str
+    """A file, or a hub id."""
     split: str = "test"
     """Split of a hub data set."""
+
+
+NameOrSet = Annotated[
+    Annotated[str, Tag("name")] | Annotated[EvaluationSet, Tag("set")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
 
 
 class PrepareConfig(Source):
@@ -28,7 +35,7 @@ class PrepareConfig(Source):
     """Problems kept out of training, for evaluation."""
     bad_gold: Literal["stop", "drop"] = "stop"
     """What to do with a gold answer that fails its own check."""
-    decontaminate: list[str | EvaluationSet] = []
+    decontaminate: list[NameOrSet] = []
     """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
     test split), or {problems: openai/gsm8k, subset: main, problem_column: question}. A shared run
     of eight words, a short problem whole, or a similar text counts."""
@@ -143,6 +150,7 @@ def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
         one = given if isinstance(given, EvaluationSet) else \
             EvaluationSet(problems=given, problem_column=config.problem_column)
         name = "/".join(filter(None, (one.problems, one.subset)))
+        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
         if name in sets:
             raise UserError(f"prepare.decontaminate names {name} twice; name it once")
         sets[name] = one.model_copy(update={"answer_column": one.problem_column,

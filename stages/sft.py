@@ -20,6 +20,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, an ordinary checkpoint with tokenizer and template, and log.jsonl."""
     from pipeline.launch import launch
     from pipeline.recipe import SftJob
+    from pipeline.serve import gpu_count
     from pipeline.sft import train
     from pipeline.student import resolve
 
@@ -27,7 +28,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed)
     options = experiment.runtime.launch
-    return launch(job, "pipeline.sft", options) if options else train(job)
+    # Seeing several GPUs, one process would deal each batch out to them by threads.
+    return launch(job, "pipeline.sft", options) if options or gpu_count() > 1 else train(job)
 
 
 def check(experiment: Any) -> None:

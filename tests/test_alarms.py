@@ -1,6 +1,7 @@
 """Alarms: each fires on the log of its trouble, none on a healthy one, once a run."""
 
 import json
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,15 @@ def test_each_trouble_rings_its_alarm_alone_and_can_be_turned_off(kind):
     assert list(found) == [kind]
     assert not set("\n{}") & set(found[kind]) and not found[kind].endswith(".")
     assert crossings(log, Alarms.model_validate({kind: None})) == {}
+
+
+def test_a_reward_that_wavers_rings_nothing_and_neither_do_other_problems():
+    for seed in range(20):
+        draw = random.Random(seed)
+        wavering = [{"step": s, "reward": draw.gauss(0.3, 0.1)} for s in range(200)]
+        assert crossings(wavering, Alarms()) == {}
+    harder = [{"reward": 3 / (10 + s), "difficulty/replaced": 0.1} for s in range(50)]
+    assert crossings(harder, Alarms()) == {}
 
 
 def test_every_threshold_has_its_trouble():

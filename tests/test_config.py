@@ -57,7 +57,8 @@ def test_an_override_that_cannot_be_read_is_refused(text):
 
 @pytest.mark.parametrize(("text", "value"), [
     ("1e-3", 0.001), ("-2E5", -2e5), (".5", 0.5), ("1.", 1.0), ("7", 7), ("true", True),
-    ("no", "no"), ("off", "off"), ("010", 10), ("0x1F", 31), ("1:30", "1:30"), ("-089", -89),
+    ("no", "no"), ("off", "off"), ("010", 10), ("0x1F", 31), ("1:30", "1:30"),
+    ("2024-01-01", "2024-01-01"), ("-089", -89),
     ("1e", "1e"), (".", "."), ("[1e3, on]", [1000.0, "on"])])
 def test_scalars_mean_what_they_mean_in_yaml_1_2(text, value, tmp_path):
     (tmp_path / "c.yaml").write_text(f"a: {text}")

@@ -157,6 +157,18 @@ def test_an_evaluation_set_that_gives_two_problems_one_id_is_refused(tmp_path):
         left_of(config)
 
 
+def test_an_entry_s_wrong_key_is_named_and_splits_of_a_set_are_told_apart():
+    from pipeline.config import load
+
+    for entry, said in (("{problems: a, problem_colum: c}", "did you mean 'problem_column'"),
+                        ("{subset: main}", "problems")):
+        with pytest.raises(UserError, match=said):
+            load(prepare.PrepareConfig, [], [f"decontaminate=[{entry}]"])
+    config = load(prepare.PrepareConfig, [], ["decontaminate=[{problems: a, subset: b}, "
+                                              "{problems: a, subset: b, split: validation}]"])
+    assert list(prepare._evaluation_sets(config)) == ["a/b", "a/b/validation"]
+
+
 def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_path):
     def benchmarks(*names):
         config = evaluate.EvaluateConfig(benchmarks=list(names))

@@ -24,7 +24,7 @@ class Engine:
     def __init__(self, calls, model, temperature, max_completion_length, logprobs,
                  generation_kwargs, **given):
         self.calls, self.model, self.weights = calls, model, None
-        self.enable_sleep_mode = False
+        self.mode, self.enable_sleep_mode = "colocate", False
         engine: object = self
         for name in ("model", "model_runner", "driver_worker", "model_executor", "llm_engine"):
             engine = SimpleNamespace(**{name: engine})

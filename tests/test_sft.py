@@ -232,7 +232,8 @@ def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
 def test_a_learning_rate_that_undoes_what_the_student_knew_is_named(tiny, tmp_path, capsys):
     known = tiny_sft.learnt(tiny, tmp_path / "learnt", 8)
     for rate, said in ((1e-5, 0), (0.1, 1)):
-        job = tiny_sft.job(tiny, tmp_path / str(rate), learning_rate=rate, max_steps=10)
+        job = tiny_sft.job(tiny, tmp_path / str(rate), learning_rate=rate, max_steps=24,
+                           lr_scheduler_type="constant")
         sft.train(job.model_copy(update={"model": str(known)}))
         assert capsys.readouterr().err.count("the loss has risen") == said
 
@@ -367,3 +368,19 @@ def test_accelerate_takes_every_option_of_the_shipped_overlays(overlay):
     given = launch_command_parser().parse_args(line[3:])
     assert given.module and given.training_script == "pipeline.sft"
     assert given.num_processes == 8 and given.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize(("gpus", "launched"), [(0, False), (1, False), (2, True)])
+def test_one_process_never_deals_a_batch_out_to_several_gpus(monkeypatch, tmp_path, gpus, launched):
+    from types import SimpleNamespace
+
+    from pipeline import serve, student
+    from stages import sft as stage
+
+    monkeypatch.setattr(serve, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(student, "resolve", str)
+    monkeypatch.setattr(launch, "launch", lambda *given: True)
+    monkeypatch.setattr(sft, "train", lambda job: False)
+    experiment = SimpleNamespace(sft=SftConfig(), seed=0, runtime=SimpleNamespace(launch={}))
+    inputs = {"student": tmp_path, "pack": tmp_path}
+    assert stage.run(experiment, inputs, tmp_path) is launched
