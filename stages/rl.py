@@ -109,10 +109,12 @@ def has_vllm() -> bool:
 
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
+    from pipeline.launch import check_options
     from pipeline.rl import arguments
     from pipeline.trainer import lora_config
 
     config = experiment.rl
+    check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
