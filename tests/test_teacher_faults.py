@@ -441,6 +441,20 @@ def test_a_run_that_asks_only_what_was_refused_before_goes_on_with_gaps(status, 
         assert outcome.failed == 25 and outcome.stopped is None
 
 
+def test_what_was_refused_before_is_asked_after_what_never_was(tmp_path):
+    def script(call):
+        refused = int(call.question.split()[1]) % 5 == 0
+        return Answer(b'{"error": "content policy"}', 400) if refused else GOOD
+
+    ask(script, tmp_path, questions(200), concurrency=4)
+    asked = set()
+    for _ in range(3):                       # each ends at some twenty refused ones in a row
+        outcome, traces, calls = ask(script, tmp_path, questions(300), concurrency=4)
+        asked |= {call.question for call in calls}
+        assert len(traces) == 240 and "in a row failed" in outcome.stopped
+    assert len(asked) == 80 + 60             # the fresh ones, and every refused one in its turn
+
+
 def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
     def script(call):
         answered = call.number < 4

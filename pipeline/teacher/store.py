@@ -51,16 +51,21 @@ class TraceStore:
         """Those of `requests` never answered, or cut off below today's max_tokens.
 
         First those whose other answers were longest, so that none of them is left for the end
-        (Graham's rule of the longest job first); the unknown among them by the mean.
+        (Graham's rule of the longest job first); the unknown among them by the mean. Chats that
+        failed before come last, the more often the later: refused again, they may end the run.
         """
         requests = list(requests)
         wanted = self._wanted(requests, teacher, sampling)
-        given = self._index().filter(pl.col("failure").is_null())
+        index = self._index()
+        given = index.filter(pl.col("failure").is_null())
+        failures = index.filter(pl.col("failure").is_not_null()).group_by("key").len("failures")
         have = given.filter(_reaches(sampling.max_tokens))
         tokens = pl.col("completion_tokens")
         rows = (wanted.join(have, on=["key", "sample"], how="anti")
                 .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
-                .sort(tokens.fill_null(tokens.mean()), "row", descending=[True, False]))
+                .join(failures, on="key", how="left")
+                .sort(pl.col("failures").fill_null(0), tokens.fill_null(tokens.mean()), "row",
+                      descending=[False, True, False]))
         return [requests[row] for row in rows["row"]]
 
     def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
