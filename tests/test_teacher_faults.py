@@ -126,6 +126,18 @@ def test_requests_that_all_fail_end_the_run_early(tmp_path):
     assert isinstance(outcome, UserError) and len(calls) < 100
 
 
+@pytest.mark.parametrize(("good", "n"), [(0, 1), (7, 4)])
+def test_few_problems_that_all_fail_end_the_run_early_too(good, n, tmp_path):
+    def script(call):
+        if int(call.question.split()[1]) >= good:
+            return Answer(b'{"error": "bad"}', 400)
+        return Answer(completion(*["42"] * call.body.get("n", 1)))
+
+    outcome, traces, calls = ask(script, tmp_path, questions(15, 40), concurrency=16, n=n)
+    assert (outcome.stopped if good else isinstance(outcome, UserError))
+    assert len(traces) == 40 * good and len(calls) < 40 * good // n + 80
+
+
 def test_retry_after_is_obeyed_and_never_beyond_max_wait(tmp_path):
     waits = [Answer(b"", 429, {"Retry-After": "1"}), Answer(b"", 429, {"Retry-After": "9999"})]
     _, _, calls = ask(scripted(*waits, GOOD), tmp_path, max_wait=1.5)
