@@ -393,11 +393,12 @@ def test_choices_numbered_in_another_way_are_all_kept_and_asked_once(indices, sa
     assert len(calls) == 1 and sorted(traces["answer"]) == list("abcd"[:samples])
 
 
-def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
-    def event(index, text):
-        choice = {"index": index, "delta": {"content": text}, "finish_reason": "stop"}
-        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+def event(index, text, finish="stop"):
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
+
+def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
     def script(call):
         if not call.number:
             return sse(event(0, "first") + b'data: {"error": {"message": "x", "code": 502}}\n\n')
@@ -407,6 +408,14 @@ def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_oth
     assert sorted(traces["answer"]) == ["first", "later", "later", "later"]
     assert [call.body.get("n", 1) for call in calls] == [2, 1, 2] or \
         [call.body.get("n", 1) for call in calls] == [2, 2, 1]
+
+
+def test_a_whole_choice_outlives_the_time_that_its_neighbour_took_too_long_for(tmp_path):
+    late = sse(event(0, "first") + event(1, "half", None), linger=3)
+    outcome, traces, calls = ask(scripted(late, sse(event(0, "later"))), tmp_path, questions(1, 2),
+                                 n=2, stream=True, timeout=1.0)
+    assert traces["answer"].to_list() == ["first", "later"] and not outcome.failed
+    assert [call.body.get("n", 1) for call in calls] == [2, 1]
 
 
 @pytest.mark.parametrize("part", ["model", "token", "error"])

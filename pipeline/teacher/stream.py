@@ -31,10 +31,14 @@ class Assembler:
         try:
             self._take(line)
         except DamagedError as error:
-            ends = [choice["finish_reason"] for choice in self.choices.values()]
-            if not any(isinstance(end, str) and end not in BROKEN for end in ends):
+            if not self.any_ended():
                 raise
             self.broke = str(error)
+
+    def any_ended(self) -> bool:
+        """Whether some choice is whole by now."""
+        ends = [choice["finish_reason"] for choice in self.choices.values()]
+        return any(isinstance(end, str) and end not in BROKEN for end in ends)
 
     @shaped()
     def _take(self, line: str) -> None:
