@@ -221,7 +221,11 @@ def test_usage_is_read_in_every_form():
     assert read_usage(None) is read_usage({}) is read_usage({"completion_tokens": -3}) is None
     apart = {"prompt_tokens": 10, "completion_tokens": 50,
              "completion_tokens_details": {"reasoning_tokens": 400}}
-    assert read_usage(apart) == Usage(10, 0, 450, 400)
+    assert read_usage(apart) == Usage(10, 0, 450, 400) == read_usage(apart | {"total_tokens": 460})
+    fewer = {"prompt_tokens": 10, "completion_tokens": 100, "total_tokens": 190,
+             "completion_tokens_details": {"reasoning_tokens": 80}}
+    assert read_usage(fewer) == Usage(10, 0, 180, 80)
+    assert read_usage(fewer | {"total_tokens": 110}) == Usage(10, 0, 100, 80)
 
 
 def test_a_stream_that_errs_after_a_whole_choice_keeps_it():

@@ -226,7 +226,8 @@ def _clean(text: str) -> str:
 def read_usage(raw: Any) -> Usage | None:
     """The bill, or None where the endpoint sent none that can be read.
 
-    Thinking that passes the completion is counted beside it by the endpoint; here it is part of it.
+    Some endpoints count thinking beside the completion, as shows where it passes it or where their
+    total holds more than prompt and completion; here it is part of it.
     """
     if not isinstance(raw, Mapping):
         return None
@@ -238,6 +239,7 @@ def read_usage(raw: Any) -> Usage | None:
     thought = number((raw.get("completion_tokens_details") or {}).get("reasoning_tokens"))
     prompt, completion = number(raw.get("prompt_tokens")), number(raw.get("completion_tokens"))
     completion += thought if thought > completion else 0
+    completion = max(completion, number(raw.get("total_tokens")) - prompt if prompt else 0)
     usd = raw.get("cost")
     usd = float(usd) if isinstance(usd, int | float) and 0 <= usd < 1e12 else None
     if not completion and usd is None:
