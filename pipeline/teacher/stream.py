@@ -62,7 +62,9 @@ class Assembler:
             if name != "role" and piece is not None and isinstance(piece, str | list):
                 choice["pieces"].setdefault(name, []).append(piece)
         choice["finish_reason"] = raw.get("finish_reason") or choice["finish_reason"]
-        choice["tokens"] += (raw.get("logprobs") or {}).get("content") or []
+        logprobs = raw.get("logprobs")
+        tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        choice["tokens"] += tokens if isinstance(tokens, list) else [tokens] if tokens else []
 
     @shaped()
     def reply(self) -> Reply:
