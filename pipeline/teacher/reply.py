@@ -113,8 +113,7 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
             broken[index] = str(error)
     if not whole:
         raise DamagedError(next(iter(broken.values())))
-    model = _clean(str(body.get("model") or ""))
-    return Reply(whole, read_usage(body.get("usage")), model, broken)
+    return Reply(whole, read_usage(body.get("usage")), _clean(str(body.get("model") or "")), broken)
 
 
 def _indices(choices: list[Any]) -> Iterable[int]:

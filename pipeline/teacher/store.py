@@ -69,10 +69,13 @@ class TraceStore:
         return [requests[row] for row in rows["row"]]
 
     def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
-        """Dollars that the answers to `requests` cost so far, those cut off included."""
+        """Dollars that the answers to `requests` cost so far, those cut off included.
+
+        Equal rows are one answer, which a run killed while it collected a batch has stored twice.
+        """
         wanted = self._wanted(list(requests), teacher, sampling)
         given = self._index().join(wanted, on=["key", "sample"], how="semi")
-        return float(given["cost_usd"].sum())
+        return float(given.unique(list(INDEX))["cost_usd"].sum())
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
