@@ -286,6 +286,20 @@ def test_broken_choices_of_an_answer_are_asked_again_and_whole_ones_kept(tmp_pat
     assert traces["answer"].to_list() == ["a", "later", "c"] and len(calls) == 2
 
 
+def test_a_segment_that_is_refused_amid_an_answer_loses_none_of_its_choices(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    script = scripted(Answer(completion(*"abc")))
+    monkeypatch.setattr("pipeline.teacher.store.FOLD_ROWS", 2)
+    with monkeypatch.context() as disk:
+        disk.setattr("pipeline.teacher.store.segment.write", refuse)
+        outcome, _, _ = ask(script, tmp_path, questions(1, 3), n=3)
+    assert isinstance(outcome, UserError) and "cannot be written" in str(outcome)
+    _, traces, calls = ask(script, tmp_path, questions(1, 3), n=3)
+    assert traces["answer"].to_list() == list("abc") and not calls
+
+
 def test_an_endpoint_that_wants_another_name_for_the_limit_gets_it(tmp_path):
     def script(call):
         if "max_tokens" in call.body:

@@ -210,9 +210,8 @@ class _Run:
     def _failed(self, job: Job, reason: str) -> None:
         """Record a job that failed for good, sample by sample."""
         self.outcome.fail(reason, len(job.samples))
-        for sample in job.samples:
-            self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
-                              | {"failure": reason[:300]})
+        self.store.append(*(self._asked(job, sample) | {"failure": reason[:300]}
+                            for sample in job.samples))
         self.hope.request(job.key, len(job.samples), reason)
         self.display.show(len(job.samples), self.pace.in_flight)
 
@@ -220,10 +219,10 @@ class _Run:
         """Store what is whole; samples that did not come, or came broken, are asked again."""
         rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
         self.hope.answered(job.key, len(rows))
-        for row in rows:
-            whole = asked_row(job, row["sample"], self.keys.origin, self.sampling) | row
-            self.store.append(whole)
-            self.outcome.count(whole)
+        whole = [self._asked(job, row["sample"]) | row for row in rows]
+        self.store.append(*whole)
+        for row in whole:
+            self.outcome.count(row)
         self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)
@@ -231,6 +230,9 @@ class _Run:
         self.pace.learn(self.client.headers)
         self._ask_rest(job, set(job.samples) - {row["sample"] for row in rows}, bool(reply.broken))
         self.display.show(len(rows), self.pace.in_flight)
+
+    def _asked(self, job: Job, sample: int) -> dict[str, Any]:
+        return asked_row(job, sample, self.keys.origin, self.sampling)
 
     def _ask_rest(self, job: Job, left: set[int], broken: bool) -> None:
         """Queue what a reply left out: broken choices as a further attempt, others one by one."""

@@ -120,12 +120,16 @@ class TraceStore:
                 self._forget()           # what could not be folded stays in its file
                 lock.release()
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Keep one finished row (names as in SCHEMA); on disk when this returns."""
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Keep finished rows (names as in SCHEMA); on disk when this returns.
+
+        A segment that cannot be written is a UserError only after all of them stand in the journal.
+        """
         with self._writable():
             if self._journal is None:
                 self._journal = Journal(self.folder / f"{self._next_index():06d}.journal")
-            self._journal.append(row)
+            for row in rows:
+                self._journal.append(row)
         if len(self._journal.rows) >= FOLD_ROWS or self._journal.size >= FOLD_BYTES:
             self._fold()
 
