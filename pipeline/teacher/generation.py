@@ -47,7 +47,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
             run = _Run(missing, teacher, sampling, runtime, store, display)
             run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
-            outcome.unsure_usd = run.budget.unsure
+            outcome.unsure_usd = run.budget.unsure_usd()
             outcome.seconds = time.monotonic() - display.began
             outcome.notes += run.client.spread.notes()
             if outcome.asked == outcome.wanted:      # hope was lost after the last of them
