@@ -498,3 +498,14 @@ def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
     outcome, traces, calls = ask(script, tmp_path, questions(100), concurrency=8)
     assert len(traces) == 4 and len(calls) < 40
     assert "top up the account" in outcome.stopped
+
+
+def test_a_stopped_run_does_not_wait_for_attempts_that_will_not_be_made(tmp_path):
+    def script(call):
+        slow = Answer(b"slow", 500, {"Retry-After": "60"})
+        return GOOD if call.number < 4 else slow if call.number == 4 else Answer(b"top up", 402)
+
+    began = time.monotonic()
+    outcome, traces, calls = ask(script, tmp_path, questions(50), concurrency=2, max_wait=60)
+    assert time.monotonic() - began < 30 and "top up the account" in outcome.stopped
+    assert len(traces) == 4 and outcome.asked == len(calls) - 1

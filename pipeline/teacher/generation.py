@@ -85,9 +85,7 @@ class _Run:
             try:
                 while (job := await self._next()) is not None:
                     await self._start(job)
-                while self.tasks and self.fatal is None:
-                    await self._one_ends()
-            finally:
+            finally:                 # whatever is left then waits for another attempt
                 for task in self.tasks:
                     task.cancel()
                 await asyncio.gather(*self.tasks, return_exceptions=True)
