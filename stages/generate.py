@@ -54,8 +54,10 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 
 def summary(counts: Counts) -> str:
     money = f", ${counts['cost_usd']:.2f}" if counts["cost_usd"] else ""
-    if unsure := counts.get("unsure_usd"):
-        money += f", up to ${unsure:.2f} more for what came without a bill"
+    unsure = counts.get("unsure_usd", 0.0)
+    if unsure != 0.0:
+        more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
+        money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
             f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
 

@@ -24,6 +24,8 @@ class Answer:
     """Break the connection (RST) instead of closing it."""
     length: bool = True
     """Send Content-Length; without it the end of the connection ends the body."""
+    linger: float = 0.0
+    """Seconds between the body and the end of the connection."""
 
 
 @dataclass
@@ -119,6 +121,7 @@ class FaultServer:
             writer.write(f"HTTP/1.1 {answer.status} X\r\n{lines}\r\n".encode())
             writer.write(answer.body[:answer.cut])
             await writer.drain()
+            await asyncio.sleep(answer.linger)
             if answer.reset:
                 writer.transport.abort()
             return answer.cut is None and answer.length and not answer.reset

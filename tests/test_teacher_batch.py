@@ -271,6 +271,25 @@ def test_answers_count_for_the_limit_they_were_sent_with_and_for_their_own_teach
     assert limits == [[100, 100], [100, 100], [200, 200]]
 
 
+def test_answers_stored_again_after_a_kill_count_once_in_what_was_spent(asked, tmp_path,
+                                                                        monkeypatch):
+    def killed(path, target):
+        if target.suffix == ".done":
+            raise InterruptedError
+        return rename(path, target)
+
+    rename = Path.rename
+    with FaultServer(BatchEndpoint(ends="completed")).running() as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed)
+            for _ in range(2):
+                with pytest.raises(InterruptedError):
+                    asked(url)
+        _, traces = asked(url)
+    spent = TraceStore(tmp_path / "store").spent(questions(10), TEACHER, SAMPLING)
+    assert len(traces) == 9 and spent == pytest.approx(traces["cost_usd"].sum()) and spent > 0
+
+
 def test_batches_keep_to_what_the_api_takes(asked, monkeypatch):
     monkeypatch.setattr(batch, "MOST_REQUESTS", 4)
     endpoint = BatchEndpoint(ends="completed")

@@ -126,6 +126,18 @@ def test_requests_that_all_fail_end_the_run_early(tmp_path):
     assert isinstance(outcome, UserError) and len(calls) < 100
 
 
+@pytest.mark.parametrize(("good", "n"), [(0, 1), (7, 4)])
+def test_few_problems_that_all_fail_end_the_run_early_too(good, n, tmp_path):
+    def script(call):
+        if int(call.question.split()[1]) >= good:
+            return Answer(b'{"error": "bad"}', 400)
+        return Answer(completion(*["42"] * call.body.get("n", 1)))
+
+    outcome, traces, calls = ask(script, tmp_path, questions(15, 40), concurrency=16, n=n)
+    assert (outcome.stopped if good else isinstance(outcome, UserError))
+    assert len(traces) == 40 * good and len(calls) < 40 * good // n + 80
+
+
 def test_retry_after_is_obeyed_and_never_beyond_max_wait(tmp_path):
     waits = [Answer(b"", 429, {"Retry-After": "1"}), Answer(b"", 429, {"Retry-After": "9999"})]
     _, _, calls = ask(scripted(*waits, GOOD), tmp_path, max_wait=1.5)
@@ -274,6 +286,20 @@ def test_broken_choices_of_an_answer_are_asked_again_and_whole_ones_kept(tmp_pat
     assert traces["answer"].to_list() == ["a", "later", "c"] and len(calls) == 2
 
 
+def test_a_segment_that_is_refused_amid_an_answer_loses_none_of_its_choices(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    script = scripted(Answer(completion(*"abc")))
+    monkeypatch.setattr("pipeline.teacher.store.FOLD_ROWS", 2)
+    with monkeypatch.context() as disk:
+        disk.setattr("pipeline.teacher.store.segment.write", refuse)
+        outcome, _, _ = ask(script, tmp_path, questions(1, 3), n=3)
+    assert isinstance(outcome, UserError) and "cannot be written" in str(outcome)
+    _, traces, calls = ask(script, tmp_path, questions(1, 3), n=3)
+    assert traces["answer"].to_list() == list("abc") and not calls
+
+
 def test_an_endpoint_that_wants_another_name_for_the_limit_gets_it(tmp_path):
     def script(call):
         if "max_tokens" in call.body:
@@ -381,11 +407,12 @@ def test_choices_numbered_in_another_way_are_all_kept_and_asked_once(indices, sa
     assert len(calls) == 1 and sorted(traces["answer"]) == list("abcd"[:samples])
 
 
-def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
-    def event(index, text):
-        choice = {"index": index, "delta": {"content": text}, "finish_reason": "stop"}
-        return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+def event(index, text, finish="stop"):
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
+
+def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_other(tmp_path):
     def script(call):
         if not call.number:
             return sse(event(0, "first") + b'data: {"error": {"message": "x", "code": 502}}\n\n')
@@ -395,6 +422,14 @@ def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_oth
     assert sorted(traces["answer"]) == ["first", "later", "later", "later"]
     assert [call.body.get("n", 1) for call in calls] == [2, 1, 2] or \
         [call.body.get("n", 1) for call in calls] == [2, 2, 1]
+
+
+def test_a_whole_choice_outlives_the_time_that_its_neighbour_took_too_long_for(tmp_path):
+    late = sse(event(0, "first") + event(1, "half", None), linger=3)
+    outcome, traces, calls = ask(scripted(late, sse(event(0, "later"))), tmp_path, questions(1, 2),
+                                 n=2, stream=True, timeout=1.0)
+    assert traces["answer"].to_list() == ["first", "later"] and not outcome.failed
+    assert [call.body.get("n", 1) for call in calls] == [2, 1]
 
 
 @pytest.mark.parametrize("part", ["model", "token", "error"])
@@ -441,6 +476,20 @@ def test_a_run_that_asks_only_what_was_refused_before_goes_on_with_gaps(status, 
         assert outcome.failed == 25 and outcome.stopped is None
 
 
+def test_what_was_refused_before_is_asked_after_what_never_was(tmp_path):
+    def script(call):
+        refused = int(call.question.split()[1]) % 5 == 0
+        return Answer(b'{"error": "content policy"}', 400) if refused else GOOD
+
+    ask(script, tmp_path, questions(200), concurrency=4)
+    asked = set()
+    for _ in range(3):                       # each ends at some twenty refused ones in a row
+        outcome, traces, calls = ask(script, tmp_path, questions(300), concurrency=4)
+        asked |= {call.question for call in calls}
+        assert len(traces) == 240 and "in a row failed" in outcome.stopped
+    assert len(asked) == 80 + 60             # the fresh ones, and every refused one in its turn
+
+
 def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
     def script(call):
         answered = call.number < 4
@@ -449,3 +498,14 @@ def test_answers_in_flight_are_kept_when_the_account_is_empty(tmp_path):
     outcome, traces, calls = ask(script, tmp_path, questions(100), concurrency=8)
     assert len(traces) == 4 and len(calls) < 40
     assert "top up the account" in outcome.stopped
+
+
+def test_a_stopped_run_does_not_wait_for_attempts_that_will_not_be_made(tmp_path):
+    def script(call):
+        slow = Answer(b"slow", 500, {"Retry-After": "60"})
+        return GOOD if call.number < 4 else slow if call.number == 4 else Answer(b"top up", 402)
+
+    began = time.monotonic()
+    outcome, traces, calls = ask(script, tmp_path, questions(50), concurrency=2, max_wait=60)
+    assert time.monotonic() - began < 30 and "top up the account" in outcome.stopped
+    assert len(traces) == 4 and outcome.asked == len(calls) - 1

@@ -31,6 +31,7 @@ from pipeline.teacher.config import (
 from pipeline.teacher.request import dump
 from pipeline.teacher.server import serve
 from pipeline.verify import Problem
+from stages.generate import summary
 from stages.graph import Experiment
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher_run import SAMPLING, TEACHER, requests
@@ -375,6 +376,18 @@ def test_a_ceiling_holds_where_the_bill_is_not_sent(script, tmp_path):
     assert "max_usd" in outcome.stopped and outcome.cost_usd == pytest.approx(stored)
     assert len(calls) * (10 * 1 + 100 * 10) / 1e6 <= 0.01
     assert outcome.cost_usd + outcome.unsure_usd <= 0.01 and outcome.unsure_usd > 0
+
+
+@pytest.mark.parametrize(("limit", "said"), [(100, "up to $0.00"), (None, "an unknown amount")])
+def test_what_came_without_a_bill_has_no_bound_where_answers_have_none(limit, said, tmp_path):
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    with FaultServer(unbilled).running() as url, TraceStore(tmp_path / "store") as store:
+        outcome = generate(requests(1), teacher=TEACHER, sampling=Sampling(max_tokens=limit),
+                           store=store, runtime=TeacherRuntime(
+                               base_url=url, prices=tmp_path / "prices.yaml"))
+    counts = dict.fromkeys(("traces", "asked", "reused", "failed", "cut_off"), 1)
+    money = {"cost_usd": outcome.cost_usd, "unsure_usd": outcome.unsure_usd}
+    assert f"{said} more for what came without a bill" in summary(counts | money)
 
 
 def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):

@@ -221,7 +221,27 @@ def test_usage_is_read_in_every_form():
     assert read_usage(None) is read_usage({}) is read_usage({"completion_tokens": -3}) is None
     apart = {"prompt_tokens": 10, "completion_tokens": 50,
              "completion_tokens_details": {"reasoning_tokens": 400}}
-    assert read_usage(apart) == Usage(10, 0, 450, 400)
+    assert read_usage(apart) == Usage(10, 0, 450, 400) == read_usage(apart | {"total_tokens": 460})
+    fewer = {"prompt_tokens": 10, "completion_tokens": 100, "total_tokens": 190,
+             "completion_tokens_details": {"reasoning_tokens": 80}}
+    assert read_usage(fewer) == Usage(10, 0, 180, 80)
+    assert read_usage(fewer | {"total_tokens": 110}) == Usage(10, 0, 100, 80)
+
+
+@pytest.mark.parametrize("form", [lambda body: json.dumps(body),
+                                  lambda body: f"data: {json.dumps(body)}\n\n"])
+@pytest.mark.parametrize(("usage", "logprobs"), [
+    ({"completion_tokens_details": "x"}, None), ({"prompt_tokens_details": [1]}, None),
+    ({}, "x"), ({}, {"content": [None]}), ({}, {"content": "x"}),
+    *(({}, {"content": [{"token": "a", "logprob": -0.1, "top_logprobs": tops}]})
+      for tops in ({"a": -0.1}, 5, [None]))])
+def test_an_odd_bill_or_odd_logprobs_cost_no_answer(form, usage, logprobs):
+    body = json.loads(whole(deepseek(THINKING, ANSWER), "stop"))
+    body["usage"] |= usage
+    body["choices"][0]["logprobs"] = logprobs
+    reply = read_body(form(body))
+    assert reply.choices[0] == Choice(THINKING, ANSWER, "stop", True) and not reply.broken
+    assert reply.usage == Usage(prompt=5, completion=9)
 
 
 def test_a_stream_that_errs_after_a_whole_choice_keeps_it():

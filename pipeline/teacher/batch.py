@@ -208,7 +208,7 @@ class _Batches:
             self.store.append(self._asked(line) | row)
             self.outcome.count(row)
         self.budget.bill(job, reply, rows)
-        self.outcome.unsure_usd = self.budget.unsure
+        self.outcome.unsure_usd = self.budget.unsure_usd()
 
     def _failed(self, line: dict[str, Any], reason: str) -> None:
         self.outcome.fail(reason, 1)

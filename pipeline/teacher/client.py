@@ -14,7 +14,6 @@ import random
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
@@ -85,8 +84,7 @@ class Client:
     async def __aenter__(self) -> Client:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
     def body(self, job: Job) -> dict[str, Any]:
@@ -160,18 +158,22 @@ class Client:
     async def _stream(self, job: Job) -> Reply:
         """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""
         assembler = Assembler(getattr(self.teacher, "opened", False))
+        end = asyncio.get_running_loop().time() + 0.99 * self.runtime.timeout   # before attempt's
         async with self._sent(self.body(job)) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
                 text = (await response.aread()).decode("utf-8", "replace")
                 return read_body(self.redact(text), opened=assembler.opened)
             rest = b""
             try:
-                async for chunk in response.aiter_bytes():
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    for line in lines:
-                        assembler.feed(self.redact(line.decode("utf-8", "replace")))
-            except (httpx2.HTTPError, aiohttp.ClientError):
-                assembler.broke = "the connection broke off"
+                async with asyncio.timeout_at(end):
+                    async for chunk in response.aiter_bytes():
+                        *lines, rest = (rest + chunk).split(b"\n")
+                        for line in lines:
+                            assembler.feed(self.redact(line.decode("utf-8", "replace")))
+            except (httpx2.HTTPError, aiohttp.ClientError, TimeoutError):
+                if not assembler.any_ended():
+                    raise
+                assembler.broke = "the stream broke off or took too long"
         return assembler.reply()
 
     def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:

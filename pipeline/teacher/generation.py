@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.slots import slots
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.under_way import refuse_twice
+from pipeline.teacher.waiting import Waiting
 
 SOLVER_N = 64
 
@@ -47,7 +47,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
             run = _Run(missing, teacher, sampling, runtime, store, display)
             run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
-            outcome.unsure_usd = run.budget.unsure
+            outcome.unsure_usd = run.budget.unsure_usd()
             outcome.seconds = time.monotonic() - display.began
             outcome.notes += run.client.spread.notes()
             if outcome.asked == outcome.wanted:      # hope was lost after the last of them
@@ -68,13 +68,12 @@ class _Run:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        self.hope = Hope(teacher, runtime, self.outcome.reused)
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
-        self.fresh = iter(planned)
+        self.hope = Hope(teacher, runtime, planned, self.outcome.reused)
+        self.waiting = Waiting(planned)
         fewest = min(len(job.samples) for job in planned)
         self.pace = Pace(*slots(teacher, runtime, fewest), runtime.rpm, runtime.tpm)
-        self.again: deque[Job] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
         self.fatal: BaseException | None = None
@@ -86,9 +85,7 @@ class _Run:
             try:
                 while (job := await self._next()) is not None:
                     await self._start(job)
-                while self.tasks and self.fatal is None:
-                    await self._one_ends()
-            finally:
+            finally:                 # whatever is left then waits for another attempt
                 for task in self.tasks:
                     task.cancel()
                 await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -105,13 +102,13 @@ class _Run:
             if self.hope.lost is not None:       # an answer to what is in flight may restore it
                 await self._last_hope(self.hope.lost)
                 continue
-            job = self.again.popleft() if self.again else next(self.fresh, None)
+            job = self.waiting.take(self.hope.failed)
             if job is None and not self.tasks:
                 return None
             if job is None:
                 await self._one_ends()
             elif len(job.samples) > 1 and not self.client.honours_n:
-                self._requeue(job, job.samples, 1)
+                self.waiting.requeue(job, job.samples, 1)
             else:
                 return job
         return None
@@ -124,9 +121,6 @@ class _Run:
             self.outcome.stopped = str(self.hope.sentence(reason))
         else:
             self.fatal = self.hope.sentence(reason)
-
-    def _requeue(self, job: Job, samples: Iterable[int], n: int) -> None:
-        self.again.extend(replace(job, samples=run) for run in runs(samples, n))
 
     async def _start(self, job: Job) -> None:
         """Give the job its share of the budget and a slot, then let it run by itself."""
@@ -145,7 +139,7 @@ class _Run:
         if not self._going():
             self.pace.free()
             self.budget.reserved -= worst
-            self.again.append(job)
+            self.waiting.again.append(job)
             return
         task = asyncio.create_task(self._run(job, worst))
         self.tasks.add(task)
@@ -193,7 +187,7 @@ class _Run:
             self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
         self.hope.attempt(job.key, error)
         if error.again and len(job.samples) > 1 and not self.client.honours_n:
-            self._requeue(replace(job, attempts=0), job.samples, 1)
+            self.waiting.requeue(replace(job, attempts=0), job.samples, 1)
             return False
         left = error.again and job.attempts < self.runtime.max_attempts
         if left and self._going():
@@ -203,7 +197,7 @@ class _Run:
                 self.outcome.retries += 1
                 return True
         if left and self.hope.lost is not None:
-            self.again.append(job)               # goes on should hope return
+            self.waiting.again.append(job)               # goes on should hope return
         else:
             self._failed(job, str(error))
         return False
@@ -214,20 +208,19 @@ class _Run:
     def _failed(self, job: Job, reason: str) -> None:
         """Record a job that failed for good, sample by sample."""
         self.outcome.fail(reason, len(job.samples))
-        for sample in job.samples:
-            self.store.append(asked_row(job, sample, self.keys.origin, self.sampling)
-                              | {"failure": reason[:300]})
-        self.hope.request(job.key, reason)
+        self.store.append(*(self._asked(job, sample) | {"failure": reason[:300]}
+                            for sample in job.samples))
+        self.hope.request(job.key, len(job.samples), reason)
         self.display.show(len(job.samples), self.pace.in_flight)
 
     def _answered(self, job: Job, reply: Reply, seconds: float) -> None:
         """Store what is whole; samples that did not come, or came broken, are asked again."""
-        self.hope.answered()
         rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
-        for row in rows:
-            whole = asked_row(job, row["sample"], self.keys.origin, self.sampling) | row
-            self.store.append(whole)
-            self.outcome.count(whole)
+        self.hope.answered(job.key, len(rows))
+        whole = [self._asked(job, row["sample"]) | row for row in rows]
+        self.store.append(*whole)
+        for row in whole:
+            self.outcome.count(row)
         self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical += 0.05 * (longest - self.typical)
@@ -236,13 +229,16 @@ class _Run:
         self._ask_rest(job, set(job.samples) - {row["sample"] for row in rows}, bool(reply.broken))
         self.display.show(len(rows), self.pace.in_flight)
 
+    def _asked(self, job: Job, sample: int) -> dict[str, Any]:
+        return asked_row(job, sample, self.keys.origin, self.sampling)
+
     def _ask_rest(self, job: Job, left: set[int], broken: bool) -> None:
         """Queue what a reply left out: broken choices as a further attempt, others one by one."""
         if left and not broken:
             self.client.honours_n = False
-            self._requeue(replace(job, attempts=0), left, 1)
+            self.waiting.requeue(replace(job, attempts=0), left, 1)
         elif left and job.attempts < self.runtime.max_attempts:
-            self._requeue(job, left, len(left))
+            self.waiting.requeue(job, left, len(left))
         elif left:
             for run in runs(left, len(left)):
                 self._failed(replace(job, samples=run), "the answer broke off")

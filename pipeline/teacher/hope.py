@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from pipeline.errors import UserError
 from pipeline.teacher.client import AttemptError
 from pipeline.teacher.config import Teacher, TeacherRuntime
+from pipeline.teacher.request import Job
 
 UNREACHED, DOUBTED, FAILED = 5, 3, 20
-"""Failed connections, problems refused and problems failed, in a row, after which hope is lost."""
+"""Failed connections, problems refused and problems failed, in a row, after which hope is lost.
+
+Where fewer problems are left than FAILED: so many requests for them, once each has failed.
+"""
 
 
 class UnansweredError(UserError):
@@ -20,16 +27,23 @@ class Hope:
     `earlier`: traces of the same requests that it gave before. `lost`: why no request seems to
     have a chance, until one that was in flight is answered all the same. Failures count by
     problem: many samples of one that a moderator refuses say nothing about the others.
+    `left`: samples of each problem that have neither come nor failed, by key.
     """
 
-    def __init__(self, teacher: Teacher, runtime: TeacherRuntime, earlier: int = 0) -> None:
+    def __init__(self, teacher: Teacher, runtime: TeacherRuntime, planned: Iterable[Job] = (),
+                 earlier: int = 0) -> None:
         self.teacher, self.runtime = teacher, runtime
         self.successes, self.unreached = earlier, 0
         self.doubted: set[str] = set()
-        self.failed: set[str] = set()
+        self.failed: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+        for job in planned:
+            self.left[job.key] += len(job.samples)
         self.lost: str | None = None
 
-    def answered(self) -> None:
+    def answered(self, key: str, samples: int) -> None:
+        """Take an answer of so many samples into account."""
+        self._ended(key, samples)
         self.successes += 1
         self.unreached, self.lost = 0, None
         self.doubted.clear()
@@ -44,12 +58,20 @@ class Hope:
         if error.fatal or len(self.doubted) >= DOUBTED or self.unreached >= patience:
             self.lost = str(error)
 
-    def request(self, key: str, reason: str) -> None:
-        """Take a request that failed for good into account."""
-        self.failed.add(key)
-        if len(self.failed) >= FAILED:
-            self.lost = self.lost or (f"requests for {len(self.failed)} problems in a row failed, "
+    def request(self, key: str, samples: int, reason: str) -> None:
+        """Take a request of so many samples that failed for good into account."""
+        self._ended(key, samples)
+        self.failed[key] += 1
+        all_failed = self.failed.total() >= FAILED and self.left.keys() <= self.failed.keys()
+        if len(self.failed) >= FAILED or all_failed:
+            count = "1 problem" if len(self.failed) == 1 else f"{len(self.failed)} problems"
+            self.lost = self.lost or (f"requests for {count} in a row failed, "
                                       f"the last with {reason}")
+
+    def _ended(self, key: str, samples: int) -> None:
+        self.left[key] -= samples
+        if self.left[key] <= 0:
+            del self.left[key]
 
     def sentence(self, reason: str) -> UnansweredError:
         """What a teacher that gives nothing is told of, with the remedy."""

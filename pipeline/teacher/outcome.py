@@ -29,8 +29,9 @@ class Outcome:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
-    unsure_usd: float = 0.0
-    """Upper bound of what attempts and answers without a bill may have cost besides."""
+    unsure_usd: float | None = 0.0
+    """Upper bound of what attempts and answers without a bill may have cost besides; None: some
+    came and, without max_tokens, nobody knows."""
     seconds: float = 0.0
     stopped: str | None = None
     """Why asking ended before everything was asked, if it did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,11 @@ class Price(Config):
         return self.model_copy(update={name: value * self.batch for name, value in self
                                        if value is not None and name != "batch"})
 
-    def worst(self, prompt: int, completion: int) -> float:
-        """Dollars that no request of so many tokens passes."""
+    def worst(self, prompt: int, completion: int | None) -> float:
+        """Dollars that no request of so many tokens passes; `completion` None: without a limit."""
         dearest = max(self.output, self.reasoning or 0.0)
+        if completion is None:
+            return math.inf if dearest else self.worst(prompt, 0)
         return (prompt * max(self.input, self.cached_input or 0.0) + completion * dearest) / 1e6
 
 
@@ -95,15 +98,19 @@ class Budget:
         if reply.usage is None:
             self.unsure += max(self.worst(job) - cost, 0.0)
 
+    def unsure_usd(self) -> float | None:
+        """Upper bound of what came without a bill; None where no max_tokens sets one."""
+        return self.unsure if self.unsure < math.inf else None
+
     def sentence(self) -> str:
         """Why the next request is not sent."""
         before = f", of which earlier runs spent ${self.before:,.2f}" if self.before else ""
         return f"the next request might pass max_usd {self.max_usd:g}{before}"
 
     def worst(self, job: Job) -> float:
-        """Dollars that one attempt at `job` cannot pass."""
-        return self.price.worst(prompt_bound(job),
-                                (self.sampling.max_tokens or 0) * len(job.samples))
+        """Dollars that one attempt at `job` cannot pass; infinite without max_tokens."""
+        limit = self.sampling.max_tokens
+        return self.price.worst(prompt_bound(job), limit and limit * len(job.samples))
 
     def fits(self, worst: float) -> bool:
         return (self.max_usd is None

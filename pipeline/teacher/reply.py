@@ -113,8 +113,7 @@ def read_json(body: Any, *, opened: bool = False) -> Reply:
             broken[index] = str(error)
     if not whole:
         raise DamagedError(next(iter(broken.values())))
-    model = _clean(str(body.get("model") or ""))
-    return Reply(whole, read_usage(body.get("usage")), model, broken)
+    return Reply(whole, read_usage(body.get("usage")), _clean(str(body.get("model") or "")), broken)
 
 
 def _indices(choices: list[Any]) -> Iterable[int]:
@@ -157,16 +156,17 @@ def read_choice(raw: Mapping, opened: bool) -> Choice:
 def _logprobs(raw: Any) -> list[dict] | None:
     """The entries of `logprobs.content`, one a token, where they are what they should be."""
     content = raw.get("content") if isinstance(raw, Mapping) else None
-    if not isinstance(content, list) or not content:
-        return None
-    entries = [*content, *(top for entry in content for top in entry.get("top_logprobs") or [])]
-    sound = all(isinstance(entry.get("token"), str) and _is_number(entry.get("logprob"))
-                for entry in entries)
-    return content if sound else None
+    return content if isinstance(content, list) and all(map(_is_token, content)) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e30)
+def _is_token(entry: Any) -> bool:
+    """Whether it holds a token and its log-probability, and so do those it was chosen from."""
+    tops = entry.get("top_logprobs") or [] if isinstance(entry, Mapping) else None
+    if not isinstance(tops, list) or not isinstance(entry.get("token"), str):
+        return False
+    value = entry.get("logprob")
+    number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e30)
+    return number and all(map(_is_token, tops))
 
 
 def _split(message: Mapping, opened: bool) -> tuple[str | None, str, bool]:
@@ -226,18 +226,22 @@ def _clean(text: str) -> str:
 def read_usage(raw: Any) -> Usage | None:
     """The bill, or None where the endpoint sent none that can be read.
 
-    Thinking that passes the completion is counted beside it by the endpoint; here it is part of it.
+    Some endpoints count thinking beside the completion, as shows where it passes it or where their
+    total holds more than prompt and completion; here it is part of it.
     """
     if not isinstance(raw, Mapping):
         return None
     def number(value: Any) -> int:
         return int(value) if isinstance(value, int | float) and 0 < value < 1e12 else 0
 
-    details = raw.get("prompt_tokens_details") or {}
-    cached = number(raw.get("prompt_cache_hit_tokens")) or number(details.get("cached_tokens"))
-    thought = number((raw.get("completion_tokens_details") or {}).get("reasoning_tokens"))
+    def detail(of: str, name: str) -> int:
+        details = raw.get(f"{of}_tokens_details")
+        return number(details.get(name)) if isinstance(details, Mapping) else 0
+    cached = number(raw.get("prompt_cache_hit_tokens")) or detail("prompt", "cached_tokens")
+    thought = detail("completion", "reasoning_tokens")
     prompt, completion = number(raw.get("prompt_tokens")), number(raw.get("completion_tokens"))
     completion += thought if thought > completion else 0
+    completion = max(completion, number(raw.get("total_tokens")) - prompt if prompt else 0)
     usd = raw.get("cost")
     usd = float(usd) if isinstance(usd, int | float) and 0 <= usd < 1e12 else None
     if not completion and usd is None:

@@ -51,23 +51,31 @@ class TraceStore:
         """Those of `requests` never answered, or cut off below today's max_tokens.
 
         First those whose other answers were longest, so that none of them is left for the end
-        (Graham's rule of the longest job first); the unknown among them by the mean.
+        (Graham's rule of the longest job first); the unknown among them by the mean. Chats that
+        failed before come last, the more often the later: refused again, they may end the run.
         """
         requests = list(requests)
         wanted = self._wanted(requests, teacher, sampling)
-        given = self._index().filter(pl.col("failure").is_null())
+        index = self._index()
+        given = index.filter(pl.col("failure").is_null())
+        failures = index.filter(pl.col("failure").is_not_null()).group_by("key").len("failures")
         have = given.filter(_reaches(sampling.max_tokens))
         tokens = pl.col("completion_tokens")
         rows = (wanted.join(have, on=["key", "sample"], how="anti")
                 .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
-                .sort(tokens.fill_null(tokens.mean()), "row", descending=[True, False]))
+                .join(failures, on="key", how="left")
+                .sort(pl.col("failures").fill_null(0), tokens.fill_null(tokens.mean()), "row",
+                      descending=[False, True, False]))
         return [requests[row] for row in rows["row"]]
 
     def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
-        """Dollars that the answers to `requests` cost so far, those cut off included."""
+        """Dollars that the answers to `requests` cost so far, those cut off included.
+
+        Equal rows are one answer, which a run killed while it collected a batch has stored twice.
+        """
         wanted = self._wanted(list(requests), teacher, sampling)
         given = self._index().join(wanted, on=["key", "sample"], how="semi")
-        return float(given["cost_usd"].sum())
+        return float(given.unique(list(INDEX))["cost_usd"].sum())
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
@@ -112,12 +120,16 @@ class TraceStore:
                 self._forget()           # what could not be folded stays in its file
                 lock.release()
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Keep one finished row (names as in SCHEMA); on disk when this returns."""
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Keep finished rows (names as in SCHEMA); on disk when this returns.
+
+        A segment that cannot be written is a UserError only after all of them stand in the journal.
+        """
         with self._writable():
             if self._journal is None:
                 self._journal = Journal(self.folder / f"{self._next_index():06d}.journal")
-            self._journal.append(row)
+            for row in rows:
+                self._journal.append(row)
         if len(self._journal.rows) >= FOLD_ROWS or self._journal.size >= FOLD_BYTES:
             self._fold()
 

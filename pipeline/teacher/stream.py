@@ -31,10 +31,14 @@ class Assembler:
         try:
             self._take(line)
         except DamagedError as error:
-            ends = [choice["finish_reason"] for choice in self.choices.values()]
-            if not any(isinstance(end, str) and end not in BROKEN for end in ends):
+            if not self.any_ended():
                 raise
             self.broke = str(error)
+
+    def any_ended(self) -> bool:
+        """Whether some choice is whole by now."""
+        ends = [choice["finish_reason"] for choice in self.choices.values()]
+        return any(isinstance(end, str) and end not in BROKEN for end in ends)
 
     @shaped()
     def _take(self, line: str) -> None:
@@ -58,7 +62,9 @@ class Assembler:
             if name != "role" and piece is not None and isinstance(piece, str | list):
                 choice["pieces"].setdefault(name, []).append(piece)
         choice["finish_reason"] = raw.get("finish_reason") or choice["finish_reason"]
-        choice["tokens"] += (raw.get("logprobs") or {}).get("content") or []
+        logprobs = raw.get("logprobs")
+        tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+        choice["tokens"] += tokens if isinstance(tokens, list) else [tokens] if tokens else []
 
     @shaped()
     def reply(self) -> Reply:
