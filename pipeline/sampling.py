@@ -57,11 +57,11 @@ def complete(tokenizer: Any, ids: list[int], opened: bool, end: Collection[int])
 
 
 def _vllm_is_here() -> bool:
-    from importlib.util import find_spec
-
     import torch
 
-    return torch.cuda.is_available() and find_spec("vllm") is not None
+    from pipeline.serve import has_vllm
+
+    return torch.cuda.is_available() and has_vllm()
 
 
 def _by_vllm(model: str, end: list[int], prompts: list[list[int]], sampling: StudentSampling,

@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,11 @@ def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
 def engines(options: Mapping[str, Any]) -> int:
     """Copies of the model, each with a queue of its own, that a server with `options` runs."""
     return int(_all_gpus(options).get("data_parallel_size", 1))
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed, without importing it."""
+    return find_spec("vllm") is not None
 
 
 def gpu_count() -> int:

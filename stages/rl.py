@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.curriculum import check_band, check_phases, phase_trainers
 from pipeline.prompts import chats, prompt_path
 from pipeline.recipe import RlJob
+from pipeline.serve import has_vllm
 from pipeline.stage import Counts, Stage
 
 
@@ -100,11 +100,6 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
         scores = teacher_scores(inputs["filter"] / "judged.parquet")
     return inside(rows, config.difficulty, scores,
                   args.generation_batch_size // args.num_generations)
-
-
-def has_vllm() -> bool:
-    """Whether vLLM is installed, without importing it."""
-    return find_spec("vllm") is not None
 
 
 def check(experiment: Any) -> None:
