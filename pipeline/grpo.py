@@ -3,9 +3,11 @@
 Without vLLM, rollouts go through pipeline.decode, which lets finished rows leave the batch. With
 or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
 whole generation's, and completions of like length share a micro-batch; with `attn_implementation:
-limbeck_varlen` it runs without any padding. None of this changes a value: the samples have the same
-distribution, trimmed columns carry no loss, the order inside one update does not count. A colocated
-vLLM takes all of its engine's options.
+limbeck_varlen` it runs without any padding; without KL term, completions of advantage 0 (a group of
+equal rewards) are left out of the loss. None of this changes an update: the samples have the same
+distribution, what is left out has no gradient, the order inside one update does not count. The
+logged entropy and clip ratios are those of the completions trained on. A colocated vLLM takes all
+of its engine's options.
 
 A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
 it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
@@ -96,7 +98,10 @@ class CompactGRPOTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before or not self._order_is_free():
             return inputs
-        batches: Any = dealt(cast(Any, self._buffered_inputs), self._without_padding())
+        batches: Any = cast(Any, self._buffered_inputs)
+        if self.beta == 0.0:
+            batches = taught(batches, self.loss_type in MEANS_OVER_ROWS)
+        batches = dealt(batches, self._without_padding())
         self._buffered_inputs = batches
         return batches[self._step % len(batches)]
 
@@ -199,6 +204,26 @@ def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
+def taught(batches: list[dict[str, Any]], means: bool) -> list[dict[str, Any]]:
+    """The micro-batches without rows of advantage 0, which have no gradient.
+
+    Some of these, the shortest, stay where the others do not fill every micro-batch alike. `means`,
+    where the loss is a mean over rows: `row_scale` makes up for those left out.
+    """
+    if any(isinstance(value, list) for value in batches[0].values()):
+        return batches
+    joined, shared = _joined(batches)
+    idle = joined["advantages"] == 0
+    kept = max(1, -(-int((~idle).sum()) // len(batches))) * len(batches)
+    share = kept / len(idle)
+    lengths = joined["completion_mask"].sum(1)
+    order = (lengths + idle * (lengths.max() + 1)).argsort(stable=True)[:kept]
+    if means:
+        shared["row_scale"] = shared["row_scale"] * share
+    return [{**shared, **{name: value[rows] for name, value in joined.items()}}
+            for rows in order.view(len(batches), -1)]
+
+
 def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
     """The micro-batches' rows dealt out again, as many to each as before.
 
@@ -208,17 +233,22 @@ def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
     """
     if any(isinstance(value, list) for value in batches[0].values()):
         return batches
-    kept = {name: [batch[name] for batch in batches] for name in batches[0]}
-    shared = {name for name, values in kept.items() if values[0] is None or values[0].ndim == 0}
-    joined = {name: torch.cat(values) for name, values in kept.items() if name not in shared}
+    joined, shared = _joined(batches)
     lengths = joined["completion_mask"].sum(1) + mixed * joined["prompt_mask"].sum(1)
     order = lengths.argsort(stable=True).view(len(batches), -1)
     if mixed:
         order = order.view(-1, len(batches))
         order[1::2] = order[1::2].flip(1)
         order = order.T
-    return [{**batch, **{name: value[rows] for name, value in joined.items()}}
-            for batch, rows in zip(batches, order, strict=True)]
+    return [{**shared, **{name: value[rows] for name, value in joined.items()}} for rows in order]
+
+
+def _joined(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The rows of all micro-batches, and what all of them share (numbers, None)."""
+    first = batches[0]
+    shared = {name: value for name, value in first.items() if value is None or value.ndim == 0}
+    return {name: torch.cat([batch[name] for batch in batches])
+            for name in first if name not in shared}, shared
 
 
 def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -165,6 +165,54 @@ def test_without_padding_every_micro_batch_gets_about_as_many_tokens_and_each_ro
         assert torch.equal(batch["completion_mask"].sum(1), lengths[batch["names"]])
 
 
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "luspo", "cispo", "sapo"])
+def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, monkeypatch, loss):
+    from pipeline import grpo
+
+    seen = []
+    real = grpo.CompactGRPOTrainer._compute_loss
+
+    def watched(self, model, inputs):
+        seen.append(len(inputs["advantages"]))
+        return real(self, model, inputs)
+
+    def half(completions, completion_ids, **columns):   # every other group is all right
+        return [float(i // 4 % 2 or sum(ids) % 2) for i, ids in enumerate(completion_ids)]
+
+    def run():
+        seen.clear()
+        made = trainer(tmp_path, half, per_device_train_batch_size=4, loss_type=loss,
+                       gradient_accumulation_steps=8)
+        made.train()
+        return weights(made)
+
+    monkeypatch.setattr(grpo.CompactGRPOTrainer, "_compute_loss", watched)
+    fewer = run()
+    assert len(seen) == 16 and sum(seen) <= 32
+    monkeypatch.setattr(grpo, "taught", lambda batches, means: batches)
+    torch.testing.assert_close(fewer, run(), atol=1e-5, rtol=0)
+    assert sum(seen) == 64
+
+
+def test_rows_left_without_advantage_only_fill_up_and_are_the_shortest():
+    from pipeline.grpo import taught
+
+    def batch(advantages, lengths):
+        mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).int()
+        return {"advantages": torch.tensor(advantages), "completion_mask": mask,
+                "row_scale": torch.tensor(2.0), "ref_per_token_logps": None}
+
+    whole = [batch([0.5, 0.0, 0.0], [9, 4, 2]), batch([-0.5, 0.0, 1.0], [5, 3, 7])]
+    got = taught(whole, True)
+    assert [value["advantages"].tolist() for value in got] == [[-0.5, 1.0], [0.5, 0.0]]
+    assert got[1]["completion_mask"].sum(1).tolist() == [9, 2]
+    assert got[0]["row_scale"] == pytest.approx(2.0 * 4 / 6) and taught(whole, False)[0][
+        "row_scale"] == 2.0
+    assert got[0]["ref_per_token_logps"] is None
+    nothing = taught([batch([0.0, 0.0], [3, 1]), batch([0.0, 0.0], [2, 4])], True)
+    assert [value["completion_mask"].sum().item() for value in nothing] == [1, 2]
+
+
 def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_path):
     made = trainer(tmp_path, even)
     assert made._order_is_free()
