@@ -6,20 +6,23 @@ Both get the same model, problems, order, seed, sampling, group size and prompts
 process of their own. TRL keeps its defaults for everything else (batches of 8, gradient
 checkpointing, importance-sampling correction, its own engine) and its accuracy_reward; limbeck
 takes what configs/qwen-distill.yaml says. One JSON line each: prompts and completion tokens a
-second after the warm-up, the shares of a step spent in generation and in verification, peak GB.
+second after the warm-up, the shares of a step spent in generation and in verification, the share of
+the time in which the GPU ran any kernel (nvidia-smi, five samples a second), peak GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import yaml
 
@@ -41,6 +44,30 @@ def timed(call: Callable, spent: list[float]) -> Callable:
 
     run.__name__ = getattr(call, "__name__", "reward")
     return run
+
+
+class Busy(threading.Thread):
+    """Samples (seconds, share of the time in which the GPU ran a kernel) until the program ends."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, float]] = []
+
+    def run(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            return
+        command = ["nvidia-smi", "-i", f"GPU-{torch.cuda.get_device_properties(0).uuid}", "-lms",
+                   "200", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watched:
+            atexit.register(watched.kill)
+            for line in cast(IO[str], watched.stdout):
+                self.samples.append((time.perf_counter(), float(line) / 100))
+
+    def since(self, moment: float) -> float | None:
+        shares = [share for at, share in self.samples if at >= moment]
+        return round(sum(shares) / len(shares), 3) if shares else None
 
 
 def prompts(path: Path) -> list[dict[str, Any]]:
@@ -98,11 +125,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     verify: list[float] = []
     generate: list[float] = []
+    busy = Busy()
     make = {"TRL": trl_trainer, "limbeck": our_trainer}[given.contender]
     with tempfile.TemporaryDirectory() as out:
         trainer = make(given, prompts(given.problems), out, verify)
         trainer._generate_single_turn = timed(trainer._generate_single_turn, generate)
+        busy.start()
+        begun = time.perf_counter()
         trainer.train()
+        end = time.perf_counter()
     warm = given.steps // 3
     logs = [entry for entry in trainer.state.log_history if "step_time" in entry][warm:]
     wall = sum(entry["step_time"] for entry in logs)
@@ -113,6 +144,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "mean_length": round(tokens / per_step / GROUP, 1),
             "generation_share": round(sum(generate[warm:]) / wall, 3),
             "verification_share": round(sum(verify[warm:]) / wall, 4),
+            "gpu_busy": busy.since(max(begun, end - wall)),
             "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
             if torch.cuda.is_available() else None,
             "rewards": [round(entry["reward"], 3) for entry in trainer.state.log_history
