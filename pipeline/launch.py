@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.serve import process_group, visible_gpus
+from pipeline.serve import free_port, process_group, visible_gpus
 
 if TYPE_CHECKING:
     from pipeline.recipe import RlJob, SftJob
@@ -64,8 +64,10 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
         old.unlink(missing_ok=True)
     names = visible_gpus() if gpus is None else gpus.split(",")
     seen = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
+    # A colocated vLLM listens there; left to itself every run of a host tries the same few ports.
+    port = {} if options else {"MASTER_PORT": str(free_port())}
     line = command(options, ["-m", module, str(path)])
-    code = run(line, {**os.environ, **seen})
+    code = run(line, {**port, **os.environ, **seen})
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():

@@ -76,7 +76,7 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
 def _launched(model: str, options: Mapping[str, Any], log: Path,
               environment: Mapping[str, str]) -> Iterator[tuple[str, Callable[[float], None]]]:
     """(base_url, what waits so many seconds for it) of a server that may not answer yet."""
-    port = _free_port()
+    port = free_port()
     command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
                *flags(_all_gpus(options))]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,8 @@ def tail(log: Path) -> str:
     return "\n".join(lines[-TAIL_LINES:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this host on which nothing listened a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

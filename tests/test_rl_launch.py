@@ -79,6 +79,24 @@ def test_vllm_several_gpus_and_each_phase_take_processes_of_their_own(
     assert started == [(line, index, names) for index, names in enumerate(seen)]
 
 
+def test_two_runs_on_one_host_listen_on_ports_of_their_own(tmp_path, monkeypatch):
+    experiment, inputs, out = stage(tmp_path, "rl.phases=[]", "rl.trainer.use_vllm=true")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    ports = []
+
+    def fake(line, environment):
+        ports.append(environment.get("MASTER_PORT"))
+        (out / "counts.json").write_text('{"steps": 3}')
+        return 0
+
+    monkeypatch.setattr(launch, "run", fake)
+    for _ in range(2):
+        rl.run(experiment, inputs, out)
+    monkeypatch.setenv("MASTER_PORT", "29700")
+    rl.run(experiment, inputs, out)
+    assert len(set(ports)) == 3 and ports[2] == "29700" and all(int(port) > 1023 for port in ports)
+
+
 def test_phases_in_processes_of_their_own_refine_as_one_process_does(tmp_path):
     experiment, inputs, out = stage(tmp_path, "rl.lora={r: 2}", "rl.keep=last")
     assert rl.run(experiment, inputs, out)["steps"] == 3
