@@ -32,7 +32,8 @@ rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
 r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
          'rl.difficulty='
-         rl.rewards.r1_format=0.2 rl.keep_completions=10 rl.trainer.temperature=1.0)
+         rl.rewards.r1_format=0.05 rl.trainer.scale_rewards=batch
+         rl.keep_completions=10 rl.trainer.temperature=1.0)
 recipes=(base teacher sequence logits unfiltered rl_only distilled_rl r1_zero)
 
 # The ablation trains on as many tokens as `sequence` does, not as many epochs.
