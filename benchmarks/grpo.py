@@ -107,6 +107,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     settings["gradient_accumulation_steps"] = \
         PROMPTS * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
+    pool.start()
     args = arguments(settings, Path(out), 0)
     return CompactGRPOTrainer(
         model=load_student(given.model, args), args=args,

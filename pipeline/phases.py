@@ -185,6 +185,7 @@ def run(job: RlJob) -> dict[str, Any]:
     from pipeline.verify import JudgePool
 
     with JudgePool(job.judge_workers) as pool:
+        pool.start()    # while the models load, not while a step waits
         return refine(job, pool)
 
 

@@ -112,6 +112,16 @@ def test_a_pool_starts_no_process_until_one_is_needed() -> None:
         assert all(worker.process is None for worker in pool._all)
 
 
+def test_a_started_pool_has_its_processes_before_the_first_answer() -> None:
+    with JudgePool(workers=2) as pool:
+        pool.start()
+        processes = [worker.process for worker in pool._all]
+        assert all(process and process.poll() is None for process in processes)
+        assert pool.judge("\\boxed{\\sin^2 x + \\cos^2 x}", Problem("p", "", "1")).score == 1.0
+        pool.start()
+        assert [worker.process for worker in pool._all] == processes
+
+
 def test_many_threads_may_share_one_pool() -> None:
     texts = [f"\\boxed{{\\sum_{{k=1}}^{{{n}}} k}}" for n in range(2, 8)]
     golds = [str(n * (n + 1) // 2) for n in range(2, 8)]

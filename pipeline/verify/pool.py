@@ -116,8 +116,8 @@ class Worker:
 class JudgePool:
     """Judges completions; each verdict takes at most `seconds` and `memory_mb` of a worker.
 
-    Safe to share between threads. `workers` processes at most; none starts before the first
-    answer that the fast rules leave to the engine.
+    Safe to share between threads. `workers` processes at most; unless told to `start`, none
+    does before the first answer that the fast rules leave to the engine.
     """
 
     def __init__(self, workers: int | None = None, seconds: float = 5.0,
@@ -136,6 +136,12 @@ class JudgePool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Start the workers without waiting for them; else each starts when first needed."""
+        for worker in self._all:
+            if worker.process is None:
+                worker.start()
 
     def close(self) -> None:
         """End every worker. The pool may be used again; workers then start anew."""
