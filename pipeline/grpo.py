@@ -100,7 +100,9 @@ class CompactGRPOTrainer(GRPOTrainer):
             return inputs
         batches: Any = cast(Any, self._buffered_inputs)
         if self.beta == 0.0:
-            batches = taught(batches, self.loss_type in MEANS_OVER_ROWS)
+            mine = sum((batch["advantages"] != 0).sum() for batch in batches)
+            most = int(self.accelerator.gather(mine).max())   # processes compare rows in the loss
+            batches = taught(batches, most, self.loss_type in MEANS_OVER_ROWS)
         batches = dealt(batches, self._without_padding())
         self._buffered_inputs = batches
         return batches[self._step % len(batches)]
@@ -204,17 +206,17 @@ def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
-def taught(batches: list[dict[str, Any]], means: bool) -> list[dict[str, Any]]:
+def taught(batches: list[dict[str, Any]], rows: int, means: bool) -> list[dict[str, Any]]:
     """The micro-batches without rows of advantage 0, which have no gradient.
 
-    Some of these, the shortest, stay where the others do not fill every micro-batch alike. `means`,
-    where the loss is a mean over rows: `row_scale` makes up for those left out.
+    The shortest of these stay where the others do not make up `rows` and fill every micro-batch
+    alike. `means`, where the loss is a mean over rows: `row_scale` makes up for those left out.
     """
     if any(isinstance(value, list) for value in batches[0].values()):
         return batches
     joined, shared = _joined(batches)
     idle = joined["advantages"] == 0
-    kept = max(1, -(-int((~idle).sum()) // len(batches))) * len(batches)
+    kept = max(1, -(-rows // len(batches))) * len(batches)
     share = kept / len(idle)
     lengths = joined["completion_mask"].sum(1)
     order = (lengths + idle * (lengths.max() + 1)).argsort(stable=True)[:kept]

@@ -189,7 +189,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
     monkeypatch.setattr(grpo.CompactGRPOTrainer, "_compute_loss", watched)
     fewer = run()
     assert len(seen) == 16 and sum(seen) <= 32
-    monkeypatch.setattr(grpo, "taught", lambda batches, means: batches)
+    monkeypatch.setattr(grpo, "taught", lambda batches, rows, means: batches)
     torch.testing.assert_close(fewer, run(), atol=1e-5, rtol=0)
     assert sum(seen) == 64
 
@@ -203,13 +203,14 @@ def test_rows_left_without_advantage_only_fill_up_and_are_the_shortest():
                 "row_scale": torch.tensor(2.0), "ref_per_token_logps": None}
 
     whole = [batch([0.5, 0.0, 0.0], [9, 4, 2]), batch([-0.5, 0.0, 1.0], [5, 3, 7])]
-    got = taught(whole, True)
+    got = taught(whole, 3, True)
     assert [value["advantages"].tolist() for value in got] == [[-0.5, 1.0], [0.5, 0.0]]
     assert got[1]["completion_mask"].sum(1).tolist() == [9, 2]
-    assert got[0]["row_scale"] == pytest.approx(2.0 * 4 / 6) and taught(whole, False)[0][
+    assert got[0]["row_scale"] == pytest.approx(2.0 * 4 / 6) and taught(whole, 3, False)[0][
         "row_scale"] == 2.0
     assert got[0]["ref_per_token_logps"] is None
-    nothing = taught([batch([0.0, 0.0], [3, 1]), batch([0.0, 0.0], [2, 4])], True)
+    assert len(taught(whole, 5, True)[0]["advantages"]) == 3   # another process has as many
+    nothing = taught([batch([0.0, 0.0], [3, 1]), batch([0.0, 0.0], [2, 4])], 0, True)
     assert [value["completion_mask"].sum().item() for value in nothing] == [1, 2]
 
 

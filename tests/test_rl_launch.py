@@ -57,6 +57,32 @@ def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, mon
     assert json.loads((out / "best/heldout.json").read_text())["problems"] == 3
 
 
+UNEVEN = """
+from pipeline import phases, rl
+from pipeline.launch import launched
+from pipeline.recipe import RlJob
+
+def half(prompts, completions, trainer_state=None, **columns):
+    rank = int(__import__("os").environ["RANK"])    # one process's group teaches, the other's not
+    return [float(rank and i % 2) for i in range(len(completions))]
+
+phases.reward_functions = lambda *given: {"half": (1.0, half)}
+launched(RlJob, phases.run)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_unlike_shares_of_teaching_completions_stay_in_step(tmp_path, monkeypatch):
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    experiment, inputs, out = stage(
+        tmp_path, "rl.phases=[]", "rl.dynamic_sampling=0", "rl.keep=last", "rl.evaluate_every=0",
+        "rl.trainer.per_device_train_batch_size=2", "rl.trainer.gradient_accumulation_steps=2")
+    assert launch.launch(rl.job_of(experiment, inputs, out), "uneven", tiny_sft.TWO)["steps"] == 3
+    assert [line["frac_reward_zero_std"] for line in tiny_rl.log(out)] == [0.5] * 3
+
+
 @pytest.mark.parametrize(("given", "gpus", "seen"), [
     ("rl.trainer.use_vllm=true", "2,3", ["2"]), ("rl.minutes=5", "2,3", ["2"]),
     ("runtime.launch={num_processes: 2}", "2,3", ["2,3"]),
