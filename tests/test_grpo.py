@@ -135,7 +135,8 @@ def test_rows_laid_end_to_end_give_the_weights_of_padded_rows(tmp_path, monkeypa
 
 
 def test_rows_laid_end_to_end_leave_out_padding_and_come_back_in_place():
-    from pipeline.grpo import IGNORED, end_to_end, padded
+    from pipeline.microbatch import end_to_end, padded
+    from pipeline.rows import IGNORED
 
     mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
     ids = torch.arange(10).view(2, 5)
@@ -149,7 +150,7 @@ def test_rows_laid_end_to_end_leave_out_padding_and_come_back_in_place():
 
 
 def test_without_padding_every_micro_batch_gets_about_as_many_tokens_and_each_row_once():
-    from pipeline.grpo import dealt
+    from pipeline.microbatch import dealt
 
     lengths = torch.randperm(48, generator=torch.Generator().manual_seed(1)) + 1
     mask = (torch.arange(48) < lengths[:, None]).int()
@@ -195,7 +196,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
 
 
 def test_rows_left_without_advantage_only_fill_up_and_are_the_shortest():
-    from pipeline.grpo import taught
+    from pipeline.microbatch import taught
 
     def batch(advantages, lengths):
         mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).int()
@@ -223,7 +224,7 @@ def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_pa
 
 
 def test_a_micro_batch_without_any_loss_is_trimmed_to_one_column():
-    from pipeline.grpo import trimmed
+    from pipeline.microbatch import trimmed
 
     inputs = {"completion_mask": torch.zeros(2, 5), "completion_ids": torch.ones(2, 5),
               "prompt_mask": torch.ones(2, 5), "advantages": torch.zeros(2)}
