@@ -44,7 +44,7 @@ class Alarms(Config):
     """Share of its best mean that the reward may lose again; off once rl.difficulty has exchanged a
     twentieth of a step's problems."""
     hacking: float | None = 0.1
-    """Gain in reward since the start that should show in held-out accuracy."""
+    """Gain in reward since the start that should show in accuracy, held-out where it is known."""
 
 
 LEVELS = (
@@ -122,12 +122,15 @@ def _falling(log: Log, limits: Alarms) -> str:
 
 
 def _hacking(log: Log, limits: Alarms) -> str:
-    """The reward rises and held-out accuracy does not: Goodhart's law at work."""
-    held_out = _values(log, "heldout/accuracy")
+    """The reward rises and accuracy, held-out where it is known, does not: Goodhart's law."""
     first, last = _ends(log, "reward", limits.window)
-    if limits.hacking is None or len(held_out) < 3 or not last - first > limits.hacking:
+    if limits.hacking is None or not last - first > limits.hacking:
         return ""
-    now = sum(held_out[-2:]) / 2
-    return "" if now > held_out[0] else (
-        f"the reward rose from {first:.3g} to {last:.3g} while held-out accuracy went from "
-        f"{held_out[0]:.1%} to {now:.1%}; the student may be gaming the reward, so read samples")
+    name, held_out = "held-out", _values(log, "heldout/accuracy")
+    if len(held_out) < 3:
+        name, (before, now) = "training", _ends(log, "rewards/accuracy/mean", limits.window)
+    else:
+        before, now = held_out[0], sum(held_out[-2:]) / 2
+    return "" if not now <= before else (
+        f"the reward rose from {first:.3g} to {last:.3g} while {name} accuracy went from "
+        f"{before:.1%} to {now:.1%}; the student may be gaming the reward, so read samples")
