@@ -45,7 +45,7 @@ def test_each_trouble_rings_its_alarm_alone_and_can_be_turned_off(kind):
 
 
 def test_without_held_out_problems_accuracy_in_training_tells_a_gamed_reward():
-    gamed = [{"step": s, "reward": min(0.05 + 0.02 * s, 0.25), "rewards/accuracy/mean": 0.04}
+    gamed = [{"step": s, "reward": min(0.05 + 0.02 * s, 0.35), "rewards/accuracy/mean": 0.04}
              for s in range(1, 31)]
     assert list(crossings(gamed, Alarms())) == ["hacking"]
     assert "training accuracy went from 4.0% to 4.0%" in crossings(gamed, Alarms())["hacking"]
