@@ -27,7 +27,7 @@ class Alarms(Config):
     kl: float | None = 1.0
     """Nats a token from the reference model, at most (logged where rl.trainer.beta is not 0)."""
     entropy: float | None = 0.02
-    """Nats of the next token, at least."""
+    """Nats of the next token in the completions trained on, at least."""
     clip_ratio: float | None = 0.2
     """Share of tokens whose probability has moved out of the clipping range, at most."""
     cut_off: float | None = 0.5

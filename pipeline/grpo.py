@@ -6,8 +6,8 @@ whole generation's, and completions of like length share a micro-batch; with `at
 limbeck_varlen` it runs without any padding; without KL term, completions of advantage 0 (a group of
 equal rewards) are left out of the loss. None of this changes an update: the samples have the same
 distribution, what is left out has no gradient, the order inside one update does not count. The
-logged entropy and clip ratios are those of the completions trained on. A colocated vLLM takes all
-of its engine's options.
+logged entropy and clip ratios are those of the completions trained on, and memory peaks when no
+group is level. A colocated vLLM takes all of its engine's options.
 
 A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
 it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
@@ -27,7 +27,7 @@ from pipeline import attention
 from pipeline.chat import prompt_ids
 from pipeline.decode import decode
 from pipeline.engine import engine_options, refuse_another_model, sync_weights
-from pipeline.microbatch import dealt, end_to_end, padded, taught, trimmed
+from pipeline.microbatch import dealt, end_to_end, level, padded, taught, trimmed
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
@@ -59,6 +59,9 @@ class CompactGRPOTrainer(GRPOTrainer):
         rewards = super()._calculate_rewards(*args, **kwargs)
         self._judged = ~rewards.isnan().any(1)
         rewards[~self._judged] = torch.nan
+        training = cast(Any, self.model).training
+        self._level = level(rewards, self.num_generations if training else
+                            self.num_generations_eval)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -66,10 +69,13 @@ class CompactGRPOTrainer(GRPOTrainer):
         if not self.compared:
             self._compare(batch)
         share = 1 - self._judged.float().mean().item()
-        self._metrics["train" if model.training else "eval"]["unjudged"].append(share)
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["unjudged"].append(share)
+        metrics["frac_reward_zero_std"][-1] = self._level.float().mean().item()
         mask = batch["completion_mask"]
         first = self.accelerator.process_index * len(mask)
         batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
+        batch["advantages"][self._level[first:first + len(mask)]] = 0   # and not a mean's rounding
         batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
         return self._counted(batch)
 

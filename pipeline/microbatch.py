@@ -28,6 +28,17 @@ def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
+def level(rewards: torch.Tensor, group: int | None) -> torch.Tensor:
+    """Whether a row's `group` earned the same by every function that decided [rows], from `rewards`
+    [rows, functions], NaN where none did.
+
+    TRL asks whether the spread is 0, with scale_rewards=batch that of all groups together.
+    """
+    grouped = rewards.view(-1, group or 1, rewards.shape[1])
+    spread = grouped.nan_to_num(-torch.inf).amax(1) > grouped.nan_to_num(torch.inf).amin(1)
+    return ~spread.any(1).repeat_interleave(group or 1)
+
+
 def taught(batches: list[dict[str, Any]], rows: int, means: bool) -> list[dict[str, Any]]:
     """The micro-batches without rows of advantage 0, which have no gradient.
 

@@ -232,15 +232,26 @@ def test_a_micro_batch_without_any_loss_is_trimmed_to_one_column():
     assert got["completion_ids"].shape == (2, 1) and got["prompt_mask"].shape == (2, 5)
 
 
-@pytest.mark.parametrize("value", [1.0, 0.0, None, float("nan")])
+@pytest.mark.parametrize("value", [1.0, 0.0, 1.05, None, float("nan")])
 def test_equal_or_missing_rewards_neither_crash_nor_train(tmp_path, value):
     def reward(completions, **columns):
         return [value] * len(completions)
 
-    made = trainer(tmp_path, reward)
+    made = trainer(tmp_path, reward, num_generations=8)     # in float32 the mean of 1.05s is not
     before = weights(made)
     made.train()
     assert torch.equal(before, weights(made))
+    assert made.state.log_history[0]["frac_reward_zero_std"] == 1
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_groups_of_equal_reward_are_counted_one_by_one(tmp_path, scale):
+    def reward(completions, **columns):
+        return [float(i % 2) if i < 4 else 0.5 for i in range(len(completions))]
+
+    made = trainer(tmp_path, reward, steps=1, scale_rewards=scale, per_device_train_batch_size=16)
+    made.train()
+    assert made.state.log_history[0]["frac_reward_zero_std"] == 0.75
 
 
 def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
