@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import IO, Any, cast
 
 import yaml
@@ -56,7 +57,7 @@ class Busy(threading.Thread):
     def run(self) -> None:
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() or not which("nvidia-smi"):
             return
         command = ["nvidia-smi", "-i", f"GPU-{torch.cuda.get_device_properties(0).uuid}", "-lms",
                    "200", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]

@@ -3,14 +3,16 @@
 #   DATA=… TEACHER=… STUDENT=… WORK=… benchmarks/qwen.sh STAGE RECIPE [KEY=VALUE]...
 #   … benchmarks/qwen.sh all               every recipe, one after the other, and the results files
 # DATA holds gsm8k_train.jsonl, math_train.jsonl, gsm8k_test.jsonl, math500.jsonl; TEACHER and STUDENT
-# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or
-# WORK/results) the files. A recipe's stages go on where they stopped, and recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
+# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or WORK/results) the files. A
+# recipe's stages go on where they stopped, and recipes on several GPUs may run side by side
+# (CUDA_VISIBLE_DEVICES) once what they share is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000}
 results=${RESULTS:-$WORK/results}
 mkdir -p "$WORK/bin" "$results"
-[ -f "$WORK/train.jsonl" ] || { cat "$DATA/gsm8k_train.jsonl"; head -n "$math" "$DATA/math_train.jsonl"; } > "$WORK/train.jsonl"
+[ -f "$WORK/train.jsonl" ] ||
+  { cat "$DATA/gsm8k_train.jsonl"; head -n "$math" "$DATA/math_train.jsonl"; } > "$WORK/train.jsonl"
 common=(-c configs/qwen-distill.yaml "prepare.problems=$WORK/train.jsonl"
         "evaluate.benchmarks=[$DATA/gsm8k_test.jsonl, $DATA/math500.jsonl]"
         "prepare.decontaminate=[$DATA/gsm8k_test.jsonl, $DATA/math500.jsonl]"
