@@ -9,16 +9,24 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import torch
 import transformers
 from accelerate.utils import is_peft_model
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from pipeline import attention, checkpoints
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
+
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs",
+            "gradient_accumulation_steps", "num_generations", "max_completion_length",
+            "temperature", "learning_rate")
+"""Keys whose wrong value the library finds late or not at all."""
 
 
 def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Path,
@@ -32,6 +40,10 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
     if unknown:
         raise UserError(f"{section}.{unknown[0]} is not a key of {kind.__name__}; "
                         f"see its documentation in TRL {version('trl')}")
+    if "output_dir" in given:
+        raise UserError(f"{section}.output_dir: checkpoints lie in the run's own folder, where it "
+                        "goes on from; leave this out")
+    given = {key: _typed(kind, section, key, value) for key, value in given.items()}
     quiet_libraries()
     cuda = torch.cuda.is_available()
     settings = {"output_dir": str(out / "checkpoints"), "seed": seed, "bf16": cuda,
@@ -45,12 +57,29 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
                         f"{str(error).splitlines()[0]}") from None
 
 
+def _typed(kind: Any, section: str, key: str, value: Any) -> Any:
+    """`value` as the number or truth value that `kind` declares for `key`; others as they are."""
+    hint = get_type_hints(kind)[key]
+    if value is None or not set(get_args(hint) or [hint]) <= {bool, int, float, NoneType}:
+        return value
+    try:
+        value = TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
+        raise UserError(f"{section}.{key}={value!r} {wrong}") from None
+    if (key in POSITIVE and value <= 0) or (key == "max_steps" and value == 0):
+        raise UserError(f"{section}.{key}={value} must be above 0")
+    return value
+
+
 def lora_config(lora: Mapping[str, Any] | None, section: str) -> Any:
     """The peft LoraConfig that `lora`, a section of the config, means; None where it is None."""
     if lora is None:
         return None
     from peft import LoraConfig
 
+    if lora.get("r", 1) < 1:
+        raise UserError(f"{section}.r={lora['r']} must be above 0")
     try:
         return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **lora})
     except (TypeError, ValueError) as error:
@@ -63,7 +92,12 @@ def load_student(model: str | Path, args: Any) -> Any:
     attention.register()
     settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
     args.model_init_kwargs = None
-    return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
+    except ImportError as error:    # an attention that is not installed
+        raise UserError(f"{model} cannot be loaded so: {str(error).splitlines()[0]}") from None
+    except SafetensorError as error:
+        raise UserError(f"the weights of {model} are damaged ({error}); copy it anew") from None
 
 
 def bad_weights(model: Any) -> str | None:

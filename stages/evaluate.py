@@ -166,5 +166,15 @@ def files(experiment: Any) -> tuple[Path, ...]:
     return (prompt_path(experiment.generate.prompt), *named)
 
 
-STAGE = Stage(name="evaluate", run=run, needs=needs, files=files, summary=summary,
+def check(experiment: Any) -> None:
+    from difflib import get_close_matches
+
+    from pipeline.errors import UserError
+
+    for name in experiment.evaluate.benchmarks:
+        if name != "heldout" and not is_file(name) and get_close_matches(name, ["heldout"]):
+            raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
+
+
+STAGE = Stage(name="evaluate", run=run, check=check, needs=needs, files=files, summary=summary,
               version=3)

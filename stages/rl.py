@@ -105,10 +105,11 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
     from pipeline.launch import check_options
-    from pipeline.rl import arguments
+    from pipeline.rl import arguments, reward_functions
     from pipeline.trainer import lora_config
 
     config = experiment.rl
+    reward_functions({name: 1.0 for name in config.rewards if name != "process"}, None, False, 1)
     check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")
     if (config.server is None) == bool(config.server_gpus):

@@ -79,3 +79,17 @@ def test_a_score_of_answers_that_mostly_did_not_end_says_so():
     assert summary({"scores": {"sft": {"gsm8k": score}}}) == "sft gsm8k 50.0 [40.0, 60.0]"
     endless = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
     assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
+
+
+def test_a_benchmark_that_is_nearly_heldout_is_refused_before_any_work():
+    from pathlib import Path
+
+    from pipeline.config import load
+    from pipeline.errors import UserError
+    from stages import evaluate
+    from stages.graph import Experiment
+
+    default = [Path(__file__).parents[1] / "configs/default.yaml"]
+    evaluate.check(load(Experiment, default, ["evaluate.benchmarks=[heldout, openai/gsm8k]"]))
+    with pytest.raises(UserError, match="did you mean heldout"):
+        evaluate.check(load(Experiment, default, ["evaluate.benchmarks=[heldoot]"]))

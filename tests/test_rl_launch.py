@@ -147,7 +147,12 @@ def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("override", "said"), [
     ("rl.lora={rank: 4}", "rl.lora"), ("rl.server={}", "go together"),
-    ("rl.server_gpus=1", "go together")])
+    ("rl.server_gpus=1", "go together"), ("rl.lora={r: 0}", "rl.lora.r=0 must be above 0"),
+    ("rl.rewards.acuracy=1", "names 'acuracy'; there are accuracy,"),
+    ("rl.trainer.output_dir=elsewhere", "rl.trainer.output_dir: .* leave this out"),
+    ("rl.trainer.beta=abc", "rl.trainer.beta='abc' should be a valid number"),
+    ("rl.trainer.temperature=-1", "temperature=-1.0 must be above 0"),
+    ("rl.trainer.max_steps=0", "max_steps=0 must be above 0")])
 def test_settings_that_cannot_run_are_refused_before_the_run(override, said):
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override])
     with pytest.raises(UserError, match=said):
@@ -171,3 +176,12 @@ def test_a_server_takes_the_weights_of_one_trainer_only():
                        "rl.trainer.max_steps=2"])
     with pytest.raises(UserError, match=r"rl\.phases"):
         rl.check(experiment)
+
+
+def test_a_truth_value_is_what_the_word_says(tmp_path):
+    from pipeline.rl import arguments
+
+    made = arguments({"gradient_checkpointing": "off", "use_vllm": "no", "max_steps": "2",
+                      "save_strategy": "no"}, tmp_path, 0)
+    assert (made.gradient_checkpointing, made.use_vllm, made.max_steps) == (False, False, 2)
+    assert made.save_strategy == "no"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +201,21 @@ def test_a_student_with_nan_weights_is_refused_before_the_first_step(tiny, tmp_p
         trainer.model.model.norm.weight.data[0] = float("nan")
 
     assert "before the first step" in run_with(tiny, tmp_path, sabotage)
+
+
+def test_a_checkpoint_that_is_damaged_or_asks_for_more_is_refused_in_a_sentence(tiny, tmp_path):
+    from types import SimpleNamespace
+
+    from pipeline.trainer import load_student
+
+    model = shutil.copytree(tiny / "model", tmp_path / "model")
+    with pytest.raises(UserError, match="cannot be loaded so"):
+        load_student(model, SimpleNamespace(model_init_kwargs={
+            "attn_implementation": "flash_attention_2"}))
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="are damaged"):
+        load_student(model, SimpleNamespace(model_init_kwargs=None))
 
 
 def test_a_checkpoint_with_a_file_missing_or_changed_is_passed_over(tiny, tmp_path):
