@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +96,10 @@ def parse_override(text: str) -> dict:
     if not equals or not all(key.split(".")):
         raise UserError(f"override {text!r} is not of the form key.subkey=value")
     try:
+        if any("#" in value[one.end_mark.index:other.start_mark.index]
+               for one, other in pairwise(yaml.scan(value))):  # nothing but comments lies between
+            raise UserError(f"override {text!r} has a # that YAML takes for the start of a "
+                            f"comment; quote the value: {key}='...' inside the shell's quotes")
         tree: Any = yaml.load(value, Yaml)
     except yaml.YAMLError:
         raise UserError(f"the value of override {text!r} is not valid YAML; quote it") from None

@@ -66,6 +66,19 @@ def test_scalars_mean_what_they_mean_in_yaml_1_2(text, value, tmp_path):
         assert got == {"a": value} and type(got["a"]) is type(value)
 
 
+@pytest.mark.parametrize("value", ["#### (.+)", "data #1.jsonl", "[a, b] # c", "[a #b\n, c]", " #"])
+def test_a_value_that_yaml_would_cut_off_at_a_comment_is_refused(value):
+    with pytest.raises(UserError, match="quote the value"):
+        parse_override(f"a={value}")
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("'#### (.+)'", "#### (.+)"), ('"data #1.jsonl"', "data #1.jsonl"), ("a#b", "a#b"),
+    ("['a #b', c#]", ["a #b", "c#"]), ("|\n  a #b", "a #b")])
+def test_a_hash_that_begins_no_comment_is_part_of_the_value(text, value):
+    assert parse_override(f"a={text}") == {"a": value}
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         load(Outer, [tmp_path / "nowhere.yaml"])
