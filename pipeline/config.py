@@ -172,7 +172,7 @@ def _explain(error: ValidationError, model: type[BaseModel],
         hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
         return f"unknown config key {key!r}{where}{hint}"
     given = "" if first["type"] == "missing" else f", not {first['input']!r}"
-    return f"config key {key!r}{where}: {first['msg']}{given}"
+    return f"config key {key!r}{where}: {first['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:
