@@ -113,6 +113,10 @@ def test_path_prints_a_folder_and_nothing_else(limbeck, tmp_path):
     assert out.count("\n") == 1 and Path(out.strip()).is_relative_to(tmp_path)
 
 
+def test_a_negative_number_of_rows_is_refused(limbeck):
+    assert "Invalid value" in limbeck("show", "filter", "--rows", "-1", code=2).stderr
+
+
 def test_config_says_where_each_value_came_from(limbeck):
     out = limbeck("config", "filter.distinct=false").stdout
     assert "filter.distinct=false  # command line" in out and "seed=0  # default" in out
