@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,19 @@ class Yaml(yaml.SafeLoader):
     """YAML whose scalars are those of version 1.2's core schema (section 10.3.2).
 
     PyYAML reads version 1.1, to which 1e-3 is a word, `no` and `off` are truth values, 010 is
-    eight, 1:30 is ninety and 2024-01-01 is a date.
+    eight, 1:30 is ninety and 2024-01-01 is a date. A key that a mapping holds twice is refused.
     """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Look for keys before merges (`<<`) are resolved: those may be overridden."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {name!r} is there twice; remove one",
+                                           problem_mark=key.start_mark)
+            seen.add(name)
+        return node
 
 
 def _as_in_version_12(loader: type[yaml.SafeLoader]) -> None:
@@ -95,9 +107,14 @@ def parse_override(text: str) -> dict:
     if not equals or not all(key.split(".")):
         raise UserError(f"override {text!r} is not of the form key.subkey=value")
     try:
+        if any("#" in value[one.end_mark.index:other.start_mark.index]
+               for one, other in pairwise(yaml.scan(value))):  # nothing but comments lies between
+            raise UserError(f"override {text!r} has a # that YAML takes for the start of a "
+                            f"comment; quote the value: {key}='...' inside the shell's quotes")
         tree: Any = yaml.load(value, Yaml)
-    except yaml.YAMLError:
-        raise UserError(f"the value of override {text!r} is not valid YAML; quote it") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the value of override {text!r} is not valid YAML "
+                        f"({_fault(value, error)[1]}); mend or quote it") from None
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
@@ -107,12 +124,26 @@ def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; see configs/ for those shipped")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Yaml)
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, Yaml)
+    except UnicodeDecodeError as error:
+        raise UserError(f"config file {path} is not UTF-8 ({error.reason} at byte "
+                        f"{error.start}); save it as UTF-8") from None
     except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {error}") from None
+        line, why = _fault(text, error)
+        raise UserError(f"config file {path}:{line} is not valid YAML: {why}") from None
     if tree is not None and not isinstance(tree, dict):
         raise UserError(f"config file {path} must hold keys and values, not one {tree!r:.60}")
     return tree or {}
+
+
+def _fault(text: str, error: Any) -> tuple[int, str]:
+    """The line of `text`, from 1, that `error` is about, and what is wrong there."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return (text.count("\n", 0, error.position) + 1,
+                f"it holds the control character #x{error.character:02x}; remove it")
+    why = "a tab indents it; use spaces" if "'\\t'" in error.problem else error.problem
+    return error.problem_mark.line + 1, why
 
 
 def origin_of(location: Sequence[str], layers: Sequence[tuple[str, dict]]) -> str:
@@ -141,7 +172,7 @@ def _explain(error: ValidationError, model: type[BaseModel],
         hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
         return f"unknown config key {key!r}{where}{hint}"
     given = "" if first["type"] == "missing" else f", not {first['input']!r}"
-    return f"config key {key!r}{where}: {first['msg']}{given}"
+    return f"config key {key!r}{where}: {first['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:

@@ -137,14 +137,12 @@ def difficulty() -> pl.Expr:
 def funnel(decided: pl.DataFrame) -> pl.DataFrame:
     """What became of the traces: columns what, traces, problems, share; "came" first, "kept" last.
     """
-    reason = pl.when(pl.col("kept")).then(pl.lit("kept")).otherwise("reason").alias("what")
-    counted = decided.group_by(reason).agg(traces=pl.len(),
-                                           problems=pl.col("problem_id").n_unique())
-    came = pl.DataFrame({"what": ["came"], "traces": [len(decided)],
-                         "problems": [decided["problem_id"].n_unique()]})
-    left = counted.filter(pl.col("what") != "kept").sort("traces", "what", descending=[True, False])
-    parts = [part.cast({"traces": pl.Int64, "problems": pl.Int64})
-             for part in (came, left, counted.filter(pl.col("what") == "kept"))]
+    numbers = {"traces": pl.len().cast(pl.Int64),
+               "problems": pl.col("problem_id").n_unique().cast(pl.Int64)}
+    left = decided.filter(~pl.col("kept")).group_by(what="reason").agg(**numbers)
+    came, kept = (part.select(what=pl.lit(name), **numbers)
+                  for name, part in (("came", decided), ("kept", decided.filter("kept"))))
+    parts = came, left.sort("traces", "what", descending=[True, False]), kept
     return pl.concat(parts).with_columns(share=pl.col("traces") / max(len(decided), 1))
 
 

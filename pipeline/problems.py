@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -43,6 +43,16 @@ class Source(Config):
     """The judge's kind for rows that name none: math, choice, exact, code or gym."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many problems after shuffling."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        try:
+            if pattern is not None and not re.compile(pattern).groups:
+                raise ValueError("put the answer in parentheses, as in '#### (.+)'")
+        except re.error as error:
+            raise ValueError(f"give a regular expression ({error})") from None
+        return pattern
 
 
 def has_gold(row: dict[str, Any]) -> bool:
@@ -104,7 +114,7 @@ def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
         rows = gym_rows(source, seed)
     else:
         raw = read_rows(source.problems) if is_file(source.problems) else _read_hub(source)
-        rows = [_to_row(row, index, source) for index, row in enumerate(raw)]
+        rows = [_to_row(row, index, source) for index, row in enumerate(raw, start=1)]
         random.Random(seed).shuffle(rows)
     if not rows:
         raise UserError(f"{source.problems} holds no problems; check prepare.problems")
@@ -123,6 +133,7 @@ def _read_hub(source: Source) -> list[dict[str, Any]]:
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
+    """Row `index`, from 1, as a records.Problem row without its split."""
     for column in (source.problem_column, source.answer_column):
         if row.get(column) is None and not (column == source.answer_column
                                             and source.answer_optional):
@@ -130,9 +141,13 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
                             "prepare.problem_column and prepare.answer_column, or for an "
                             "evaluation set {problems: FILE, problem_column: NAME} "
                             f"(its columns: {', '.join(row)})")
+    text = str(row[source.problem_column])
+    if not text.strip():
+        raise UserError(f"row {index} of {source.problems} has nothing in "
+                        f"{source.problem_column!r}; write the problem or take the row out")
     meta = row.get("meta") or {}
-    return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index}")),
-            "problem": str(row[source.problem_column]),
+    return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index - 1}")),
+            "problem": text,
             "answer": _gold(row.get(source.answer_column), index, source),
             "kind": str(row.get("kind", source.kind)),
             "source": str(row.get("source", source.problems)),
@@ -144,7 +159,7 @@ def _gold(given: Any, index: int, source: Source) -> str:
     if source.answer_pattern is None or (source.answer_optional and not text.strip()):
         return text.strip()
     found = re.search(source.answer_pattern, text)
-    if found is None:
+    if found is None or found[1] is None:
         raise UserError(f"row {index} of {source.problems}: prepare.answer_pattern "
                         f"{source.answer_pattern!r} finds no answer in {text[-60:]!r}")
-    return found.group(1).strip()
+    return found[1].strip()

@@ -49,7 +49,19 @@ class Plan:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the finished artifact, or None where there is none."""
         path = self.folder / "manifest.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_manifest(path) if path.is_file() else None
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest at `path`; a UserError where it is not whole."""
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        made = None
+    if not isinstance(made, dict) or "counts" not in made:
+        raise UserError(f"{path.parent} is damaged (its {path.name} is not whole); delete that "
+                        "folder and the same command makes it anew")
+    return made
 
 
 @lru_cache(maxsize=256)

@@ -78,7 +78,8 @@ def plan(overrides: Overrides = None, config: Files = None, debug: bool = False)
 
 @app.command()
 def show(stage: StageName, overrides: Overrides = None, config: Files = None,
-         rows: Annotated[int, typer.Option(help="Rows to show.")] = 3, debug: bool = False) -> None:
+         rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+         debug: bool = False) -> None:
     """Show a stage's manifest, counts and a few rows."""
     from stages.runner import show_stage
 

@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pipeline.config import origin_of
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
-from pipeline.stage import Plan, execute
+from pipeline.stage import Plan, execute, read_manifest
 from stages.graph import STAGES, Experiment, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
@@ -91,10 +92,10 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
     if plan.folder.with_name(plan.folder.name + ".partial").exists():
         return "interrupted; goes on" if plan.stage.resumable else "interrupted"
     manifests = plan.folder.parent.glob(f"{plan.stage.name}-*/manifest.json")
-    newest = max(manifests, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
+    old = _newest(manifests)
+    if old is None:
         return "never made"
-    old, new = json.loads(newest.read_text(encoding="utf-8")), plan.ingredients
+    new = plan.ingredients
     remade = [f"{name} changed" for name in new["inputs"]
               if old["inputs"].get(name) != new["inputs"][name]]
     keys = [f"{plan.stage.name}.{key}" for key in changed_keys(old["config"], new["config"])]
@@ -102,6 +103,14 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
     rest = ["code version"] if old["version"] != new["version"] else []
     seed = ["seed"] if old["seed"] != new["seed"] else []
     return ", ".join(remade + keys + files + rest + seed) or "its artifact was deleted"
+
+
+def _newest(manifests: Iterable[Path]) -> dict[str, Any] | None:
+    """The last written of the manifests that are whole, if any is."""
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(UserError):
+            return read_manifest(path)
+    return None
 
 
 def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -131,6 +131,6 @@ def preview_filter(experiment: Any, chain: Any) -> None:
     ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
     frame = preview(experiment, ready)
     table = Table(*frame.columns, title="filter preview; nothing is written")
-    for row in frame.rows():
-        table.add_row(*(str(value) for value in row))
+    for *row, share in frame.rows():
+        table.add_row(*map(str, row), f"{share:.1%}")
     Console().print(table, markup=False)

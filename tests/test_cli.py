@@ -1,10 +1,15 @@
 """The command line: what it imports, and what it says to bad input."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline.config import load
+from pipeline.errors import UserError
+from stages.graph import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = """
@@ -62,6 +67,25 @@ def test_an_empty_set_a_broken_line_and_a_missing_column_are_named(limbeck, tmp_
     assert "prepare.problem_column" in refused(limbeck, "prepare", "prepare.problems=other.jsonl")
 
 
+def test_a_blank_problem_is_named_and_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    from pipeline.problems import Source, load_rows
+
+    rows = [{"problem": "1+1", "answer": "2"}, {"problem": " \n", "answer": "2"}]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+    with pytest.raises(UserError, match=r"row 2 of .*p\.jsonl has nothing in 'problem'"):
+        load_rows(Source(problems=str(file)), 0)
+    file.write_text(json.dumps(rows[0]), encoding="utf-8-sig")
+    assert [row["problem"] for row in load_rows(Source(problems=str(file)), 0)] == ["1+1"]
+
+
+@pytest.mark.parametrize(("pattern", "said"), [
+    ("#### (.+", "give a regular expression .*unterminated"), ("#### .+", "in parentheses")])
+def test_an_answer_pattern_that_finds_nothing_is_refused_before_any_work(pattern, said):
+    with pytest.raises(UserError, match=rf"'prepare\.answer_pattern'.*{said}"):
+        load(Experiment, [], [f"prepare.answer_pattern='{pattern}'"])
+
+
 def test_a_gold_answer_that_fails_its_own_check_stops_before_any_spending(limbeck, tmp_path):
     (tmp_path / "bad.jsonl").write_text(
         '{"id": "good", "problem": "1+1?", "answer": "2"}\n'
@@ -87,6 +111,10 @@ def test_a_read_only_folder_is_one_sentence(limbeck, tmp_path):
 def test_path_prints_a_folder_and_nothing_else(limbeck, tmp_path):
     out = limbeck("path", "sft").stdout
     assert out.count("\n") == 1 and Path(out.strip()).is_relative_to(tmp_path)
+
+
+def test_a_negative_number_of_rows_is_refused(limbeck):
+    assert "Invalid value" in limbeck("show", "filter", "--rows", "-1", code=2).stderr
 
 
 def test_config_says_where_each_value_came_from(limbeck):

@@ -66,6 +66,19 @@ def test_scalars_mean_what_they_mean_in_yaml_1_2(text, value, tmp_path):
         assert got == {"a": value} and type(got["a"]) is type(value)
 
 
+@pytest.mark.parametrize("value", ["#### (.+)", "data #1.jsonl", "[a, b] # c", "[a #b\n, c]", " #"])
+def test_a_value_that_yaml_would_cut_off_at_a_comment_is_refused(value):
+    with pytest.raises(UserError, match="quote the value"):
+        parse_override(f"a={value}")
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("'#### (.+)'", "#### (.+)"), ('"data #1.jsonl"', "data #1.jsonl"), ("a#b", "a#b"),
+    ("['a #b', c#]", ["a #b", "c#"]), ("|\n  a #b", "a #b")])
+def test_a_hash_that_begins_no_comment_is_part_of_the_value(text, value):
+    assert parse_override(f"a={text}") == {"a": value}
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
         load(Outer, [tmp_path / "nowhere.yaml"])
@@ -73,6 +86,30 @@ def test_missing_and_broken_files_are_named(tmp_path):
         load(Outer, [write(tmp_path / "b.yaml", "a: [1")])
     with pytest.raises(UserError, match="keys and values"):
         load(Outer, [write(tmp_path / "c.yaml", "- 1")])
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("a: [1\n", r"b\.yaml:2 is not valid YAML: .*expected ',' or '\]'"),
+    ("a:\n\tb: 1\n", r"b\.yaml:2 .*use spaces"),
+    ("a: 1\nb: \x07\n", r"b\.yaml:2 .*control character #x07"),
+    ("inner:\n  rate: 3\n  rate: 4\n", r"b\.yaml:3 .*key 'rate' is there twice")])
+def test_bad_yaml_is_one_line_with_file_and_line(text, said, tmp_path):
+    with pytest.raises(UserError, match=said) as refused:
+        load(Outer, [write(tmp_path / "b.yaml", text)])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_key_given_twice_in_an_override_is_refused_and_one_over_a_merge_is_not(tmp_path):
+    with pytest.raises(UserError, match="key 'rate' is there twice"):
+        parse_override("inner={rate: 1, rate: 2}")
+    file = write(tmp_path / "a.yaml", "a: {z: &z {<<: &y {k: 1}, k: 2}}\nb: {<<: *z, k: 3}\n")
+    assert read_layers([file], [])[0][1] == {"a": {"z": {"k": 2}}, "b": {"k": 3}}
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_bytes("name: Übung".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a\.yaml is not UTF-8"):
+        load(Outer, [tmp_path / "a.yaml"])
 
 
 def test_changing_a_type_replaces_the_whole_mapping():

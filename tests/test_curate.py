@@ -14,6 +14,7 @@ from pipeline.features import describe
 from pipeline.verify import JudgePool
 from stages import filter as stage
 from stages.filter import FilterConfig
+from stages.tools import preview_filter
 
 SOUND = "First I add 12 and 30, which is 42. Let me check that by subtracting.\n\nIt holds."
 TOLD = "Twelve and thirty make forty-two, so the answer is \\boxed{42}."
@@ -152,6 +153,17 @@ def test_the_funnel_adds_up():
     table = funnel(decide(summarise(judged(rows), FilterConfig()), FilterConfig()))
     assert table["what"].to_list() == ["came", "duplicate", "wrong", "kept"]
     assert table["traces"].to_list() == [3, 1, 1, 1]
+
+
+def test_the_preview_says_that_nothing_is_kept_and_rounds_shares(monkeypatch, capsys):
+    rows = [trace(), *(trace(sample=n, **WRONG) for n in (1, 2))]
+    config = FilterConfig(keep="score > 1")
+    table = funnel(decide(summarise(judged(rows), config), config))
+    assert table.row(-1) == ("kept", 0, 0, 0.0)
+    monkeypatch.setattr(stage, "preview", lambda *given: table)
+    preview_filter(None, {})
+    said = capsys.readouterr().out
+    assert "66.7%" in said and "0.0%" in said
 
 
 def test_nothing_kept_is_one_sentence_that_says_why():

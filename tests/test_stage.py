@@ -1,6 +1,7 @@
 """Stages: keys move with what they are made of, folders are whole or not there."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.stage import Stage, execute, make_plan
+from stages.runner import _why
 
 
 class Section(Config):
@@ -64,6 +66,22 @@ def test_a_finished_stage_has_its_output_and_a_manifest(tmp_path):
     assert (made.folder / "value.txt").read_text() == "1"
     assert manifest["counts"] == {"value": 1} and manifest["key"] == made.key
     assert manifest["config"] == {"value": 1} and manifest["git_commit"] == "abc"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"stage": "one", "coun', "null", "\0\0"])
+def test_a_damaged_manifest_names_its_folder_and_is_passed_over_beside_a_whole_one(text, tmp_path):
+    made, other = plan(root=tmp_path), plan(Whole(one=Section(value=2)), root=tmp_path)
+    execute(made, Whole(), {}, {})
+    sibling = plan(Whole(seed=1), root=tmp_path)
+    assert _why(sibling, {}) == "seed"
+    execute(other, Whole(one=Section(value=2)), {}, {})
+    (other.folder / "manifest.json").write_text(text)
+    os.utime(made.folder / "manifest.json", (0, 0))     # the damaged one is the newer
+    with pytest.raises(UserError, match=rf"{other.key} is damaged.*delete"):
+        _ = other.manifest
+    assert _why(sibling, {}) == "seed"
+    (made.folder / "manifest.json").write_text(text)
+    assert _why(sibling, {}) == "never made"
 
 
 def test_a_stage_that_fails_leaves_no_finished_folder_and_runs_again(tmp_path):

@@ -58,7 +58,7 @@ def read_rows(source: Path | str) -> list[dict[str, Any]]:
             return list(pq.read_table(path).to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a readable Parquet file: {error}") from None
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         return list(_read_lines(lines, str(path)))
 
 
