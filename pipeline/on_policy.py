@@ -16,12 +16,13 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
+from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.checked import Checked
 from pipeline.errors import UserError
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import IGNORED, Rows, held_out, read_rows
 from pipeline.scorer import check_vocabulary, load_teacher
-from pipeline.trainer import Guard, load_student, lora_config, trainer_arguments
+from pipeline.trainer import Guard, load_student
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}

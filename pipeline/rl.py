@@ -16,9 +16,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.errors import UserError
 from pipeline.rewards import text_of
-from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
+from pipeline.trainer import Guard, fit, load_student
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,

@@ -18,13 +18,14 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.checked import Checked
 from pipeline.errors import UserError
 from pipeline.launch import launched
 from pipeline.objective import Objective, method_of
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import ByLength, Collator, held_out, read_rows
-from pipeline.trainer import Guard, fit, load_student, lora_config, trainer_arguments
+from pipeline.trainer import Guard, fit, load_student
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,

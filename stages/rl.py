@@ -103,10 +103,10 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
 
 
 def check(experiment: Any) -> None:
+    from pipeline.arguments import lora_config
     from pipeline.errors import UserError
     from pipeline.launch import check_options
     from pipeline.rl import arguments, reward_functions
-    from pipeline.trainer import lora_config
 
     config = experiment.rl
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, None, False, 1)
