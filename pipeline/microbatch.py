@@ -55,8 +55,8 @@ def taught(batches: list[dict[str, Any]], rows: int, means: bool) -> list[dict[s
     order = (lengths + idle * (lengths.max() + 1)).argsort(stable=True)[:kept]
     if means:
         shared["row_scale"] = shared["row_scale"] * share
-    return [{**shared, **{name: value[rows] for name, value in joined.items()}}
-            for rows in order.view(len(batches), -1)]
+    return [{**shared, **{name: value[places] for name, value in joined.items()}}
+            for places in order.view(len(batches), -1)]
 
 
 def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
