@@ -133,7 +133,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         trainer = make(given, prompts(given.problems), out, verify)
         trainer._generate_single_turn = timed(trainer._generate_single_turn, generate)
         busy.start()
-        begun = time.perf_counter()
         trainer.train()
         end = time.perf_counter()
     warm = given.steps // 3
@@ -146,7 +145,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "mean_length": round(tokens / per_step / GROUP, 1),
             "generation_share": round(sum(generate[warm:]) / wall, 3),
             "verification_share": round(sum(verify[warm:]) / wall, 4),
-            "gpu_busy": busy.since(max(begun, end - wall)),
+            "gpu_busy": busy.since(end - wall),
             "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
             if torch.cuda.is_available() else None,
             "rewards": [round(entry["reward"], 3) for entry in trainer.state.log_history

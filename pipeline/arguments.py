@@ -34,7 +34,8 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
     if "output_dir" in given:
         raise UserError(f"{section}.output_dir: checkpoints lie in the run's own folder, where it "
                         "goes on from; leave this out")
-    given = {key: _typed(kind, section, key, value) for key, value in given.items()}
+    hints = get_type_hints(kind)
+    given = {key: _typed(hints[key], f"{section}.{key}", value) for key, value in given.items()}
     quiet_libraries()
     cuda = torch.cuda.is_available()
     settings = {"output_dir": str(out / "checkpoints"), "seed": seed, "bf16": cuda,
@@ -48,18 +49,18 @@ def trainer_arguments(kind: Any, section: str, given: Mapping[str, Any], out: Pa
                         f"{str(error).splitlines()[0]}") from None
 
 
-def _typed(kind: Any, section: str, key: str, value: Any) -> Any:
-    """`value` as the number or truth value that `kind` declares for `key`; others as they are."""
-    hint = get_type_hints(kind)[key]
+def _typed(hint: Any, name: str, value: Any) -> Any:
+    """`value` as the number or truth value that `hint` declares for `name`; others as they are."""
     if value is None or not set(get_args(hint) or [hint]) <= {bool, int, float, NoneType}:
         return value
     try:
         value = TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-        raise UserError(f"{section}.{key}={value!r} {wrong}") from None
+        raise UserError(f"{name}={value!r} {wrong}") from None
+    key = name.rpartition(".")[2]
     if (key in POSITIVE and value <= 0) or (key == "max_steps" and value == 0):
-        raise UserError(f"{section}.{key}={value} must be above 0")
+        raise UserError(f"{name}={value} must be above 0")
     return value
 
 

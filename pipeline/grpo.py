@@ -74,8 +74,9 @@ class CompactGRPOTrainer(GRPOTrainer):
         metrics["frac_reward_zero_std"][-1] = self._level.float().mean().item()
         mask = batch["completion_mask"]
         first = self.accelerator.process_index * len(mask)
-        batch["judged"] = self._judged[first:first + len(mask)].to(mask.dtype)
-        batch["advantages"][self._level[first:first + len(mask)]] = 0   # and not a mean's rounding
+        mine = slice(first, first + len(mask))
+        batch["judged"] = self._judged[mine].to(mask.dtype)
+        batch["advantages"][self._level[mine]] = 0      # and not a mean's rounding
         batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
         return self._counted(batch)
 

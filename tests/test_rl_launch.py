@@ -58,7 +58,7 @@ def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, mon
 
 
 UNEVEN = """
-from pipeline import phases, rl
+from pipeline import phases
 from pipeline.launch import launched
 from pipeline.recipe import RlJob
 
