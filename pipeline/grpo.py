@@ -16,7 +16,10 @@ row in the KL term and in the loss's denominator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -45,6 +48,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
         self.compared = not self.use_vllm
+        self._seconds: Counter[str] = Counter()
 
     keep_completions = 0
     """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
@@ -54,9 +58,28 @@ class CompactGRPOTrainer(GRPOTrainer):
             self.log_completions = self.state.global_step % self.keep_completions == 0
         super().log(logs, start_time)
 
+    @contextmanager
+    def _timed(self, metric: str) -> Iterator[None]:
+        """Counts seconds of a training step towards `metric`, which the log has beside step_time."""
+        begun = time.perf_counter()
+        yield
+        if cast(Any, self.model).training:
+            self._seconds[metric] += time.perf_counter() - begun
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's; at the end of an update, what of its step_time went to rollouts and rewards."""
+        times = self._metrics["train"]["step_time"]
+        updates = len(times)
+        loss = super().training_step(*args, **kwargs)
+        if len(times) > updates:
+            for metric in ("generation_time", "reward_time"):
+                self._metrics["train"][metric].append(self._seconds.pop(metric, 0.0))
+        return loss
+
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Rewards of all processes [rows, functions]; a row with one NaN is NaN throughout."""
-        rewards = super()._calculate_rewards(*args, **kwargs)
+        with self._timed("reward_time"):
+            rewards = super()._calculate_rewards(*args, **kwargs)
         self._judged = ~rewards.isnan().any(1)
         rewards[~self._judged] = torch.nan
         training = cast(Any, self.model).training
@@ -139,7 +162,11 @@ class CompactGRPOTrainer(GRPOTrainer):
         return self.use_vllm and self.vllm_mode == "colocate" and \
             not self.vllm_importance_sampling_correction
 
-    def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
+    def _generate_single_turn(self, *args: Any, **kwargs: Any):
+        with self._timed("generation_time"):
+            return self._rollout(*args, **kwargs)
+
+    def _rollout(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         if not images and self.compared and self._without_logprobs():
             if self.state.global_step != self._last_loaded_step:
                 sync_weights(self.vllm_generation)

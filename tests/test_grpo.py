@@ -60,6 +60,20 @@ def test_rollouts_come_from_the_compacting_loop_and_the_weights_move(tmp_path, m
     assert len(calls) == 2 and not torch.equal(before, weights(made))
 
 
+def test_the_log_says_what_of_a_step_went_to_rollouts_and_rewards(tmp_path):
+    def slow(completions, completion_ids, **columns):
+        time.sleep(0.2)
+        return even(completions, completion_ids)
+
+    made = trainer(tmp_path, slow, steps=3, gradient_accumulation_steps=2, logging_steps=1)
+    made.train()
+    steps = [line for line in made.state.log_history if "step_time" in line]
+    assert len(steps) == 3
+    for line in steps:
+        assert line["reward_time"] >= 0.2 and line["generation_time"] > 0
+        assert line["reward_time"] + line["generation_time"] <= line["step_time"]
+
+
 def test_rollouts_of_a_checkpointing_model_see_what_was_said_before(tmp_path):
     from pipeline.decode import decode
 
