@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The seeds' table on real models, without a network: a 1.5B teacher, a 0.5B student, GSM8K and MATH.
 #   DATA=… TEACHER=… STUDENT=… WORK=… benchmarks/qwen.sh STAGE RECIPE [KEY=VALUE]...
-#   … benchmarks/qwen.sh all               every recipe, one after the other, and the results files
+#   … benchmarks/qwen.sh all               every recipe, one after the other
 # DATA holds gsm8k_train.jsonl, math_train.jsonl, gsm8k_test.jsonl, math500.jsonl; TEACHER and STUDENT
-# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or WORK/results) the files. A
-# recipe's stages go on where they stopped, and recipes on several GPUs may run side by side
-# (CUDA_VISIBLE_DEVICES) once what they share is made.
+# are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or WORK/results) the files of
+# benchmarks/qwen_results.py, after each evaluate or rl. A recipe's stages go on where they stopped, and
+# recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000}
@@ -36,7 +36,9 @@ r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.ch
          'rl.difficulty='
          rl.rewards.r1_format=0.05 rl.trainer.scale_rewards=batch
          rl.keep_completions=10 rl.trainer.temperature=1.0)
-recipes=(base teacher sequence logits unfiltered rl_only distilled_rl r1_zero)
+fixed=("${distilled_rl[@]}" rl.minutes=40 rl.trainer.max_steps=40 rl.trainer.temperature=1.0)
+growing=("${fixed[@]}" 'rl.phases=[{until_step: 20, trainer: {max_completion_length: 256}}, {}]')
+recipes=(base teacher sequence logits unfiltered rl_only distilled_rl fixed growing r1_zero)
 
 # The ablation trains on as many tokens as `sequence` does, not as many epochs.
 tokens_of() { local folder; limbeck pack "$@" >&2; folder=$(limbeck "path pack" "$@")
@@ -63,13 +65,19 @@ recipe() { local stage=$1 name=$2 equal=(); shift 2
   case $name/$stage in unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;; esac
   limbeck "$stage" "$name" "$@" "${equal[@]}"; }
 
+# Where a recipe's artifact lies, then what the recipe was made with, an override a line.
+noted() { recipe "path $1" "${@:2}"; declare -n own=$2; printf '%s\n' "${own[@]}" "${@:3}"; }
+
 if [ "$1" = all ]; then
-  shift
+  stage=evaluate; shift
   for name in "${recipes[@]}"; do recipe evaluate "$name" "$@"; done
 else
   stage=$1 recipes=("$2"); shift 2
   recipe "$stage" "${recipes[0]}" "$@"
-  [ "$stage" = evaluate ] || exit 0
+  case $stage in rl | evaluate) ;; *) exit 0 ;; esac
 fi
-for name in "${recipes[@]}"; do recipe "path evaluate" "$name" "$@" > "$WORK/$name.path"; done
-"$python" benchmarks/qwen_results.py "$WORK" "$results"
+for name in "${recipes[@]}"; do      # renamed when whole: one beside this may be gathering
+  noted "$stage" "$name" "$@" > "$WORK/$name.partial"
+  mv "$WORK/$name.partial" "$WORK/$name.$stage"
+done
+"$python" -m benchmarks.qwen_results "$WORK" "$results"
