@@ -102,7 +102,7 @@ def _rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _gains(rows: Mapping[str, Sequence[dict]],
            others: Mapping[str, Sequence[dict]]) -> dict[str, list[float]]:
-    return {b: [round(value, 4) for value in paired_gain(rows[b], others[b])]
+    return {b: [round(value, 6) for value in paired_gain(rows[b], others[b])]
             for b in rows if b in others}
 
 

@@ -67,7 +67,7 @@ def test_differences_are_of_the_problems_that_both_were_judged_on(tmp_path):
     found = gathered(tmp_path, "qwen-distill")["differences_paired"]
     assert list(found) == ["sequence - base"]
     mean, low, high = found["sequence - base"]["gsm8k"]
-    assert mean == 0.3333 and low < 0 < high
+    assert mean == 0.333333 and low < 0 < high
 
 
 def test_curves_and_settings_are_those_of_the_stage_that_trained_last(tmp_path):
