@@ -17,7 +17,7 @@ row in the KL term and in the loss's denominator.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -48,7 +48,7 @@ class CompactGRPOTrainer(GRPOTrainer):
         with engine_options(engine or {}):
             super().__init__(*args, **given)
         self.compared = not self.use_vllm
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     keep_completions = 0
     """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
@@ -60,7 +60,7 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     @contextmanager
     def _timed(self, metric: str) -> Iterator[None]:
-        """Counts seconds of a training step towards `metric`, which the log has beside step_time."""
+        """Counts seconds of a step towards `metric`, which the log has beside step_time."""
         begun = time.perf_counter()
         yield
         if cast(Any, self.model).training:
