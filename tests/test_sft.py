@@ -249,6 +249,25 @@ def test_lora_trains_adapters_only_and_ends_as_an_ordinary_checkpoint(tiny, tmp_
     assert (out / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    (["q_prj"], "'q_prj'"), (["q_proj", "k_prj"], "'k_prj'"), (["norm"], "Qwen3RMSNorm"),
+    ("q_proj", "q_proj not found"), ("*_proj", "nothing to repeat"), (["lm_head"], "'lm_head'")])
+def test_target_modules_that_cannot_be_adapted_are_one_sentence_before_the_weights_load(
+        wrong, said, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_student", None)
+    job = tiny_sft.job(tiny, tmp_path, {"lora": {"target_modules": wrong}})
+    with pytest.raises(UserError, match=rf"sft\.lora\.target_modules: .*{said}.*; .* q_proj, up"):
+        sft.make_trainer(job)
+
+
+@pytest.mark.parametrize("right", [["q_proj", "0.mlp.up_proj"], r".*\.1\..*_proj", "all-linear"],
+                         ids=str)
+def test_target_modules_that_fit_a_layer_are_trained(right, tiny, tmp_path):
+    job = tiny_sft.job(tiny, tmp_path, {"lora": {"r": 4, "target_modules": right}})
+    trainer, _, _ = sft.make_trainer(job)
+    assert any(weight.requires_grad for weight in trainer.model.parameters())
+
+
 def test_a_lora_run_goes_on_from_its_checkpoint_to_the_same_weights(tiny, tmp_path):
     recipe = {"lora": {"r": 4, "lora_dropout": 0.1}}
     sft.train(tiny_sft.job(tiny, tmp_path / "calm", recipe, save_steps=4))
