@@ -176,6 +176,7 @@ def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
     from pipeline.scorer import check_vocabulary
 
     try:
+        chat.check_hub(teacher)
         other = AutoTokenizer.from_pretrained(teacher)
         check_vocabulary(other, tokenizer, teacher)
     except (OSError, ValueError) as error:
