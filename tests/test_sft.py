@@ -354,6 +354,16 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
             work()
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    ({"num_process": 2}, "--num_process"), ({"num_processes": "two"}, "'two'"),
+    ({"multi_gpu": 2}, "takes no 2"), ({"mixed_precision": "bf17"}, "bf17"), ({"help": True}, "")])
+def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
+    runtime = SimpleNamespace(launch=options)
+    with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
+        STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):
     def fake(line, environment):
         (tmp_path / "failure.txt").write_text("sft: the loss is not finite at step 3")
