@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.chat import check_hub
 from pipeline.errors import UserError
 from pipeline.progress import quiet_libraries
 
@@ -98,6 +99,7 @@ def _check_targets(lora: Any, section: str, model: str) -> None:
     from transformers.pytorch_utils import Conv1D
 
     try:
+        check_hub(model)
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
