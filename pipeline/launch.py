@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints import Room
 from pipeline.errors import UserError
 from pipeline.serve import free_port, process_group, visible_gpus
 
@@ -104,10 +105,12 @@ def launched(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
     """
     job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        counts = train(job)
+        with Room(job.out):
+            counts = train(job)
+            if is_first():
+                (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     except UserError as error:
-        (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
         print(error, file=sys.stderr)
+        with suppress(OSError):     # what it says may be that nothing more can be written
+            (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
         sys.exit(2)
-    if is_first():
-        (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
