@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
@@ -11,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.chat import check_hub
 from pipeline.errors import UserError
 from pipeline.progress import quiet_libraries
 
@@ -64,8 +67,11 @@ def _typed(hint: Any, name: str, value: Any) -> Any:
     return value
 
 
-def lora_config(lora: Mapping[str, Any] | None, section: str) -> Any:
-    """The peft LoraConfig that `lora`, a section of the config, means; None where it is None."""
+def lora_config(lora: Mapping[str, Any] | None, section: str, model: str | None = None) -> Any:
+    """The peft LoraConfig that `lora`, a section of the config, means; None where it is None.
+
+    Given `model`, a folder or hub id, each of target_modules must fit one of its layers.
+    """
     if lora is None:
         return None
     from peft import LoraConfig
@@ -73,6 +79,45 @@ def lora_config(lora: Mapping[str, Any] | None, section: str) -> Any:
     if lora.get("r", 1) < 1:
         raise UserError(f"{section}.r={lora['r']} must be above 0")
     try:
-        return LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **lora})
+        made = LoraConfig(**{"task_type": "CAUSAL_LM", "target_modules": "all-linear", **lora})
     except (TypeError, ValueError) as error:
         raise UserError(f"{section}: LoraConfig refuses these settings: {error}") from None
+    if model is not None and made.target_modules != "all-linear":
+        _check_targets(made, section, model)
+    return made
+
+
+def _check_targets(lora: Any, section: str, model: str) -> None:
+    """Refuse target_modules that peft cannot adapt in `model`, tried without its weights.
+
+    Of several names peft passes over a wrong one, and TRL takes no adapter on the head. A model
+    whose configuration needs code of its own is left to them.
+    """
+    from peft import inject_adapter_in_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        check_hub(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError):
+        return
+    def names(*kinds: type) -> list[str]:
+        return [f".{name}" for name, module in empty.named_modules()
+                if isinstance(module, kinds) and module is not empty.get_output_embeddings()]
+
+    there = {name.rpartition(".")[2] for name in names(torch.nn.Linear, Conv1D)}
+    trial = replace(lora, init_lora_weights=False)
+    try:
+        inject_adapter_in_model(trial, empty)
+        adapted = names(BaseTunerLayer)
+        for name in [] if isinstance(trial.target_modules, str) else trial.target_modules or []:
+            if not any(one.endswith(f".{name}") for one in adapted):
+                raise ValueError(f"{name!r} is no layer that can be adapted")
+    except (ValueError, re.error) as error:
+        why = str(error).splitlines()[0].partition(". ")[0].rstrip("(.")
+        raise UserError(f"{section}.target_modules: {why}; give a list of some of "
+                        f"{', '.join(sorted(there))}, or all-linear") from None

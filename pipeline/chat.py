@@ -8,10 +8,13 @@ that is spelt out in a problem or a trace is text: its pieces are no control tok
 from __future__ import annotations
 
 import re
+import socket
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from pipeline.completion import CLOSE, OPEN
 from pipeline.errors import UserError
@@ -27,6 +30,7 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        check_hub(str(model))
         tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
@@ -45,6 +49,24 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_hub(model: str) -> None:
+    """OSError where `model` is neither a folder nor cached and the hub takes no connection.
+
+    huggingface_hub would try twelve times in a minute, with two lines each; nothing sets that.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if (Path(model).exists() or constants.HF_HUB_OFFLINE or getproxies()
+            or try_to_load_from_cache(model, "tokenizer_config.json")):
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname, port), timeout=10).close()
+    except OSError as error:
+        raise OSError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
 
 
 def render_prompt(tokenizer: Any, messages: Messages) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,18 +82,17 @@ def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> list[tuple[s
 def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -> C:
     """The config that `files`, then `overrides`, make of `model`; a UserError on bad input."""
     layers = read_layers(files, overrides)
-    tree: dict[str, Any] = {}
-    for _, layer in layers:
-        tree = merge(tree, layer)
+    # Overrides twice: one that changes a type drops what those before it said for the new type.
+    trees = [tree for _, tree in [*layers, *layers[len(files):]]]
     try:
-        return model.model_validate(tree)
+        return model.model_validate(reduce(merge, trees, {}))
     except ValidationError as error:
         raise UserError(_explain(error, model, layers)) from None
 
 
 def merge(below: dict, above: dict) -> dict:
     """`above` over `below`, mapping by mapping; a changed `type` replaces its whole mapping."""
-    if "type" in above and above["type"] != below.get("type"):
+    if {"type"} <= below.keys() & above.keys() and above["type"] != below["type"]:
         below = {}
     out = dict(below)
     for key, value in above.items():

@@ -41,10 +41,10 @@ def examine(model: str, chat_template: Path | None = None, teacher: str | None =
         return [Check("tokenizer", False, str(error))]
     size = vocabulary_size(model)
     checks = [Check("tokenizer", True, f"{len(tokenizer):,} tokens and a chat template")]
-    checks += [_run(name, check, tokenizer) for name, check in CHECKS.items()]
+    checks += [run(name, check, tokenizer) for name, check in CHECKS.items()]
     checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size, model)]
     checks += [_vocabularies(tokenizer, size, teacher)] if teacher else []
-    return checks + ([_run("gold answers", _golds, problems)] if problems else [])
+    return checks + ([run("gold answers", _golds, problems)] if problems else [])
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -57,7 +57,8 @@ def vocabulary_size(model: str) -> int | None:
         return None
 
 
-def _run(name: str, check: Callable[[Any], tuple[bool, str]], subject: Any) -> Check:
+def run(name: str, check: Callable[[Any], tuple[bool, str]], subject: Any) -> Check:
+    """The check called `name` of `subject`; one that raises a UserError is not ok, in its words."""
     try:
         return Check(name, *check(subject))
     except UserError as error:
@@ -176,6 +177,7 @@ def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
     from pipeline.scorer import check_vocabulary
 
     try:
+        chat.check_hub(teacher)
         other = AutoTokenizer.from_pretrained(teacher)
         check_vocabulary(other, tokenizer, teacher)
     except (OSError, ValueError) as error:

@@ -5,14 +5,17 @@ A job is a JSON file; what runs there is `python -m MODULE JOB.json`, once a pro
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints import Room
 from pipeline.errors import UserError
 from pipeline.serve import free_port, process_group, visible_gpus
 
@@ -36,10 +39,25 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse runtime.launch where it needs a package that is not there."""
+    """Refuse runtime.launch where accelerate does not take it, or where it needs a package that is
+    not there."""
     if options.get("use_deepspeed") and not find_spec("deepspeed"):
         raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
                         "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
+    if not options:
+        return
+    from accelerate.commands.launch import launch_command_parser
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            given = launch_command_parser().parse_args(command(options, ["train"])[3:])
+        wrong = given.training_script != "train" and f"a switch takes no {given.training_script}"
+    except SystemExit:
+        wrong = said.getvalue().rpartition("error: ")[2].strip() or "no training comes of it"
+    if wrong:
+        raise UserError(f"runtime.launch is not what accelerate takes ({wrong}); "
+                        "`accelerate launch --help` lists what it may hold")
 
 
 def run(line: list[str], environment: Mapping[str, str]) -> int:
@@ -71,8 +89,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():
-        raise UserError(f"{module} ended with code {code}; its messages are above "
-                        "(`accelerate launch --help` lists what runtime.launch may hold)")
+        raise UserError(f"{module} ended with code {code}; its messages are above")
     return json.loads(counts.read_text(encoding="utf-8"))
 
 
@@ -88,10 +105,12 @@ def launched(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
     """
     job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        counts = train(job)
+        with Room(job.out):
+            counts = train(job)
+            if is_first():
+                (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     except UserError as error:
-        (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
         print(error, file=sys.stderr)
+        with suppress(OSError):     # what it says may be that nothing more can be written
+            (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
         sys.exit(2)
-    if is_first():
-        (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")

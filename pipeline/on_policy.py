@@ -96,6 +96,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     watched = [prompt for prompt in prompts if prompt["problem"] in away]
     if not watched:
         args.eval_strategy = "no"
+    lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args)
     teacher = load_teacher(method.teacher, method.dtype)
     same_width(student, teacher, tokenizer)
@@ -104,7 +105,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
         train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
-        callbacks=[guard, LengthAlarm()], peft_config=lora_config(job.sft.lora, "sft.lora"))
+        callbacks=[guard, LengthAlarm()], peft_config=lora)
     return trainer, guard, tokenizer
 
 

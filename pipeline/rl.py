@@ -141,12 +141,13 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
         functions.append(function)
     weights = [weight for weight, _ in rewards.values()]
     args = arguments({**given, "reward_weights": weights}, out, seed)
+    peft = lora_config(lora, "rl.lora", model)
     student = load_student(model, args)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
     trainer = CurriculumTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_list(prompts), engine=engine,
         callbacks=[guard, *([RewardWatch(patience)] if "accuracy" in rewards else [])],
-        peft_config=lora_config(lora, "rl.lora"))
+        peft_config=peft)
     prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

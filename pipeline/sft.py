@@ -161,6 +161,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     kept, watched = ([i for i, problems in enumerate(rows.problems)
                       if any((problem in away) == out for problem in problems)]
                      for out in (False, True))
+    lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args)
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = StudentTrainer(
@@ -168,7 +169,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
         train_dataset=Dataset.from_dict({"row": kept}), data_collator=collator,
         eval_dataset=Dataset.from_list([{"row": i, "watched": True} for i in watched])
         if away else None, processing_class=tokenizer, callbacks=[guard, RisingLoss()],
-        peft_config=lora_config(job.sft.lora, "sft.lora"))
+        peft_config=lora)
     return trainer, guard, tokenizer
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints import Room
 from pipeline.config import origin_of
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
@@ -38,7 +39,8 @@ def make(experiment: Experiment, target: str) -> None:
         plan.stage.check(experiment)
     for plan in todo:
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
-        manifest = execute(plan, experiment, inputs, _provenance())
+        with Room(Path(f"{plan.folder}.partial")):
+            manifest = execute(plan, experiment, inputs, _provenance())
         _close(plan, manifest, experiment)
     if not todo:
         _close(chain[target], chain[target].manifest or {}, experiment, cached=True)

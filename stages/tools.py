@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,6 +100,11 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+           overrides: Annotated[list[str] | None, typer.Argument(
+               metavar="[KEY=VALUE]...", help="With these or a config file, check its settings "
+                                              "of sft and rl for this model.")] = None,
+           config: Annotated[list[Path] | None, typer.Option("-c", "--config", help="Config file; "
+                                                             "as for the stages.")] = None,
            chat_template: Annotated[Path | None, typer.Option(help="Template to use instead of "
                                                                    "the tokenizer's own.")] = None,
            teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
@@ -108,9 +114,16 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
-    from pipeline.doctor import examine
+    from pipeline.doctor import examine, run
 
     checks = examine(model, chat_template, teacher, problems)
+    if overrides or config:
+        from pipeline.config import load
+        from pipeline.prompts import ROOT
+        from stages.graph import Experiment
+
+        chosen = load(Experiment, config or [ROOT / "configs" / "default.yaml"], overrides or [])
+        checks.append(run("trainer settings", partial(_settings, chosen), model))
     if vllm:
         from pipeline.doctor_vllm import examine_served
 
@@ -119,6 +132,17 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
+
+
+def _settings(experiment: Any, model: str) -> tuple[bool, str]:
+    """What sft and rl look at before they start, and whether their adapters fit `model`."""
+    from pipeline.arguments import lora_config
+    from stages import rl, sft
+
+    for name, check in (("sft", sft.check), ("rl", rl.check)):
+        check(experiment)
+        lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
+    return True, "sft and rl can start with theirs"
 
 
 def preview_filter(experiment: Any, chain: Any) -> None:

@@ -58,6 +58,34 @@ def test_bad_input_gets_one_sentence_that_names_the_thing(limbeck, tmp_path):
     assert not list(tmp_path.glob("data/artifacts/*-*"))
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence_and_no_retries(limbeck, tmp_path):
+    done = limbeck("student", "student.model=nobody/nothing", code=2, HF_HUB_OFFLINE="0",
+                   HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=tmp_path, http_proxy="",
+                   https_proxy="", all_proxy="", HTTP_PROXY="", HTTPS_PROXY="", ALL_PROXY="")
+    (said,) = done.stderr.splitlines()
+    assert "'nobody/nothing': http://127.0.0.1:9 cannot be reached" in said and "hub id" in said
+
+
+def test_a_cached_model_and_one_behind_a_proxy_need_no_connection(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    from pipeline import chat
+
+    for name, value in {"ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": False,
+                        "HF_HUB_CACHE": str(tmp_path)}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(chat, "getproxies", lambda: {"https": "http://proxy:3128"})
+    chat.check_hub("nobody/nothing")
+    monkeypatch.setattr(chat, "getproxies", dict)
+    with pytest.raises(OSError, match="cannot be reached"):
+        chat.check_hub("nobody/nothing")
+    folder = tmp_path / "models--nobody--nothing"
+    for file, text in (("refs/main", "abc"), ("snapshots/abc/tokenizer_config.json", "{}")):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_text(text)
+    chat.check_hub("nobody/nothing")
+
+
 def test_an_empty_set_a_broken_line_and_a_missing_column_are_named(limbeck, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     assert "no problems" in refused(limbeck, "prepare", "prepare.problems=empty.jsonl")

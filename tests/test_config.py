@@ -1,5 +1,6 @@
 """Configuration: precedence, refusals that name the key, overrides."""
 
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,26 @@ def test_changing_a_type_replaces_the_whole_mapping():
     below = {"teacher": {"type": "a", "only_a": 1}, "x": 1}
     assert merge(below, {"teacher": {"type": "b"}}) == {"teacher": {"type": "b"}, "x": 1}
     assert merge(below, {"teacher": {"only_a": 2}})["teacher"] == {"type": "a", "only_a": 2}
+
+
+@pytest.mark.parametrize("given", [
+    ["sft.method.type=on_policy", "sft.method.teacher=T", "sft.method.dtype=auto"],
+    ["sft.method.source.teacher=T", "sft.method.source.type=online", "sft.method.type=logits"],
+    ["generate.teacher.model=T", "generate.teacher.type=openai"],
+    ["pack.packing.block=500", "pack.packing.type=best_fit"]])
+def test_overrides_of_different_keys_mean_the_same_in_any_order(given, tmp_path):
+    file = write(tmp_path / "a.yaml", "sft: {method: {type: on_policy, teacher: A}}\n")
+    for files in ([], [file]):
+        one, *others = (load(Experiment, [ROOT / "configs/default.yaml", *files], order)
+                        for order in permutations(given))
+        assert all(other == one for other in others)
+
+
+def test_of_two_overrides_that_set_the_same_the_later_wins():
+    whole, kind = "sft.method={type: on_policy, teacher: T}", "sft.method.type=sequence"
+    for given in ([whole, kind], [kind, whole]):
+        made = load(Experiment, [ROOT / "configs/default.yaml"], given).sft.method
+        assert (made.type == "sequence") == (given[-1] == kind)
 
 
 def test_the_origin_of_a_value_is_its_last_setter(tmp_path):

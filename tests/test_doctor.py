@@ -2,10 +2,11 @@
 
 import copy
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
+import typer
 from tokenizer_kinds import NAMES, TEMPLATES, tokenizer_of
 from tokenizers import AddedToken
 
@@ -15,6 +16,7 @@ from pipeline.doctor import ASK, examine
 from pipeline.doctor_vllm import examine_served
 from pipeline.errors import UserError
 from pipeline.scorer import check_vocabulary
+from stages.tools import doctor
 from tests.fault_server import Answer, FaultServer, completion
 
 
@@ -141,6 +143,24 @@ def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
         assert found.name == "gold answers" and found.ok == ok and said in found.sentence
     found = examine(folder, problems=str(tmp_path / "absent.jsonl"))[-1]
     assert not found.ok and "absent.jsonl does not exist" in found.sentence
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("sft.trainer.learning_rat=1", "sft.trainer.learning_rat is not a key"),
+    ("sft.trainer.num_train_epochs=many", "sft.trainer.num_train_epochs='many' should be"),
+    ("rl.trainer.beta=abc", "rl.trainer.beta='abc' should be"),
+    ("runtime.launch.num_process=2", "runtime.launch is not what accelerate takes"),
+    ("rl.lora={target_modules: [q_prj]}", "rl.lora.target_modules"),
+    ("sft.trainer.num_train_epochs=1", "")])
+def test_trainer_settings_are_checked_before_a_token_is_bought(given, said, tmp_path, capsys):
+    tokenizer = tokenizer_of("qwen3")
+    folder = saved(tokenizer, tmp_path, vocab_size=len(tokenizer), hidden_size=8, head_dim=4,
+                   num_hidden_layers=1)
+    with pytest.raises(typer.Exit) if said else nullcontext():
+        doctor(folder, [given])
+    *others, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("FAIL  trainer settings" if said else "ok    trainer settings")
+    assert said in last and len(others) >= 9 and not any("FAIL" in line for line in others)
 
 
 @pytest.fixture

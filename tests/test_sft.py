@@ -249,6 +249,25 @@ def test_lora_trains_adapters_only_and_ends_as_an_ordinary_checkpoint(tiny, tmp_
     assert (out / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    (["q_prj"], "'q_prj'"), (["q_proj", "k_prj"], "'k_prj'"), (["norm"], "Qwen3RMSNorm"),
+    ("q_proj", "q_proj not found"), ("*_proj", "nothing to repeat"), (["lm_head"], "'lm_head'")])
+def test_target_modules_that_cannot_be_adapted_are_one_sentence_before_the_weights_load(
+        wrong, said, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "load_student", None)
+    job = tiny_sft.job(tiny, tmp_path, {"lora": {"target_modules": wrong}})
+    with pytest.raises(UserError, match=rf"sft\.lora\.target_modules: .*{said}.*; .* q_proj, up"):
+        sft.make_trainer(job)
+
+
+@pytest.mark.parametrize("right", [["q_proj", "0.mlp.up_proj"], r".*\.1\..*_proj", "all-linear"],
+                         ids=str)
+def test_target_modules_that_fit_a_layer_are_trained(right, tiny, tmp_path):
+    job = tiny_sft.job(tiny, tmp_path, {"lora": {"r": 4, "target_modules": right}})
+    trainer, _, _ = sft.make_trainer(job)
+    assert any(weight.requires_grad for weight in trainer.model.parameters())
+
+
 def test_a_lora_run_goes_on_from_its_checkpoint_to_the_same_weights(tiny, tmp_path):
     recipe = {"lora": {"r": 4, "lora_dropout": 0.1}}
     sft.train(tiny_sft.job(tiny, tmp_path / "calm", recipe, save_steps=4))
@@ -333,6 +352,16 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
                  lambda: launch.launch(tiny_sft.job(tiny, tmp_path), "pipeline.sft", options)):
         with pytest.raises(UserError, match="pip install deepspeed"):
             work()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"num_process": 2}, "--num_process"), ({"num_processes": "two"}, "'two'"),
+    ({"multi_gpu": 2}, "takes no 2"), ({"mixed_precision": "bf17"}, "bf17"), ({"help": True}, "")])
+def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
+    runtime = SimpleNamespace(launch=options)
+    with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
+        STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, monkeypatch):

@@ -1,15 +1,21 @@
 """Stages: keys move with what they are made of, folders are whole or not there."""
 
+import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
-from pipeline.config import Config
+from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.stage import Stage, execute, make_plan
-from stages.runner import _why
+from stages.graph import STAGES, Experiment
+from stages.runner import _why, make
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Section(Config):
@@ -124,3 +130,20 @@ def test_what_another_process_has_made_meanwhile_is_taken_as_it_is(tmp_path):
                 root=tmp_path)
     assert [execute(made, Whole(), {}, {})["counts"]["run"] for _ in range(2)] == [1, 1]
     assert runs == [1]
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
+    pl.exceptions.ComputeError("parquet: underlying IO error: No space left (os error 28)")])
+def test_a_full_disk_is_one_sentence_that_names_the_folder(error, tmp_path, monkeypatch):
+    def full(experiment, inputs, out):
+        raise error
+
+    given = [f"runtime.artifacts={tmp_path}"]
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
+    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=full))
+    with pytest.raises(UserError, match=rf"no space is left for {tmp_path}/prepare-.*; free some"):
+        make(experiment, "prepare")
+    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=lambda *_: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        make(experiment, "prepare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 import tiny_sft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import modeling_utils
 
 from pipeline import checked, checkpoints, launch
 from pipeline.errors import UserError
+from pipeline.recipe import SftJob
 from pipeline.sft import make_trainer, train
 from pipeline.trainer import fit
 
@@ -216,6 +220,37 @@ def test_a_checkpoint_that_is_damaged_or_asks_for_more_is_refused_in_a_sentence(
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="are damaged"):
         load_student(model, SimpleNamespace(model_init_kwargs=None))
+
+
+@pytest.mark.parametrize(("where", "name", "error"), [
+    (modeling_utils, "safe_save_file", SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)")),
+    (torch, "save", RuntimeError(
+        "[enforce fail at inline_container.cc:672] . unexpected pos 202048 vs 201940")),
+    (checkpoints, "mark_whole", OSError(errno.ENOSPC, "No space left on device"))],
+    ids=lambda case: case if isinstance(case, str) else "")
+def test_a_full_disk_is_one_sentence_no_torn_checkpoint_stays_and_the_next_run_goes_on(
+        where, name, error, tiny, tmp_path, monkeypatch, capfd):
+    real = getattr(where, name)
+
+    def full(*given, **more):
+        if any("checkpoint-4" in str(one) for one in (*given, *more.values())):
+            raise error
+        return real(*given, **more)
+
+    path = tmp_path / "job.json"
+    path.write_text(tiny_sft.job(tiny, tmp_path, save_steps=2).model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["sft", str(path)])
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(where, name, full)
+        launch.launched(SftJob, train)
+    said = (tmp_path / "failure.txt").read_text()
+    assert str(tmp_path) in said and str(error) in said and "run the same command again" in said
+    assert capfd.readouterr().err.splitlines()[-1] == said
+    assert [path.name for path in checkpoints.steps(tmp_path / "checkpoints")] == ["checkpoint-2"]
+    launch.launched(SftJob, train)
+    assert "going on from checkpoint-2" in capfd.readouterr().err
+    assert json.loads((tmp_path / "counts.json").read_text())["steps"] == 8
 
 
 def test_a_checkpoint_with_a_file_missing_or_changed_is_passed_over(tiny, tmp_path):

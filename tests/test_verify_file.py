@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from pipeline.verify.cli import audit, judge_file
 from pipeline.verify.compare import same
 from pipeline.verify.llm import LLMJudge, majority_answer
 
+ROOT = Path(__file__).parents[1]
 ROWS = [{"id": "a", "prediction": "\\frac{6}{8}", "gold": "0.75"},
         {"id": "b", "prediction": "So the answer is 12.", "answer": "13", "extra": 1},
         {"id": "c", "completion": "<think>\\boxed{4}", "gold": "4"},
@@ -33,6 +37,17 @@ def test_a_file_comes_back_with_its_rows_and_the_judgement(tmp_path: Path) -> No
     assert [row["verdict"] for row in judged] == EXPECTED
     assert judged[1]["extra"] == 1 and judged[0]["score"] == 1.0
     assert counts == {"correct": 2, "wrong": 1, "unclosed_thinking": 1, "no_answer": 1}
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "marked"])
+def test_standard_input_is_utf_8_with_or_without_a_byte_order_mark(mark: str) -> None:
+    row = json.dumps({"prediction": "né", "gold": "né", "kind": "exact"}, ensure_ascii=False)
+    done = subprocess.run([sys.executable, "-m", "stages", "judge", "-"], cwd=ROOT, check=False,
+                          input=f"{mark}{row}\n".encode(), capture_output=True,
+                          env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert done.returncode == 0, done.stderr
+    judged = json.loads(done.stdout)
+    assert (judged["verdict"], judged["gold"]) == ("correct", "né")
 
 
 def test_parquet_goes_in_and_out(tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def parse_policy(settings: Iterable[str]) -> Policy:
 def read_rows(source: Path | str) -> list[dict[str, Any]]:
     """The rows of a JSONL or Parquet file, or of standard input ("-", JSONL)."""
     if str(source) == "-":
-        return list(_read_lines(sys.stdin, "standard input"))
+        with open(0, encoding="utf-8-sig", closefd=False) as lines:
+            return list(_read_lines(lines, "standard input"))
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a JSONL or Parquet file, or - for "
