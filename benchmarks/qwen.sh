@@ -29,6 +29,13 @@ teacher=('evaluate.models=[untrained]' "student.model=$TEACHER")
 sequence=('evaluate.models=[sft]' sft.method.type=sequence)
 logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=0.1
         sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=2)
+# The distilled student goes on by itself: it answers, and learns the teacher's distribution there.
+on_policy=('evaluate.models=[sft]' sft.method.type=on_policy "sft.method.teacher=$TEACHER"
+           sft.held_out=0 sft.trainer.beta=1.0 sft.trainer.temperature=1.0
+           sft.trainer.use_vllm=true sft.trainer.vllm_gpu_memory_utilization=0.25
+           sft.trainer.vllm_max_model_length=4096 sft.trainer.max_completion_length=1024
+           sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=8
+           sft.trainer.warmup_steps=5 sft.trainer.logging_steps=1)
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
@@ -38,7 +45,7 @@ r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.ch
          rl.keep_completions=10 rl.trainer.temperature=1.0)
 fixed=("${distilled_rl[@]}" rl.minutes=40 rl.trainer.max_steps=40 rl.trainer.temperature=1.0)
 growing=("${fixed[@]}" 'rl.phases=[{until_step: 20, trainer: {max_completion_length: 256}}, {}]')
-recipes=(base teacher sequence logits unfiltered rl_only distilled_rl fixed growing r1_zero)
+recipes=(base teacher sequence logits on_policy unfiltered rl_only distilled_rl fixed growing r1_zero)
 
 # The ablation trains on as many tokens as `sequence` does, not as many epochs.
 tokens_of() { local folder; limbeck pack "$@" >&2; folder=$(limbeck "path pack" "$@")
@@ -54,16 +61,21 @@ PY
 }
 equal_tokens() { local epochs
   epochs=$(epochs_of "$(tokens_of sequence "$@")" "$(tokens_of unfiltered "$@")" "$@")
-  equal=("sft.trainer.num_train_epochs=$epochs"); }
+  more=("sft.trainer.num_train_epochs=$epochs"); }
+after_sequence() { limbeck sft sequence "$@" >&2
+  more=("student.model=$(limbeck "path sft" sequence "$@")/model"); }
 
 limbeck() { local stage=$1; declare -n given=$2; shift 2
   local -a words; read -ra words <<< "$stage"
   "$python" -m stages "${words[@]}" "${common[@]}" "${given[@]}" "$@"; }
 
 # `limbeck` for a recipe whose settings may follow from another's artifacts.
-recipe() { local stage=$1 name=$2 equal=(); shift 2
-  case $name/$stage in unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;; esac
-  limbeck "$stage" "$name" "$@" "${equal[@]}"; }
+recipe() { local stage=$1 name=$2 more=(); shift 2
+  case $name/$stage in
+    unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;;
+    on_policy/*) after_sequence "$@" ;;
+  esac
+  limbeck "$stage" "$name" "$@" "${more[@]}"; }
 
 # Where a recipe's artifact lies, then what the recipe was made with, an override a line.
 noted() { recipe "path $1" "${@:2}"; declare -n own=$2; printf '%s\n' "${own[@]}" "${@:3}"; }

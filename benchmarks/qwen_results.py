@@ -27,15 +27,17 @@ from pipeline.report.numbers import Points, columns, curve, read_lines, read_log
 from pipeline.stage import read_manifest
 
 SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "logits",
-                          "unfiltered": "unfiltered", "teacher": "teacher"},
+                          "on_policy": "on_policy", "unfiltered": "unfiltered",
+                          "teacher": "teacher"},
          "qwen-rl": {"base": "base", "rl_only": "rl_only", "sequence": "distilled",
                      "distilled_rl": "distilled_rl", "teacher": "teacher"},
          "qwen-context": {"sequence": "start", "fixed": "fixed", "growing": "growing"},
          "qwen-r1-zero": {"base": "base", "r1_zero": "r1_zero"}}
-COMPARED = [("sequence", "base"), ("logits", "sequence"), ("sequence", "unfiltered"),
-            ("teacher", "sequence"), ("rl_only", "base"), ("distilled", "base"),
-            ("distilled", "rl_only"), ("distilled_rl", "distilled"), ("distilled_rl", "rl_only"),
-            ("fixed", "start"), ("growing", "start"), ("fixed", "growing"), ("r1_zero", "base")]
+COMPARED = [("sequence", "base"), ("logits", "sequence"), ("on_policy", "sequence"),
+            ("sequence", "unfiltered"), ("teacher", "sequence"), ("rl_only", "base"),
+            ("distilled", "base"), ("distilled", "rl_only"), ("distilled_rl", "distilled"),
+            ("distilled_rl", "rl_only"), ("fixed", "start"), ("growing", "start"),
+            ("fixed", "growing"), ("r1_zero", "base")]
 BENCHMARKS = {"gsm8k_test": "gsm8k"}
 LENGTH = "completions/mean_length"
 CURVES = {"rl": ("reward", "rewards/accuracy/mean", "rewards/r1_format/mean", "heldout/accuracy",

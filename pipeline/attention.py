@@ -51,6 +51,11 @@ def varlen_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Te
     return torch.cat(parts, 1), None
 
 
+def lays_end_to_end(model: Any) -> bool:
+    """Whether `model`'s attention is this one."""
+    return model.config._attn_implementation == NAME
+
+
 def kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
     """The half precision that the kernel is to run in; None: its inputs are of another.
 

@@ -50,7 +50,7 @@ def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
     """Raise a UserError where the engine's log-probabilities of a rollout are not the trainer's.
 
     `batch` is what TRL makes of a rollout: `sampling_per_token_logps` [rows, columns] are the
-    engine's. The mean of their distance is taken over the tokens of all processes.
+    engine's.
     """
     mask, ours = batch["completion_mask"], batch.get("old_per_token_logps")
     if ours is None:
@@ -59,10 +59,18 @@ def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
             ours, *_ = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, torch.cat([batch["prompt_mask"], mask], 1), mask.shape[1],
                 trainer.args.per_device_train_batch_size)
-    distance = (ours - batch["sampling_per_token_logps"]).abs()[mask.bool()]
-    far = trainer.accelerator.gather(distance.nanmean()).nanmean().item()
+    refuse_far((ours - batch["sampling_per_token_logps"])[mask.bool()], trainer, "rl")
+
+
+def refuse_far(apart: torch.Tensor, trainer: Any, stage: str) -> None:
+    """Raise a UserError where log-probabilities are `apart` [tokens] as one model's never are.
+
+    Their mean is taken over the tokens of all processes.
+    """
+    far = trainer.accelerator.gather(apart.abs().nanmean()).nanmean().item()
     if far > FAR:
+        options = "runtime.vllm, rl.server" if stage == "rl" else "runtime.vllm"
         raise UserError(
-            f"rl: vLLM and the trainer differ by {far:.2g} nats a token on the first completions, "
-            "so vLLM does not sample from the model that is trained; leave out engine options that "
-            "change it (runtime.vllm, rl.server), or set rl.trainer.use_vllm=false")
+            f"{stage}: vLLM and the trainer differ by {far:.2g} nats a token on the first "
+            "completions, so vLLM does not sample from the model that is trained; leave out engine "
+            f"options that change it ({options}), or set {stage}.trainer.use_vllm=false")

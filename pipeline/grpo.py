@@ -16,21 +16,16 @@ row in the KL term and in the loss's denominator.
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
-from pipeline import attention
+from pipeline.attention import lays_end_to_end
 from pipeline.chat import prompt_ids
-from pipeline.decode import decode
-from pipeline.engine import engine_options, refuse_another_model, sync_weights
+from pipeline.engine import refuse_another_model
 from pipeline.microbatch import dealt, end_to_end, level, padded, taught, trimmed
+from pipeline.rollouts import Rollouts
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
@@ -38,17 +33,12 @@ PER_MICRO_BATCH = ("bnpo",)
 """TRL's loss types whose value depends on which completions share a micro-batch."""
 
 
-class CompactGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer with the trimmed loss; for one process without vLLM, compact rollouts too.
+class CompactGRPOTrainer(Rollouts, GRPOTrainer):
+    """GRPOTrainer with the trimmed loss; for one process without vLLM, compact rollouts too."""
 
-    `engine` holds options of vllm.LLM for the colocated engine, under its own names.
-    """
-
-    def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **given: Any):
-        with engine_options(engine or {}):
-            super().__init__(*args, **given)
+    def __init__(self, *args: Any, **given: Any):
+        super().__init__(*args, **given)
         self.compared = not self.use_vllm
-        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     keep_completions = 0
     """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
@@ -58,27 +48,9 @@ class CompactGRPOTrainer(GRPOTrainer):
             self.log_completions = self.state.global_step % self.keep_completions == 0
         super().log(logs, start_time)
 
-    @contextmanager
-    def _timed(self, metric: str) -> Iterator[None]:
-        """Counts seconds of a step towards `metric`, which the log has beside step_time."""
-        begun = time.perf_counter()
-        yield
-        if cast(Any, self.model).training:
-            self._seconds[metric] += time.perf_counter() - begun
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's; at the end of an update, what of its step_time went to rollouts and rewards."""
-        times = self._metrics["train"]["step_time"]
-        updates = len(times)
-        loss = super().training_step(*args, **kwargs)
-        if len(times) > updates:
-            for metric in ("generation_time", "reward_time"):
-                self._metrics["train"][metric].append(self._seconds.pop(metric, 0.0))
-        return loss
-
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Rewards of all processes [rows, functions]; a row with one NaN is NaN throughout."""
-        with self._timed("reward_time"):
+        with self.timed("reward_time"):
             rewards = super()._calculate_rewards(*args, **kwargs)
         self._judged = ~rewards.isnan().any(1)
         rewards[~self._judged] = torch.nan
@@ -108,11 +80,8 @@ class CompactGRPOTrainer(GRPOTrainer):
         refuse_another_model(self, batch)
         self.compared = True
         if self._without_logprobs():
-            # Their objects, and text that only `stop` reads, cost vLLM half of a rollout's time.
             del batch["sampling_per_token_logps"]
-            given = self.vllm_generation.generation_kwargs
-            self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
-            self.vllm_generation.logprobs = None
+            self.make_no_logprobs()
 
     def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with what the loss divides by counted over the judged rows of all processes."""
@@ -139,8 +108,7 @@ class CompactGRPOTrainer(GRPOTrainer):
 
     def _without_padding(self) -> bool:
         """Whether the model's attention knows samples laid end to end."""
-        config: Any = self.accelerator.unwrap_model(self.model).config
-        return config._attn_implementation == attention.NAME
+        return lays_end_to_end(self.accelerator.unwrap_model(self.model))
 
     def _order_is_free(self) -> bool:
         """Whether all that is generated at once is trained on at once, in one update."""
@@ -150,38 +118,16 @@ class CompactGRPOTrainer(GRPOTrainer):
                 and self.loss_type not in PER_MICRO_BATCH
                 and not (self._entropy_bonus_enabled or self.aux_loss_enabled))
 
-    def _ours(self) -> bool:
-        """Whether the settings are ones that our decoding loop knows."""
-        args: Any = self.args
-        return (not args.use_vllm and self.accelerator.num_processes == 1 and not args.top_k
-                and args.min_p is None and args.repetition_penalty == 1.0
-                and not args.generation_kwargs and not args.use_transformers_continuous_batching)
-
     def _without_logprobs(self) -> bool:
         """Whether a colocated vLLM's own log-probabilities would go unused."""
-        return self.use_vllm and self.vllm_mode == "colocate" and \
-            not self.vllm_importance_sampling_correction
+        return self.colocated() and not self.vllm_importance_sampling_correction
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any):
-        with self._timed("generation_time"):
-            return self._rollout(*args, **kwargs)
-
-    def _rollout(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
-        if not images and self.compared and self._without_logprobs():
-            if self.state.global_step != self._last_loaded_step:
-                sync_weights(self.vllm_generation)
-                self._last_loaded_step = self.state.global_step
-            group = int(self.num_generations or 1)
-            return self.vllm_generation.generate(prompt_ids, None, group)[1], None
-        if images or not self.max_completion_length or not self._ours():
-            return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
-        model: Any = self.accelerator.unwrap_model(self.model_wrapped)
-        longest, args = int(self.max_completion_length or 0), cast(Any, self.args)
-        # A checkpointing model in train mode drops the cache, and with it all but the last token.
-        with disable_gradient_checkpointing(model, args.gradient_checkpointing_kwargs):
-            rows = decode(model, prompt_ids, max_tokens=longest, temperature=self.temperature,
-                          top_p=self.top_p, end=list(self.eos_token_ids))
-        return rows, None
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
+        with self.timed("generation_time"):
+            lean = self.compared and self._without_logprobs()
+            if images or not (lean or self.decoded()):
+                return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
+            return self.sampled(prompt_ids, int(self.num_generations or 1))[0], None
 
     def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,

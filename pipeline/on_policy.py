@@ -1,7 +1,10 @@
 """On-policy distillation by TRL's DistillationTrainer: the student answers, the teacher scores.
 
-What is ours: prompts are the token ids that pack made, the step check and the guard, and output
-matrices that differ in padding only are cut to the same width (TRL refuses them).
+What is ours: prompts are the token ids that pack made, the step check and the guard, output
+matrices that differ in padding only are cut to the same width (TRL refuses them), and the step is
+GRPO's: rollouts as pipeline.rollouts makes them, completions of like length in one micro-batch, no
+columns that none of them has, with `attn_implementation: limbeck_varlen` no padding at all. None of
+this changes an update: the loss is a sum over the tokens of all micro-batches.
 """
 
 from __future__ import annotations
@@ -9,23 +12,30 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
 
 from pipeline.arguments import lora_config, trainer_arguments
+from pipeline.attention import lays_end_to_end
 from pipeline.checked import Checked
+from pipeline.engine import refuse_far
 from pipeline.errors import UserError
+from pipeline.microbatch import dealt, end_to_end, trimmed
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
+from pipeline.rollouts import Rollouts
 from pipeline.rows import IGNORED, Rows, held_out, read_rows
-from pipeline.scorer import check_vocabulary, load_teacher
+from pipeline.scorer import backbone, check_vocabulary, load_teacher
 from pipeline.trainer import Guard, load_student
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}
+COMPARED = 8
+"""Completions of the first rollout in which vLLM's log-probabilities meet the trainer's."""
 CUT_OFF = 0.5
 """Share of a log's answers that reach the length limit above which the run says so, once."""
 
@@ -38,15 +48,76 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
                              out, seed)
 
 
-class OnPolicyTrainer(Checked, DistillationTrainer):
+class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
     """DistillationTrainer over prompts that are token ids already."""
 
     def __init__(self, *, rows: Rows, guard: Guard, **given: Any):
         self.rows, self.guard = rows, guard
         super().__init__(**given)
+        self.compared = not self.colocated()
+        if not self.compared:
+            self.vllm_generation.logprobs = 0       # the sampled token's alone
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, None, dict]:
         return prompts, None, {}
+
+    def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **given: Any):
+        with self.timed("generation_time"):
+            if not (self.colocated() or self.decoded()):
+                return super()._generate_single_turn(prompt_ids, images, *more, **given)
+            rows, logprobs = self.sampled(prompt_ids)
+        if not self.compared:
+            self._compare(prompt_ids, rows, logprobs)
+        return rows
+
+    def _compare(self, prompts: list[list[int]], rows: list[list[int]], logprobs: list) -> None:
+        """Look once, at the first rollout, whether the engine samples from the trained model."""
+        apart = []
+        for prompt, row, theirs in zip(prompts[:COMPARED], rows, logprobs, strict=False):
+            ours = self._logprobs(prompt, row)
+            apart.append(ours - ours.new_tensor([torch.nan if p is None else p for p, in theirs]))
+        refuse_far(torch.cat(apart), self, "sft")
+        self.compared = True
+        self.make_no_logprobs()
+
+    @torch.no_grad()
+    def _logprobs(self, prompt: list[int], row: list[int]) -> torch.Tensor:
+        """The trained model's log-probabilities [tokens] of a completion, at the temperature."""
+        ids = torch.tensor([prompt + row], device=self.accelerator.device)
+        model: Any = self.model
+        logits = model(input_ids=ids, logits_to_keep=len(row) + 1).logits[0, :-1].float()
+        logprobs = (logits / self.temperature).log_softmax(-1)
+        return logprobs.gather(1, ids[0, len(prompt):, None])[:, 0]
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before: Any = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        batches: Any = dealt(cast(Any, self._buffered_inputs), lays_end_to_end(
+            self.accelerator.unwrap_model(self.model)))
+        self._buffered_inputs = batches
+        return batches[self._step % len(batches)]
+
+    def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], items: Any) -> tuple:
+        with self.accelerator.autocast():   # TRL calls the models' insides, past the trainer's own
+            return super()._compute_loss(unwrapped_student, trimmed(inputs), items)
+
+    def _get_last_hidden_state(self, unwrapped_model: Any, input_ids: torch.Tensor,
+                               attention_mask: torch.Tensor, logits_to_keep: int,
+                               **seen: Any) -> torch.Tensor:
+        """TRL's [rows, logits_to_keep, H], without padding where the attention knows how."""
+        model = backbone(unwrapped_model)
+        if seen or not lays_end_to_end(model):
+            return super()._get_last_hidden_state(unwrapped_model, input_ids, attention_mask,
+                                                  logits_to_keep, **seen)
+        mask = attention_mask.bool()
+        inputs = end_to_end(input_ids, mask, logits_to_keep)
+        del inputs["labels"]
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        whole = states.new_zeros(*mask.shape, states.shape[-1])
+        whole[mask] = states
+        return whole[:, -logits_to_keep - 1:-1]
 
 
 class LengthAlarm(TrainerCallback):
@@ -98,11 +169,11 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
         args.eval_strategy = "no"
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args)
-    teacher = load_teacher(method.teacher, method.dtype)
+    teacher = load_teacher(method.teacher, method.dtype, student.config._attn_implementation)
     same_width(student, teacher, tokenizer)
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = OnPolicyTrainer(
-        rows=rows, guard=guard, model=student, teacher_model=teacher, args=args,
+        rows=rows, guard=guard, model=student, teacher_model=teacher, args=args, engine=job.engine,
         train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
         callbacks=[guard, LengthAlarm()], peft_config=lora)

@@ -150,6 +150,8 @@ class SftJob(Config):
     """Folder that gets model/, log.jsonl and checkpoints/."""
     seed: int = 0
     """Seed of order and first adapter weights."""
+    engine: dict[str, Any] = {}
+    """Options of a colocated vllm.LLM, where the student samples by one."""
 
 
 class RlConfig(Config):

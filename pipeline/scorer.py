@@ -40,12 +40,13 @@ def _refuse(name: str, why: str) -> None:
                     "with TRL's GOLDTrainer, which aligns different vocabularies")
 
 
-def load_teacher(name: str, dtype: str) -> torch.nn.Module:
+def load_teacher(name: str, dtype: str, attention: str | None = None) -> torch.nn.Module:
     """The teacher as a frozen model in evaluation mode on the accelerator, if there is one."""
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype,
+                                                     attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise UserError(f"no teacher {name!r}: {str(error).splitlines()[0]}; name a checkpoint "
                         "folder or a hub id you can reach") from None

@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline import attention
 from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.checked import Checked
 from pipeline.errors import UserError
@@ -67,8 +68,12 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
         return on_policy(sft, out, seed)
     ours = {"report_to": ["tensorboard", *sft.report_to],
             "eval_strategy": "steps" if sft.held_out else "no"}
-    return trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
+    args = trainer_arguments(SFTConfig, "sft.trainer", {**DEFAULTS, **sft.trainer, **OURS, **ours},
                              out, seed)
+    chosen = args.model_init_kwargs
+    if "padding_free" not in sft.trainer and isinstance(chosen, dict):
+        args.padding_free = chosen.get("attn_implementation") == attention.NAME
+    return args
 
 
 class RisingLoss(TrainerCallback):

@@ -26,18 +26,26 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
-                 logits=inputs.get("logits"), out=out, seed=experiment.seed)
+                 logits=inputs.get("logits"), out=out, seed=experiment.seed,
+                 engine=experiment.runtime.vllm)
     options = experiment.runtime.launch
-    # Seeing several GPUs, one process would deal each batch out to them by threads.
-    return launch(job, "pipeline.sft", options) if options or gpu_count() > 1 else train(job)
+    # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
+    # gives its memory back only when its process ends.
+    apart = options or gpu_count() > 1 or job.sft.trainer.get("use_vllm")
+    return launch(job, "pipeline.sft", options) if apart else train(job)
 
 
 def check(experiment: Any) -> None:
+    from pipeline.errors import UserError
     from pipeline.launch import check_options
+    from pipeline.serve import has_vllm
     from pipeline.sft import arguments
 
     check_options(experiment.runtime.launch)
-    arguments(experiment.sft, Path("unused"), experiment.seed)
+    args = arguments(experiment.sft, Path("unused"), experiment.seed)
+    if getattr(args, "use_vllm", False) and not has_vllm():
+        raise UserError("sft samples by vLLM, which is not installed; pip install 'limbeck[vllm]', "
+                        "or set sft.trainer.use_vllm=false")
 
 
 STAGE = Stage(

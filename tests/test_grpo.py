@@ -49,11 +49,11 @@ def even(completions, completion_ids, **columns):
 
 
 def test_rollouts_come_from_the_compacting_loop_and_the_weights_move(tmp_path, monkeypatch):
-    import pipeline.grpo as grpo
+    import pipeline.rollouts as rollouts
 
     calls = []
-    real = grpo.decode
-    monkeypatch.setattr(grpo, "decode", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = rollouts.decode
+    monkeypatch.setattr(rollouts, "decode", lambda *a, **k: calls.append(1) or real(*a, **k))
     made = trainer(tmp_path, even)
     before = weights(made)
     made.train()
@@ -445,7 +445,7 @@ def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_pat
 def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monkeypatch):
     import importlib
 
-    import pipeline.grpo as grpo
+    import pipeline.rollouts as rollouts
     from pipeline.rewards import accuracy_reward
     from pipeline.verify import JudgePool
 
@@ -454,7 +454,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     said = ["</think>\\boxed{4}", "</think>\\boxed{5}", "</think>hang \\boxed{4}", "never closed"]
     rows = [TOKENIZER(text, add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
             for text in said]
-    monkeypatch.setattr(grpo, "decode", lambda *a, **k: rows * 2)
+    monkeypatch.setattr(rollouts, "decode", lambda *a, **k: rows * 2)
     real = rules.begin
 
     def begin(completion, problem, *, opened=False):

@@ -16,7 +16,9 @@ from pipeline.chat import load_tokenizer, prompt_ids
 from pipeline.errors import UserError
 from pipeline.on_policy import prompts_of, same_width
 from pipeline.recipe import SftConfig
+from pipeline.rollouts import Rollouts
 from pipeline.rows import IGNORED, read_rows
+from tests.test_rl_vllm import Engine
 from tests.test_sft import packed
 
 
@@ -154,3 +156,57 @@ def test_the_trainers_keys_are_those_of_trls_distillation_config(tmp_path):
     assert (given.beta, given.temperature, given.max_completion_length) == (0.25, 0.9, 77)
     with pytest.raises(UserError, match="lmbda is not a key of DistillationConfig"):
         arguments(lmbda=0.5)
+
+
+def test_leaving_out_padding_and_dealing_rows_out_again_changes_no_update(
+        tiny, teacher, tmp_path, monkeypatch):
+    def answers(self, prompts, group=1):
+        return [[7 + sum(ids) % 5] * (1 + sum(ids) % 15) for ids in prompts], None
+
+    def trained(name, **trainer):
+        sft.train(job(tiny, tmp_path / name, teacher, beta=0.5, learning_rate=5.0, max_steps=3,
+                      optim="sgd", per_device_train_batch_size=4, gradient_accumulation_steps=2,
+                      **trainer))
+        return load_file(tmp_path / name / "model/model.safetensors")
+
+    monkeypatch.setattr(Rollouts, "sampled", answers)
+    ours = [trained("padded"), trained("end_to_end", model_init_kwargs={
+        "attn_implementation": "limbeck_varlen"})]
+    monkeypatch.setattr("pipeline.on_policy.dealt", lambda batches, mixed: batches)
+    monkeypatch.setattr("pipeline.on_policy.trimmed", lambda inputs: inputs)
+    theirs, start = trained("theirs"), load_file(tiny / "model/model.safetensors")
+    assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in theirs)
+    for weights in ours:
+        for name, value in theirs.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_log_says_how_much_of_a_step_went_to_rollouts(tiny, teacher, tmp_path):
+    sft.train(job(tiny, tmp_path, teacher, max_steps=2, logging_steps=1))
+    steps, rollouts = (logged(tmp_path, name) for name in ("step_time", "generation_time"))
+    assert len(steps) == 2 and all(0 < part < whole
+                                   for part, whole in zip(rollouts, steps, strict=True))
+
+
+def sampled_by(kind, tiny, teacher, out, monkeypatch):
+    calls: list[tuple] = []
+    monkeypatch.setattr("trl.trainer.distillation_trainer.VLLMGeneration",
+                        lambda **given: kind(calls, **given), raising=False)
+    monkeypatch.setattr("trl.trainer.distillation_trainer.is_vllm_available", lambda: True)
+    sft.train(job(tiny, out, teacher, use_vllm=True, vllm_mode="colocate", max_steps=3))
+    return calls
+
+
+def test_a_colocated_engine_answers_with_the_newest_weights_and_makes_only_what_is_read(
+        tiny, teacher, tmp_path, monkeypatch):
+    calls = sampled_by(Engine, tiny, teacher, tmp_path, monkeypatch)
+    assert calls == [(True, 1, 0, {}), *[(True, 1, None, {"detokenize": False})] * 2]
+
+
+def test_an_engine_that_answers_from_another_model_is_noticed(tiny, teacher, tmp_path, monkeypatch):
+    class Broken(Engine):
+        wrong = 0.6
+
+    with pytest.raises(UserError, match=r"sft: vLLM and the trainer differ by 0\.6 nats a token"):
+        sampled_by(Broken, tiny, teacher, tmp_path, monkeypatch)
+    assert not (tmp_path / "model").exists()

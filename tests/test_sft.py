@@ -60,7 +60,8 @@ def test_both_chunked_heads_give_the_same_loss_and_gradient(tiny, tmp_path):
 @pytest.mark.parametrize("kind", ["sdpa", "eager", "limbeck_varlen"])
 def test_loss_and_gradient_of_packed_rows_are_those_of_the_rows_alone(tiny, tmp_path, kind):
     kwargs = {"model_init_kwargs": {"attn_implementation": kind}}
-    alone = loss_and_gradient(tiny_sft.job(tiny, tmp_path / "a", **kwargs), range(8))
+    alone = loss_and_gradient(tiny_sft.job(tiny, tmp_path / "a", padding_free=False, **kwargs),
+                              range(8))
     blocks = packed(tiny, tmp_path)
     together = loss_and_gradient(tiny_sft.job(blocks, tmp_path / "b", **kwargs), range(2))
     flat = loss_and_gradient(tiny_sft.job(tiny, tmp_path / "c", padding_free=True, **kwargs),
@@ -68,6 +69,14 @@ def test_loss_and_gradient_of_packed_rows_are_those_of_the_rows_alone(tiny, tmp_
     for loss, gradient in (together, flat):
         assert abs(loss - alone[0]) < 1e-5
         assert all((gradient[n] - g).abs().max() < 1e-5 for n, g in alone[1].items())
+
+
+@pytest.mark.parametrize(("kind", "given", "free"), [
+    ("limbeck_varlen", {}, True), ("limbeck_varlen", {"padding_free": False}, False),
+    ("sdpa", {}, False), ("sdpa", {"padding_free": True}, True)])
+def test_attention_made_for_samples_end_to_end_gets_them_unless_told(tmp_path, kind, given, free):
+    trainer = {"model_init_kwargs": {"attn_implementation": kind}, **given}
+    assert sft.arguments(SftConfig(trainer=trainer), tmp_path, 0).padding_free is free
 
 
 def test_a_sample_does_not_see_its_neighbour_in_a_block(tiny, tmp_path):
