@@ -408,8 +408,10 @@ def test_accelerate_takes_every_option_of_the_shipped_overlays(overlay):
     assert given.num_processes == 8 and given.mixed_precision == "bf16"
 
 
-@pytest.mark.parametrize(("gpus", "launched"), [(0, False), (1, False), (2, True)])
-def test_one_process_never_deals_a_batch_out_to_several_gpus(monkeypatch, tmp_path, gpus, launched):
+@pytest.mark.parametrize(("gpus", "trainer", "launched"), [
+    (0, {}, False), (1, {}, False), (2, {}, True), (1, {"use_vllm": True}, True)])
+def test_one_process_never_deals_a_batch_out_to_several_gpus(
+        monkeypatch, tmp_path, gpus, trainer, launched):
     from types import SimpleNamespace
 
     from pipeline import serve, student
@@ -417,8 +419,9 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(monkeypatch, tmp_pa
 
     monkeypatch.setattr(serve, "gpu_count", lambda: gpus)
     monkeypatch.setattr(student, "resolve", str)
-    monkeypatch.setattr(launch, "launch", lambda *given: True)
+    monkeypatch.setattr(launch, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
     monkeypatch.setattr(sft, "train", lambda job: False)
-    experiment = SimpleNamespace(sft=SftConfig(), seed=0, runtime=SimpleNamespace(launch={}))
+    experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0, runtime=SimpleNamespace(
+        launch={}, vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}
     assert stage.run(experiment, inputs, tmp_path) is launched
