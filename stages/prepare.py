@@ -186,6 +186,6 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
 
 STAGE = Stage(
     name="prepare", run=run,
-    files=files, version=2,
+    files=files, version=3,
     summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out"
                       + f", {c['contaminated']:,} contaminated" * bool(c["contaminated"]))
