@@ -51,7 +51,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     from pipeline import records
 
     config = experiment.prepare
-    rows = _distinct(load_rows(config, experiment.seed))
+    loaded = load_rows(config, experiment.seed)
+    rows = _distinct(loaded)
     good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     good.sort(key=has_gold, reverse=True)
@@ -68,7 +69,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),
-            "duplicates": len(rows) - len({row["problem_id"] for row in rows}),
+            "duplicates": len(loaded) - len(rows),
             "without_gold": len(good) - golds, "bad_gold": len(rows) - len(good) - len(repeats),
             "near_duplicates": len(repeats), "contaminated": len(hits)}
 
@@ -184,8 +185,13 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
                         f"first {shared[0]!r}")
 
 
-STAGE = Stage(
-    name="prepare", run=run,
-    files=files, version=3,
-    summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out"
-                      + f", {c['contaminated']:,} contaminated" * bool(c["contaminated"]))
+def summary(counts: Counts) -> str:
+    """How many problems there are, and how many were left out for what."""
+    left_out = {name: counts[key] for key, name in (
+        ("duplicates", "duplicates"), ("bad_gold", "with a bad gold answer"),
+        ("near_duplicates", "near-duplicates"), ("contaminated", "contaminated"))}
+    return f"{counts['problems']:,} problems and {counts['held_out']:,} held out" + "".join(
+        f", {count:,} {name} left out" for name, count in left_out.items() if count)
+
+
+STAGE = Stage(name="prepare", run=run, files=files, version=3, summary=summary)

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.problems import Source, load_rows
 from pipeline.verify import Problem, check_gold, judge
+from stages import prepare
 
 ROWS = [{"problem": f"Half of {i}?\u2028Say it.", "answer": str(i / 2)} for i in (1, 2, 3)]
 
@@ -76,3 +78,13 @@ def test_null_is_as_good_as_absent_and_code_needs_no_answer(tmp_path):
 def test_what_is_no_text_is_refused_and_never_spelt_out_as_python_would(tmp_path, row, said):
     with pytest.raises(UserError, match=f"row 1 of .*{said}"):
         problems(tmp_path / "p.jsonl", [{"problem": "1+1?", "answer": "2", **row}])
+
+
+def test_what_prepare_leaves_out_is_counted_and_said(tmp_path):
+    rows = [{"problem": f"Half of {i}?", "answer": i / 2} for i in (*range(9), 1, 2)]
+    path = tmp_path / "p.jsonl"
+    problems(path, [*rows, {"problem": "Why?", "answer": "See the appendix, it is there."}])
+    config = prepare.PrepareConfig(problems=str(path), held_out=2, bad_gold="drop")
+    counts = prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / "out")
+    assert (counts["problems"], counts["duplicates"], counts["bad_gold"]) == (7, 2, 1)
+    assert "2 duplicates" in prepare.summary(counts) and "1 with a bad" in prepare.summary(counts)
