@@ -99,8 +99,9 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
-           chat_template: Annotated[Path | None, typer.Option(help="Template to use instead of "
-                                                                   "the tokenizer's own.")] = None,
+           chat_template: Annotated[str | None, typer.Option(
+               help="A name in prompts/chat_templates/ or a file, instead of the tokenizer's own "
+                    "template.")] = None,
            teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
                                                             "model.")] = None,
            problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
@@ -109,12 +110,14 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.doctor import examine
+    from stages.student import StudentConfig, template_path
 
-    checks = examine(model, chat_template, teacher, problems)
+    template = template_path(StudentConfig(model=model, chat_template=chat_template))
+    checks = examine(model, template, teacher, problems)
     if vllm:
         from pipeline.doctor_vllm import examine_served
 
-        checks += examine_served(model, chat_template)
+        checks += examine_served(model, template)
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):
