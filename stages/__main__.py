@@ -109,7 +109,7 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
 def audit(overrides: Overrides = None, config: Files = None,
           file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
                                                          "instead of the filtered traces.")] = None,
-          n: Annotated[int, typer.Option(help="Rows to judge twice.")] = 200,
+          n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
           debug: bool = False) -> None:
     """Judge a sample with a second, independent grader and show where the two disagree."""
     from pipeline.verify.cli import read_rows
