@@ -31,6 +31,9 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
                         "name a checkpoint folder or a hub id you can reach") from None
+    if not encode(tokenizer, "a"):
+        raise UserError(f"the tokenizer of {str(model)!r} knows no text; copy its tokenizer.json "
+                        "there too")
     if chat_template is not None:
         try:
             tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
