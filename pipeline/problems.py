@@ -9,9 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -56,6 +56,36 @@ class Source(Config):
         except re.error as error:
             raise ValueError(f"give a regular expression ({error})") from None
         return pattern
+
+
+class EvaluationSet(Source):
+    """An evaluation set whose columns, subset or split are not the training set's."""
+
+    problems: str
+    """A file, or a hub id."""
+    split: str = "test"
+    """Split of a hub data set."""
+
+
+NameOrSet = Annotated[
+    Annotated[str, Tag("name")] | Annotated[EvaluationSet, Tag("set")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
+
+
+def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
+                    problem_column: str = "problem") -> dict[str, EvaluationSet]:
+    """{name: set} of what the config key `key` lists; a plain name's texts are in `problem_column`.
+    """
+    sets: dict[str, EvaluationSet] = {}
+    for one in given:
+        if isinstance(one, str):
+            one = EvaluationSet(problems=one, problem_column=problem_column)
+        name = "/".join(filter(None, (one.problems, one.subset)))
+        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
+        if name in sets:
+            raise UserError(f"{key} names {name} twice; name it once")
+        sets[name] = one
+    return sets
 
 
 def has_gold(row: dict[str, Any]) -> bool:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.problems import Source, has_gold, is_file, load_rows, short_names
+from pipeline.problems import (
+    EvaluationSet,
+    NameOrSet,
+    Source,
+    evaluation_sets,
+    has_gold,
+    is_file,
+    load_rows,
+    short_names,
+)
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
-
-
-class EvaluationSet(Source):
-    """An evaluation set whose columns, subset or split are not the training set's."""
-
-    problems: str
-    """A file, or a hub id."""
-    split: str = "test"
-    """Split of a hub data set."""
-
-
-NameOrSet = Annotated[
-    Annotated[str, Tag("name")] | Annotated[EvaluationSet, Tag("set")],
-    Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
 
 
 class PrepareConfig(Source):
@@ -146,17 +141,9 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
 
 def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
     """prepare.decontaminate by name, each with its columns; answers are not read."""
-    sets: dict[str, EvaluationSet] = {}
-    for given in config.decontaminate:
-        one = given if isinstance(given, EvaluationSet) else \
-            EvaluationSet(problems=given, problem_column=config.problem_column)
-        name = "/".join(filter(None, (one.problems, one.subset)))
-        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
-        if name in sets:
-            raise UserError(f"prepare.decontaminate names {name} twice; name it once")
-        sets[name] = one.model_copy(update={"answer_column": one.problem_column,
-                                            "answer_pattern": None})
-    return sets
+    sets = evaluation_sets(config.decontaminate, "prepare.decontaminate", config.problem_column)
+    return {name: one.model_copy(update={"answer_column": one.problem_column,
+                                         "answer_pattern": None}) for name, one in sets.items()}
 
 
 def _write_removed(removed: list[dict], path: Path) -> None:
