@@ -51,7 +51,8 @@ def _stage_command(name: str) -> None:
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
         from stages.runner import make
 
-        make(_experiment(config, overrides), name)
+        files = [part for path in config or () for part in ("-c", str(path))]
+        make(_experiment(config, overrides), name, [*files, *(overrides or ())])
 
     app.command(name, help=STAGE_HELP[name])(command)
 
