@@ -136,12 +136,10 @@ def estimate(overrides: Overrides = None, config: Files = None,
 
 @app.command()
 def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
-    """Say what filter would keep and why the rest would leave; writes nothing."""
+    """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
     from stages.graph import plans
-    from stages.runner import make
 
     experiment = _experiment(config, overrides)
-    make(experiment, "generate")
     tools.preview_filter(experiment, plans(experiment, "filter"))
 
 

@@ -13,7 +13,8 @@ Output = Annotated[Path | None, typer.Option("-o", "--out",
 Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")]
 
 
-def judge(file: Annotated[str, typer.Argument(help="JSONL or Parquet; - reads standard input.")],
+def judge(file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or Parquet; - reads JSONL "
+                                                   "from standard input.")],
           out: Output = None, policy: Policies = None,
           llm_url: Annotated[str | None, typer.Option(help="Address, with /v1, of a model that "
                                                            "decides what the rules leave open; "
@@ -129,9 +130,13 @@ def preview_filter(experiment: Any, chain: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.errors import UserError
     from stages.filter import preview
 
     ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    if not {"prepare", "generate"} <= ready.keys():
+        raise UserError("generate is not made yet for this config, and preview asks no teacher; "
+                        "run `limbeck generate`")
     frame = preview(experiment, ready)
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():
