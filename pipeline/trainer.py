@@ -29,6 +29,8 @@ def load_student(model: str | Path, args: Any) -> Any:
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
     except (ImportError, OSError) as error:    # an attention not installed, weights not there
+        if getattr(error, "errno", None):
+            raise                   # the machine's fault, a full disk for one, and not the model's
         raise UserError(f"{model} cannot be loaded so: {str(error).splitlines()[0]}") from None
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are damaged ({error}); copy it anew") from None
