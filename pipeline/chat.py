@@ -25,8 +25,9 @@ MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """
 
 
-def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
-    """The tokenizer of a checkpoint folder or hub id, with `chat_template` in place of its own."""
+def bare_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a checkpoint folder or hub id as it is: a teacher that scores needs neither
+    a chat template nor an end of turn."""
     from transformers import AutoTokenizer
 
     try:
@@ -35,6 +36,15 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
                         "name a checkpoint folder or a hub id you can reach") from None
+    if not encode(tokenizer, "a"):
+        raise UserError(f"the tokenizer of {str(model)!r} knows no text; copy its tokenizer.json "
+                        "there too")
+    return tokenizer
+
+
+def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
+    """The tokenizer of a checkpoint folder or hub id, with `chat_template` in place of its own."""
+    tokenizer = bare_tokenizer(model)
     if chat_template is not None:
         try:
             tokenizer.chat_template = chat_template.read_text(encoding="utf-8")

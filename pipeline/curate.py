@@ -123,7 +123,7 @@ def refuse_empty(decided: pl.DataFrame, config: Any) -> None:
         counts = decided["reason"].value_counts(sort=True).rows()
         most = f"; {counts[0][1]} of them for {counts[0][0]!r}" if counts else ""
         raise UserError(f"filter.keep={config.keep!r} keeps none of {len(decided)} traces{most}; "
-                        "loosen it, or look at `limbeck show filter`")
+                        "loosen it, or look at `limbeck preview` and `limbeck show generate`")
 
 
 def difficulty() -> pl.Expr:

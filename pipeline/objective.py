@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
+from pipeline.chat import bare_tokenizer
 from pipeline.divergence import Dense, Mix, TopK, distillation_loss
 from pipeline.logits import Targets
 from pipeline.recipe import LogitsMethod, Online, SftJob
@@ -51,7 +51,7 @@ def method_of(job: SftJob, rows: Any, tokenizer: Any) -> tuple[Any, Any]:
         return Objective(Mix(cross_entropy=1.0)) if job.sft.head == "limbeck" else None, None
     if isinstance(method.source, Online):
         name = method.source.teacher
-        check_vocabulary(AutoTokenizer.from_pretrained(name), tokenizer, name)
+        check_vocabulary(bare_tokenizer(name), tokenizer, name)
         mix = Mix(method.beta, method.source.temperature, method.cross_entropy)
         return Objective(mix, load_teacher(name, method.source.dtype)), None
     assert job.logits is not None

@@ -22,6 +22,7 @@ from trl import DistillationConfig, DistillationTrainer
 
 from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.attention import lays_end_to_end
+from pipeline.chat import bare_tokenizer
 from pipeline.checked import Checked
 from pipeline.engine import refuse_far
 from pipeline.errors import UserError
@@ -159,7 +160,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     method = job.sft.method
     assert isinstance(method, OnPolicyMethod)
     rows, tokenizer = read_rows(job.rows), AutoTokenizer.from_pretrained(str(job.tokenizer))
-    check_vocabulary(AutoTokenizer.from_pretrained(method.teacher), tokenizer, method.teacher)
+    check_vocabulary(bare_tokenizer(method.teacher), tokenizer, method.teacher)
     args = arguments(job.sft, job.out, job.seed)
     if "max_completion_length" not in job.sft.trainer:  # TRL's own is 512, whatever the task
         args.max_completion_length = longest_answer(rows)

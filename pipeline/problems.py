@@ -1,4 +1,5 @@
-"""Problem sets: embedded countdown, reasoning-gym, a JSONL or Parquet file, or a hub data set."""
+"""Problem sets: embedded countdown, reasoning-gym, a JSONL, CSV or Parquet file, or a hub data
+set."""
 
 from __future__ import annotations
 
@@ -8,22 +9,24 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipeline.config import Config
 from pipeline.errors import UserError
 
 EMBEDDED, GYM = "countdown", "reasoning-gym/"
+GRADED = ("math", "choice", "exact")
+"""Kinds whose gold is an answer; code and gym are judged by tests and scorers."""
 
 
 class Source(Config):
     """Where problems come from and which columns hold what."""
 
     problems: str = EMBEDDED
-    """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a .jsonl or
-    .parquet file, or a Hugging Face data set id."""
+    """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a .jsonl,
+    .json, .csv or .parquet file, or a Hugging Face data set id."""
     options: dict[str, Any] = {}
     """Settings of a reasoning-gym task under its own names, e.g. {max_numbers: 4}."""
     subset: str | None = None
@@ -33,7 +36,7 @@ class Source(Config):
     problem_column: str = "problem"
     """Column with the problem's text."""
     answer_column: str = "answer"
-    """Column with the gold answer."""
+    """Column with the gold answer, or with a list of spellings of it (kind math)."""
     answer_pattern: str | None = None
     """Regular expression whose first group is the gold answer, e.g. `#### (.+)` for GSM8K."""
     answer_optional: bool = False
@@ -55,14 +58,46 @@ class Source(Config):
         return pattern
 
 
+class EvaluationSet(Source):
+    """An evaluation set whose columns, subset or split are not the training set's."""
+
+    problems: str
+    """A file, or a hub id."""
+    split: str = "test"
+    """Split of a hub data set."""
+
+
+NameOrSet = Annotated[
+    Annotated[str, Tag("name")] | Annotated[EvaluationSet, Tag("set")],
+    Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
+
+
+def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
+                    problem_column: str = "problem") -> dict[str, EvaluationSet]:
+    """{name: set} of what the config key `key` lists; a plain name's texts are in `problem_column`.
+    """
+    sets: dict[str, EvaluationSet] = {}
+    for one in given:
+        if isinstance(one, str):
+            one = EvaluationSet(problems=one, problem_column=problem_column)
+        name = "/".join(filter(None, (one.problems, one.subset)))
+        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
+        if name in sets:
+            raise UserError(f"{key} names {name} twice; name it once")
+        sets[name] = one
+    return sets
+
+
 def has_gold(row: dict[str, Any]) -> bool:
     """Whether a records.Problem row can be judged: code and gym need no answer."""
-    return bool(row["answer"].strip()) or row["kind"] not in ("math", "choice", "exact")
+    return bool(row["answer"].strip()) or row["kind"] not in GRADED
 
 
 def is_file(name: str) -> bool:
     """Whether `name` is meant as a local file rather than a hub id."""
-    return Path(name).suffix in {".jsonl", ".parquet", ".json"}
+    path = Path(name)
+    return path.suffix in {".jsonl", ".parquet", ".json", ".csv"} or (
+        bool(path.suffix) and path.is_file())
 
 
 def short_names(sets: Sequence[str]) -> dict[str, str]:
@@ -128,38 +163,64 @@ def _read_hub(source: Source) -> list[dict[str, Any]]:
         return list(load_dataset(source.problems, source.subset, split=source.split))
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data set {source.problems!r} cannot be loaded ({first}); "
-                        "give a local .jsonl or .parquet file, or check the network") from None
+        raise UserError(f"data set {source.problems!r} cannot be loaded ({first}); give "
+                        "a local .jsonl, .csv or .parquet file, or check the network") from None
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
-    """Row `index`, from 1, as a records.Problem row without its split."""
-    for column in (source.problem_column, source.answer_column):
-        if row.get(column) is None and not (column == source.answer_column
-                                            and source.answer_optional):
-            raise UserError(f"row {index} of {source.problems} has no {column!r}; set "
-                            "prepare.problem_column and prepare.answer_column, or for an "
-                            "evaluation set {problems: FILE, problem_column: NAME} "
-                            f"(its columns: {', '.join(row)})")
-    text = str(row[source.problem_column])
+    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent.
+    """
+    where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
+    text, golds = _texts(row, where, source, kind)
     if not text.strip():
-        raise UserError(f"row {index} of {source.problems} has nothing in "
+        raise UserError(f"{where} has nothing in "
                         f"{source.problem_column!r}; write the problem or take the row out")
-    meta = row.get("meta") or {}
-    return {"problem_id": str(row.get("id", f"{Path(source.problems).stem}-{index - 1}")),
-            "problem": text,
-            "answer": _gold(row.get(source.answer_column), index, source),
-            "kind": str(row.get("kind", source.kind)),
-            "source": str(row.get("source", source.problems)),
-            "meta": meta if isinstance(meta, str) else json.dumps(meta, default=str)}
+    name = row.get("id")
+    name = f"{Path(source.problems).stem}-{index - 1}" if name in (None, "") else name
+    return {"problem_id": str(name), "problem": text, "kind": kind,
+            "answer": ", ".join(_gold(gold, where, source) for gold in golds),
+            "source": str(row.get("source") or source.problems),
+            "meta": _meta(row.get("meta") or {}, where, len(golds) > 1)}
 
 
-def _gold(given: Any, index: int, source: Source) -> str:
-    text = "" if given is None else str(given)
+def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
+    """The problem, and its gold in every spelling given: none, one, or for math several."""
+    text, gold = row.get(source.problem_column), row.get(source.answer_column)
+    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None]
+    needless = source.answer_optional or kind not in GRADED
+    for column, there in ((source.problem_column, text is not None),
+                          (source.answer_column, golds or needless)):
+        if not there:
+            raise UserError(f"{where} has no {column!r}; set prepare.problem_column and "
+                            "prepare.answer_column, or for an evaluation set {problems: FILE, "
+                            f"problem_column: NAME}} (its columns: {', '.join(row)})")
+    for value in (text, *golds):
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{where} holds {value!r:.60} where a text or a number belongs; name "
+                            "another column, or take the text out of it")
+    if len(golds) > 1 and kind != "math":
+        raise UserError(f"{where} has {len(golds)} answers; only kind math takes several "
+                        "spellings of one answer")
+    return str(text), list(map(str, golds))
+
+
+def _meta(meta: Any, where: str, spellings: bool) -> str:
+    """`meta` as JSON without nulls, which Parquet gives to a field that only other rows have."""
+    try:
+        meta = json.loads(meta) if isinstance(meta, str) else meta
+        known = {key: value for key, value in meta.items() if value is not None}
+    except (AttributeError, ValueError):
+        raise UserError(f"meta of {where} is not a JSON object: {meta!r:.60}") from None
+    if spellings:
+        known["policy"] = {**(known.get("policy") or {}), "gold_is_set": True}
+    return json.dumps(known, default=str)
+
+
+def _gold(text: str, where: str, source: Source) -> str:
     if source.answer_pattern is None or (source.answer_optional and not text.strip()):
         return text.strip()
     found = re.search(source.answer_pattern, text)
     if found is None or found[1] is None:
-        raise UserError(f"row {index} of {source.problems}: prepare.answer_pattern "
+        raise UserError(f"{where}: prepare.answer_pattern "
                         f"{source.answer_pattern!r} finds no answer in {text[-60:]!r}")
     return found[1].strip()

@@ -1,4 +1,5 @@
-"""Renders prompts/*.jinja; a variable that the template wants and the row lacks raises."""
+"""Renders prompts/*.jinja; a variable that the template wants and the row lacks raises, and so
+does one that the template leaves out: every problem would be asked in the same words."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ def prompt_path(name: str) -> Path:
 
 
 @lru_cache(maxsize=32)
-def _template(path: Path, changed: int):
-    from jinja2 import StrictUndefined
+def _template(path: Path, changed: int) -> tuple[Any, set[str]]:
+    """The template, and the variables that it names."""
+    from jinja2 import StrictUndefined, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False,
                                                 keep_trailing_newline=False)
-    return environment.from_string(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    return environment.from_string(text), meta.find_undeclared_variables(environment.parse(text))
 
 
 def render(name: str, **variables: str) -> str:
@@ -36,7 +39,11 @@ def render(name: str, **variables: str) -> str:
     if not path.is_file():
         raise UserError(f"prompt template {path} does not exist; prompts/ lists those shipped")
     try:
-        return _template(path, path.stat().st_mtime_ns).render(**variables).strip()
+        template, named = _template(path, path.stat().st_mtime_ns)
+        if unused := variables.keys() - named:
+            raise UserError(f"prompt template {path} leaves out {', '.join(unused)}; write "
+                            f"{{{{ {min(unused)} }}}} where it belongs")
+        return template.render(**variables).strip()
     except TemplateError as error:
         raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
 

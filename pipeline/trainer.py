@@ -28,7 +28,9 @@ def load_student(model: str | Path, args: Any) -> Any:
     args.model_init_kwargs = None
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
-    except ImportError as error:    # an attention that is not installed
+    except (ImportError, OSError) as error:    # an attention not installed, weights not there
+        if getattr(error, "errno", None):
+            raise                   # the machine's fault, a full disk for one, and not the model's
         raise UserError(f"{model} cannot be loaded so: {str(error).splitlines()[0]}") from None
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are damaged ({error}); copy it anew") from None

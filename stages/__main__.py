@@ -51,7 +51,8 @@ def _stage_command(name: str) -> None:
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
         from stages.runner import make
 
-        make(_experiment(config, overrides), name)
+        files = [part for path in config or () for part in ("-c", str(path))]
+        make(_experiment(config, overrides), name, [*files, *(overrides or ())])
 
     app.command(name, help=STAGE_HELP[name])(command)
 
@@ -109,7 +110,7 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
 def audit(overrides: Overrides = None, config: Files = None,
           file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
                                                          "instead of the filtered traces.")] = None,
-          n: Annotated[int, typer.Option(help="Rows to judge twice.")] = 200,
+          n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
           debug: bool = False) -> None:
     """Judge a sample with a second, independent grader and show where the two disagree."""
     from pipeline.verify.cli import read_rows
@@ -135,12 +136,10 @@ def estimate(overrides: Overrides = None, config: Files = None,
 
 @app.command()
 def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
-    """Say what filter would keep and why the rest would leave; writes nothing."""
+    """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
     from stages.graph import plans
-    from stages.runner import make
 
     experiment = _experiment(config, overrides)
-    make(experiment, "generate")
     tools.preview_filter(experiment, plans(experiment, "filter"))
 
 

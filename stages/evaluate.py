@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config import Config
-from pipeline.problems import Source, is_file
+from pipeline.errors import UserError
+from pipeline.problems import EvaluationSet, NameOrSet, evaluation_sets, is_file
 from pipeline.prompts import chats, prompt_path
 from pipeline.sampling import StudentSampling
 from pipeline.stage import Counts, Stage
@@ -24,9 +25,10 @@ class EvaluateConfig(Config):
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate."""
-    benchmarks: list[str] = Field(default=["heldout"], min_length=1)
-    """`heldout` (prepare's), problem files, or hub ids; a file's stem names its column, or
-    its whole name where another has the same stem."""
+    benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
+    """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
+    openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. A file's
+    stem names its column, or its whole name where another has the same stem."""
     samples: int = Field(default=4, ge=1)
     """k of avg@k, pass@k and maj@k."""
     limit: int | None = Field(default=None, ge=1)
@@ -68,17 +70,36 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """Problem rows of each benchmark, by its short name."""
     from pipeline import records
-    from pipeline.problems import load_rows, short_names
+    from pipeline.problems import short_names
 
-    config, out = experiment.evaluate, {}
-    for name, short in short_names(config.benchmarks).items():
+    sets, out = _sets(experiment), {}
+    for name, short in short_names(list(sets)).items():
         if name == "heldout":
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
             rows = table.to_dicts()
         else:
-            rows = load_rows(Source(problems=name, split="test"), experiment.seed)
-        out[short] = rows[:config.limit]
+            rows = _loaded(name, sets[name], experiment.seed)
+        out[short] = rows[:experiment.evaluate.limit]
     return out
+
+
+def _sets(experiment: Any) -> dict[str, EvaluationSet]:
+    return evaluation_sets(experiment.evaluate.benchmarks, "evaluate.benchmarks")
+
+
+def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
+    """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
+    """
+    from pipeline.problems import GRADED, load_rows
+    from pipeline.verify import Problem, check_gold
+
+    rows = load_rows(one, seed)
+    if len({row["problem_id"] for row in rows}) < len(rows):
+        raise UserError(f"two problems of {name} have the same id; make ids unique")
+    for row in rows:
+        if row["kind"] not in GRADED:
+            check_gold(Problem.from_row(row))
+    return rows
 
 
 def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
@@ -162,17 +183,21 @@ def summary(counts: Counts) -> str:
 
 
 def files(experiment: Any) -> tuple[Path, ...]:
-    named = tuple(Path(name) for name in experiment.evaluate.benchmarks if is_file(name))
+    named = tuple(Path(one.problems) for one in _sets(experiment).values() if is_file(one.problems))
     return (prompt_path(experiment.generate.prompt), *named)
 
 
 def check(experiment: Any) -> None:
+    """Refuse a benchmark that cannot be measured before any model is trained for it."""
     from difflib import get_close_matches
 
-    from pipeline.errors import UserError
-
-    for name in experiment.evaluate.benchmarks:
-        if name != "heldout" and not is_file(name) and get_close_matches(name, ["heldout"]):
+    for name, one in _sets(experiment).items():
+        if name == "heldout" and not experiment.prepare.held_out:
+            raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+                            "problem for it; raise it, or name problem files")
+        if is_file(one.problems):
+            _loaded(name, one, experiment.seed)
+        elif name != "heldout" and get_close_matches(name, ["heldout"]):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
 
 

@@ -31,12 +31,12 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _from_model(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
     from transformers import AutoConfig
 
-    from pipeline.chat import load_tokenizer
+    from pipeline.chat import bare_tokenizer
     from pipeline.scorer import check_vocabulary, make_scorer
     from pipeline.student import resolve
 
     config = experiment.logits
-    check_vocabulary(load_tokenizer(config.teacher), student, config.teacher)
+    check_vocabulary(bare_tokenizer(config.teacher), student, config.teacher)
     width = AutoConfig.from_pretrained(resolve(inputs["student"])).get_text_config().vocab_size
     return make_scorer(config, width)
 

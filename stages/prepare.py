@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from pipeline.errors import UserError
-from pipeline.problems import Source, has_gold, is_file, load_rows, short_names
+from pipeline.problems import (
+    EvaluationSet,
+    NameOrSet,
+    Source,
+    evaluation_sets,
+    has_gold,
+    is_file,
+    load_rows,
+    short_names,
+)
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
-
-
-class EvaluationSet(Source):
-    """An evaluation set whose columns, subset or split are not the training set's."""
-
-    problems: str
-    """A file, or a hub id."""
-    split: str = "test"
-    """Split of a hub data set."""
-
-
-NameOrSet = Annotated[
-    Annotated[str, Tag("name")] | Annotated[EvaluationSet, Tag("set")],
-    Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
 
 
 class PrepareConfig(Source):
@@ -51,7 +46,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     from pipeline import records
 
     config = experiment.prepare
-    rows = _distinct(load_rows(config, experiment.seed))
+    loaded = load_rows(config, experiment.seed)
+    rows = _distinct(loaded)
     good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     good.sort(key=has_gold, reverse=True)
@@ -68,7 +64,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),
-            "duplicates": len(rows) - len({row["problem_id"] for row in rows}),
+            "duplicates": len(loaded) - len(rows),
             "without_gold": len(good) - golds, "bad_gold": len(rows) - len(good) - len(repeats),
             "near_duplicates": len(repeats), "contaminated": len(hits)}
 
@@ -145,17 +141,9 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
 
 def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
     """prepare.decontaminate by name, each with its columns; answers are not read."""
-    sets: dict[str, EvaluationSet] = {}
-    for given in config.decontaminate:
-        one = given if isinstance(given, EvaluationSet) else \
-            EvaluationSet(problems=given, problem_column=config.problem_column)
-        name = "/".join(filter(None, (one.problems, one.subset)))
-        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
-        if name in sets:
-            raise UserError(f"prepare.decontaminate names {name} twice; name it once")
-        sets[name] = one.model_copy(update={"answer_column": one.problem_column,
-                                            "answer_pattern": None})
-    return sets
+    sets = evaluation_sets(config.decontaminate, "prepare.decontaminate", config.problem_column)
+    return {name: one.model_copy(update={"answer_column": one.problem_column,
+                                         "answer_pattern": None}) for name, one in sets.items()}
 
 
 def _write_removed(removed: list[dict], path: Path) -> None:
@@ -184,8 +172,13 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
                         f"first {shared[0]!r}")
 
 
-STAGE = Stage(
-    name="prepare", run=run,
-    files=files, version=2,
-    summary=lambda c: f"{c['problems']:,} problems and {c['held_out']:,} held out"
-                      + f", {c['contaminated']:,} contaminated" * bool(c["contaminated"]))
+def summary(counts: Counts) -> str:
+    """How many problems there are, and how many were left out for what."""
+    left_out = {name: counts[key] for key, name in (
+        ("duplicates", "duplicates"), ("bad_gold", "with a bad gold answer"),
+        ("near_duplicates", "near-duplicates"), ("contaminated", "contaminated"))}
+    return f"{counts['problems']:,} problems and {counts['held_out']:,} held out" + "".join(
+        f", {count:,} {name} left out" for name, count in left_out.items() if count)
+
+
+STAGE = Stage(name="prepare", run=run, files=files, version=3, summary=summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,11 @@ def plan_of(experiment: Experiment, name: str) -> Plan:
     return plans(experiment, name)[name]
 
 
-def make(experiment: Experiment, target: str) -> None:
-    """Run `target` and every stage it needs that is not made yet."""
+def make(experiment: Experiment, target: str, given: Sequence[str] | None = None) -> None:
+    """Run `target` and every stage it needs that is not made yet.
+
+    `given` are the arguments that led to `experiment`: the next command needs them too.
+    """
     chain = plans(experiment, target)
     todo = [plan for plan in chain.values() if plan.manifest is None]
     for plan in todo:
@@ -41,17 +45,19 @@ def make(experiment: Experiment, target: str) -> None:
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
         with Room(Path(f"{plan.folder}.partial")):
             manifest = execute(plan, experiment, inputs, _provenance())
-        _close(plan, manifest, experiment)
+        _close(plan, manifest, given if plan is chain[target] else None)
     if not todo:
-        _close(chain[target], chain[target].manifest or {}, experiment, cached=True)
+        _close(chain[target], chain[target].manifest or {}, given, cached=True)
 
 
-def _close(plan: Plan, manifest: Mapping[str, Any], experiment: Experiment,
+def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
            cached: bool = False) -> None:
-    """The one closing line of a stage: what, where, how long, what next."""
+    """The one closing line of a stage: what, where, how long, and what next where none follows."""
     name = plan.stage.name
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
-    follow = f"; next: limbeck {NEXT[name]}" if name in NEXT else ""
+    follow = ""
+    if given is not None and name in NEXT:
+        follow = f"; next: {shlex.join(['limbeck', NEXT[name], *given])}"
     print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
           f"({took}){follow}", file=sys.stderr)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.prompts import ROOT, chats, prompt_path
 from pipeline.stage import Counts, Stage
 from pipeline.student import TinyModel
@@ -71,6 +72,18 @@ def files(experiment: Any) -> tuple[Path, ...]:
     return (prompt_path(experiment.generate.prompt), *([template] if template else []))
 
 
-STAGE = Stage(name="student", run=run, files=files,
+def check(experiment: Any) -> None:
+    """Refuse a folder without weights before the teacher is asked; a hub id is left to the hub."""
+    model = experiment.student.model
+    folder = Path(model)
+    if model == "tiny" or not (folder.is_dir() or model.startswith(("/", ".", "~"))):
+        return
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.glob("*")):
+        raise UserError(f"student.model={model} is no folder with a checkpoint's weights "
+                        "(.safetensors or .bin); name one that holds model and tokenizer, or a "
+                        "hub id")
+
+
+STAGE = Stage(name="student", run=run, files=files, check=check,
               needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
               summary=lambda c: ", ".join(f"{v:,} {k}" for k, v in c.items()))

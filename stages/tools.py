@@ -14,7 +14,8 @@ Output = Annotated[Path | None, typer.Option("-o", "--out",
 Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")]
 
 
-def judge(file: Annotated[str, typer.Argument(help="JSONL or Parquet; - reads standard input.")],
+def judge(file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or Parquet; - reads JSONL "
+                                                   "from standard input.")],
           out: Output = None, policy: Policies = None,
           llm_url: Annotated[str | None, typer.Option(help="Address, with /v1, of a model that "
                                                            "decides what the rules leave open; "
@@ -105,8 +106,9 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
                                               "of sft and rl for this model.")] = None,
            config: Annotated[list[Path] | None, typer.Option("-c", "--config", help="Config file; "
                                                              "as for the stages.")] = None,
-           chat_template: Annotated[Path | None, typer.Option(help="Template to use instead of "
-                                                                   "the tokenizer's own.")] = None,
+           chat_template: Annotated[str | None, typer.Option(
+               help="A name in prompts/chat_templates/ or a file, instead of the tokenizer's own "
+                    "template.")] = None,
            teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
                                                             "model.")] = None,
            problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
@@ -115,8 +117,10 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.doctor import examine, run
+    from stages.student import StudentConfig, template_path
 
-    checks = examine(model, chat_template, teacher, problems)
+    template = template_path(StudentConfig(model=model, chat_template=chat_template))
+    checks = examine(model, template, teacher, problems)
     if overrides or config:
         from pipeline.config import load
         from pipeline.prompts import ROOT
@@ -127,7 +131,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
     if vllm:
         from pipeline.doctor_vllm import examine_served
 
-        checks += examine_served(model, chat_template)
+        checks += examine_served(model, template)
     for check in checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):
@@ -150,9 +154,13 @@ def preview_filter(experiment: Any, chain: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.errors import UserError
     from stages.filter import preview
 
     ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    if not {"prepare", "generate"} <= ready.keys():
+        raise UserError("generate is not made yet for this config, and preview asks no teacher; "
+                        "run `limbeck generate`")
     frame = preview(experiment, ready)
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():

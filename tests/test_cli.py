@@ -172,3 +172,16 @@ def test_a_line_separator_inside_a_string_is_no_new_row(limbeck, tmp_path):
     (tmp_path / "p.jsonl").write_text(
         '{"id": "a", "problem": "1+1\u2028?", "answer": "2"}\n', encoding="utf-8")
     limbeck("prepare", "prepare.problems=p.jsonl", "prepare.held_out=0")
+
+
+def test_a_preview_makes_nothing_and_the_next_command_is_given_whole_and_once(limbeck, tmp_path):
+    (tmp_path / "own.yaml").write_text("generate: {teacher: {type: solver}, samples: 1}\n")
+    given = ("-c", "own.yaml", "prepare.limit=30", "prepare.held_out=5",
+             'filter.keep=verdict != "cut_off"')
+    assert "run `limbeck generate`" in refused(limbeck, "preview", *given)
+    assert not (tmp_path / "data").exists()
+    said = limbeck("generate", *given).stderr
+    assert said.endswith("; next: limbeck filter -c own.yaml prepare.limit=30 prepare.held_out=5 "
+                         "'filter.keep=verdict != \"cut_off\"'\n")
+    assert said.count("next:") == 1
+    assert "next:" not in limbeck("preview", *given).stderr

@@ -122,6 +122,17 @@ def test_a_teacher_with_padded_embeddings_shares_the_vocabulary_and_another_does
     assert failed(examine(mine, teacher=str(tmp_path / "nowhere"))) == {"teacher vocabulary"}
 
 
+def test_a_chat_template_is_named_to_the_doctor_as_to_the_student(tmp_path, capsys):
+    from stages import tools
+
+    tokenizer = copy.deepcopy(tokenizer_of("qwen2_5"))
+    tokenizer.chat_template = None
+    model = saved(tokenizer, tmp_path, vocab_size=len(tokenizer))
+    for named in ("qwen2_5", str(TEMPLATES / "qwen2_5.jinja")):
+        tools.doctor(model, chat_template=named)
+        assert "FAIL" not in capsys.readouterr().out
+
+
 def test_the_doctor_says_of_added_tokens_what_the_logits_stage_says(tmp_path):
     student = tokenizer_of("qwen2_5")
     teacher = copy.deepcopy(student)

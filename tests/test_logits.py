@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -278,6 +279,8 @@ def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, t
 
     student, pack = tmp_path / "student", tmp_path / "pack"
     student.mkdir(), pack.mkdir()
+    teacher = shutil.copytree(teacher, tmp_path / "teacher")
+    (teacher / "chat_template.jinja").unlink()      # a base model scores as well as any
     for name in ("model", "tokenizer"):
         (student / name).symlink_to(tiny / name)
     (pack / "rows.parquet").symlink_to(tiny / "rows.parquet")

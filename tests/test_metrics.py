@@ -1,10 +1,16 @@
 """avg@k, pass@k, maj@k and their intervals."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
+from pipeline.config import load
+from pipeline.errors import UserError
 from pipeline.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
+from stages import evaluate
+from stages.graph import Experiment
 
 
 def rows(table):
@@ -81,15 +87,40 @@ def test_a_score_of_answers_that_mostly_did_not_end_says_so():
     assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
 
 
+def default(*overrides):
+    return load(Experiment, [Path(__file__).parents[1] / "configs/default.yaml"], overrides)
+
+
 def test_a_benchmark_that_is_nearly_heldout_is_refused_before_any_work():
-    from pathlib import Path
-
-    from pipeline.config import load
-    from pipeline.errors import UserError
-    from stages import evaluate
-    from stages.graph import Experiment
-
-    default = [Path(__file__).parents[1] / "configs/default.yaml"]
-    evaluate.check(load(Experiment, default, ["evaluate.benchmarks=[heldout, openai/gsm8k]"]))
+    evaluate.check(default("evaluate.benchmarks=[heldout, openai/gsm8k]"))
     with pytest.raises(UserError, match="did you mean heldout"):
-        evaluate.check(load(Experiment, default, ["evaluate.benchmarks=[heldoot]"]))
+        evaluate.check(default("evaluate.benchmarks=[heldoot]"))
+    with pytest.raises(UserError, match="held_out=0 keeps no problem"):
+        evaluate.check(default("prepare.held_out=0"))
+
+
+ROW = {"problem": "1+1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ([{"question": "1+1?", "answer": "2"}], "row 1 of .* has no 'problem'"),
+    ([{**ROW, "id": "x"}, {**ROW, "id": "x"}], "have the same id"),
+    ([{**ROW, "kind": "maths"}], "known kinds"), ([{**ROW, "kind": "code"}], "no tests"),
+    ([], "no problems")])
+def test_a_benchmark_that_cannot_be_measured_is_refused_before_training(tmp_path, rows, said):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=said):
+        evaluate.check(default(f"evaluate.benchmarks=[{path}]"))
+
+
+def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "solution": "so #### 2"}))
+    entry = f"{{problems: {path}, problem_column: question, answer_column: solution, " \
+            "answer_pattern: '#### (.+)'}"
+    experiment = default(f"evaluate.benchmarks=[{entry}]")
+    evaluate.check(experiment)
+    assert path in evaluate.files(experiment)
+    row, = evaluate._benchmarks(experiment, {})["own"]
+    assert (row["problem"], row["answer"]) == ("1+1?", "2")

@@ -79,3 +79,14 @@ def test_the_r1_zero_prompt_is_the_papers_and_ends_where_the_model_speaks():
     text = render_prompt(tokenizer_of("bare"), messages("r1_zero", "What is 2+2?"))
     assert text.startswith("A conversation between User and Assistant. ")
     assert text.endswith("</answer>. User: What is 2+2? Assistant:\n") and text.count("User:") == 1
+
+
+@pytest.mark.parametrize("text", ["", "Solve it.", "{{ '{{ problem }}' }}"])
+def test_a_prompt_that_leaves_out_the_problem_is_refused_before_it_is_asked(tmp_path, text):
+    from pipeline.prompts import messages
+
+    (tmp_path / "own.jinja").write_text(text)
+    with pytest.raises(UserError, match=r"own\.jinja leaves out problem; write \{\{ problem \}\}"):
+        messages(str(tmp_path / "own.jinja"), "What is 2+2?")
+    (tmp_path / "own.jinja").write_text("Solve: {{ problem | upper }}")
+    assert messages(str(tmp_path / "own.jinja"), "1 or 2?")[0]["content"] == "Solve: 1 OR 2?"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.verify import Problem, judge, sandbox
+from pipeline.verify import Problem, check_gold, judge, sandbox
 from pipeline.verify.code import run_stdio, run_tests
 from pipeline.verify.sandbox import Limits, SandboxMissing, run
 
@@ -65,6 +65,18 @@ def test_a_code_problem_without_tests_is_refused() -> None:
         judge(fenced("x = 1"), code_problem())
     with pytest.raises(UserError, match="empty list"):
         judge(fenced("x = 1"), code_problem(test_list=[]))
+
+
+@pytest.mark.parametrize("meta, said", [
+    ({}, "no tests"), ({"inputs": ["1"]}, "lists of strings"),
+    ({"inputs": "1", "outputs": "1"}, "lists of strings"),
+    ({"inputs": ["1"], "outputs": [1]}, "lists of strings"),
+    ({"inputs": ["1"], "outputs": []}, "empty list"),
+    ({"inputs": ["1"], "outputs": ["1", "2"]}, "differ in length"),
+    ({"test": "def check(f): pass"}, "entry_point")])
+def test_tests_that_cannot_be_run_are_refused_before_any_answer(meta: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_gold(code_problem(**meta))
 
 
 def test_a_hanging_test_costs_itself_alone() -> None:

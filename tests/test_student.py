@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.chat import encode, load_tokenizer, opens_thinking, render_prompt, training_row
+from pipeline.errors import UserError
 from pipeline.student import TinyModel, build_tokenizer, save_tiny
 
 TEMPLATE = (Path(__file__).resolve().parents[1] / "prompts/chat_templates/tiny.jinja").read_text()
@@ -65,3 +66,28 @@ def test_a_template_that_loses_the_thinking_is_refused():
     loses = build_tokenizer(CORPUS, 400, shorter.replace('{{ "<think>\\n" }}', ""))
     with pytest.raises(UserError, match="drops the thinking"):
         training_row(loses, ASK, "Try 2+7=9: yes.", "\\boxed{2+7}")
+
+
+@pytest.mark.parametrize("missing", ["tokenizer*", "*.safetensors", ""])
+def test_a_checkpoint_folder_that_lacks_a_part_is_named_before_it_is_trained(tmp_path, missing):
+    from types import SimpleNamespace
+
+    from stages import student
+
+    save_tiny(CORPUS, TinyModel(layers=1, width=16, heads=1), TEMPLATE, 0, tmp_path / "model")
+    for part in (tmp_path / "model").glob(missing) if missing else ():
+        part.unlink()
+    config = student.StudentConfig(model=str(tmp_path / ("model" if missing else "elsewhere")))
+    with pytest.raises(UserError, match=r"tokenizer\.json" if "tok" in missing else "weights"):
+        student.check(SimpleNamespace(student=config))
+        student.run(SimpleNamespace(student=config), {}, tmp_path)
+
+
+def test_a_whole_checkpoint_folder_and_a_hub_id_pass_the_check(tmp_path):
+    from types import SimpleNamespace
+
+    from stages import student
+
+    (tmp_path / "model.safetensors").touch()
+    for model in (str(tmp_path), "Qwen/Qwen2.5-Math-1.5B", "tiny"):
+        student.check(SimpleNamespace(student=student.StudentConfig(model=model)))

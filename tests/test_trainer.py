@@ -220,6 +220,9 @@ def test_a_checkpoint_that_is_damaged_or_asks_for_more_is_refused_in_a_sentence(
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="are damaged"):
         load_student(model, SimpleNamespace(model_init_kwargs=None))
+    weights.unlink()
+    with pytest.raises(UserError, match="no file named model"):
+        load_student(model, SimpleNamespace(model_init_kwargs=None))
 
 
 @pytest.mark.parametrize(("where", "name", "error"), [

@@ -8,6 +8,7 @@ reads as prose, the answer that its last sentences state (rules 3 and 4 of extra
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import sys
@@ -43,14 +44,15 @@ def parse_policy(settings: Iterable[str]) -> Policy:
 
 
 def read_rows(source: Path | str) -> list[dict[str, Any]]:
-    """The rows of a JSONL or Parquet file, or of standard input ("-", JSONL)."""
+    """The rows of a JSONL, JSON (an array), CSV or Parquet file, or of standard input ("-",
+    JSONL). Every field of a CSV row is text."""
     if str(source) == "-":
         with open(0, encoding="utf-8-sig", closefd=False) as lines:
             return list(_read_lines(lines, "standard input"))
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a JSONL or Parquet file, or - for "
-                        "standard input")
+        raise UserError(f"{path} does not exist; give a JSONL, JSON, CSV or Parquet file, or - "
+                        "for standard input")
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -59,8 +61,28 @@ def read_rows(source: Path | str) -> list[dict[str, Any]]:
             return list(pq.read_table(path).to_pylist())
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a readable Parquet file: {error}") from None
-    with path.open(encoding="utf-8-sig") as lines:
-        return list(_read_lines(lines, str(path)))
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        if path.suffix == ".csv":
+            return list(_read_csv(lines, str(path)))
+        return list(_read_lines(_unpacked(lines) if path.suffix == ".json" else lines, str(path)))
+
+
+def _unpacked(lines: Iterable[str]) -> Iterator[str]:
+    """The rows of a JSON array as JSON lines; what holds no array is lines as it stands."""
+    text = "".join(lines)
+    yield from map(json.dumps, json.loads(text)) if text.lstrip().startswith("[") \
+        else text.split("\n")
+
+
+def _read_csv(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    rows = csv.DictReader(lines, strict=True)
+    try:
+        for row in rows:
+            if None in row:
+                raise ValueError("it has more fields than the first line has names")
+            yield row
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{name}:{rows.line_num} is not CSV in UTF-8: {error}") from None
 
 
 def _read_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:

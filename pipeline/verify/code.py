@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.verify import sandbox
@@ -39,8 +40,33 @@ def _compiles(program: str) -> bool:
     return True
 
 
+FORMS = {"inputs": ("inputs", "outputs"), "test": ("test", "entry_point"),
+         "test_list": ("test_list",)}
+
+
+def check_tests(problem: Problem) -> None:
+    """Raise a UserError where `problem.meta` does not hold tests in one of the three forms."""
+    form = next((FORMS[name] for name in FORMS if name in problem.meta), None)
+    said = f"code problem {problem.problem_id!r}"
+    if form is None:
+        raise UserError(f"{said} has no tests in its meta: give test and entry_point, test_list, "
+                        "or inputs and outputs")
+    given: list[Any] = [problem.meta.get(name) for name in form]
+    if form == FORMS["test"]:
+        if not all(isinstance(one, str) for one in given):
+            raise UserError(f"{said}: test and entry_point in its meta must both be text")
+    elif not all(isinstance(one, list) and all(isinstance(test, str) for test in one)
+                 for one in given):
+        raise UserError(f"{said}: {' and '.join(form)} in its meta must be lists of strings")
+    elif not all(given):
+        raise UserError(f"{said} has an empty list of tests")
+    elif len(given[0]) != len(given[-1]):
+        raise UserError(f"{said}: inputs and outputs in its meta differ in length")
+
+
 def judge_code(text: str, problem: Problem) -> Judgement:
     """correct where every test passes. UserError without tests, or without a working sandbox."""
+    check_tests(problem)
     program = program_of(text, problem)
     if program is None:
         return judgement("no_answer", None, "sandbox")
@@ -52,13 +78,8 @@ def judge_code(text: str, problem: Problem) -> Judgement:
                   if line.startswith(("import ", "from "))]
         passed = run_tests(program, [f"{meta['test']}\ncheck({meta['entry_point']})"],
                            "\n".join(header))
-    elif "test_list" in meta:
-        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []))
     else:
-        raise UserError(f"code problem {problem.problem_id!r} has no tests in its meta: give "
-                        "test and entry_point, test_list, or inputs and outputs")
-    if not passed:
-        raise UserError(f"code problem {problem.problem_id!r} has an empty list of tests")
+        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []))
     return judgement("correct" if all(passed) else "wrong", program, "sandbox")
 
 

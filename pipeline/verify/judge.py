@@ -13,6 +13,7 @@ from pipeline.completion import Completion, split_completion
 from pipeline.errors import UserError
 from pipeline.verify import choice
 from pipeline.verify.answer import parse
+from pipeline.verify.code import check_tests, judge_code
 from pipeline.verify.compare import same
 from pipeline.verify.exact import TooLarge
 from pipeline.verify.extract import extract, gold_answers, is_prose
@@ -91,9 +92,10 @@ def default_pool() -> JudgePool:
 def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     """The gold answer judged against itself, as a completion would state it.
 
-    prepare drops or reports what is not "correct" here, before any teacher token is paid for. A
-    math gold that is a sentence, or that neither the rules nor the engine can read, is
-    cannot_judge: no other wording of it would ever be recognised.
+    prepare drops or reports what is not "correct" here, before any teacher token is paid for; a
+    code problem without tests that can be run is a UserError. A math gold that is a sentence, or
+    that neither the rules nor the engine can read, is cannot_judge: no other wording of it would
+    ever be recognised.
     """
     gold = gold_answer(problem.answer) if problem.kind == "math" else ""
     if problem.kind == "math" and not gold.strip():
@@ -102,6 +104,8 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
         return judgement("cannot_judge", gold, "rules")
     if gold and parse(gold).kind == "opaque":
         return finish(_to_engine(gold, gold), pool or default_pool())
+    if problem.kind == "code":
+        check_tests(problem)
     if problem.kind in ("code", "gym"):
         return judge_answer(problem.answer, problem, pool) if problem.answer and \
             problem.kind == "gym" else judgement("correct", None, "unchecked")
@@ -225,6 +229,4 @@ def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
 
 
 def _code(text: str, _: list[str], problem: Problem) -> Judgement:
-    from pipeline.verify.code import judge_code
-
     return judge_code(text, problem)
