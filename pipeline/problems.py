@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,14 +141,12 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
 
 def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
     """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
-    from pipeline.verify.cli import read_rows
-
     if source.problems == EMBEDDED:
         rows = countdown_rows(seed)
     elif source.problems.startswith(GYM):
         rows = gym_rows(source, seed)
     else:
-        raw = read_rows(source.problems) if is_file(source.problems) else _read_hub(source)
+        raw = raw_rows(source.problems, source.subset, source.split)
         rows = [_to_row(row, index, source) for index, row in enumerate(raw, start=1)]
         random.Random(seed).shuffle(rows)
     if not rows:
@@ -156,15 +154,20 @@ def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
     return rows[:source.limit]
 
 
-def _read_hub(source: Source) -> list[dict[str, Any]]:
+def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a file or, where `name` is none, of a split of a hub data set, left on disk."""
+    from pipeline.verify.cli import read_rows
+
+    if is_file(name):
+        return read_rows(name)
     from datasets import load_dataset
 
     try:
-        return list(load_dataset(source.problems, source.subset, split=source.split))
+        return load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data set {source.problems!r} cannot be loaded ({first}); give "
-                        "a local .jsonl, .csv or .parquet file, or check the network") from None
+        raise UserError(f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv "
+                        "or .parquet file, or check the network") from None
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:

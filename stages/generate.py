@@ -12,14 +12,15 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
-from pipeline.teacher.config import Sampling, Teacher
+from pipeline.teacher.config import FileTeacher, Sampling, Teacher
 
 
 class GenerateConfig(Config):
     """Who teaches, and how often each problem is asked."""
 
     teacher: Teacher = Field(discriminator="type")
-    """The teacher: `solver` (embedded), `openai` (any compatible endpoint) or `vllm` (local)."""
+    """The teacher: `solver` (embedded), `openai` (any compatible endpoint), `vllm` (local), or
+    `file` (traces that exist already)."""
     samples: int = Field(default=4, ge=1)
     """Traces a problem."""
     sampling: Sampling = Sampling()
@@ -34,12 +35,17 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
     from pipeline import records
     from pipeline.asking import ask_teacher
+    from pipeline.given import given_traces
 
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    asked = chats(config.prompt, problems.iter_rows(named=True))
-    traces, counts = ask_teacher(experiment, asked, config.samples, problems)
-    _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing, counts["stopped"])
+    if isinstance(config.teacher, FileTeacher):
+        traces, counts = given_traces(config.teacher, problems, config.samples)
+    else:
+        asked = chats(config.prompt, problems.iter_rows(named=True))
+        traces, counts = ask_teacher(experiment, asked, config.samples, problems)
+        _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing,
+                     counts["stopped"])
     records.write(records.Trace, traces, out / "traces.parquet")
     return counts
 
@@ -62,5 +68,13 @@ def summary(counts: Counts) -> str:
             f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
 
 
-STAGE = Stage(name="generate", run=run, needs=lambda e: ("prepare",), summary=summary,
-              files=lambda e: (prompt_path(e.generate.prompt),))
+def files(experiment: Any) -> tuple[Path, ...]:
+    """The prompt template and, where they are a local file, the traces."""
+    from pipeline.problems import is_file
+
+    teacher = experiment.generate.teacher
+    own = isinstance(teacher, FileTeacher) and is_file(teacher.traces)
+    return (prompt_path(experiment.generate.prompt), *([Path(teacher.traces)] if own else []))
+
+
+STAGE = Stage(name="generate", run=run, needs=lambda e: ("prepare",), summary=summary, files=files)

@@ -91,6 +91,9 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
     from pipeline.teacher.store import TraceStore
 
     config, runtime = experiment.generate, experiment.runtime
+    if config.teacher.type == "file":
+        print(f"{config.teacher.traces} is read, not asked: no tokens, no dollars")
+        return
     problems = records.read(records.Problem, prepared / "problems.parquet")
     requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
     there = reached(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)

@@ -74,7 +74,33 @@ class VllmTeacher(Config):
         return {"type": self.type, "model": self.model, **shaping}
 
 
-Teacher = SolverTeacher | OpenAITeacher | VllmTeacher
+class FileTeacher(Config):
+    """Traces that exist already, `generate.samples` a problem at most; nothing is asked."""
+
+    type: Literal["file"] = "file"
+    """A file or a hub data set of traces."""
+    traces: str
+    """A .jsonl, .json, .csv or .parquet file, or a hub data set's id."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    problem_column: str = "problem"
+    """Column with the problem's text, by which a trace finds its problem."""
+    completion_column: str = "completion"
+    """Column with a text, <think> inline, a list of such, a message or a conversation; `a.b` is
+    field b of column a."""
+    opened: bool = False
+    """The texts begin inside the thinking: their prompt ended in <think>."""
+    model: str = "unknown"
+    """Who wrote them."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's."""
+        return {"type": self.type, "model": self.model}
+
+
+Teacher = SolverTeacher | OpenAITeacher | VllmTeacher | FileTeacher
 
 
 class Sampling(Config):

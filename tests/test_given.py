@@ -1,0 +1,91 @@
+"""Traces that exist already: every form of them becomes what a teacher's answer becomes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import records
+from pipeline.errors import UserError
+from pipeline.given import given_traces
+from pipeline.teacher.config import FileTeacher
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PROBLEMS = records.table_of(records.Problem, [
+    {"problem_id": name, "problem": text, "answer": "4", "kind": "math", "source": "made",
+     "split": "train", "meta": "{}"} for name, text in (("a", "What is 2+2?"), ("b", "And 1+3?"))])
+TEXT = "<think>two and two</think>\\boxed{4}"
+
+
+def read(tmp_path, rows, samples=4, **teacher):
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return given_traces(FileTeacher(traces=str(path), **teacher), PROBLEMS, samples)
+
+
+@pytest.mark.parametrize("completion", [
+    TEXT, [TEXT], {"role": "assistant", "content": TEXT},
+    {"role": "assistant", "reasoning_content": "two and two", "content": "\\boxed{4}"},
+    [{"role": "user", "content": "?"}, {"role": "assistant", "content": TEXT}],
+    [{"from": "human", "value": "?"}, {"from": "gpt", "value": TEXT}]])
+def test_texts_messages_and_conversations_are_taken_apart_alike(tmp_path, completion):
+    rows = [{"problem": "What is\n 2+2? ", "completion": completion}]
+    traces, counts = read(tmp_path, rows, model="r1")
+    (trace,) = traces.to_dicts()
+    assert (trace["problem_id"], trace["sample"], trace["model"]) == ("a", 0, "r1")
+    assert (trace["thinking"], trace["answer"]) == ("two and two", "\\boxed{4}")
+    assert trace["complete"] and trace["finish_reason"] == "stop"
+    assert trace["completion_tokens"] == 5 and counts["cost_usd"] == 0
+
+
+def test_what_did_not_end_is_cut_off_and_what_is_empty_no_trace(tmp_path):
+    rows = [{"problem": "And 1+3?", "completion": ["<think>one", "", "</think>"]},
+            {"problem": "What is 2+2?", "completion": TEXT, "finish_reason": "length"},
+            {"problem": "What is 2+2?", "completion": [TEXT, TEXT],
+             "finish_reasons": ["length", "stop"]}]
+    traces, counts = read(tmp_path, rows)
+    assert traces["complete"].to_list() == [False, False, False, True] and counts["cut_off"] == 3
+    assert counts["left_out"] == {"empty": 2}
+
+
+def test_a_problem_gets_its_first_samples_in_the_order_of_the_file(tmp_path, capsys):
+    rows = [{"q": {"text": "What is 2+2?"}, "out": f"<think>{i}</think>4"} for i in range(5)]
+    traces, counts = read(tmp_path, [*rows, {"q": {"text": "Who?"}, "out": "x"}], samples=3,
+                          problem_column="q.text", completion_column="out")
+    assert traces["thinking"].to_list() == ["0", "1", "2"]
+    assert traces["sample"].to_list() == [0, 1, 2]
+    assert counts["left_out"] == {"beyond generate.samples": 2, "of no prepared problem": 1}
+    said = capsys.readouterr().err
+    assert "1 problems have no trace" in said and "'Who?'" in said
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([{"problem": "Who?", "completion": "x"}], "no trace of .* is of a prepared problem"),
+    ([{"problem": "And 1+3?", "text": "x"}], "has no column 'completion', only problem, text;")])
+def test_traces_of_other_problems_or_columns_are_refused_in_one_sentence(tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, rows)
+
+
+def test_real_r1_traces_are_filtered_as_if_asked_and_an_edited_file_is_read_anew(tmp_path):
+    path = SHARED / "data/traces_r1_aime2024.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    from stages.graph import Experiment, plans
+    from stages.runner import make
+
+    copy = tmp_path / "r1.jsonl"
+    copy.write_text("".join(path.read_text(encoding="utf-8").splitlines(True)[:12]),
+                    encoding="utf-8")
+    teacher = {"type": "file", "traces": str(copy), "completion_column": "meta.response"}
+    experiment = Experiment.model_validate({
+        "prepare": {"problems": str(copy), "held_out": 0, "bad_gold": "drop"},
+        "generate": {"teacher": teacher}, "runtime": {
+            "artifacts": str(tmp_path / "a"), "traces": str(tmp_path / "t"), "judge_workers": 1}})
+    make(experiment, "filter", [])
+    chain = plans(experiment, "filter")
+    judged = records.read(records.Judged, chain["filter"].folder / "judged.parquet")
+    assert len(judged) == 12 and judged["thinking"].str.len_chars().min() > 1000
+    assert judged["kept"].sum() > 0 and set(judged["verdict"]) <= {"correct", "wrong", "cut_off"}
+    copy.write_text(copy.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    assert plans(experiment, "generate")["generate"].key != chain["generate"].key
