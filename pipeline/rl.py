@@ -65,19 +65,22 @@ class RewardWatch(TrainerCallback):
     """Stops a run whose accuracy is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
-        self.patience, self.seen, self.start = patience, False, 0
+        self.patience, self.seen = patience, False
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = state.global_step  # a resumed run has not seen what was right before
+        self.seen = any(map(self._right, state.log_history))    # what a resumed run saw before
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.seen = self.seen or float((logs or {}).get("rewards/accuracy/mean", 0) or 0) > 0
-        steps = state.global_step - self.start
-        if not self.seen and steps >= self.patience:
+        self.seen = self.seen or self._right(logs or {})
+        if not self.seen and state.global_step >= self.patience:
             raise UserError(
-                f"rl: no completion was right in the first {steps} steps, so GRPO has "
+                f"rl: no completion was right in the first {state.global_step} steps, so GRPO has "
                 "nothing to learn from; start from an SFT checkpoint, take easier problems, or "
                 "raise rl.trainer.max_completion_length")
+
+    @staticmethod
+    def _right(logs: Mapping[str, Any]) -> bool:
+        return float(logs.get("rewards/accuracy/mean", 0) or 0) > 0
 
 
 def with_reflection(reward: Callable) -> Callable:

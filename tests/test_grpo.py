@@ -274,10 +274,30 @@ def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
     def accuracy(completions, **columns):
         return [0.0] * len(completions)
 
-    made = trainer(tmp_path, accuracy, steps=6)
+    made = trainer(tmp_path, accuracy, steps=6, save_strategy="steps", save_steps=2)
     made.add_callback(RewardWatch(3))
     with pytest.raises(UserError, match="first 3 steps"):
         made.train()
+    again = trainer(tmp_path, accuracy, steps=6)
+    again.add_callback(RewardWatch(3))
+    with pytest.raises(UserError, match="first 3 steps"):       # and not three steps later
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+
+
+def test_a_resumed_run_knows_that_something_was_right_before(tmp_path):
+    from pipeline.rl import RewardWatch
+
+    right = [1.0]
+
+    def accuracy(completions, **columns):
+        return [right[0]] * len(completions)
+
+    trainer(tmp_path, accuracy, steps=2, save_strategy="steps", save_steps=2).train()
+    right[0] = 0.0
+    again = trainer(tmp_path, accuracy, steps=6)
+    again.add_callback(RewardWatch(3))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+    assert again.state.global_step == 6
 
 
 def test_a_run_without_an_accuracy_reward_is_not_stopped_for_lack_of_it(tmp_path):
