@@ -163,16 +163,37 @@ def _explain(error: ValidationError, model: type[BaseModel],
              layers: Sequence[tuple[str, dict]]) -> str:
     """The first validation error as one sentence with key, origin and remedy."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
+    location = _written(first["loc"], reduce(merge, (tree for _, tree in layers), {}))
+    key, context = ".".join(location), first.get("ctx", {})
     origin = origin_of(location, layers)
     where = "" if origin == "default" else f" (set in {origin})"
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(location[-1], sorted(_field_names(model)), n=1)
+        known = _field_names(model)
+        close = [] if location[-1] in known else \
+            difflib.get_close_matches(location[-1], sorted(known), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
         return f"unknown config key {key!r}{where}{hint}"
-    given = "" if first["type"] == "missing" else f", not {first['input']!r}"
-    return f"config key {key!r}{where}: {first['msg'].removeprefix('Value error, ')}{given}"
+    if first["type"] == "missing":
+        return f"config key {key!r} is not set; give {key}=... or a config file that does (-c)"
+    if first["type"] == "union_tag_not_found":
+        return f"config key {key!r}{where} names no type; give {key}.type=..."
+    if first["type"] == "union_tag_invalid":
+        return (f"config key '{key}.type'{where}: {context['tag']!r} is none of "
+                f"{context['expected_tags']}")
+    said = first["msg"].removeprefix("Value error, ")
+    return f"config key {key!r}{where}: {said}, not {first['input']!r}"
+
+
+def _written(location: Sequence[str | int], tree: Any) -> list[str]:
+    """`location` as it stands in a file, without the types by which pydantic tells unions apart."""
+    keys = []
+    for place, part in enumerate(location):
+        if isinstance(tree, dict) and part not in tree and place + 1 < len(location):
+            continue
+        keys.append(str(part))
+        inside = part in tree if isinstance(tree, dict) else isinstance(tree, list)
+        tree = tree[part] if inside else None
+    return keys
 
 
 def _field_names(model: type[BaseModel]) -> set[str]:

@@ -158,3 +158,24 @@ def test_every_shipped_config_parses(path):
 def test_a_config_cannot_be_changed_after_loading():
     with pytest.raises(ValueError, match="frozen"):
         Outer().size = 2
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("generate.teacher={models: x}", "unknown config key 'generate.teacher.models' (set in"),
+    ("generate.teacher.type=opena", "'generate.teacher.type' (set in command line (generate."
+     "teacher.type=opena)): 'opena' is none of 'solver', 'openai'"),
+    ("generate.teacher={type: vllm}", "'generate.teacher.model' is not set; give generate."
+     "teacher.model=..."),
+    ("pack.packing={type: best_fit, window: 3}", "unknown config key 'pack.packing.window' (set in "
+     "command line (pack.packing={type: best_fit, window: 3})); `limbeck config` lists"),
+    ("generate.teacher={type: openai, modle: x}", "'generate.teacher.model' is not set"),
+    ("evaluate.benchmarks=[{problms: x}]", "config key 'evaluate.benchmarks.0.problems' is not")])
+def test_a_fault_inside_a_choice_of_types_is_named_as_it_was_written(override, said):
+    with pytest.raises(UserError) as error:
+        load(Experiment, [ROOT / "configs/tiny.yaml"], [override])
+    assert said in str(error.value)
+
+
+def test_a_section_without_its_type_is_told_so():
+    with pytest.raises(UserError, match=r"'generate.teacher' \(set in .*\) names no type; give "):
+        load(Experiment, [], ["generate.teacher={model: x}"])

@@ -288,7 +288,7 @@ def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, t
               "trainer": {"max_steps": 2, "per_device_train_batch_size": 4}}
     experiment = SimpleNamespace(sft=SftConfig.model_validate(recipe), seed=0,
                                  logits=LogitsConfig(teacher=str(teacher)),
-                                 runtime=SimpleNamespace(launch={}))
+                                 runtime=SimpleNamespace(launch={}, vllm={}))
     assert training.STAGE.needs(experiment) == ("student", "pack", "logits")
     inputs = {"student": student, "pack": pack, "logits": tmp_path / "logits"}
     inputs["logits"].mkdir(), (tmp_path / "out").mkdir()
