@@ -210,3 +210,15 @@ def test_an_engine_that_answers_from_another_model_is_noticed(tiny, teacher, tmp
     with pytest.raises(UserError, match=r"sft: vLLM and the trainer differ by 0\.6 nats a token"):
         sampled_by(Broken, tiny, teacher, tmp_path, monkeypatch)
     assert not (tmp_path / "model").exists()
+
+
+def test_mixed_precision_reaches_the_insides_that_the_loss_calls(tiny, teacher, tmp_path):
+    trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, max_steps=1,
+                                                     bf16=True))
+    seen = []
+    for model in (trainer.model, trainer.teacher_model):
+        model.model.layers[0].mlp.up_proj.register_forward_hook(
+            lambda module, given, out: seen.append(out.dtype) if out.shape[1] > 1 else None)
+    trainer._generate_single_turn = lambda prompts, *more: [[7, 8]] * len(prompts)
+    sft.fit(trainer, guard, tmp_path, tokenizer)
+    assert len(seen) >= 2 and set(seen) == {torch.bfloat16}
