@@ -48,14 +48,8 @@ def _defined(file: str, digest: str) -> dict[str, Any]:
         return run_path(file)
 
 
-def own_reward(key: str) -> tuple[str, Callable[..., list[float | None]]]:
-    """(function name, TRL reward function) of `file.py:function`, relative to the working folder.
-
-    A UserError where there is no such function or TRL could not call it; when called, where it
-    raises or returns anything but one finite number, NaN or None a completion. `async` functions
-    are waited for.
-    """
-    import asyncio
+def _function(key: str) -> Callable[..., Any]:
+    """The function that `key` names; a UserError where there is none that TRL could call."""
     from inspect import signature
 
     from pipeline.records import Problem
@@ -64,20 +58,33 @@ def own_reward(key: str) -> tuple[str, Callable[..., list[float | None]]]:
     defined = _defined(file, file_digest(Path(file)))
     if name not in defined:
         raise UserError(f"rl.rewards: {file} defines no {name!r}; mend the name after the colon")
-    function = defined[name]
-    if not callable(function):
-        raise UserError(f"rl.rewards: {name!r} of {file} is no function but a "
-                        f"{type(function).__name__}; name a function")
+    if not callable(defined[name]):
+        raise UserError(f"rl.rewards: {name!r} of {file} is of type {type(defined[name]).__name__} "
+                        "and cannot be called; name a function")
     given = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra",
              "log_metric", *Problem.column_names())
     with Told(f"{key} cannot be called with {', '.join(given)}", file):
-        signature(function).bind(**dict.fromkeys(given))
+        signature(defined[name]).bind(**dict.fromkeys(given))
+    return defined[name]
+
+
+def own_reward(key: str) -> tuple[str, Callable[..., list[float | None]]]:
+    """(function name, TRL reward function) of `file.py:function`, relative to the working folder.
+
+    A UserError where there is no such function or TRL could not call it; when called, where it
+    raises or returns anything but one finite number, NaN or None a completion. `async` functions
+    are waited for.
+    """
+    import asyncio
+    from inspect import iscoroutine
+
+    function, (file, _, name) = _function(key), key.rpartition(":")
     runner = asyncio.Runner()       # one event loop for all calls, as TRL has
 
     def own(completions: list[Any], **columns: Any) -> list[float | None]:
         with Told(f"{key} failed", file):
             made = function(completions=completions, **columns)
-            values = [*map(_number, runner.run(made) if asyncio.iscoroutine(made) else made)]
+            values = [*map(_number, runner.run(made) if iscoroutine(made) else made)]
         if len(values) != len(completions):
             raise UserError(f"rl.rewards: {key} returned {len(values)} values for "
                             f"{len(completions)} completions; it must return one for each")
