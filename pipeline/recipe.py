@@ -161,7 +161,8 @@ class RlConfig(Config):
     """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process."""
+    process, or path/to/file.py:function (seen from the working folder) for one of your own, called
+    as TRL calls a reward function: it returns a number or None (undecided) for each completion."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
                       "th"] = "en"
     """What the reward `language` wants the thinking to be in; told apart by script."""

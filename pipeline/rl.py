@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 
 from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.errors import UserError
+from pipeline.own_reward import own_reward
 from pipeline.rewards import text_of
 from pipeline.trainer import Guard, fit, load_student
 
@@ -89,7 +90,7 @@ def with_reflection(reward: Callable) -> Callable:
         texts = [text_of(completion) for completion in completions]
         if log_metric is not None:
             log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
-        return reward(completions=completions, **columns)
+        return reward(completions=completions, log_metric=log_metric, **columns)
 
     return logged
 
@@ -97,7 +98,7 @@ def with_reflection(reward: Callable) -> Callable:
 def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
                      language: str = "en", prm: Any = None,
                      end: Collection[int] = ()) -> dict[str, tuple[float, Any]]:
-    """{name: (weight, TRL reward function)} of the terms named in `weights`.
+    """{name: (weight, TRL reward function)} of the terms named in `weights`, own ones included.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
     tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
@@ -115,10 +116,22 @@ def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_
         "repetition": rewards.reward(rewards.repetition_penalty),
         **({"process": process_reward(prm)} if prm else {}),
     }
-    for name in weights:
-        if name not in known:
-            raise UserError(f"rl.rewards names {name!r}; there are {', '.join(known)}")
-    return {name: (weight, known[name]) for name, weight in weights.items()}
+    return _named(weights, known)
+
+
+def _named(weights: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, tuple[float, Any]]:
+    """The terms that `weights` names, `known` ones or the user's; each has a name of its own."""
+    made: dict[str, tuple[float, Any]] = {}
+    for key, weight in weights.items():
+        name, function = own_reward(key) if ":" in key else (key, known.get(key))
+        if function is None:
+            raise UserError(f"rl.rewards names {key!r}; there are {', '.join(known)}, and "
+                            "path/to/file.py:function for one of your own")
+        if name != key and name in {*made, *known, "process"}:
+            raise UserError(f"rl.rewards: there is another reward called {name!r} beside {key}; "
+                            "rename the function, the log has one curve a name")
+        made[name] = (weight, function)
+    return made
 
 
 def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: dict[str, Any],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.curriculum import check_band, check_phases, phase_trainers
+from pipeline.own_reward import own_files
 from pipeline.prompts import chats, prompt_path
 from pipeline.recipe import RlJob
 from pipeline.serve import has_vllm
@@ -137,5 +138,5 @@ def check(experiment: Any) -> None:
 
 
 STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
-              files=lambda e: (prompt_path(e.generate.prompt),),
+              files=lambda e: (prompt_path(e.generate.prompt), *own_files(e.rl.rewards)),
               summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")
