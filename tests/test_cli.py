@@ -185,3 +185,9 @@ def test_a_preview_makes_nothing_and_the_next_command_is_given_whole_and_once(li
                          "'filter.keep=verdict != \"cut_off\"'\n")
     assert said.count("next:") == 1
     assert "next:" not in limbeck("preview", *given).stderr
+
+
+def test_plan_refuses_a_filter_that_cannot_work():
+    done = subprocess.run([sys.executable, "-m", "stages", "plan", "filter.keep=pass_rat > 0"],
+                          cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 2 and "pass_rat" in done.stderr and not done.stdout
