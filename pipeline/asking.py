@@ -57,7 +57,8 @@ def _quick(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
     from pipeline.verify import Problem
 
     known = {dump(chats[row["problem_id"]]): Problem.from_row(row)
-             for row in problems.iter_rows(named=True) if has_gold(row) and row["kind"] != "code"}
+             for row in problems.iter_rows(named=True)
+             if has_gold(row) and row["kind"] not in ("text", "code")}
     with QuickJudge(known) as judge:
         yield {"quick": judge}
 

@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 
 EMBEDDED, GYM = "countdown", "reasoning-gym/"
-GRADED = ("math", "choice", "exact")
+GRADED = ("math", "choice", "exact", "text")
 """Kinds whose gold is an answer; code and gym are judged by tests and scorers."""
 
 
@@ -43,7 +43,7 @@ class Source(Config):
     """Keep problems whose answer is missing or empty: they are taught by filter.majority alone,
     never held out and never refined on."""
     kind: str = "math"
-    """The judge's kind for rows that name none: math, choice, exact, code or gym."""
+    """The judge's kind for rows that name none: math, choice, exact, text, code or gym."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many problems after shuffling."""
 

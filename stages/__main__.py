@@ -79,12 +79,15 @@ def plan(overrides: Overrides = None, config: Files = None, debug: bool = False)
 
 @app.command()
 def show(stage: StageName, overrides: Overrides = None, config: Files = None,
-         rows: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+         rows: Annotated[int, typer.Option("-n", "--n", "--rows", min=0, help="Rows to show.")] = 3,
+         where: Annotated[str | None, typer.Option(
+             help="Show whole, and alone, rows for which this holds: an expression over columns, "
+                  "as filter.keep, e.g. 'not kept and reason == \"wrong\"'")] = None,
          debug: bool = False) -> None:
-    """Show a stage's manifest, counts and a few rows."""
-    from stages.runner import show_stage
+    """Show a stage's manifest, counts and a few rows, or the rows that --where picks."""
+    from stages.show import show_stage
 
-    show_stage(_experiment(config, overrides), stage, rows)
+    show_stage(_experiment(config, overrides), stage, rows, where)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
         frame = records.table_of(records.Problem, [{**row, "split": name} for row in table])
         records.write(records.Problem, frame, out / f"{name}.parquet")
     _refuse_overlap(tables)
+    _say_who_judges(tables["problems"], experiment)
     return {"problems": len(tables["problems"]), "held_out": len(tables["heldout"]),
             "duplicates": len(loaded) - len(rows),
             "without_gold": len(good) - golds, "bad_gold": len(rows) - len(good) - len(repeats),
@@ -96,7 +98,8 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
             elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
                                 f"{row['problem_id']!r} fails its own check "
-                                f"({judgement.verdict}); mend it, or set prepare.bad_gold=drop")
+                                f"({judgement.verdict}); mend it, give it kind text if it is "
+                                "prose, or set prepare.bad_gold=drop")
     return good
 
 
@@ -170,6 +173,14 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
     if shared:
         raise UserError(f"{len(shared)} held-out problems are in the training set, "
                         f"first {shared[0]!r}")
+
+
+def _say_who_judges(rows: list[dict], experiment: Any) -> None:
+    """One sentence where problems of kind text have no model that could compare answers."""
+    texts = sum(row["kind"] == "text" for row in rows)
+    if texts and experiment.filter.llm_judge is None:
+        print(f"prepare: {texts:,} problems are of kind text and no filter.llm_judge is named: "
+              "only answers equal to their gold will be kept", file=sys.stderr)
 
 
 def summary(counts: Counts) -> str:

@@ -134,22 +134,6 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
                                     f"{prefix}.{name}" if prefix else name)]
 
 
-def show_stage(experiment: Experiment, name: str, rows: int) -> None:
-    """Print manifest, counts and the first rows of each table of a made stage."""
-    from rich.console import Console
-    from rich.pretty import Pretty
-
-    plan = plan_of(experiment, name)
-    manifest = plan.manifest
-    if manifest is None:
-        raise UserError(f"{name} is not made yet for this config; run `limbeck {name}`")
-    console = Console()
-    console.rule(f"{name} {plan.key}")
-    console.print(Pretty({k: v for k, v in manifest.items() if k != "config"}, max_depth=4))
-    for path in sorted(plan.folder.glob("*.parquet")):
-        _print_rows(console, path, rows)
-
-
 def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
     import polars as pl
@@ -163,27 +147,6 @@ def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
     return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
              "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}
             for row in judged.join(gold, on="problem_id").iter_rows(named=True)]
-
-
-def _print_rows(console: Any, path: Path, rows: int) -> None:
-    import polars as pl
-
-    table = pl.read_parquet(path, n_rows=rows)
-    console.rule(path.name)
-    for row in table.iter_rows(named=True):
-        for column, value in row.items():
-            text = _short(value)
-            shown = text if len(text) <= 600 else f"{text[:400]} … {text[-150:]}"
-            console.print(f"[bold]{column}[/bold] ", end="")
-            console.print(shown, markup=False, highlight=False)
-        console.print()
-
-
-def _short(value: Any) -> str:
-    """A cell as text; of a long list only its head and its length."""
-    if isinstance(value, list) and len(value) > 24:
-        return f"{', '.join(map(str, value[:20]))}, … ({len(value):,})"
-    return str(value)
 
 
 def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> None:

@@ -27,6 +27,8 @@ from pipeline.verify.second import second_opinion
 
 KINDS = {"multiple_choice": "choice", "free_text": "exact", "skip": "math"}
 """Names that other suites use for our kinds."""
+FIRST_ALONE = ("text", "code", "gym")
+"""Kinds that the second grader cannot judge."""
 
 
 def parse_policy(settings: Iterable[str]) -> Policy:
@@ -161,14 +163,14 @@ def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[s
 
     Returns {"judged", "disagreements", "rate", "table"}: a table row holds id, gold, extracted,
     verdict, grader and `second`, the second grader's opinion. Rows without a score, and kinds
-    that only the first grader can judge (code, gym), are left out and counted in "left_out".
+    in FIRST_ALONE, are left out and counted in "left_out".
     """
     sample = random.Random(seed).sample(list(rows), min(n, len(rows)))
     problems = [to_problem(row, i, Policy()) for i, row in enumerate(sample, start=1)]
     texts = [response_of(row, i) for i, row in enumerate(sample, start=1)]
     table, judged = [], 0
     for problem, j in zip(problems, default_pool().judge_many(texts, problems), strict=True):
-        if j.score is None or j.extracted is None or problem.kind in ("code", "gym"):
+        if j.score is None or j.extracted is None or problem.kind in FIRST_ALONE:
             continue
         judged += 1
         second = second_opinion(j.extracted, gold_answer(problem.answer))

@@ -109,7 +109,7 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     if problem.kind in ("code", "gym"):
         return judge_answer(problem.answer, problem, pool) if problem.answer and \
             problem.kind == "gym" else judgement("correct", None, "unchecked")
-    text = problem.answer if problem.kind == "exact" or "\\boxed" in problem.answer else \
+    text = problem.answer if problem.kind in ("exact", "text") or "\\boxed" in problem.answer else \
         f"\\boxed{{{problem.answer}}}"
     if problem.policy.marker == "tag":
         text = f"<answer>{problem.answer}</answer>"
@@ -117,7 +117,8 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
 
 
 def _by_kind(problem: Problem) -> Callable[[str, list[str], Problem], Judgement | Deferred]:
-    kinds = {"math": _math, "choice": _choice, "exact": _exact, "gym": _gym, "code": _code}
+    kinds = {"math": _math, "choice": _choice, "exact": _exact, "text": _exact, "gym": _gym,
+             "code": _code}
     if problem.kind not in kinds:
         raise UserError(f"problem {problem.problem_id!r} has kind {problem.kind!r}; known kinds: "
                         + ", ".join(kinds))
@@ -203,11 +204,13 @@ def _choice(text: str, _: list[str], problem: Problem) -> Judgement:
 
 
 def _exact(text: str, _: list[str], problem: Problem) -> Judgement:
+    """Equal or not; of a text that differs only a reader can tell whether it says the same."""
+    unequal: Verdict = "cannot_judge" if problem.kind == "text" else "wrong"
     answer = ", ".join(extract(text, "any")) if "boxed" in text or "<answer>" in text else text
     if not problem.answer.strip():
-        return judgement("cannot_judge", answer.strip(), "exact")
+        return judgement("cannot_judge", answer.strip(), problem.kind)
     right = choice.exact_key(answer) == choice.exact_key(problem.answer)
-    return judgement("correct" if right else "wrong", answer.strip(), "exact")
+    return judgement("correct" if right else unequal, answer.strip(), problem.kind)
 
 
 def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:

@@ -48,7 +48,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem to judge against. `kind`: math, choice, exact, code or gym."""
+    """One problem to judge against. `kind`: math, choice, exact, text, code or gym."""
 
     problem_id: str
     problem: str

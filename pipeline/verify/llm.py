@@ -25,19 +25,27 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ue000-\uf8ff\ud800-\udfff\U000e0000-\U000e0fff]", re.I)
 _ORDERS = re.compile(
-    r"\b(?:ignore|disregard|instruction|grad(?:e|er|ing)|judge|verdict|score|correct|same|different|"
-    r"reply|respond|output|say|accept|equivalent|identical|you|"
-    r"system|assistant|user|prompt|solution|thought process|let'?s|step by step|reasoning)\b|"
+    r"\b(?:ignore|disregard|instruction|grad(?:er|ing)|judge|verdict|reply|say|assistant|prompt|"
+    r"thought process|let'?s|step by step|(?:both|these|two) answers|answer [12]|"
+    r"(?-i:SAME|DIFFERENT))\b|"
     r"[<>{}]{3}|</?[a-z]+|\"\w+\"\s*:", re.I)
-MAX_ANSWER = 300
+_EVERYDAY = re.compile(
+    r"\b(?:grade|score|correct|same|different|respond|output|accept|equivalent|identical|you|system|"
+    r"user|solution|reasoning)\b", re.I)
+"""Talk to the grader too, but where an answer has so many words only part of what it says."""
+PROSE = 8
 MAX_PROBLEM = 4000
-KINDS = ("math", "exact")
-"""Kinds whose answers can be compared with a gold: gym and code have many right ones."""
+MAX_ANSWER = {"math": 300, "exact": 300, "text": 4000}
+"""Characters, by kind whose answers can be compared with a gold: gym and code have many right ones.
+"""
 
 
-def presentable(answer: str | None) -> bool:
+def presentable(answer: str | None, kind: str = "math") -> bool:
     """Whether `answer` may be shown to a model: short, with content, and no talk to the grader."""
-    if not answer or len(answer) > MAX_ANSWER or "\n" in answer.strip() or plain(answer) != answer:
+    if not answer or len(answer) > MAX_ANSWER[kind] or plain(answer) != answer:
+        return False
+    prose = kind == "text" and len(answer.split()) >= PROSE
+    if not prose and ("\n" in answer.strip() or _EVERYDAY.search(answer)):
         return False
     return bool(re.search(r"\w", answer)) and not _ORDERS.search(answer)
 
@@ -82,8 +90,8 @@ class LLMJudge:
         return out
 
     def _asks(self, given: Judgement, problem: Problem) -> bool:
-        return given.verdict == "cannot_judge" and problem.kind in KINDS and \
-            bool(problem.answer.strip()) and presentable(given.extracted)
+        return given.verdict == "cannot_judge" and problem.kind in MAX_ANSWER and \
+            bool(problem.answer.strip()) and presentable(given.extracted, problem.kind)
 
 
 def _both_orders(problem: Problem, answer: str) -> tuple[str, str]:
