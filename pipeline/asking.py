@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +14,14 @@ from pipeline.chat import Messages
 from pipeline.errors import UserError
 from pipeline.progress import progress
 
+SUMMED = ("prompt_tokens", "completion_tokens", "cost_usd")
+
 
 def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
-                problems: pl.DataFrame | None = None) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """(records.Trace frame, counts) of `samples` traces for each chat, by problem id.
+                keep: Callable[[pl.DataFrame], None],
+                problems: pl.DataFrame | None = None) -> dict[str, Any]:
+    """Counts of `samples` traces for each chat, by problem id; `keep` gets them, some thousand
+    at a time (records.Trace).
 
     Only what the trace store lacks is asked; by the golds of `problems` (a records.Problem frame)
     the share accepted so far is shown. A UserError where the teacher gave nothing at all.
@@ -36,12 +41,15 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
                 ask = generate_in_batches if runtime.teacher.batch else generate
                 outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
                               runtime=address, store=store, on_progress=advance, **more)
-        traces = store.collect(requests, config.teacher, config.sampling)
+        sums: Counter[str] = Counter()
+        for traces in store.stream(requests, config.teacher, config.sampling):
+            keep(traces)
+            sums.update(_sums(traces))
     explain(outcome, "generate")
-    if not len(traces):
+    if not sums["traces"]:
         raise UserError("the teacher gave no trace at all: "
                         f"{outcome.stopped or dict(outcome.reasons)}")
-    return traces, _counts(traces, outcome)
+    return _counts(sums, outcome)
 
 
 @contextmanager
@@ -106,14 +114,16 @@ def explain(outcome: Any, who: str) -> None:
         print(f"{who}: {note}", file=sys.stderr)
 
 
-def _counts(traces: pl.DataFrame, outcome: Any) -> dict[str, Any]:
+def _sums(traces: pl.DataFrame) -> dict[str, Any]:
+    return {"traces": len(traces), "cut_off": int((traces["finish_reason"] == "length").sum()),
+            **{name: traces[name].sum() for name in SUMMED}}
+
+
+def _counts(sums: Mapping[str, Any], outcome: Any) -> dict[str, Any]:
     """What the manifest keeps; tokens and dollars are of all traces, asked now or before."""
-    return {"traces": len(traces), "asked": outcome.asked, "reused": outcome.reused,
+    return {"traces": sums["traces"], "asked": outcome.asked, "reused": outcome.reused,
             "failed": outcome.failed, "reasons": dict(outcome.reasons),
             "retries": outcome.retries, "stopped": outcome.stopped,
-            "cut_off": int((traces["finish_reason"] == "length").sum()),
-            "prompt_tokens": int(traces["prompt_tokens"].sum()),
-            "completion_tokens": int(traces["completion_tokens"].sum()),
-            "cost_usd": float(traces["cost_usd"].sum()),
+            "cut_off": sums["cut_off"], **{name: sums[name] for name in SUMMED},
             "spent_now_usd": outcome.cost_usd, "unsure_usd": outcome.unsure_usd,
             "asking_seconds": round(outcome.seconds, 2)}

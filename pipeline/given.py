@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -21,19 +21,20 @@ ASSISTANT = ("assistant", "gpt", "model")
 BYTES_A_TOKEN, AT_ONCE = 4, 2048
 
 
-def given_traces(teacher: Any, problems: pl.DataFrame,
-                 samples: int) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """(records.Trace frame, counts) of the traces in `teacher.traces`, at most `samples` a problem.
+def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
+                 keep: Callable[[pl.DataFrame], None]) -> dict[str, Any]:
+    """Counts of the traces in `teacher.traces`, at most `samples` a problem; `keep` gets them, some
+    thousand at a time (records.Trace).
 
     `problems` is a records.Problem frame. A UserError where no trace belongs to any of them.
     """
     from pipeline.problems import raw_rows
-    from pipeline.records import Trace, table_of
 
     known = {_plain(row["problem"]): row["problem_id"] for row in problems.iter_rows(named=True)}
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
-    strange, parts, waiting = "", [], []
+    sums: Counter[str] = Counter()
+    strange, waiting = "", []
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
         text = str(_column(row, teacher.problem_column, teacher))
         if (name := known.get(_plain(text))) is None:
@@ -46,16 +47,18 @@ def given_traces(teacher: Any, problems: pl.DataFrame,
             else:
                 waiting.append({"problem_id": name, "sample": found[name], **trace})
                 found[name] += 1
-        if len(waiting) >= AT_ONCE:         # a frame is far smaller than the rows it is made of
-            parts.append(table_of(Trace, waiting))
+        if len(waiting) >= AT_ONCE:
+            _pass_on(waiting, keep, sums)
             waiting = []
     if not found:
         raise UserError(f"no trace of {teacher.traces} is of a prepared problem (its first is "
                         f"{_plain(strange)[:60]!r}); their texts must be the same: set "
                         "prepare.problems and generate.teacher.problem_column")
     _say(teacher, left_out, len(known) - len(found), strange)
-    table = pl.concat([*parts, table_of(Trace, waiting)])
-    return table, _counts(table, left_out)
+    _pass_on(waiting, keep, sums)
+    return {"traces": sums["traces"], "asked": 0, "reused": sums["traces"], "failed": 0,
+            "left_out": dict(left_out), "retries": 0, "stopped": None, "cut_off": sums["cut_off"],
+            "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
 def _traces(row: Mapping[str, Any], teacher: Any,
@@ -117,9 +120,11 @@ def _say(teacher: Any, left_out: Counter[str], without: int, strange: str) -> No
         print(f"generate: {without:,} problems have no trace in {teacher.traces}", file=sys.stderr)
 
 
-def _counts(table: pl.DataFrame, left_out: Mapping[str, int]) -> dict[str, Any]:
-    """As pipeline.asking's; nothing was asked or paid."""
-    return {"traces": len(table), "asked": 0, "reused": len(table), "failed": 0,
-            "left_out": dict(left_out), "retries": 0, "stopped": None,
-            "cut_off": int((~table["complete"]).sum()), "prompt_tokens": 0,
-            "completion_tokens": int(table["completion_tokens"].sum()), "cost_usd": 0.0}
+def _pass_on(rows: list[dict[str, Any]], keep: Callable[[pl.DataFrame], None],
+             sums: Counter[str]) -> None:
+    from pipeline.records import Trace, table_of
+
+    table = table_of(Trace, rows)
+    keep(table)
+    sums.update(traces=len(table), cut_off=int((~table["complete"]).sum()),
+                completion_tokens=int(table["completion_tokens"].sum()))

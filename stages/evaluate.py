@@ -157,12 +157,13 @@ def _ask_teacher(experiment: Any, inputs: Mapping[str, Path], model: str,
     from pipeline.asking import ask_teacher
     from pipeline.judging import as_completion
 
-    out = {}
+    out: dict[str, list[tuple]] = {}
     for benchmark, these in asked.items():
-        traces, _ = ask_teacher(experiment, these, experiment.evaluate.samples)
+        frames: list[Any] = []
+        ask_teacher(experiment, these, experiment.evaluate.samples, frames.append)
         out[benchmark] = [(row["problem_id"], row["sample"], as_completion(row),
                            row["completion_tokens"], row["cost_usd"])
-                          for row in traces.iter_rows(named=True)]
+                          for traces in frames for row in traces.iter_rows(named=True)]
     return out
 
 

@@ -33,20 +33,19 @@ class GenerateConfig(Config):
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
-    from pipeline import records
+    from pipeline import records, stream
     from pipeline.asking import ask_teacher
     from pipeline.given import given_traces
 
     config = experiment.generate
     problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    if isinstance(config.teacher, FileTeacher):
-        traces, counts = given_traces(config.teacher, problems, config.samples)
-    else:
+    with stream.writer(records.Trace, out / "traces.parquet") as file:
+        if isinstance(config.teacher, FileTeacher):
+            return given_traces(config.teacher, problems, config.samples, file.write)
         asked = chats(config.prompt, problems.iter_rows(named=True))
-        traces, counts = ask_teacher(experiment, asked, config.samples, problems)
-        _refuse_gaps(len(traces), len(asked) * config.samples, config.max_missing,
-                     counts["stopped"])
-    records.write(records.Trace, traces, out / "traces.parquet")
+        counts = ask_teacher(experiment, asked, config.samples, file.write, problems)
+    _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
+                 counts["stopped"])
     return counts
 
 

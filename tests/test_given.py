@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pipeline import records
@@ -20,7 +21,10 @@ TEXT = "<think>two and two</think>\\boxed{4}"
 def read(tmp_path, rows, samples=4, **teacher):
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return given_traces(FileTeacher(traces=str(path), **teacher), PROBLEMS, samples)
+    frames = []
+    counts = given_traces(FileTeacher(traces=str(path), **teacher), PROBLEMS, samples,
+                          frames.append)
+    return pl.concat(frames), counts
 
 
 @pytest.mark.parametrize("completion", [

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import records
 from pipeline.errors import UserError
+from pipeline.teacher import segment
 from pipeline.teacher.config import OpenAITeacher, Sampling, SolverTeacher, VllmTeacher
 from pipeline.teacher.journal import read_journal
 from pipeline.teacher.request import Job, Keys, Request, jobs, runs
@@ -251,6 +252,32 @@ def test_collect_keeps_the_order_of_the_requests(tmp_path):
     traces = TraceStore(tmp_path).collect(wanted, TEACHER, Sampling())
     assert traces.select("problem_id", "sample").rows() == [r[:2] for r in wanted]
     assert isinstance(traces, pl.DataFrame)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_traces_come_in_order_and_parts_and_few_segments_are_read_twice(tmp_path, monkeypatch,
+                                                                        shuffled):
+    for name, value in (("FOLD_ROWS", 6), ("AT_ONCE", 5), ("OPEN", 2)):
+        monkeypatch.setattr(f"pipeline.teacher.store.{name}", value)
+    wanted, sampling = requests(20, 3), Sampling(max_tokens=9)
+    asked = random.Random(1).sample(wanted, len(wanted)) if shuffled else wanted
+    cut = {"finish_reason": "length", "complete": False, "answer": "", "completion_tokens": 9}
+    fill(tmp_path, asked, sampling, **cut)
+    fill(tmp_path, asked[:50], Sampling(max_tokens=12))     # again, and this time to the end
+    with TraceStore(tmp_path) as store, store.writing():
+        store.append(row(asked[-1], Sampling(max_tokens=12)))
+        read = []
+        real = segment.whole
+        monkeypatch.setattr(segment, "whole", lambda path: read.append(path) or real(path))
+        parts = list(store.stream(wanted, TEACHER, Sampling(max_tokens=12)))
+    assert [len(part) for part in parts] == [5] * 12
+    traces = pl.concat(parts)
+    assert traces.select("problem_id", "sample").rows() == [r[:2] for r in wanted]
+    whole = {r[:2] for r in (*asked[:50], asked[-1])}
+    assert traces["answer"].to_list() == [
+        f"{name}/{sample}" if (name, sample) in whole else "" for name, sample, _ in wanted]
+    if not shuffled:
+        assert len(read) <= len(set(read)) + 2
 
 
 @pytest.mark.parametrize("full", ["rename", "open"])

