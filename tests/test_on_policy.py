@@ -124,12 +124,16 @@ def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, te
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, teacher, tmp_path):
-    trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, save_steps=1))
+    trainer, guard, tokenizer = sft.make_trainer(job(
+        tiny, tmp_path, teacher, save_steps=1, per_device_train_batch_size=4,
+        gradient_accumulation_steps=2))
     poison = {2: float("nan")}
     trainer.teacher_model.model.norm.register_forward_hook(
         lambda module, given, out: out * poison.get(trainer.state.global_step, 1.0))
     with pytest.raises(UserError, match=r"not finite at step 3, on .*sum-\d+#0"):
         sft.fit(trainer, guard, tmp_path, tokenizer)
+    blamed = json.loads((tmp_path / "bad_batch.json").read_text())["rows"]
+    assert len(blamed) == len(set(blamed)) == 8         # one step's, each of them once
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
     assert (tmp_path / "checkpoints/checkpoint-2/whole.json").is_file()
     assert not (tmp_path / "model").exists()
