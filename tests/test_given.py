@@ -42,9 +42,10 @@ def test_what_did_not_end_is_cut_off_and_what_is_empty_no_trace(tmp_path):
     rows = [{"problem": "And 1+3?", "completion": ["<think>one", "", "</think>"]},
             {"problem": "What is 2+2?", "completion": TEXT, "finish_reason": "length"},
             {"problem": "What is 2+2?", "completion": [TEXT, TEXT],
-             "finish_reasons": ["length", "stop"]}]
+             "finish_reasons": ["length", "stop"]},
+            {"problem": "What is 2+2?", "completion": TEXT, "finish_reasons": "stop"}]
     traces, counts = read(tmp_path, rows)
-    assert traces["complete"].to_list() == [False, False, False, True] and counts["cut_off"] == 3
+    assert traces["complete"].to_list() == [False] * 3 + [True] * 2 and counts["cut_off"] == 3
     assert counts["left_out"] == {"empty": 2}
 
 
@@ -59,7 +60,29 @@ def test_a_problem_gets_its_first_samples_in_the_order_of_the_file(tmp_path, cap
     assert "1 problems have no trace" in said and "'Who?'" in said
 
 
+def test_what_prepare_takes_for_one_problem_is_one_problem_to_its_traces(tmp_path):
+    from stages.prepare import _distinct
+
+    asked = ["What is 2+2?", "what is 2+2", "What is  2+2 ?", "What is 2-2?"]
+    kept = [row["problem"] for row in _distinct(
+        [{"problem_id": str(i), "problem": text} for i, text in enumerate(asked)])]
+    assert kept == ["What is 2+2?", "What is 2-2?"]
+    traces, counts = read(tmp_path, [{"problem": text, "completion": TEXT} for text in asked])
+    assert traces["problem_id"].to_list() == ["a"] * 3
+    assert counts["left_out"] == {"of no prepared problem": 1}
+
+
+def test_a_trace_in_a_csv_file_may_be_long(tmp_path):
+    path, long = tmp_path / "traces.csv", "so " * 100_000
+    path.write_text(f'problem,completion\nAnd 1+3?,"<think>{long}</think>4"\n', encoding="utf-8")
+    traces, _ = given_traces(FileTeacher(traces=str(path)), PROBLEMS, 1)
+    assert traces["thinking"].to_list() == [long.strip()]
+
+
 @pytest.mark.parametrize(("rows", "message"), [
+    ([{"problem": "Who?", "completion": TEXT}, {"problem": "And 1+3?", "completion": None}],
+     r"says anything \(1 are empty\); set generate.teacher.completion_column"),
+    ([], r"says anything \(0 are empty\)"),
     ([{"problem": "Who?", "completion": "x"}], "no trace of .* is of a prepared problem"),
     ([{"problem": "And 1+3?", "text": "x"}], "has no column 'completion', only problem, text;")])
 def test_traces_of_other_problems_or_columns_are_refused_in_one_sentence(tmp_path, rows, message):
