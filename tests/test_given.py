@@ -90,6 +90,26 @@ def test_traces_of_other_problems_or_columns_are_refused_in_one_sentence(tmp_pat
         read(tmp_path, rows)
 
 
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["evaluate.models=[sft, teacher]"], "leave `teacher` out of evaluate.models"),
+    (["sft.method={type: logits, source: {type: offline}}", "logits.scorer.type=traces",
+      "generate.sampling.top_logprobs=5"], "set logits.scorer.type=transformers")])
+def test_what_only_an_answering_teacher_can_do_is_refused_before_any_work(
+        tmp_path, overrides, message):
+    from pipeline.config import load
+    from stages.graph import Experiment
+    from stages.runner import make
+
+    (tmp_path / "t.jsonl").touch()
+    root = Path(__file__).parents[1]
+    experiment = load(Experiment, [root / "configs/default.yaml"], [
+        f"generate.teacher={{type: file, traces: {tmp_path}/t.jsonl}}",
+        f"runtime.artifacts={tmp_path}/a", *overrides])
+    with pytest.raises(UserError, match=message):
+        make(experiment, "evaluate")
+    assert not (tmp_path / "a").exists()
+
+
 def test_real_r1_traces_are_filtered_as_if_asked_and_an_edited_file_is_read_anew(tmp_path):
     path = SHARED / "data/traces_r1_aime2024.jsonl"
     if not path.is_file():
