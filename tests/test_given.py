@@ -72,13 +72,6 @@ def test_what_prepare_takes_for_one_problem_is_one_problem_to_its_traces(tmp_pat
     assert counts["left_out"] == {"of no prepared problem": 1}
 
 
-def test_a_trace_in_a_csv_file_may_be_long(tmp_path):
-    path, long = tmp_path / "traces.csv", "so " * 100_000
-    path.write_text(f'problem,completion\nAnd 1+3?,"<think>{long}</think>4"\n', encoding="utf-8")
-    traces, _ = given_traces(FileTeacher(traces=str(path)), PROBLEMS, 1)
-    assert traces["thinking"].to_list() == [long.strip()]
-
-
 @pytest.mark.parametrize(("rows", "message"), [
     ([{"problem": "Who?", "completion": TEXT}, {"problem": "And 1+3?", "completion": None}],
      r"says anything \(1 are empty\); set generate.teacher.completion_column"),
