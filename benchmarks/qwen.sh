@@ -8,7 +8,7 @@
 # recipes on several GPUs may run side by side (CUDA_VISIBLE_DEVICES) once what they share is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000}
+python=${PYTHON:-python3} math=${MATH_PROBLEMS:-3000} every=
 results=${RESULTS:-$WORK/results}
 mkdir -p "$WORK/bin" "$results"
 [ -f "$WORK/train.jsonl" ] ||
@@ -62,15 +62,17 @@ PY
 equal_tokens() { local epochs
   epochs=$(epochs_of "$(tokens_of sequence "$@")" "$(tokens_of unfiltered "$@")" "$@")
   more=("sft.trainer.num_train_epochs=$epochs"); }
-after_sequence() { limbeck sft sequence "$@" >&2
-  more=("student.model=$(limbeck "path sft" sequence "$@")/model"); }
+after_sequence() { local one shared=()       # sft.* given to one recipe is of the training that follows
+  for one; do [[ ! $every && $one == sft.* ]] || shared+=("$one"); done
+  limbeck sft sequence "${shared[@]}" >&2
+  more=("student.model=$(limbeck "path sft" sequence "${shared[@]}")/model"); }
 
 limbeck() { local stage=$1; declare -n given=$2; shift 2
   local -a words; read -ra words <<< "$stage"
   "$python" -m stages "${words[@]}" "${common[@]}" "${given[@]}" "$@"; }
 
-# `limbeck` for a recipe whose settings may follow from another's artifacts.
-recipe() { local stage=$1 name=$2 more=(); shift 2
+# `limbeck` for a recipe; `more` are the settings of it that follow from another's artifacts.
+recipe() { local stage=$1 name=$2; shift 2; more=()
   case $name/$stage in
     unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;;
     on_policy/*) after_sequence "$@" ;;
@@ -78,10 +80,10 @@ recipe() { local stage=$1 name=$2 more=(); shift 2
   limbeck "$stage" "$name" "$@" "${more[@]}"; }
 
 # Where a recipe's artifact lies, then what the recipe was made with, an override a line.
-noted() { recipe "path $1" "${@:2}"; declare -n own=$2; printf '%s\n' "${own[@]}" "${@:3}"; }
+noted() { recipe "path $1" "${@:2}"; declare -n own=$2; printf '%s\n' "${own[@]}" "${@:3}" "${more[@]}"; }
 
 if [ "$1" = all ]; then
-  stage=evaluate; shift
+  stage=evaluate every=yes; shift
   for name in "${recipes[@]}"; do recipe evaluate "$name" "$@"; done
 else
   stage=$1 recipes=("$2"); shift 2

@@ -82,9 +82,6 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
 @contextmanager
 def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
     """`runtime.teacher` with the address of the teacher, started here where it is local."""
-    if teacher.type == "file":
-        raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
-                        "nothing new; leave `teacher` out of evaluate.models")
     if teacher.type == "openai" or runtime.teacher.base_url:
         if not runtime.teacher.base_url:
             raise UserError("no address for the teacher: set runtime.teacher.base_url, e.g. "

@@ -60,7 +60,8 @@ class Checked(Trainer):
 
         DeepSpeed takes its step within the backward pass, so there the weights have changed.
         """
-        names = [self.rows.names[index] for index in indices]
+        # On-policy, each micro-batch is known by the whole generation that it was dealt from.
+        names = list(dict.fromkeys(self.rows.names[index] for index in indices))
         step = self.state.global_step + 1
         path = self.guard.log.parent / "bad_batch.json"
         path.write_text(json.dumps({"step": step, "what": what, "rows": names}), encoding="utf-8")

@@ -188,11 +188,10 @@ def _written(location: Sequence[str | int], tree: Any) -> list[str]:
     """`location` as it stands in a file, without the types by which pydantic tells unions apart."""
     keys = []
     for place, part in enumerate(location):
-        if isinstance(tree, dict) and part not in tree and place + 1 < len(location):
-            continue
-        keys.append(str(part))
-        inside = part in tree if isinstance(tree, dict) else isinstance(tree, list)
-        tree = tree[part] if inside else None
+        inside = part in tree if isinstance(tree, dict) else isinstance(part, int)
+        if inside or (isinstance(tree, dict) and place + 1 == len(location)):
+            keys.append(str(part))
+        tree = tree[part] if inside else tree
     return keys
 
 

@@ -1,7 +1,7 @@
 """Traces that exist already, laid out as the teacher's own: a published data set's, another tool's.
 
-A trace finds its problem by the problem's text, apart from white space. How many tokens it has is
-not known, so a quarter of its bytes stands for them.
+A trace finds its problem by the problem's text, the same where `prepare` takes it for the same. How
+many tokens it has is not known, so a quarter of its bytes stands for them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
 
     `problems` is a records.Problem frame. A UserError where no trace belongs to any of them.
     """
+    from pipeline.normalise import as_typed
     from pipeline.problems import raw_rows
 
-    known = {_plain(row["problem"]): row["problem_id"] for row in problems.iter_rows(named=True)}
+    known = {as_typed(row["problem"]): row["problem_id"] for row in problems.iter_rows(named=True)}
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     strange, waiting = "", []
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
         text = str(_column(row, teacher.problem_column, teacher))
-        if (name := known.get(_plain(text))) is None:
+        if (name := known.get(as_typed(text))) is None:
             left_out["of no prepared problem"] += 1
-            strange = strange or text
+            strange = strange or " ".join(text.split())[:60]
             continue
         for trace in _traces(row, teacher, left_out):
             if found[name] == samples:
@@ -50,10 +51,13 @@ def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
         if len(waiting) >= AT_ONCE:
             _pass_on(waiting, keep, sums)
             waiting = []
+    if not found and (left_out["empty"] or not strange):
+        raise UserError(f"no trace of {teacher.traces} says anything ({left_out['empty']:,} are "
+                        "empty); set generate.teacher.completion_column")
     if not found:
         raise UserError(f"no trace of {teacher.traces} is of a prepared problem (its first is "
-                        f"{_plain(strange)[:60]!r}); their texts must be the same: set "
-                        "prepare.problems and generate.teacher.problem_column")
+                        f"{strange!r}); their texts must be the same: set prepare.problems and "
+                        "generate.teacher.problem_column")
     _say(teacher, left_out, len(known) - len(found), strange)
     _pass_on(waiting, keep, sums)
     return {"traces": sums["traces"], "asked": 0, "reused": sums["traces"], "failed": 0,
@@ -69,7 +73,8 @@ def _traces(row: Mapping[str, Any], teacher: Any,
     given = _column(row, teacher.completion_column, teacher)
     several = isinstance(given, list) and not any(isinstance(one, Mapping) for one in given)
     texts = given if several else [given]
-    ends = row.get("finish_reasons") or [row.get("finish_reason")] * len(texts)
+    ends = row.get("finish_reasons")
+    ends = ends if isinstance(ends, list) else [row.get("finish_reason")] * len(texts)
     for one, end in zip_longest(texts, ends[:len(texts)]):
         try:
             choice = read_choice({"finish_reason": end or "stop", "message": _message(one)},
@@ -107,13 +112,9 @@ def _column(row: Mapping[str, Any], name: str, teacher: Any) -> Any:
     return found
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
 def _say(teacher: Any, left_out: Counter[str], without: int, strange: str) -> None:
     for why, count in left_out.items():
-        shown = f", the first: {_plain(strange)[:60]!r}" if why == "of no prepared problem" else ""
+        shown = f", the first: {strange!r}" if why == "of no prepared problem" else ""
         print(f"generate: {count:,} traces of {teacher.traces} left out: {why}{shown}",
               file=sys.stderr)
     if without:

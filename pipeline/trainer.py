@@ -168,18 +168,23 @@ def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:
     trainer.save_model(str(saved))
     if trainer.is_world_process_zero():
         if adapted:
-            _merge(saved, folder)
+            _merge(saved, folder, trainer.model.config.get_text_config().vocab_size)
         tokenizer.save_pretrained(folder)
         (saved / "training_args.bin").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
 
 
-def _merge(adapter: Path, folder: Path) -> None:
-    """Write an ordinary checkpoint of `adapter` and the model it was trained on to `folder`."""
+def _merge(adapter: Path, folder: Path, width: int) -> None:
+    """Write an ordinary checkpoint of `adapter` and the model it was trained on to `folder`.
+
+    `width` is that of the output matrix in training, which a narrower teacher may have cut.
+    """
     from peft import PeftConfig, PeftModel
 
     name = str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
     base = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    if base.config.get_text_config().vocab_size != width:
+        base.resize_token_embeddings(width)
     model: Any = PeftModel.from_pretrained(base, str(adapter))
     model.merge_and_unload().save_pretrained(folder)
 

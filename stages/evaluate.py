@@ -189,9 +189,13 @@ def files(experiment: Any) -> tuple[Path, ...]:
 
 
 def check(experiment: Any) -> None:
-    """Refuse a benchmark that cannot be measured before any model is trained for it."""
+    """Refuse what cannot be measured before any model is trained for it."""
     from difflib import get_close_matches
 
+    teacher = experiment.generate.teacher
+    if "teacher" in experiment.evaluate.models and teacher.type == "file":
+        raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
+                        "nothing new; leave `teacher` out of evaluate.models")
     for name, one in _sets(experiment).items():
         if name == "heldout" and not experiment.prepare.held_out:
             raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "

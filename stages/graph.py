@@ -37,9 +37,10 @@ class Runtime(Config):
     """Processes that judge."""
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
-    in this process, or in one of its own where rl samples with vLLM."""
+    in this process, or in one of its own where vLLM samples."""
     vllm: dict[str, Any] = {}
-    """Handed to vllm.LLM where it samples a student, in rl and evaluate (max_num_seqs, ...)."""
+    """Handed to vllm.LLM where it samples a student, in sft (on_policy), rl and evaluate
+    (max_num_seqs, ...)."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()

@@ -63,6 +63,10 @@ def _from_traces(experiment: Any, inputs: Mapping[str, Path], student: Any) -> A
 def check(experiment: Any) -> None:
     config = experiment.logits
     if isinstance(config.scorer, Traces):
+        if experiment.generate.teacher.type == "file":
+            raise UserError("logits.scorer.type=traces takes what an endpoint gave with its "
+                            "traces, and generate.teacher is a file; set "
+                            "logits.scorer.type=transformers and logits.teacher")
         if not experiment.generate.sampling.top_logprobs:
             raise UserError("logits.scorer.type=traces needs generate.sampling.top_logprobs, e.g. "
                             "20; traces asked without it are asked again")

@@ -169,7 +169,9 @@ def test_a_config_cannot_be_changed_after_loading():
     ("pack.packing={type: best_fit, window: 3}", "unknown config key 'pack.packing.window' (set in "
      "command line (pack.packing={type: best_fit, window: 3})); `limbeck config` lists"),
     ("generate.teacher={type: openai, modle: x}", "'generate.teacher.model' is not set"),
-    ("evaluate.benchmarks=[{problms: x}]", "config key 'evaluate.benchmarks.0.problems' is not")])
+    ("evaluate.benchmarks=[{problms: x}]", "config key 'evaluate.benchmarks.0.problems' is not"),
+    ("prepare.decontaminate=[5]", "config key 'prepare.decontaminate.0': Input should"),
+    ("prepare.decontaminate=[[a.jsonl]]", "config key 'prepare.decontaminate.0': Input should")])
 def test_a_fault_inside_a_choice_of_types_is_named_as_it_was_written(override, said):
     with pytest.raises(UserError) as error:
         load(Experiment, [ROOT / "configs/tiny.yaml"], [override])

@@ -46,9 +46,10 @@ def test_what_did_not_end_is_cut_off_and_what_is_empty_no_trace(tmp_path):
     rows = [{"problem": "And 1+3?", "completion": ["<think>one", "", "</think>"]},
             {"problem": "What is 2+2?", "completion": TEXT, "finish_reason": "length"},
             {"problem": "What is 2+2?", "completion": [TEXT, TEXT],
-             "finish_reasons": ["length", "stop"]}]
+             "finish_reasons": ["length", "stop"]},
+            {"problem": "What is 2+2?", "completion": TEXT, "finish_reasons": "stop"}]
     traces, counts = read(tmp_path, rows)
-    assert traces["complete"].to_list() == [False, False, False, True] and counts["cut_off"] == 3
+    assert traces["complete"].to_list() == [False] * 3 + [True] * 2 and counts["cut_off"] == 3
     assert counts["left_out"] == {"empty": 2}
 
 
@@ -63,12 +64,47 @@ def test_a_problem_gets_its_first_samples_in_the_order_of_the_file(tmp_path, cap
     assert "1 problems have no trace" in said and "'Who?'" in said
 
 
+def test_what_prepare_takes_for_one_problem_is_one_problem_to_its_traces(tmp_path):
+    from stages.prepare import _distinct
+
+    asked = ["What is 2+2?", "what is 2+2", "What is  2+2 ?", "What is 2-2?"]
+    kept = [row["problem"] for row in _distinct(
+        [{"problem_id": str(i), "problem": text} for i, text in enumerate(asked)])]
+    assert kept == ["What is 2+2?", "What is 2-2?"]
+    traces, counts = read(tmp_path, [{"problem": text, "completion": TEXT} for text in asked])
+    assert traces["problem_id"].to_list() == ["a"] * 3
+    assert counts["left_out"] == {"of no prepared problem": 1}
+
+
 @pytest.mark.parametrize(("rows", "message"), [
+    ([{"problem": "Who?", "completion": TEXT}, {"problem": "And 1+3?", "completion": None}],
+     r"says anything \(1 are empty\); set generate.teacher.completion_column"),
+    ([], r"says anything \(0 are empty\)"),
     ([{"problem": "Who?", "completion": "x"}], "no trace of .* is of a prepared problem"),
     ([{"problem": "And 1+3?", "text": "x"}], "has no column 'completion', only problem, text;")])
 def test_traces_of_other_problems_or_columns_are_refused_in_one_sentence(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, rows)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["evaluate.models=[sft, teacher]"], "leave `teacher` out of evaluate.models"),
+    (["sft.method={type: logits, source: {type: offline}}", "logits.scorer.type=traces",
+      "generate.sampling.top_logprobs=5"], "set logits.scorer.type=transformers")])
+def test_what_only_an_answering_teacher_can_do_is_refused_before_any_work(
+        tmp_path, overrides, message):
+    from pipeline.config import load
+    from stages.graph import Experiment
+    from stages.runner import make
+
+    (tmp_path / "t.jsonl").touch()
+    root = Path(__file__).parents[1]
+    experiment = load(Experiment, [root / "configs/default.yaml"], [
+        f"generate.teacher={{type: file, traces: {tmp_path}/t.jsonl}}",
+        f"runtime.artifacts={tmp_path}/a", *overrides])
+    with pytest.raises(UserError, match=message):
+        make(experiment, "evaluate")
+    assert not (tmp_path / "a").exists()
 
 
 def test_real_r1_traces_are_filtered_as_if_asked_and_an_edited_file_is_read_anew(tmp_path):

@@ -123,13 +123,29 @@ def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, te
         sft.make_trainer(job(tiny, tmp_path / "out", other / "model"))
 
 
+def test_an_adapter_on_a_student_wider_than_its_teacher_is_merged(tiny, teacher, tmp_path):
+    student = AutoModelForCausalLM.from_pretrained(tiny / "model")
+    size = student.config.vocab_size
+    student.resize_token_embeddings(size + 13)
+    student.save_pretrained(tmp_path / "wide")
+    given = job(tiny, tmp_path / "out", teacher, max_steps=1)
+    sft.train(given.model_copy(update={
+        "model": str(tmp_path / "wide"), "sft": given.sft.model_copy(update={"lora": {"r": 4}})}))
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out/model")
+    assert made.get_input_embeddings().weight.shape[0] == made.config.vocab_size == size
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny, teacher, tmp_path):
-    trainer, guard, tokenizer = sft.make_trainer(job(tiny, tmp_path, teacher, save_steps=1))
+    trainer, guard, tokenizer = sft.make_trainer(job(
+        tiny, tmp_path, teacher, save_steps=1, per_device_train_batch_size=4,
+        gradient_accumulation_steps=2))
     poison = {2: float("nan")}
     trainer.teacher_model.model.norm.register_forward_hook(
         lambda module, given, out: out * poison.get(trainer.state.global_step, 1.0))
     with pytest.raises(UserError, match=r"not finite at step 3, on .*sum-\d+#0"):
         sft.fit(trainer, guard, tmp_path, tokenizer)
+    blamed = json.loads((tmp_path / "bad_batch.json").read_text())["rows"]
+    assert len(blamed) == len(set(blamed)) == 8         # one step's, each of them once
     assert all(torch.isfinite(weight).all() for weight in trainer.model.parameters())
     assert (tmp_path / "checkpoints/checkpoint-2/whole.json").is_file()
     assert not (tmp_path / "model").exists()

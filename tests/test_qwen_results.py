@@ -107,6 +107,30 @@ def test_the_text_names_no_folder_and_says_the_same():
     assert "  [1, 0.5],\n" in text
 
 
+def test_a_student_that_goes_on_starts_from_the_other_recipes_and_is_noted_with_it(tmp_path):
+    for name in ("gsm8k_train", "math_train"):
+        (tmp_path / f"{name}.jsonl").touch()
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(f"""#!/bin/sh
+echo "$*" >> {calls}
+case "$*" in *"path sft"*) echo {tmp_path}/sft-1;; *path*) echo {tmp_path}/evaluate-1;; esac
+""")
+    python.chmod(0o755)
+    given = {name: str(tmp_path) for name in ("DATA", "TEACHER", "STUDENT", "WORK")}
+    subprocess.run([ROOT / "benchmarks/qwen.sh", "evaluate", "on_policy",
+                    "sft.trainer.learning_rate=2e-6", "prepare.limit=99"],
+                   check=True, env={**os.environ, **given, "PYTHON": str(python)})
+    lines = calls.read_text().splitlines()
+    before = [line for line in lines if "sft.method.type=sequence" in line]
+    after = [line for line in lines if "sft.method.type=on_policy" in line]
+    assert before and after and all("prepare.limit=99" in line for line in before + after)
+    assert not any("learning_rate" in line for line in before)
+    last = f"student.model={tmp_path}/sft-1/model"
+    assert all(line.endswith(f"sft.trainer.learning_rate=2e-6 prepare.limit=99 {last}")
+               for line in after)
+    assert (tmp_path / "on_policy.evaluate").read_text().splitlines()[-1] == last
+
+
 def test_the_script_notes_a_recipe_with_its_overrides_and_writes_the_files(tmp_path):
     for name in ("gsm8k_train", "math_train"):
         (tmp_path / f"{name}.jsonl").touch()

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.verify import Judgement, Policy, Problem
-from pipeline.verify.cli import audit, judge_file
+from pipeline.verify.cli import audit, judge_file, read_rows
 from pipeline.verify.compare import same
 from pipeline.verify.llm import LLMJudge, majority_answer
 
@@ -147,3 +147,9 @@ def test_the_majority_answer_needs_more_than_half() -> None:
     assert majority_answer(["1/2", "3", "0.5"], equal) == "1/2"
     assert majority_answer(["1", "2"], equal) is None
     assert majority_answer([], equal) is None
+
+
+def test_a_field_of_a_csv_file_may_be_as_long_as_a_trace(tmp_path):
+    long = "so " * 100_000
+    (tmp_path / "long.csv").write_text(f'gold,completion\n4,"{long}"\n', encoding="utf-8")
+    assert read_rows(tmp_path / "long.csv") == [{"gold": "4", "completion": long}]

@@ -77,6 +77,7 @@ def _unpacked(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _read_csv(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)       # a long trace has more than the 128 KiB of its default
     rows = csv.DictReader(lines, strict=True)
     try:
         for row in rows:
