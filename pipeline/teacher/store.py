@@ -113,7 +113,7 @@ class TraceStore:
         for part in chosen.iter_slices(AT_ONCE):
             found = [rows_of(str(name) if name else None)[rows["place"]].with_columns(
                 row=rows["row"], problem_id=rows["problem_id"])
-                for (name,), rows in part.group_by("segment")]
+                for (name,), rows in part.group_by("segment", maintain_order=True)]
             yield pl.concat(found).sort("row").select("problem_id", *shown)
 
     @contextmanager
