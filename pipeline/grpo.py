@@ -21,10 +21,9 @@ from typing import Any, cast
 import torch
 from trl import GRPOTrainer
 
-from pipeline.attention import lays_end_to_end
 from pipeline.chat import prompt_ids
 from pipeline.engine import refuse_another_model
-from pipeline.microbatch import dealt, end_to_end, level, padded, taught, trimmed
+from pipeline.microbatch import end_to_end, level, padded, taught, trimmed
 from pipeline.rollouts import Rollouts
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
@@ -92,23 +91,15 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
         batch["num_items_in_batch"] = tokens.sum()
         return batch
 
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        before: Any = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is before or not self._order_is_free():
-            return inputs
-        batches: Any = cast(Any, self._buffered_inputs)
+    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches without rows that have no gradient; as they are where order counts."""
+        if not self._order_is_free():
+            return batches
         if self.beta == 0.0:
-            mine = sum((batch["advantages"] != 0).sum() for batch in batches)
+            mine: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
             most = int(self.accelerator.gather(mine).max())   # processes compare rows in the loss
             batches = taught(batches, most, self.loss_type in MEANS_OVER_ROWS)
-        batches = dealt(batches, self._without_padding())
-        self._buffered_inputs = batches
-        return batches[self._step % len(batches)]
-
-    def _without_padding(self) -> bool:
-        """Whether the model's attention knows samples laid end to end."""
-        return lays_end_to_end(self.accelerator.unwrap_model(self.model))
+        return super().arranged(batches)
 
     def _order_is_free(self) -> bool:
         """Whether all that is generated at once is trained on at once, in one update."""
@@ -135,7 +126,7 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
             compute_aux_loss: bool = False, **images: Any) -> tuple:
         """TRL's, without padding where the model's attention knows samples laid end to end."""
         seen = any(value is not None for value in images.values())
-        if not self._without_padding() or compute_aux_loss or seen:
+        if not self.without_padding() or compute_aux_loss or seen:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy,
                 compute_aux_loss, **images)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from pipeline.chat import bare_tokenizer
 from pipeline.checked import Checked
 from pipeline.engine import refuse_far
 from pipeline.errors import UserError
-from pipeline.microbatch import dealt, end_to_end, trimmed
+from pipeline.microbatch import end_to_end, trimmed
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rollouts import Rollouts
 from pipeline.rows import IGNORED, Rows, held_out, read_rows
@@ -89,16 +89,6 @@ class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
         logits = model(input_ids=ids, logits_to_keep=len(row) + 1).logits[0, :-1].float()
         logprobs = (logits / self.temperature).log_softmax(-1)
         return logprobs.gather(1, ids[0, len(prompt):, None])[:, 0]
-
-    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        before: Any = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is before:
-            return inputs
-        batches: Any = dealt(cast(Any, self._buffered_inputs), lays_end_to_end(
-            self.accelerator.unwrap_model(self.model)))
-        self._buffered_inputs = batches
-        return batches[self._step % len(batches)]
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], items: Any) -> tuple:
         with self.accelerator.autocast():   # TRL calls the models' insides, past the trainer's own

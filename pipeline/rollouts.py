@@ -15,8 +15,10 @@ import torch
 from transformers import Trainer
 from trl.models.utils import disable_gradient_checkpointing
 
+from pipeline.attention import lays_end_to_end
 from pipeline.decode import decode
 from pipeline.engine import engine_options, sync_weights
+from pipeline.microbatch import dealt
 
 
 class Rollouts(Trainer):
@@ -28,7 +30,9 @@ class Rollouts(Trainer):
 
     model: Any
     _metrics: Any
+    _buffered_inputs: Any
     _last_loaded_step: int
+    _step: int
     vllm_generation: Any
     eos_token_ids: list[int]
     max_completion_length: Any
@@ -59,6 +63,23 @@ class Rollouts(Trainer):
                 self._metrics["train"][metric].append(seconds)
             self._seconds.clear()
         return loss
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's; the micro-batches of a fresh rollout are those that `arranged` makes of them."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before:
+            return inputs
+        self._buffered_inputs = self.arranged(self._buffered_inputs)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
+    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches' rows dealt out again, so that little or nothing is padded."""
+        return dealt(batches, self.without_padding())
+
+    def without_padding(self) -> bool:
+        """Whether the student's attention knows samples laid end to end."""
+        return lays_end_to_end(self.accelerator.unwrap_model(self.model))
 
     def colocated(self) -> bool:
         """Whether a vLLM engine in this process samples."""

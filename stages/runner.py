@@ -21,8 +21,6 @@ from pipeline.stage import Plan, execute, read_manifest
 from stages.graph import STAGES, Experiment, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
-QUICK = {"filter"}
-"""Stages whose checks need neither torch nor a network, so that `limbeck plan` makes them too."""
 NEXT = {"prepare": "generate", "generate": "filter", "filter": "sft", "student": "pack",
         "pack": "sft", "logits": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
 
@@ -91,8 +89,8 @@ def show_plan(experiment: Experiment) -> None:
 
     table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
     chain = plans(experiment, "report")
-    for name in QUICK & set(chain):
-        chain[name].stage.check(experiment)
+    if "filter" in chain:       # the one check that needs neither torch nor a network
+        chain["filter"].stage.check(experiment)
     for name, plan in chain.items():
         state = "cached" if plan.manifest else "would run"
         table.add_row(name, state, "" if plan.manifest else _why(plan, chain), _shown(plan.folder))

@@ -188,7 +188,7 @@ def test_leaving_out_padding_and_dealing_rows_out_again_changes_no_update(
     monkeypatch.setattr(Rollouts, "sampled", answers)
     ours = [trained("padded"), trained("end_to_end", model_init_kwargs={
         "attn_implementation": "limbeck_varlen"})]
-    monkeypatch.setattr("pipeline.on_policy.dealt", lambda batches, mixed: batches)
+    monkeypatch.setattr("pipeline.rollouts.dealt", lambda batches, mixed: batches)
     monkeypatch.setattr("pipeline.on_policy.trimmed", lambda inputs: inputs)
     theirs, start = trained("theirs"), load_file(tiny / "model/model.safetensors")
     assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in theirs)

@@ -108,7 +108,7 @@ class TraceStore:
         @lru_cache(OPEN)
         def rows_of(name: str | None) -> pl.DataFrame:
             frame = journal if name is None else segment.whole(self.folder / name)
-            return frame.select("key", *shown)
+            return frame.select(shown)
 
         for part in chosen.iter_slices(AT_ONCE):
             found = [rows_of(str(name) if name else None)[rows["place"]].with_columns(
