@@ -31,21 +31,24 @@ logits=('evaluate.models=[sft]' sft.method.type=logits sft.method.cross_entropy=
         sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=2)
 # The distilled student goes on by itself: it answers, and learns the teacher's distribution there.
 on_policy=('evaluate.models=[sft]' sft.method.type=on_policy "sft.method.teacher=$TEACHER"
-           sft.held_out=0 sft.trainer.beta=1.0 sft.trainer.temperature=1.0
+           sft.held_out=0 sft.minutes=7 sft.trainer.max_steps=100
+           sft.trainer.beta=1.0 sft.trainer.temperature=1.0 sft.trainer.max_completion_length=640
            sft.trainer.use_vllm=true sft.trainer.vllm_gpu_memory_utilization=0.25
-           sft.trainer.vllm_max_model_length=4096 sft.trainer.max_completion_length=1024
-           sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=8
+           sft.trainer.vllm_max_model_length=4096
+           sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=6
            sft.trainer.warmup_steps=5 sft.trainer.logging_steps=1)
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
+on_policy_rl=('evaluate.models=[rl]' rl.start=sft "${on_policy[@]:1}")
 r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
          'rl.difficulty='
          rl.rewards.r1_format=0.05 rl.trainer.scale_rewards=batch
          rl.keep_completions=10 rl.trainer.temperature=1.0)
 fixed=("${distilled_rl[@]}" rl.minutes=40 rl.trainer.max_steps=40 rl.trainer.temperature=1.0)
 growing=("${fixed[@]}" 'rl.phases=[{until_step: 20, trainer: {max_completion_length: 256}}, {}]')
-recipes=(base teacher sequence logits on_policy unfiltered rl_only distilled_rl fixed growing r1_zero)
+recipes=(base teacher sequence logits on_policy unfiltered rl_only distilled_rl on_policy_rl fixed growing
+         r1_zero)
 
 # The ablation trains on as many tokens as `sequence` does, not as many epochs.
 tokens_of() { local folder; limbeck pack "$@" >&2; folder=$(limbeck "path pack" "$@")
@@ -75,7 +78,7 @@ limbeck() { local stage=$1; declare -n given=$2; shift 2
 recipe() { local stage=$1 name=$2; shift 2; more=()
   case $name/$stage in
     unfiltered/sft | unfiltered/*evaluate) equal_tokens "$@" ;;
-    on_policy/*) after_sequence "$@" ;;
+    on_policy/* | on_policy_rl/*) after_sequence "$@" ;;
   esac
   limbeck "$stage" "$name" "$@" "${more[@]}"; }
 

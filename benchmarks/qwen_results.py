@@ -30,13 +30,16 @@ SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "log
                           "on_policy": "on_policy", "unfiltered": "unfiltered",
                           "teacher": "teacher"},
          "qwen-rl": {"base": "base", "rl_only": "rl_only", "sequence": "distilled",
-                     "distilled_rl": "distilled_rl", "teacher": "teacher"},
+                     "distilled_rl": "distilled_rl", "on_policy": "on_policy",
+                     "on_policy_rl": "on_policy_rl", "teacher": "teacher"},
          "qwen-context": {"sequence": "start", "fixed": "fixed", "growing": "growing"},
          "qwen-r1-zero": {"base": "base", "r1_zero": "r1_zero"}}
 COMPARED = [("sequence", "base"), ("logits", "sequence"), ("on_policy", "sequence"),
             ("sequence", "unfiltered"), ("teacher", "sequence"), ("rl_only", "base"),
             ("distilled", "base"), ("distilled", "rl_only"), ("distilled_rl", "distilled"),
-            ("distilled_rl", "rl_only"), ("fixed", "start"), ("growing", "start"),
+            ("distilled_rl", "rl_only"), ("on_policy", "distilled"), ("on_policy_rl", "on_policy"),
+            ("on_policy_rl", "distilled"), ("on_policy_rl", "distilled_rl"),
+            ("on_policy_rl", "rl_only"), ("fixed", "start"), ("growing", "start"),
             ("fixed", "growing"), ("r1_zero", "base")]
 BENCHMARKS = {"gsm8k_test": "gsm8k"}
 LENGTH = "completions/mean_length"
@@ -44,7 +47,8 @@ CURVES = {"rl": ("reward", "rewards/accuracy/mean", "rewards/r1_format/mean", "h
                  "heldout/mean_length", LENGTH, "completions/clipped_ratio",
                  "frac_reward_zero_std", "reflection", "entropy", "step_time", "generation_time",
                  "reward_time"),
-          "sft": ("loss", "eval_loss")}
+          "sft": ("loss", "eval_loss", LENGTH, "completions/clipped_ratio", "step_time",
+                  "generation_time")}
 SETTINGS = ("learning_rate", "temperature", "num_generations", "max_completion_length", "max_steps")
 POINTS = 60
 

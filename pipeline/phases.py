@@ -20,7 +20,8 @@ from pipeline.heldout import HeldOut, swap
 from pipeline.launch import is_first, launched
 from pipeline.recipe import RlJob
 from pipeline.report.numbers import read_lines, read_log
-from pipeline.rl import Clock, arguments, reward_functions, train
+from pipeline.rl import arguments, reward_functions, train
+from pipeline.trainer import Clock
 
 CUT_OFF = "completions/clipped_ratio"
 

@@ -126,6 +126,8 @@ class SftConfig(Config):
     again for the gradient, or the logits method's pass, which works out both at once."""
     lora: dict[str, Any] | None = None
     """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Training ends after so many minutes, or at the trainer's own end, whichever is first."""
     held_out: int = Field(default=64, ge=0)
     """Rows, in blocks samples, kept from training to watch the loss on: whole problems, at most 2 %
     of all; 0: none. With `on_policy` the loss is that at the student's answers to their prompts."""

@@ -7,14 +7,11 @@ against a reward that never comes, and the count of reflection markers a step.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from pipeline.arguments import lora_config, trainer_arguments
 from pipeline.errors import UserError
@@ -36,30 +33,6 @@ def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
     from trl import GRPOConfig
 
     return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
-
-
-class Clock(TrainerCallback, ExportableState):
-    """Ends training after so many minutes, so that two runs can be given the same time.
-
-    Each checkpoint holds the seconds spent on it, from which a resumed run counts on.
-    """
-
-    def __init__(self, minutes: float):
-        self.minutes, self.start, self.spent = minutes, 0.0, 0.0
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"minutes": self.minutes}, "attributes": {"spent": self.spent}}
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        kept = state.stateful_callbacks.setdefault("Clock", self.state())
-        self.start = time.monotonic() - kept["attributes"]["spent"]
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.spent = time.monotonic() - self.start
-        late = [self.spent >= 60 * self.minutes]
-        broadcast_object_list(late)         # the first process's clock holds for all
-        if late[0]:
-            control.should_training_stop = True
 
 
 class RewardWatch(TrainerCallback):

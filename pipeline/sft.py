@@ -26,7 +26,7 @@ from pipeline.launch import launched
 from pipeline.objective import Objective, method_of
 from pipeline.recipe import OnPolicyMethod, SftConfig, SftJob
 from pipeline.rows import ByLength, Collator, held_out, read_rows
-from pipeline.trainer import Guard, fit, load_student
+from pipeline.trainer import Clock, Guard, fit, load_student
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,
@@ -181,6 +181,8 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
 def train(job: SftJob) -> dict[str, Any]:
     """Run `job` in this process; writes out/model and out/log.jsonl, returns counts."""
     trainer, guard, tokenizer = make_trainer(job)
+    if job.sft.minutes:
+        trainer.add_callback(Clock(job.sft.minutes))
     counts = fit(trainer, guard, job.out, tokenizer)
     trained = len(trainer.train_dataset)
     return {**counts, "rows": trained, "held_out": len(trainer.eval_dataset or ())}

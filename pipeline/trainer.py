@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, is_peft_model
 from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from pipeline import attention, checkpoints
 from pipeline.errors import UserError
@@ -43,6 +45,30 @@ def bad_weights(model: Any) -> str | None:
         if not torch.isfinite(local).all():
             return name
     return None
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Ends training after so many minutes, so that two runs can be given the same time.
+
+    Each checkpoint holds the seconds spent on it, from which a resumed run counts on.
+    """
+
+    def __init__(self, minutes: float):
+        self.minutes, self.start, self.spent = minutes, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"minutes": self.minutes}, "attributes": {"spent": self.spent}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        kept = state.stateful_callbacks.setdefault("Clock", self.state())
+        self.start = time.monotonic() - kept["attributes"]["spent"]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.spent = time.monotonic() - self.start
+        late = [self.spent >= 60 * self.minutes]
+        broadcast_object_list(late)         # the first process's clock holds for all
+        if late[0]:
+            control.should_training_stop = True
 
 
 class Guard(TrainerCallback):

@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_
 
 def test_a_resumed_run_gets_the_minutes_that_its_checkpoint_left(start, tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("pipeline.rl.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("pipeline.trainer.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def steps(calls):
         """Steps of a run whose judge takes 20 s a step and dies after so many."""

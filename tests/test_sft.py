@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,6 +237,13 @@ def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
     assert counts["held_out"] == 1 and counts["rows"] == 63
     assert [line["step"] for line in logged if "eval_loss" in line] == [4, 8]
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_training_ends_when_its_minutes_are_over(tiny, tmp_path, monkeypatch):
+    ticks = count(step=20.0)                 # the clock is read at the start and after every step
+    monkeypatch.setattr("pipeline.trainer.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    assert sft.train(tiny_sft.job(tiny, tmp_path, {"minutes": 1}))["steps"] == 3
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_a_learning_rate_that_undoes_what_the_student_knew_is_named(tiny, tmp_path, capsys):
