@@ -35,7 +35,7 @@ on_policy=('evaluate.models=[sft]' sft.method.type=on_policy "sft.method.teacher
            sft.trainer.beta=1.0 sft.trainer.temperature=1.0 sft.trainer.max_completion_length=640
            sft.trainer.use_vllm=true sft.trainer.vllm_gpu_memory_utilization=0.25
            sft.trainer.vllm_max_model_length=4096
-           sft.trainer.per_device_train_batch_size=16 sft.trainer.gradient_accumulation_steps=6
+           sft.trainer.per_device_train_batch_size=32 sft.trainer.gradient_accumulation_steps=3
            sft.trainer.warmup_steps=5 sft.trainer.logging_steps=1)
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
