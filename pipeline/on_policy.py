@@ -158,6 +158,13 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     watched = [prompt for prompt in prompts if prompt["problem"] in away]
     if not watched:
         args.eval_strategy = "no"
+    asked = [prompt for prompt in prompts if prompt["problem"] not in away]
+    a_step = (args.per_device_train_batch_size * args.gradient_accumulation_steps
+              * args.world_size)
+    if len(asked) < a_step:             # TRL leaves out a batch that is not full: no step at all
+        raise UserError(f"sft: the rows have {len(asked)} prompts, fewer than the {a_step} that a "
+                        "step asks; lower sft.trainer.gradient_accumulation_steps or "
+                        "per_device_train_batch_size")
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args)
     teacher = load_teacher(method.teacher, method.dtype, student.config._attn_implementation)
@@ -165,7 +172,7 @@ def make_trainer(job: SftJob) -> tuple[OnPolicyTrainer, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     trainer = OnPolicyTrainer(
         rows=rows, guard=guard, model=student, teacher_model=teacher, args=args, engine=job.engine,
-        train_dataset=Dataset.from_list([p for p in prompts if p["problem"] not in away]),
+        train_dataset=Dataset.from_list(asked),
         eval_dataset=Dataset.from_list(watched) if watched else None, processing_class=tokenizer,
         callbacks=[guard, LengthAlarm()], peft_config=lora)
     return trainer, guard, tokenizer

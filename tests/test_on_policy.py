@@ -99,6 +99,13 @@ def test_a_run_whose_answers_are_cut_off_says_so_once(tiny, teacher, tmp_path, c
     assert said.count("sft.trainer.max_completion_length=1;") == 1 and "at step 1 " in said
 
 
+def test_fewer_prompts_than_a_step_asks_are_refused(tiny, teacher, tmp_path):
+    with pytest.raises(UserError, match=r"32 prompts, fewer than the 40 .*accumulation_steps"):
+        sft.train(job(tiny, tmp_path, teacher, gradient_accumulation_steps=5))
+    counts = sft.train(job(tiny, tmp_path, teacher, gradient_accumulation_steps=4))
+    assert counts["steps"] == 1
+
+
 def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, teacher, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
     wide = AutoModelForCausalLM.from_pretrained(teacher)
