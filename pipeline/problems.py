@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,10 +100,11 @@ def is_file(name: str) -> bool:
         bool(path.suffix) and path.is_file())
 
 
-def short_names(sets: Sequence[str]) -> dict[str, str]:
-    """{name: its file's stem}, or the whole name where two of `sets` have the same stem."""
-    times = Counter(Path(name).stem for name in dict.fromkeys(sets))
-    return {name: stem if times[stem := Path(name).stem] == 1 else name for name in sets}
+def short_names(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
+    """{name: the stem of its file or hub id}, or the whole name where two have the same stem."""
+    stems = {name: Path(one.problems).stem for name, one in sets.items()}
+    times = Counter(stems.values())
+    return {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
 
 
 def countdown_rows(seed: int) -> list[dict[str, str]]:

@@ -27,8 +27,8 @@ class EvaluateConfig(Config):
     """The models compared; `teacher` is asked through the same client as in generate."""
     benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
     """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
-    openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. A file's
-    stem names its column, or its whole name where another has the same stem."""
+    openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
+    stem of a file or hub id names its column, or its whole name where another has the same."""
     samples: int = Field(default=4, ge=1)
     """k of avg@k, pass@k and maj@k."""
     limit: int | None = Field(default=None, ge=1)
@@ -73,7 +73,7 @@ def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[d
     from pipeline.problems import short_names
 
     sets, out = _sets(experiment), {}
-    for name, short in short_names(list(sets)).items():
+    for name, short in short_names(sets).items():
         if name == "heldout":
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
             rows = table.to_dicts()
@@ -90,13 +90,16 @@ def _sets(experiment: Any) -> dict[str, EvaluationSet]:
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
     """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
     """
-    from pipeline.problems import GRADED, load_rows
+    from pipeline.problems import GRADED, has_gold, load_rows
     from pipeline.verify import Problem, check_gold
 
     rows = load_rows(one, seed)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
     for row in rows:
+        if not has_gold(row):
+            raise UserError(f"problem {row['problem_id']} of {name} has no answer to judge by; "
+                            "write it, or take the problem out")
         if row["kind"] not in GRADED:
             check_gold(Problem.from_row(row))
     return rows
@@ -207,4 +210,4 @@ def check(experiment: Any) -> None:
 
 
 STAGE = Stage(name="evaluate", run=run, check=check, needs=needs, files=files, summary=summary,
-              version=3)
+              version=4)

@@ -126,7 +126,7 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
 
     texts: dict[str, str] = {}
     sets = _evaluation_sets(config)
-    for name, short in short_names(list(sets)).items():
+    for name, short in short_names(sets).items():
         rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(sets[name], seed))
         texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
     train = tables["problems"]

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
+from pipeline.problems import EvaluationSet, evaluation_sets, short_names
 from stages import evaluate
 from stages.graph import Experiment
 
@@ -105,6 +106,7 @@ ROW = {"problem": "1+1?", "answer": "2"}
 @pytest.mark.parametrize(("rows", "said"), [
     ([{"question": "1+1?", "answer": "2"}], "row 1 of .* has no 'problem'"),
     ([{**ROW, "id": "x"}, {**ROW, "id": "x"}], "have the same id"),
+    ([ROW, {**ROW, "answer": " "}], "problem own-1 of .* has no answer to judge by"),
     ([{**ROW, "kind": "maths"}], "known kinds"), ([{**ROW, "kind": "code"}], "no tests"),
     ([], "no problems")])
 def test_a_benchmark_that_cannot_be_measured_is_refused_before_training(tmp_path, rows, said):
@@ -112,6 +114,13 @@ def test_a_benchmark_that_cannot_be_measured_is_refused_before_training(tmp_path
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=said):
         evaluate.check(default(f"evaluate.benchmarks=[{path}]"))
+
+
+def test_a_benchmark_is_called_by_its_stem_and_by_its_subset_where_two_share_it():
+    gsm8k, *parts = (EvaluationSet(problems=problems, subset=subset) for problems, subset in (
+        ("openai/gsm8k", "main"), ("a/maths", "algebra"), ("b/maths", None)))
+    assert list(short_names(evaluation_sets(["heldout", gsm8k, *parts], "key")).values()) == [
+        "heldout", "gsm8k", "a/maths/algebra", "b/maths"]
 
 
 def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
