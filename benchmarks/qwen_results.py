@@ -27,19 +27,18 @@ from pipeline.report.numbers import Points, columns, curve, read_lines, read_log
 from pipeline.stage import read_manifest
 
 SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "logits",
-                          "on_policy": "on_policy", "unfiltered": "unfiltered",
-                          "teacher": "teacher"},
+                          "unfiltered": "unfiltered", "teacher": "teacher"},
          "qwen-rl": {"base": "base", "rl_only": "rl_only", "sequence": "distilled",
-                     "distilled_rl": "distilled_rl", "on_policy": "on_policy",
-                     "on_policy_rl": "on_policy_rl", "teacher": "teacher"},
+                     "distilled_rl": "distilled_rl", "teacher": "teacher"},
+         "qwen-on-policy": {"base": "base", "sequence": "start", "on_policy": "on_policy",
+                            "on_policy_rl": "on_policy_rl", "teacher": "teacher"},
          "qwen-context": {"sequence": "start", "fixed": "fixed", "growing": "growing"},
          "qwen-r1-zero": {"base": "base", "r1_zero": "r1_zero"}}
-COMPARED = [("sequence", "base"), ("logits", "sequence"), ("on_policy", "sequence"),
-            ("sequence", "unfiltered"), ("teacher", "sequence"), ("rl_only", "base"),
+COMPARED = [("sequence", "base"), ("logits", "sequence"), ("sequence", "unfiltered"),
+            ("teacher", "sequence"), ("rl_only", "base"),
             ("distilled", "base"), ("distilled", "rl_only"), ("distilled_rl", "distilled"),
-            ("distilled_rl", "rl_only"), ("on_policy", "distilled"), ("on_policy_rl", "on_policy"),
-            ("on_policy_rl", "distilled"), ("on_policy_rl", "distilled_rl"),
-            ("on_policy_rl", "rl_only"), ("fixed", "start"), ("growing", "start"),
+            ("distilled_rl", "rl_only"), ("on_policy", "start"), ("on_policy_rl", "on_policy"),
+            ("on_policy_rl", "start"), ("fixed", "start"), ("growing", "start"),
             ("fixed", "growing"), ("r1_zero", "base")]
 BENCHMARKS = {"gsm8k_test": "gsm8k"}
 LENGTH = "completions/mean_length"
