@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.stage import Stage, execute, make_plan
-from stages.graph import STAGES, Experiment
+from stages.graph import STAGES, Experiment, plans
 from stages.runner import _why, make
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,17 @@ def test_the_key_moves_with_config_seed_version_inputs_and_files_and_with_nothin
     assert len(set(keys)) == len(keys)
     assert plan(Whole(runtime=Section(value=9))).key == plan().key
     assert plan(root=Path("elsewhere")).key == plan().key
+
+
+def test_another_name_remakes_the_report_that_shows_it_and_nothing_else(tmp_path):
+    default = [ROOT / "configs/default.yaml"]
+    before, after = (plans(load(Experiment, default, [f"runtime.artifacts={tmp_path}", *more]),
+                           "report") for more in ((), ("name=another",)))
+    assert [name for name in before if before[name].key != after[name].key] == ["report"]
+    before["report"].folder.mkdir()
+    (before["report"].folder / "manifest.json").write_text(
+        json.dumps({**before["report"].ingredients, "counts": {}}))
+    assert _why(after["report"], after) == "name"
 
 
 def test_a_missing_file_is_named():
