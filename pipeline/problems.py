@@ -181,10 +181,11 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
                         f"{source.problem_column!r}; write the problem or take the row out")
     name = row.get("id")
     name = f"{Path(source.problems).stem}-{index - 1}" if name in (None, "") else name
+    golds = list(dict.fromkeys(filter(None, (_gold(gold, where, source) for gold in golds))))
     return {"problem_id": str(name), "problem": text, "kind": kind,
-            "answer": ", ".join(_gold(gold, where, source) for gold in golds),
+            "answer": golds[0] if golds else "",
             "source": str(row.get("source") or source.problems),
-            "meta": _meta(row.get("meta") or {}, where, len(golds) > 1)}
+            "meta": _meta(row.get("meta") or {}, where, golds)}
 
 
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
@@ -208,15 +209,15 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[
     return str(text), list(map(str, golds))
 
 
-def _meta(meta: Any, where: str, spellings: bool) -> str:
+def _meta(meta: Any, where: str, golds: list[str]) -> str:
     """`meta` as JSON without nulls, which Parquet gives to a field that only other rows have."""
     try:
         meta = json.loads(meta) if isinstance(meta, str) else meta
         known = {key: value for key, value in meta.items() if value is not None}
     except (AttributeError, ValueError):
         raise UserError(f"meta of {where} is not a JSON object: {meta!r:.60}") from None
-    if spellings:
-        known["policy"] = {**(known.get("policy") or {}), "gold_is_set": True}
+    if len(golds) > 1:
+        known["spellings"] = golds
     return json.dumps(known, default=str)
 
 

@@ -52,6 +52,12 @@ def test_any_spelling_of_a_list_of_golds_is_right_and_nothing_else_is(tmp_path):
     assert check_gold(problem).verdict == "correct" and problem.policy.tolerance == 0.1
     verdicts = [judge(rf"\boxed{{{answer}}}", problem).verdict for answer in ("0.5", "1/2", "2")]
     assert verdicts == ["correct", "correct", "wrong"]
+    row, = problems(tmp_path / "p.jsonl", [{"problem": "How much?", "answer": [
+        "12,500", "12500", "x=12500, y=0"]}])
+    problem = Problem.from_row(row)
+    verdicts = [judge(rf"\boxed{{{answer}}}", problem).verdict for answer in (
+        "12500", "12,500", "y = 0, x = 12500", "12", "500", "0")]
+    assert verdicts == ["correct"] * 3 + ["wrong"] * 3
     one, = problems(tmp_path / "p.jsonl", [{"problem": "Hi?", "answer": ["hi"], "kind": "exact"}])
     assert one["answer"] == "hi"
 
