@@ -4,6 +4,7 @@ set."""
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -172,8 +173,10 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
-    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent.
+    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent,
+    and so is NaN, which pandas writes for it.
     """
+    row = {name: None if _is_nan(value) else value for name, value in row.items()}
     where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
     text, golds = _texts(row, where, source, kind)
     if not text.strip():
@@ -188,10 +191,15 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
             "meta": _meta(row.get("meta") or {}, where, golds)}
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
     """The problem, and its gold in every spelling given: none, one, or for math several."""
     text, gold = row.get(source.problem_column), row.get(source.answer_column)
-    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None]
+    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
+             and not _is_nan(one)]
     needless = source.answer_optional or kind not in GRADED
     for column, there in ((source.problem_column, text is not None),
                           (source.answer_column, golds or needless)):
@@ -203,6 +211,8 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[
         if not isinstance(value, str | int | float):
             raise UserError(f"{where} holds {value!r:.60} where a text or a number belongs; name "
                             "another column, or take the text out of it")
+        if half := re.search("[\ud800-\udfff]", str(value)):
+            raise UserError(f"{where} holds {half[0]!r}, half a character; mend the text")
     if len(golds) > 1 and kind != "math":
         raise UserError(f"{where} has {len(golds)} answers; only kind math takes several "
                         "spellings of one answer")
