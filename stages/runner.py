@@ -46,7 +46,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
         with Room(Path(f"{plan.folder}.partial")):
             manifest = execute(plan, experiment, inputs, _provenance())
         _close(plan, manifest, given if plan is chain[target] else None)
-    if not todo:
+    if chain[target] not in todo:
         _close(chain[target], chain[target].manifest or {}, given, cached=True)
 
 

@@ -158,3 +158,18 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(error, tmp_path, monk
     monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         make(experiment, "prepare")
+
+
+def test_the_last_line_is_of_the_stage_asked_for_even_where_only_one_before_it_was_gone(
+        tmp_path, monkeypatch, capsys):
+    given = [f"runtime.artifacts={tmp_path}"]
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
+    for name in ("prepare", "generate"):
+        monkeypatch.setitem(STAGES, name, replace(STAGES[name], run=lambda *_: {}, summary=str))
+    make(experiment, "generate")
+    plans(experiment, "generate")["prepare"].folder.joinpath("manifest.json").unlink()
+    plans(experiment, "generate")["prepare"].folder.rmdir()
+    make(experiment, "generate", ["a=1"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["prepare", "generate"] * 2
+    assert "already made" in lines[-1] and lines[-1].endswith("next: limbeck filter a=1")
