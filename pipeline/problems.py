@@ -7,8 +7,10 @@ import json
 import math
 import random
 import re
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -198,6 +200,9 @@ def _is_nan(value: Any) -> bool:
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
     """The problem, and its gold in every spelling given: none, one, or for math several."""
     text, gold = row.get(source.problem_column), row.get(source.answer_column)
+    if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
+        with suppress(SyntaxError, ValueError):     # a list as CSV holds it
+            gold = literal_eval(gold)
     golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
              and not _is_nan(one)]
     needless = source.answer_optional or kind not in GRADED

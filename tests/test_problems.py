@@ -59,6 +59,9 @@ def test_any_spelling_of_a_list_of_golds_is_right_and_nothing_else_is(tmp_path):
     verdicts = [judge(rf"\boxed{{{answer}}}", problem).verdict for answer in (
         "12500", "12,500", "y = 0, x = 12500", "12", "500", "0")]
     assert verdicts == ["correct"] * 3 + ["wrong"] * 3
+    (tmp_path / "p.csv").write_text("""problem,answer\nHalf?,"['0.5', '1/2']"\n""")
+    row, = load_rows(Source(problems=str(tmp_path / "p.csv")), 0)
+    assert Problem.from_row(row).golds == ["0.5", "1/2"]
     one, = problems(tmp_path / "p.jsonl", [{"problem": "Hi?", "answer": ["hi"], "kind": "exact"}])
     assert one["answer"] == "hi"
 
