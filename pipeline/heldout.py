@@ -40,7 +40,8 @@ def completions_of(trainer: Any, prompts: list[list[int]], max_tokens: int) -> l
 
 
 class HeldOut(TrainerCallback):
-    """Every `every` steps: heldout/accuracy, heldout/mean_length, and `best/` where it rose.
+    """Every `every` steps and at the end: heldout/accuracy, heldout/mean_length, and `best/` where
+    it rose.
 
     `rows` hold a `prompt` and the judge's columns; `begin` steps came in phases before. The
     trainer sets itself as `trainer`. Judging changes no weight and no random state of training.
@@ -56,7 +57,7 @@ class HeldOut(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         step = self.begin + state.global_step
-        if step % self.every == 0 or state.global_step == state.max_steps:
+        if step % self.every == 0 or control.should_training_stop:  # by steps or by the clock
             accuracy, length = self.measure(args.seed)
             for name, value in (("accuracy", accuracy), ("mean_length", length)):
                 self.trainer._metrics["train"][f"heldout/{name}"].append(value)

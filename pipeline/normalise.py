@@ -1,9 +1,10 @@
 """A problem as it is compared: two rules, for the same text and for the same problem.
 
 `as_typed` decides silently that a problem is there twice, so nothing that may tell two apart is
-left out: "left" is no LaTeX command there, a drawing counts. `normal_words`, for likeness that is
-reported, sees through typesetting: LaTeX layout and synonyms do not count, nor do drawings. Case
-and punctuation count in neither, the signs of arithmetic in both.
+left out: "left" is no LaTeX command there, a drawing counts, and so does every sign that may be
+mathematics, brackets among them. `normal_words`, for likeness that is reported, sees through
+typesetting: LaTeX layout and synonyms do not count, nor do drawings. The case of words and the
+marks of a sentence count in neither, the signs of arithmetic in both.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ _SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*",
 OPERATORS = tuple("+-*/=<>^!%|")
 _SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
-_PUNCTUATION = re.compile(rf"[^\w{re.escape(''.join(OPERATORS))}]+")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_MARKS = re.compile(r"""(?:\\[()\[\]]|(?<!\d)[.,:]|[.,:](?!\d)|'(?!['(])|[\s;?"“”„‘’«»`´¿¡…$\\~&#"""
+                    r"""@。，、；：？\u00ad\u200b-\u200f\u2060\ufeff])+""")
+"""Space, TeX's delimiters and a sentence's marks, but not the "." of 1.5 or the "'" of f'(x)."""
 
 
 def as_typed(text: str) -> str:
-    """`text` with one space for each stretch of space and punctuation, whatever its case."""
-    return _PUNCTUATION.sub(" ", text.casefold()).strip()
+    """`text` with one space for each stretch of space and marks, whatever the case of its words.
+
+    A letter alone is a name, of which a and A are two.
+    """
+    return _MARKS.sub(" ", _WORD.sub(lambda word: word[0].casefold(), text)).strip()
 
 
 def _fold(text: str) -> str:

@@ -154,6 +154,8 @@ def _watch(job: RlJob, pool: Any, phase: Phase, folder: Path, begin: int, traine
     config = job.rl
     trainer.keep_completions = config.keep_completions
     trainer.band, trainer.rounds = config.difficulty or "", config.dynamic_sampling
+    if config.minutes:
+        trainer.add_callback(Clock(config.minutes))      # before what measures the last step
     if config.evaluate_every:
         held_out = HeldOut(job.held_out, pool, trainer.processing_class, config.evaluate_every,
                            job.out / "best", begin)
@@ -161,8 +163,6 @@ def _watch(job: RlJob, pool: Any, phase: Phase, folder: Path, begin: int, traine
         if trainer.is_world_process_zero():
             swap(job.out / "best")
         trainer.add_callback(held_out)
-    if config.minutes:
-        trainer.add_callback(Clock(config.minutes))
     if phase.until_cut_off is not None:
         trainer.add_callback(HandOn(phase, folder))
     trainer.add_callback(AlarmBell(config.alarms, folder, job.out, begin))

@@ -4,10 +4,13 @@ set."""
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
+from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,8 +175,10 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
-    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent.
+    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent,
+    and so is NaN, which pandas writes for it.
     """
+    row = {name: None if _is_nan(value) else value for name, value in row.items()}
     where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
     text, golds = _texts(row, where, source, kind)
     if not text.strip():
@@ -181,16 +186,25 @@ def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
                         f"{source.problem_column!r}; write the problem or take the row out")
     name = row.get("id")
     name = f"{Path(source.problems).stem}-{index - 1}" if name in (None, "") else name
+    golds = list(dict.fromkeys(filter(None, (_gold(gold, where, source) for gold in golds))))
     return {"problem_id": str(name), "problem": text, "kind": kind,
-            "answer": ", ".join(_gold(gold, where, source) for gold in golds),
+            "answer": golds[0] if golds else "",
             "source": str(row.get("source") or source.problems),
-            "meta": _meta(row.get("meta") or {}, where, len(golds) > 1)}
+            "meta": _meta(row.get("meta") or {}, where, golds)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
     """The problem, and its gold in every spelling given: none, one, or for math several."""
     text, gold = row.get(source.problem_column), row.get(source.answer_column)
-    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None]
+    if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
+        with suppress(SyntaxError, ValueError):     # a list as CSV holds it
+            gold = literal_eval(gold)
+    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
+             and not _is_nan(one)]
     needless = source.answer_optional or kind not in GRADED
     for column, there in ((source.problem_column, text is not None),
                           (source.answer_column, golds or needless)):
@@ -202,21 +216,23 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[
         if not isinstance(value, str | int | float):
             raise UserError(f"{where} holds {value!r:.60} where a text or a number belongs; name "
                             "another column, or take the text out of it")
+        if half := re.search("[\ud800-\udfff]", str(value)):
+            raise UserError(f"{where} holds {half[0]!r}, half a character; mend the text")
     if len(golds) > 1 and kind != "math":
         raise UserError(f"{where} has {len(golds)} answers; only kind math takes several "
                         "spellings of one answer")
     return str(text), list(map(str, golds))
 
 
-def _meta(meta: Any, where: str, spellings: bool) -> str:
+def _meta(meta: Any, where: str, golds: list[str]) -> str:
     """`meta` as JSON without nulls, which Parquet gives to a field that only other rows have."""
     try:
         meta = json.loads(meta) if isinstance(meta, str) else meta
         known = {key: value for key, value in meta.items() if value is not None}
     except (AttributeError, ValueError):
         raise UserError(f"meta of {where} is not a JSON object: {meta!r:.60}") from None
-    if spellings:
-        known["policy"] = {**(known.get("policy") or {}), "gold_is_set": True}
+    if len(golds) > 1:
+        known["spellings"] = golds
     return json.dumps(known, default=str)
 
 

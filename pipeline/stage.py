@@ -34,6 +34,7 @@ class Stage:
     summary: Callable[[Counts], str] = str
     version: int = 1
     resumable: bool = False
+    shows_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: P
         "config": section.model_dump(mode="json") if section is not None else {},
         "inputs": {name: plan.key for name, plan in inputs.items()},
         "files": {str(path): file_digest(path) for path in stage.files(experiment)},
+        **({"name": experiment.name} if stage.shows_name else {}),
     }
     text = json.dumps({**ingredients, "files": list(ingredients["files"].values())},
                       sort_keys=True)

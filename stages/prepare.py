@@ -192,4 +192,4 @@ def summary(counts: Counts) -> str:
         f", {count:,} {name} left out" for name, count in left_out.items() if count)
 
 
-STAGE = Stage(name="prepare", run=run, files=files, version=3, summary=summary)
+STAGE = Stage(name="prepare", run=run, files=files, version=4, summary=summary)

@@ -41,6 +41,6 @@ def needs(experiment: Any) -> tuple[str, ...]:
             *(("rl",) if refined else ()), "evaluate")
 
 
-STAGE = Stage(name="report", run=run, needs=needs,
+STAGE = Stage(name="report", run=run, needs=needs, shows_name=True,
               files=lambda e: (Path(__file__).parents[1] / "pipeline/report/page.html.jinja",),
               summary=lambda c: f"{c['models']} models compared; open {c['page']}")

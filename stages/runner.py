@@ -46,7 +46,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
         with Room(Path(f"{plan.folder}.partial")):
             manifest = execute(plan, experiment, inputs, _provenance())
         _close(plan, manifest, given if plan is chain[target] else None)
-    if not todo:
+    if chain[target] not in todo:
         _close(chain[target], chain[target].manifest or {}, given, cached=True)
 
 
@@ -111,8 +111,8 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
     keys = [f"{plan.stage.name}.{key}" for key in changed_keys(old["config"], new["config"])]
     files = [path for path, digest in new["files"].items() if digest not in old["files"].values()]
     rest = ["code version"] if old["version"] != new["version"] else []
-    seed = ["seed"] if old["seed"] != new["seed"] else []
-    return ", ".join(remade + keys + files + rest + seed) or "its artifact was deleted"
+    whole = [key for key in ("seed", "name") if old.get(key) != new.get(key)]
+    return ", ".join(remade + keys + files + rest + whole) or "its artifact was deleted"
 
 
 def _newest(manifests: Iterable[Path]) -> dict[str, Any] | None:

@@ -44,6 +44,13 @@ def test_the_best_model_is_kept_and_handed_on_if_asked(start, tmp_path, monkeypa
     assert (tmp_path / "model/tokenizer.json").is_file()
 
 
+def test_the_last_model_of_a_run_that_the_clock_ends_is_measured_too(start, tmp_path):
+    tiny_rl.refined(start, tmp_path, held_out=range(2), evaluate_every=3, keep="best",
+                    minutes=1e-9)
+    assert json.loads((tmp_path / "best/heldout.json").read_text())["step"] == 1
+    assert "heldout/accuracy" in (tmp_path / "log.jsonl").read_text()
+
+
 def test_a_best_model_written_whole_but_not_yet_in_place_is_put_there(tmp_path):
     for name in ("best", "best.partial"):
         (tmp_path / name).mkdir()

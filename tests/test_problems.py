@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -52,12 +53,21 @@ def test_any_spelling_of_a_list_of_golds_is_right_and_nothing_else_is(tmp_path):
     assert check_gold(problem).verdict == "correct" and problem.policy.tolerance == 0.1
     verdicts = [judge(rf"\boxed{{{answer}}}", problem).verdict for answer in ("0.5", "1/2", "2")]
     assert verdicts == ["correct", "correct", "wrong"]
+    row, = problems(tmp_path / "p.jsonl", [{"problem": "How much?", "answer": [
+        "12,500", "12500", "x=12500, y=0"]}])
+    problem = Problem.from_row(row)
+    verdicts = [judge(rf"\boxed{{{answer}}}", problem).verdict for answer in (
+        "12500", "12,500", "y = 0, x = 12500", "12", "500", "0")]
+    assert verdicts == ["correct"] * 3 + ["wrong"] * 3
+    (tmp_path / "p.csv").write_text("""problem,answer\nHalf?,"['0.5', '1/2']"\n""")
+    row, = load_rows(Source(problems=str(tmp_path / "p.csv")), 0)
+    assert Problem.from_row(row).golds == ["0.5", "1/2"]
     one, = problems(tmp_path / "p.jsonl", [{"problem": "Hi?", "answer": ["hi"], "kind": "exact"}])
     assert one["answer"] == "hi"
 
 
 def test_null_is_as_good_as_absent_and_code_needs_no_answer(tmp_path):
-    nulls = {"id": None, "kind": None, "source": None, "meta": None}
+    nulls = {"id": None, "kind": math.nan, "source": None, "meta": math.nan}
     tests = {"test_list": ["assert f(1)"], "inputs": None, "outputs": None}
     rows = problems(tmp_path / "p.jsonl", [
         {**nulls, "problem": 1, "answer": 1}, {**nulls, "problem": "b", "answer": 2},
@@ -72,7 +82,9 @@ def test_null_is_as_good_as_absent_and_code_needs_no_answer(tmp_path):
 @pytest.mark.parametrize(("row", "said"), [
     ({"answer": {"value": 1}}, "where a text or a number belongs"),
     ({"problem": [{"role": "user", "content": "1+1?"}]}, "where a text or a number belongs"),
-    ({"answer": []}, "has no 'answer'"), ({"meta": [1]}, "not a JSON object"),
+    ({"answer": []}, "has no 'answer'"), ({"answer": math.nan}, "has no 'answer'"),
+    ({"answer": [math.nan]}, "has no 'answer'"), ({"problem": "a \ud83d"}, "half a character"),
+    ({"meta": [1]}, "not a JSON object"),
     ({"meta": "{"}, "not a JSON object"),
     ({"answer": ["a", "b"], "kind": "exact"}, "only kind math takes several")])
 def test_what_is_no_text_is_refused_and_never_spelt_out_as_python_would(tmp_path, row, said):

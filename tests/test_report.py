@@ -130,16 +130,19 @@ def test_a_part_without_its_input_is_left_out(tmp_path, absent, models, gone, st
     assert Tags(page).open == []
 
 
-def test_a_model_of_which_nothing_could_be_judged_is_said_to_be_so(tmp_path):
+def test_a_model_of_which_something_or_nothing_could_be_judged_is_said_to_be_so(tmp_path):
     folders = made_run(tmp_path)
     path = folders["evaluate"] / "scores.json"
     scores = json.loads(path.read_text()) | {
         "rl": {"heldout": {"problems": 0, "samples": 0, "unjudged": 240}}}
+    scores["sft"]["heldout"] |= {"problems": 59, "samples": 3, "unjudged": 5}
     path.write_text(json.dumps(scores))
     out = tmp_path / "out"
     out.mkdir()
     STAGE.run(EXPERIMENT, folders, out)
-    assert "none of its 240 completions could be judged" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "none of its 240 completions could be judged" in page
+    assert page.count("not judged:") == 1 and "without 5 not judged: 59 problems, k = 3" in page
 
 
 def test_a_broken_input_is_one_sentence_that_names_the_file(tmp_path):

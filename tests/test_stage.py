@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import Config, load
 from pipeline.errors import UserError
 from pipeline.stage import Stage, execute, make_plan
-from stages.graph import STAGES, Experiment
+from stages.graph import STAGES, Experiment, plans
 from stages.runner import _why, make
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,17 @@ def test_the_key_moves_with_config_seed_version_inputs_and_files_and_with_nothin
     assert len(set(keys)) == len(keys)
     assert plan(Whole(runtime=Section(value=9))).key == plan().key
     assert plan(root=Path("elsewhere")).key == plan().key
+
+
+def test_another_name_remakes_the_report_that_shows_it_and_nothing_else(tmp_path):
+    default = [ROOT / "configs/default.yaml"]
+    before, after = (plans(load(Experiment, default, [f"runtime.artifacts={tmp_path}", *more]),
+                           "report") for more in ((), ("name=another",)))
+    assert [name for name in before if before[name].key != after[name].key] == ["report"]
+    before["report"].folder.mkdir()
+    (before["report"].folder / "manifest.json").write_text(
+        json.dumps({**before["report"].ingredients, "counts": {}}))
+    assert _why(after["report"], after) == "name"
 
 
 def test_a_missing_file_is_named():
@@ -147,3 +158,18 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(error, tmp_path, monk
     monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         make(experiment, "prepare")
+
+
+def test_the_last_line_is_of_the_stage_asked_for_even_where_only_one_before_it_was_gone(
+        tmp_path, monkeypatch, capsys):
+    given = [f"runtime.artifacts={tmp_path}"]
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
+    for name in ("prepare", "generate"):
+        monkeypatch.setitem(STAGES, name, replace(STAGES[name], run=lambda *_: {}, summary=str))
+    make(experiment, "generate")
+    plans(experiment, "generate")["prepare"].folder.joinpath("manifest.json").unlink()
+    plans(experiment, "generate")["prepare"].folder.rmdir()
+    make(experiment, "generate", ["a=1"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["prepare", "generate"] * 2
+    assert "already made" in lines[-1] and lines[-1].endswith("next: limbeck filter a=1")

@@ -66,6 +66,14 @@ def test_a_policy_changes_what_counts(tmp_path: Path) -> None:
     assert judge_file(source, out, ["tolerance=0.02"]) == {"correct": 1}
 
 
+def test_each_spelling_in_a_list_of_golds_is_whole(tmp_path):
+    rows = [{"prediction": answer, "gold": ["1,000", "1000", "x = 1000, y = 2"]}
+            for answer in ("1000", "y = 2, x = 1000", "1", "2")]
+    judge_file(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    verdicts = [row["verdict"] for row in read_rows(tmp_path / "out.jsonl")]
+    assert verdicts == ["correct", "correct", "wrong", "wrong"]
+
+
 @pytest.mark.parametrize(("rows", "message"), [
     ([{"gold": "1"}], "row 1 has neither completion nor prediction"),
     ([{"prediction": "1"}], "row 1 has no text in gold"),

@@ -104,14 +104,16 @@ def _read_lines(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
 
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
-    gold = row.get("gold", row.get("answer"))
-    if isinstance(gold, list) and gold:  # several spellings of one answer
-        gold, policy = ", ".join(map(str, gold)), replace(policy, gold_is_set=True)
+    gold, named = row.get("gold", row.get("answer")), str(row.get("kind") or "math")
+    kind = KINDS.get(named, named)
+    spellings = list(map(str, gold)) if isinstance(gold, list) and kind == "math" else []
+    if isinstance(gold, list) and gold:
+        gold = spellings[0] if spellings else ", ".join(map(str, gold))
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
         raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
-    kind = str(row.get("kind") or "math")
-    return Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
-                             "kind": KINDS.get(kind, kind)}, policy)
+    problem = Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
+                                "kind": kind}, policy)
+    return replace(problem, meta={**problem.meta, "spellings": spellings}) if spellings else problem
 
 
 def response_of(row: dict[str, Any], number: int) -> str:
@@ -174,7 +176,7 @@ def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[s
         if j.score is None or j.extracted is None or problem.kind in FIRST_ALONE:
             continue
         judged += 1
-        second = second_opinion(j.extracted, gold_answer(problem.answer))
+        second = any(second_opinion(j.extracted, gold_answer(gold)) for gold in problem.golds)
         if second != (j.score == 1.0):
             table.append({"id": problem.problem_id, "gold": problem.answer, "second": second,
                           "extracted": j.extracted, "verdict": j.verdict, "grader": j.grader})

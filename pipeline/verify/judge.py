@@ -128,7 +128,14 @@ def _by_kind(problem: Problem) -> Callable[[str, list[str], Problem], Judgement 
 def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
     if not answers:
         return judgement("no_answer", None, "extract")
-    return _compare(", ".join(answers), problem.answer, problem.policy, problem.problem)
+    steps = [_compare(", ".join(answers), gold, problem.policy, problem.problem)
+             for gold in problem.golds]
+    return min(steps, key=_doubt)
+
+
+def _doubt(step: Judgement | Deferred) -> int:
+    """Orders what several spellings of a gold say of an answer: right, undecided, wrong."""
+    return 1 if isinstance(step, Deferred) or step.score is None else 0 if step.score else 2
 
 
 @lru_cache(maxsize=100_000)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 
-VERSION = "3"
+VERSION = "4"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
@@ -57,9 +57,15 @@ class Problem:
     policy: Policy = Policy()
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def golds(self) -> list[str]:
+        """The gold in every spelling: any of them, whole, is right."""
+        return self.meta.get("spellings") or [self.answer]
+
     @classmethod
     def from_row(cls, row: dict[str, Any], base: Policy = Policy()) -> Problem:
-        """A row of records.Problem; `meta` is a JSON object that may hold "policy" over `base`."""
+        """A row of records.Problem; `meta` is a JSON object that may hold "policy" over `base`
+        and, of a math problem, all "spellings" of its answer."""
         meta = row.get("meta") or {}
         if isinstance(meta, str):
             try:
