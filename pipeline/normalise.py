@@ -29,7 +29,7 @@ _SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _MARKS = re.compile(r"""(?:\\[()\[\]]|(?<!\d)[.,:]|[.,:](?!\d)|'(?!['(])|[\s;?"“”„‘’«»`´¿¡…$\\~&#"""
-                    r"""@。，、；：？\u00ad\u200b-\u200f\u2060\ufeff])+""")
+                    r"""@。，、；：？\u00ad\u200b-\u200f\u2060\ufeff])++""")
 """Space, TeX's delimiters and a sentence's marks, but not the "." of 1.5 or the "'" of f'(x)."""
 
 

@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.verify import Judgement, JudgePool, Problem, judge
-from pipeline.verify.judge import Deferred, finish
+from pipeline.verify.gym import safe_for_scorer
+from pipeline.verify.judge import Deferred, begin, finish
 from pipeline.verify.judgement import judgement
 from pipeline.verify.pool import WorkerLost
 
@@ -33,7 +35,9 @@ HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}",
          "\\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}",
          "\\boxed{\\sum_{k=1}^{10^9} \\sin(k^k)}", "\\boxed{" * 50_000, "<answer>" * 50_000,
          "$" * 300_000, "1 " * 200_000, "\\(" * 100_000, "answer is " * 50_000,
-         "\\boxed{" + "\\frac" * 900 + "}", "\\boxed{\\int_0^{10^{9}} x^{x^{x}} dx}"]
+         "\\boxed{" + "\\frac" * 900 + "}", "\\boxed{\\int_0^{10^{9}} x^{x^{x}} dx}",
+         "\\boxed{" + "the 3 lanes (left, straight, or right).\n   - The " * 8 + "end}",
+         "\\boxed{" + "(-," * 200 + "5", "\\boxed{3 people (A, B, C):\n" + "‹a› #" * 300 + "}"]
 NAMES = ["math", "choice", "exact"]
 
 
@@ -68,6 +72,22 @@ def test_heavy_answers_are_judged_in_bounded_time_from_everywhere(
         verdict = mode(lambda text=text: judge(text, problem, pool=pool))
         assert time.monotonic() - before < 6, text[:40]
         assert verdict.score != 1.0, text[:40]
+
+
+PIECES = ["(", ")", "{", "}", ",", ".", "-", "^", "_", "/", "=", "|", " ", "\n", "$", "1", "4.5",
+          "a", "cm", "\\frac", "\\text{a b}", "\\(", "\\)", "left", "and", "or", "x", ":", "%", "'",
+          "\\circ"]
+
+
+def test_pieces_repeated_in_any_order_are_judged_in_bounded_time() -> None:
+    draw = random.Random(0)
+    for _ in range(1000):
+        text = "".join(draw.choices(PIECES, k=draw.randint(1, 5))) * draw.choice([12, 30, 300])
+        answer = text[:1900] + "".join(draw.choices(PIECES, k=draw.randint(0, 2)))
+        before = time.monotonic()
+        begin(f"\\boxed{{{answer}}}", Problem("p", "", draw.choice(["5", "x=3", "5 cm", "(1, 2)"])))
+        safe_for_scorer("puzzle24", answer[:300])
+        assert time.monotonic() - before < 6, answer[:40]
 
 
 @pytest.mark.parametrize("mode", [lambda task: task(), in_a_thread, in_a_loop])

@@ -11,9 +11,12 @@ from pipeline.verify.measure import unit_of
 from pipeline.verify.node import Node
 from pipeline.verify.wording import number_word, words
 
-_UNIT = r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)" \
-        r"(?:(?:[^›\d\s]|\^-?\d)+\s?){1,4}›"
-_TAIL = re.compile(rf"(?:\s*[-,]?\s*\(?{_UNIT}\)?\s*(?:\^\s*\{{?\s*(-?\d)\s*\}}?)?\s*(/)?)+$")
+_WORD = r"(?:\^-?\d|[^›\d\s])++"
+_UNIT = (r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)"
+         rf"{_WORD}(?:\s{_WORD}){{0,3}}\s?›")
+_TAIL = re.compile(rf"(?:\s*(?:[-,]\s*)?\(?{_UNIT}\)?(?:\s*\^\s*(?:\{{\s*)?-?\d(?:\s*\}})?)?"
+                   r"(?:\s*/)?)+\s*$")
+"""One way alone to read a text by it: by two, lists of words would take exponential time."""
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
 _DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
 _MINUTES = re.compile(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+)\s*(?:\^\s*\{?\s*)?(?:'|\\prime)"

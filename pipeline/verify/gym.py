@@ -29,7 +29,7 @@ _EXPRESSIONS = frozenset([
 _LISTS = frozenset([
     "string_insertion", "spiral_matrix", "binary_matrix", "n_queens", "number_sorting"])
 _LIST = re.compile(r"[A-Za-z0-9_,.\s'\"\[\]-]*")
-_FORMULA = re.compile(r"(?:sin|cos|tan|exp|log|sqrt|pi|[A-Za-z](?![A-Za-z_])|\d{1,9}(?:\.\d+)?"
+_FORMULA = re.compile(r"(?:sin|cos|tan|exp|log|sqrt|pi|[A-Za-z](?![A-Za-z_])|\d++(?:\.\d++)?"
                       r"|[\s+*/^()-])*")
 
 

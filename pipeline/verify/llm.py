@@ -19,7 +19,7 @@ from pipeline.prompts import render
 from pipeline.verify.judgement import Judgement, Problem, judgement
 
 Ask = Callable[[list[Messages]], Sequence[str]]
-_VERDICT = re.compile(r"\s*\W*(SAME|DIFFERENT)\W*\s*")
+_VERDICT = re.compile(r"\W*(SAME|DIFFERENT)\W*")
 _CONTROL = re.compile(
     r"<[|｜][^<>]*[|｜]>|</?(?:s|bos|eos|pad|unk|think|\w*_of_\w*|im_\w+)>|<</?SYS>>|\[/?INST\]|"
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
