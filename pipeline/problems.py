@@ -29,7 +29,7 @@ class Source(Config):
 
     problems: str = EMBEDDED
     """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a .jsonl,
-    .json, .csv or .parquet file, or a Hugging Face data set id."""
+    .json, .csv, .tsv or .parquet file, or a Hugging Face data set id."""
     options: dict[str, Any] = {}
     """Settings of a reasoning-gym task under its own names, e.g. {max_numbers: 4}."""
     subset: str | None = None
@@ -99,7 +99,7 @@ def has_gold(row: dict[str, Any]) -> bool:
 def is_file(name: str) -> bool:
     """Whether `name` is meant as a local file rather than a hub id."""
     path = Path(name)
-    return path.suffix in {".jsonl", ".parquet", ".json", ".csv"} or (
+    return path.suffix in {".jsonl", ".parquet", ".json", ".csv", ".tsv"} or (
         bool(path.suffix) and path.is_file())
 
 

@@ -24,11 +24,12 @@ def test_csv_and_json_files_hold_the_same_problems_as_json_lines(tmp_path):
     named = {row["problem"]: row["answer"] for row in ROWS}
     (tmp_path / "p.json").write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8-sig")
     (tmp_path / "p.txt").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
-    with (tmp_path / "p.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["problem", "answer", "id", "kind"])
-        writer.writeheader()
-        writer.writerows(ROWS)
-    for name in ("p.json", "p.csv", "p.txt"):
+    for name, separator in (("p.csv", ","), ("p.tsv", "\t")):
+        with (tmp_path / name).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["problem", "answer", "id", "kind"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(ROWS)
+    for name in ("p.json", "p.csv", "p.tsv", "p.txt"):
         rows = load_rows(Source(problems=str(tmp_path / name)), 0)
         assert {row["problem"]: row["answer"] for row in rows} == named
         assert {row["kind"] for row in rows} == {"math"}

@@ -25,6 +25,7 @@ from pipeline.verify.llm import LLMJudge
 from pipeline.verify.pool import JudgePool
 from pipeline.verify.second import second_opinion
 
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 KINDS = {"multiple_choice": "choice", "free_text": "exact", "skip": "math"}
 """Names that other suites use for our kinds."""
 FIRST_ALONE = ("text", "code", "gym")
@@ -46,7 +47,7 @@ def parse_policy(settings: Iterable[str]) -> Policy:
 
 
 def read_rows(source: Path | str) -> list[dict[str, Any]]:
-    """The rows of a JSONL, JSON (an array), CSV or Parquet file, or of standard input ("-",
+    """The rows of a JSONL, JSON (an array), CSV, TSV or Parquet file, or of standard input ("-",
     JSONL). Every field of a CSV row is text."""
     if str(source) == "-":
         with open(0, encoding="utf-8-sig", closefd=False) as lines:
@@ -64,8 +65,8 @@ def read_rows(source: Path | str) -> list[dict[str, Any]]:
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is not a readable Parquet file: {error}") from None
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        if path.suffix == ".csv":
-            return list(_read_csv(lines, str(path)))
+        if path.suffix in SEPARATORS:
+            return list(_read_csv(lines, str(path), SEPARATORS[path.suffix]))
         return list(_read_lines(_unpacked(lines) if path.suffix == ".json" else lines, str(path)))
 
 
@@ -76,9 +77,9 @@ def _unpacked(lines: Iterable[str]) -> Iterator[str]:
         else text.split("\n")
 
 
-def _read_csv(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+def _read_csv(lines: Iterable[str], name: str, separator: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)       # a long trace has more than the 128 KiB of its default
-    rows = csv.DictReader(lines, strict=True)
+    rows = csv.DictReader(lines, strict=True, delimiter=separator)
     try:
         for row in rows:
             if None in row:
