@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -104,6 +105,33 @@ def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judge
     if check_gold(replace(problem, answer=gold), pool).score != 1.0:
         return []
     return [like(gold, answer) for answer in answers]
+
+
+def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[str | None]:
+    """What each answer counts for in its problem's vote: equal answers, however spelt, for one.
+
+    Only those to maths are compared beyond their text: right ones are the gold, a wrong one is the
+    first that equals it.
+    """
+    out: list[str | None] = []
+    wrong: dict[str, list[str]] = {}
+    for problem, judgement in judged:
+        answer = judgement.extracted
+        if problem.kind == "math" and answer is not None and judgement.score is not None:
+            if judgement.score == 1.0:
+                answer = problem.answer
+            else:
+                seen = wrong.setdefault(problem.problem_id, [])
+                answer = next((one for one in seen if one == answer or _equal(
+                    one, answer, problem, pool)), answer)
+                seen += [] if answer in seen else [answer]
+        out.append(answer)
+    return out
+
+
+def _equal(one: str, other: str, problem: Problem, pool: JudgePool) -> bool:
+    asked = replace(problem, answer=one, meta={})
+    return judge_answer(other, asked, pool).score == 1.0
 
 
 def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:

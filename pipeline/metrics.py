@@ -41,8 +41,8 @@ def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
 def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
     """Metrics of one model on one benchmark; fractions of 1, tokens as counts.
 
-    Each row has problem_id, score (None counts as unjudged and is left out), extracted, cut_off
-    and completion_tokens.
+    Each row has problem_id, score (None counts as unjudged and is left out), vote (what its answer
+    counts for in maj@k), cut_off and completion_tokens.
     """
     groups = _judged(rows)
     scores = [[r["score"] for r in group] for group in groups.values()]
@@ -57,7 +57,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
         "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
         "unjudged": sum(r["score"] is None for r in rows)}
     at_k = [pass_at_k(len(g), sum(s == 1.0 for s in g), k) for g in scores]
-    majorities = [majority([r["extracted"] for r in g], [r["score"] for r in g])
+    majorities = [majority([r["vote"] for r in g], [r["score"] for r in g])
                   for g in groups.values()]
     for name, values in (("pass", at_k), ("maj", majorities)):
         out[name], out[f"{name}_low"], out[f"{name}_high"] = mean_interval(values)

@@ -119,19 +119,20 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 
 def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    from pipeline.judging import judge_all
+    from pipeline.judging import judge_all, votes
     from pipeline.verify import Problem
 
-    judgements = judge_all([one[2] for one in sampled],
-                           [Problem.from_row(by_id[one[0]]) for one in sampled],
-                           pool, f"judging {model}")
+    problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
+    judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
+    voted = votes(list(zip(problems, judgements, strict=True)), pool)
     return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
              "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
              "score": judgement.score, "verdict": judgement.verdict,
-             "extracted": judgement.extracted, "cut_off": completion.finish_reason == "length",
+             "extracted": judgement.extracted, "vote": vote,
+             "cut_off": completion.finish_reason == "length",
              "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), judgement
-            in zip(sampled, judgements, strict=True)]
+            for (name, index, completion, tokens, cost), judgement, vote
+            in zip(sampled, judgements, voted, strict=True)]
 
 
 Asked = Mapping[str, Mapping[str, list]]
@@ -210,4 +211,4 @@ def check(experiment: Any) -> None:
 
 
 STAGE = Stage(name="evaluate", run=run, check=check, needs=needs, files=files, summary=summary,
-              version=4)
+              version=5)

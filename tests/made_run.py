@@ -60,8 +60,8 @@ def write_scores(folder, problems, models, draw, thinking):
                              "thinking": thinking * (1 + draw.randrange(20)),
                              "answer": thinking, "completion_tokens": draw.randrange(30, 400),
                              "score": float(right), "verdict": "correct" if right else "wrong",
-                             "extracted": "1" if right else "2", "cut_off": False,
-                             "model": model, "benchmark": "heldout"})
+                             "extracted": "1" if right else "2", "vote": "1" if right else "2",
+                             "cut_off": False, "model": model, "benchmark": "heldout"})
     scores = {m: {"heldout": summarise([r for r in rows if r["model"] == m])} for m in models}
     folder.mkdir()
     (folder / "scores.json").write_text(json.dumps(scores))

@@ -8,9 +8,11 @@ import pytest
 
 from pipeline import records
 from pipeline.errors import UserError
+from pipeline.judging import votes
 from pipeline.report.numbers import judged as judged_columns
 from pipeline.report.numbers import trace_counts
 from pipeline.report.page import funnel
+from pipeline.verify import Judgement, JudgePool, Problem
 from stages import filter as stage
 from stages import prepare, rl
 from stages.filter import FilterConfig
@@ -116,3 +118,15 @@ def test_a_missing_gold_is_refused_where_none_may_miss(tmp_path):
         prepared(tmp_path, ROWS, held_out=3)
     with pytest.raises(UserError, match="4 problems with a usable answer"):
         prepared(tmp_path, ROWS, held_out=5, answer_optional=True, answer_pattern="#### (.+)")
+
+
+def test_equal_answers_to_maths_are_one_vote_however_spelt():
+    half, sum_ = Problem("half", "?", "1/2"), Problem("sum", "?", "2", "exact")
+    said = [(half, "\\frac{1}{2}", 1.0), (half, "0.5", 1.0), (half, "2", 0.0), (half, "0.25", 0.0),
+            (half, "\\frac14", 0.0), (half, None, 0.0), (half, "2.0", None), (sum_, "2.0", 0.0),
+            (sum_, "2", 1.0), (Problem("other", "?", "9"), "2.0", 0.0)]
+    judged = [(problem, Judgement(score, "correct" if score else "wrong", answer, "rules"))
+              for problem, answer, score in said]
+    with JudgePool(workers=1) as pool:
+        assert votes(judged, pool) == ["1/2", "1/2", "2", "0.25", "0.25", None, "2.0", "2.0", "2",
+                                       "2.0"]

@@ -15,7 +15,7 @@ from stages.graph import Experiment
 
 
 def rows(table):
-    return [{"problem_id": str(i), "score": s, "extracted": str(s), "cut_off": False,
+    return [{"problem_id": str(i), "score": s, "vote": str(s), "cut_off": False,
              "completion_tokens": 10} for i, group in enumerate(table) for s in group]
 
 
@@ -52,7 +52,7 @@ def test_summarise_averages_over_problems_and_leaves_out_what_was_not_judged():
     assert got["avg"] == pytest.approx(0.5) and got["problems"] == 3 and got["samples"] == 2
     assert got["pass"] == pytest.approx(2 / 3)
     assert got["ci_low"] < got["avg"] < got["ci_high"]
-    unjudged = {"problem_id": "9", "score": None, "extracted": None, "cut_off": True,
+    unjudged = {"problem_id": "9", "score": None, "vote": None, "cut_off": True,
                 "completion_tokens": 10}
     with_none = [*rows([[1.0, 0.0]]), unjudged]
     assert summarise(with_none)["avg"] == 0.5 and summarise(with_none)["unjudged"] == 1
