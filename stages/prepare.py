@@ -48,7 +48,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     config = experiment.prepare
     loaded = load_rows(config, experiment.seed)
-    rows = _distinct(loaded)
+    rows, again = _distinct(loaded)
+    _say_what_contradicts(again)
     good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     good.sort(key=has_gold, reverse=True)
@@ -71,18 +72,31 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
             "near_duplicates": len(repeats), "contaminated": len(hits)}
 
 
-def _distinct(rows: list[dict]) -> list[dict]:
-    """The first of each set of rows that ask the same; ids must be unique."""
+def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
+    """The first of each set of rows that ask the same, and (first, later) of those after it; ids
+    must be unique."""
     from pipeline.normalise import as_typed
 
     seen: dict[str, dict] = {}
-    for row in rows:
-        seen.setdefault(as_typed(row["problem"]), row)
+    pairs = [(seen.setdefault(as_typed(row["problem"]), row), row) for row in rows]
     ids = [row["problem_id"] for row in seen.values()]
     if len(set(ids)) != len(ids):
         double = next(i for i in ids if ids.count(i) > 1)
         raise UserError(f"two different problems have the id {double!r}; make ids unique")
-    return list(seen.values())
+    return list(seen.values()), [(first, row) for first, row in pairs if row is not first]
+
+
+def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
+    """One sentence where a problem that is there twice has two answers: one of them is wrong."""
+    from pipeline.verify import Problem, judge_answer
+
+    apart = [(first, row) for first, row in again
+             if has_gold(first) and has_gold(row) and first["answer"] != row["answer"]
+             and judge_answer(row["answer"], Problem.from_row(first)).score != 1.0]
+    if apart:
+        said = " and ".join(f"{row['problem_id']} says {row['answer']!r}" for row in apart[0])
+        print(f"prepare: {len(apart):,} of the repeated problems disagree with the one kept "
+              f"({said}); look which is right", file=sys.stderr)
 
 
 def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
@@ -127,7 +141,7 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     texts: dict[str, str] = {}
     sets = _evaluation_sets(config)
     for name, short in short_names(sets).items():
-        rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(sets[name], seed))
+        rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(sets[name], seed))[0]
         texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),

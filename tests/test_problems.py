@@ -101,3 +101,16 @@ def test_what_prepare_leaves_out_is_counted_and_said(tmp_path):
     counts = prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / "out")
     assert (counts["problems"], counts["duplicates"], counts["bad_gold"]) == (7, 2, 1)
     assert "2 duplicates" in prepare.summary(counts) and "1 with a bad" in prepare.summary(counts)
+
+
+def test_a_problem_that_is_there_twice_with_two_answers_is_said(tmp_path, capsys):
+    rows = [{"id": f"{i}", "problem": f"Half of {i}?", "answer": str(i / 2)} for i in range(9)]
+    again = [{"id": "a", "problem": "half of 1", "answer": "\\frac{1}{2}"},
+             {"id": "b", "problem": "half of 3", "answer": "1"}]
+    config = prepare.PrepareConfig(problems=str(tmp_path / "p.jsonl"), held_out=2)
+    for more, said in ((again[:1], ""), (again, "1 of the repeated problems disagree")):
+        problems(tmp_path / "p.jsonl", [*rows, *more])
+        prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / f"out{len(more)}")
+        told = capsys.readouterr().err
+        assert (said in told and "b says '1'" in told and "3 says '1.5'" in told) if said else \
+            "disagree" not in told
