@@ -69,7 +69,7 @@ def test_what_prepare_takes_for_one_problem_is_one_problem_to_its_traces(tmp_pat
 
     asked = ["What is 2+2?", "what is 2+2", "What is  2+2 ?", "What is 2-2?"]
     kept = [row["problem"] for row in _distinct(
-        [{"problem_id": str(i), "problem": text} for i, text in enumerate(asked)])]
+        [{"problem_id": str(i), "problem": text} for i, text in enumerate(asked)])[0]]
     assert kept == ["What is 2+2?", "What is 2-2?"]
     traces, counts = read(tmp_path, [{"problem": text, "completion": TEXT} for text in asked])
     assert traces["problem_id"].to_list() == ["a"] * 3
