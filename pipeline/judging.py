@@ -96,15 +96,18 @@ def by_majority(judged: pl.DataFrame, problems: list[dict[str, Any]], votes: int
 
 def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
     """`answers` judged by the one that most of them equal; [] where there is none."""
-    def like(one: str, other: str) -> Judgement:
-        return judge_answer(other, replace(problem, answer=one), pool)
-
-    gold = majority_answer(answers, lambda one, other: like(one, other).score == 1.0)
+    gold = majority_answer(
+        answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
     if gold is None or (problem.kind == "math" and _SAYING.fullmatch(gold)):
         return []
     if check_gold(replace(problem, answer=gold), pool).score != 1.0:
         return []
-    return [like(gold, answer) for answer in answers]
+    return [_against(gold, answer, problem, pool) for answer in answers]
+
+
+def _against(gold: str, answer: str, problem: Problem, pool: JudgePool) -> Judgement:
+    """The verdict on `answer` were `gold` that of `problem`."""
+    return judge_answer(answer, replace(problem, answer=gold), pool)
 
 
 def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[str | None]:
@@ -121,17 +124,12 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
             if judgement.score == 1.0:
                 answer = problem.answer
             else:
-                seen = wrong.setdefault(problem.problem_id, [])
-                answer = next((one for one in seen if one == answer or _equal(
-                    one, answer, problem, pool)), answer)
+                seen, bare = wrong.setdefault(problem.problem_id, []), replace(problem, meta={})
+                answer = next((one for one in seen if one == answer or _against(
+                    one, answer, bare, pool).score == 1.0), answer)
                 seen += [] if answer in seen else [answer]
         out.append(answer)
     return out
-
-
-def _equal(one: str, other: str, problem: Problem, pool: JudgePool) -> bool:
-    asked = replace(problem, answer=one, meta={})
-    return judge_answer(other, asked, pool).score == 1.0
 
 
 def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:
