@@ -7,7 +7,9 @@ process of their own. TRL keeps its defaults for everything else (batches of 8, 
 checkpointing, importance-sampling correction, its own engine) and its accuracy_reward; limbeck
 takes what configs/qwen-distill.yaml says. One JSON line each: prompts and completion tokens a
 second after the warm-up, the shares of a step spent in generation and in verification, the share of
-the time in which the GPU ran any kernel (nvidia-smi, five samples a second), peak GB.
+the time in which the GPU ran any kernel and the most memory in use on it (nvidia-smi, five samples
+a second), and reward, tokens and seconds of every step. With ten steps or more a last line says
+what either spent until the mean reward of ten steps reached what both reached.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import IO, Any, cast
 
 import yaml
 
-PROMPTS, GROUP, LONGEST = 32, 8, 512
+PROMPTS, GROUP, LONGEST, WINDOW = 32, 8, 512, 10
 SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": LONGEST,
           "temperature": 1.0, "learning_rate": 5e-6, "logging_steps": 1, "report_to": [],
           "save_strategy": "no", "seed": 0, "disable_tqdm": True, "vllm_max_model_length": 4096}
@@ -48,11 +50,15 @@ def timed(call: Callable, spent: list[float]) -> Callable:
 
 
 class Busy(threading.Thread):
-    """Samples (seconds, share of the time in which the GPU ran a kernel) until the program ends."""
+    """Samples (seconds, share of the time in which the GPU ran a kernel) until the program ends.
+
+    `most` is the largest memory in use seen, in GB, that of all processes.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.samples: list[tuple[float, float]] = []
+        self.most = 0.0
 
     def run(self) -> None:
         import torch
@@ -60,11 +66,14 @@ class Busy(threading.Thread):
         if not torch.cuda.is_available() or not which("nvidia-smi"):
             return
         command = ["nvidia-smi", "-i", f"GPU-{torch.cuda.get_device_properties(0).uuid}", "-lms",
-                   "200", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+                   "200", "--query-gpu=utilization.gpu,memory.used",
+                   "--format=csv,noheader,nounits"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watched:
             atexit.register(watched.kill)
             for line in cast(IO[str], watched.stdout):
-                self.samples.append((time.perf_counter(), float(line) / 100))
+                share, mib = map(float, line.split(","))
+                self.samples.append((time.perf_counter(), share / 100))
+                self.most = max(self.most, mib * 2**20 / 1e9)
 
     def since(self, moment: float) -> float | None:
         shares = [share for at, share in self.samples if at >= moment]
@@ -114,7 +123,8 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
         model=load_student(given.model, args), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),
-        engine=given.engine if given.engine is not None else config["runtime"]["vllm"])
+        engine={**config["runtime"]["vllm"], "engines": config["runtime"].get("engines", 1),
+                **given.engine})
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
@@ -123,8 +133,6 @@ def options(given: argparse.Namespace) -> dict[str, Any]:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The figures of one contender, in this process."""
-    import torch
-
     verify: list[float] = []
     generate: list[float] = []
     busy = Busy()
@@ -136,7 +144,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         trainer.train()
         end = time.perf_counter()
     warm = given.steps // 3
-    logs = [entry for entry in trainer.state.log_history if "step_time" in entry][warm:]
+    logged = [entry for entry in trainer.state.log_history if "step_time" in entry]
+    logs = logged[warm:]
     wall = sum(entry["step_time"] for entry in logs)
     tokens = sum(entry["completions/mean_length"] for entry in logs) * PROMPTS * GROUP
     per_step = len(logs) * PROMPTS
@@ -146,27 +155,60 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "generation_share": round(sum(generate[warm:]) / wall, 3),
             "verification_share": round(sum(verify[warm:]) / wall, 4),
             "gpu_busy": busy.since(end - wall),
-            "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
-            if torch.cuda.is_available() else None,
-            "rewards": [round(entry["reward"], 3) for entry in trainer.state.log_history
-                        if "reward" in entry]}
+            "peak_gb": round(busy.most, 1),
+            "rewards": [round(entry["reward"], 3) for entry in logged],
+            "tokens": [round(entry["completions/mean_length"] * PROMPTS * GROUP)
+                       for entry in logged],
+            "seconds": [round(entry["step_time"], 2) for entry in logged]}
+
+
+def means(values: list[float]) -> list[float]:
+    """The mean of each WINDOW values in a row."""
+    return [sum(values[i - WINDOW:i]) / WINDOW for i in range(WINDOW, len(values) + 1)]
+
+
+def compared(contenders: list[dict[str, Any]]) -> dict[str, Any]:
+    """What each spent up to the highest reward, a mean of WINDOW steps, that all reached."""
+    reward = min(max(means(one["rewards"])) for one in contenders)
+    out: dict[str, Any] = {"reward": round(reward, 3)}
+    for one in contenders:
+        steps = WINDOW + next(i for i, mean in enumerate(means(one["rewards"])) if mean >= reward)
+        out[one["contender"]] = {"steps": steps, "tokens": sum(one["tokens"][:steps]),
+                                 "seconds": round(sum(one["seconds"][:steps]), 1)}
+    return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--problems", type=Path, required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--problems", type=Path)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--set", action="append", default=[], help="a GRPOConfig key for both")
-    parser.add_argument("--engine", type=json.loads, help="vllm.LLM options for limbeck, in JSON")
+    parser.add_argument("--engine", type=json.loads, default={},
+                        help="vllm.LLM options for limbeck beside the recipe's, in JSON")
     parser.add_argument("--contender", choices=["TRL", "limbeck"], help="measure only this one")
+    parser.add_argument("--compare", nargs="+", type=Path, metavar="FILE",
+                        help="measure nothing; compare the JSON lines in these")
     given = parser.parse_args()
+    if not given.compare and not (given.model and given.problems):
+        parser.error("--model and --problems are needed, or --compare")
     if given.contender:
         print(json.dumps(measure(given)), flush=True)
         return
-    for name in ("TRL", "limbeck"):
-        subprocess.run([sys.executable, *sys.argv, "--contender", name], check=False)
+    if given.compare:
+        said = [path.read_text(encoding="utf-8") for path in given.compare]
+    else:
+        said = []
+        for name in ("TRL", "limbeck"):
+            done = subprocess.run([sys.executable, *sys.argv, "--contender", name], check=False,
+                                  stdout=subprocess.PIPE, text=True)
+            print(done.stdout, end="", flush=True)
+            said.append(done.stdout)
+    contenders = [json.loads(line) for text in said for line in text.splitlines()
+                  if line.startswith('{"contender"')]
+    if len(contenders) > 1 and all(len(one["rewards"]) >= WINDOW for one in contenders):
+        print(json.dumps(compared(contenders)), flush=True)
 
 
 if __name__ == "__main__":

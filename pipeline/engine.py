@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.engines import start
 from pipeline.errors import UserError
 
 FAR = 0.5
@@ -19,6 +20,7 @@ def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
     """While the block runs, TRL starts its colocated vLLM engine with `options` as well.
 
     TRL 1.16 hands eleven of vllm.LLM's arguments through and no others (compilation_config, ...).
+    `engines` among them is how many engines sample side by side (pipeline.engines).
     """
     from trl.generation import vllm_generation
 
@@ -26,7 +28,7 @@ def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
     if engine is None or not options:
         yield
         return
-    vllm_generation.LLM = lambda **given: engine(**{**given, **options})
+    vllm_generation.LLM = lambda **given: start(engine, {**given, **options})
     try:
         yield
     finally:

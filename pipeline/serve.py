@@ -59,7 +59,7 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
         raise UserError("vllm is not installed; pip install 'limbeck[vllm]', or use a teacher of "
                         "type openai or solver")
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
-    share = _share(options, count)
+    share = share_of(options, count)
     with contextlib.ExitStack() as stack:
         servers: dict[str, Callable[[float], None]] = {}
         for each in logs:
@@ -87,14 +87,14 @@ def _launched(model: str, options: Mapping[str, Any], log: Path,
                                                      f"http://127.0.0.1:{port}/health", log)
 
 
-def _share(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
-    """The options of one of `count` servers."""
+def share_of(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+    """The options of one of `count` engines or servers on the same GPUs."""
     if count == 1:
         return options
     total = options.get("gpu_memory_utilization") or UTILIZATION
     if not isinstance(total, int | float):
-        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} servers cannot "
-                        "share it; give one such as 0.9")
+        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} cannot share "
+                        "it; give one such as 0.9")
     return {**options, "gpu_memory_utilization": round(total / count, 4)}
 
 
@@ -179,7 +179,7 @@ def process_group(command: list[str], environment: Mapping[str, str],
     SIGTERM comes first: a launcher hands it on to processes that lead groups of their own.
     """
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
-                          start_new_session=True, preexec_fn=_die_with_parent,
+                          start_new_session=True, preexec_fn=die_with_parent,
                           **streams) as process:
         try:
             yield process
@@ -191,7 +191,7 @@ def process_group(command: list[str], environment: Mapping[str, str],
                     process.wait(STOP_SECONDS)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux: ask for SIGTERM when the parent dies, which a kill -9 of it cannot prevent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)       # PR_SET_PDEATHSIG

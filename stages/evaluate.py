@@ -148,7 +148,7 @@ def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
     flat = [(benchmark, name) for benchmark, these in asked.items() for name in these]
     groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
                     [asked[benchmark][name] for benchmark, name in flat], config.samples,
-                    config.sampling, experiment.seed, experiment.runtime.vllm)
+                    config.sampling, experiment.seed, experiment.runtime.engine())
     out: dict[str, list[tuple]] = {benchmark: [] for benchmark in asked}
     for (benchmark, name), group in zip(flat, groups, strict=True):
         out[benchmark] += [(name, index, completion, tokens, 0.0)

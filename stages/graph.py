@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.recipe import LogitsConfig, RlConfig, SftConfig
+from pipeline.serve import PARALLEL
 from pipeline.stage import Plan, Stage, make_plan
 from pipeline.teacher.config import JudgeRuntime, TeacherRuntime
 from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
@@ -41,10 +42,25 @@ class Runtime(Config):
     vllm: dict[str, Any] = {}
     """Handed to vllm.LLM where it samples a student, in sft (on_policy), rl and evaluate
     (max_num_seqs, ...)."""
+    engines: int = Field(default=1, ge=1)
+    """vLLM engines on each GPU there, in processes of their own, which share its memory. Two pay
+    for a small model, whose GPU waits for one engine's Python."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same of the model that filter.llm_judge names."""
+
+    def engine(self) -> dict[str, Any]:
+        """Options of vllm.LLM, and `engines` where there are several (pipeline.engines)."""
+        return {**self.vllm, **({"engines": self.engines} if self.engines > 1 else {})}
+
+    @model_validator(mode="after")
+    def _engines_fit_a_gpu(self) -> Runtime:
+        parallel = sorted(PARALLEL & set(self.vllm))
+        if self.engines > 1 and parallel:
+            raise UserError(f"runtime.vllm.{parallel[0]} spreads one engine over GPUs; remove it, "
+                            "or set runtime.engines=1")
+        return self
 
 
 class Experiment(Config):

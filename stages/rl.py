@@ -39,7 +39,7 @@ def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
         if config.evaluate_every else []
     return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
-                 held_out=held_out[:config.evaluate_problems], engine=runtime.vllm,
+                 held_out=held_out[:config.evaluate_problems], engine=runtime.engine(),
                  judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
 
 
@@ -96,7 +96,7 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
         with JudgePool(experiment.runtime.judge_workers) as pool:
             scores = student_scores(model, inputs["student"] / "tokenizer", rows,
                                     config.difficulty_samples, sampling, pool, experiment.seed,
-                                    out / "difficulty.parquet", experiment.runtime.vllm)
+                                    out / "difficulty.parquet", experiment.runtime.engine())
     else:
         scores = teacher_scores(inputs["filter"] / "judged.parquet")
     return inside(rows, config.difficulty, scores,
@@ -105,6 +105,7 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
 
 def check(experiment: Any) -> None:
     from pipeline.arguments import lora_config
+    from pipeline.engines import check_engines
     from pipeline.errors import UserError
     from pipeline.launch import check_options
     from pipeline.rl import arguments, reward_functions
@@ -132,6 +133,7 @@ def check(experiment: Any) -> None:
     check_phases(config.trainer, config.phases)
     for given in phase_trainers(config.trainer, config.phases):
         args = arguments(given, Path("unused"), experiment.seed)
+        check_engines(experiment.runtime.engines, args, "rl")
         if (args.use_vllm or config.server is not None) and not has_vllm():
             raise UserError("rl samples by vLLM, which is not installed; pip install "
                             "'limbeck[vllm]', or set rl.trainer.use_vllm=false (and no rl.server)")

@@ -27,7 +27,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed,
-                 engine=experiment.runtime.vllm)
+                 engine=experiment.runtime.engine())
     options = experiment.runtime.launch
     # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
     # gives its memory back only when its process ends.
@@ -36,6 +36,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 
 def check(experiment: Any) -> None:
+    from pipeline.engines import check_engines
     from pipeline.errors import UserError
     from pipeline.launch import check_options
     from pipeline.serve import has_vllm
@@ -43,6 +44,7 @@ def check(experiment: Any) -> None:
 
     check_options(experiment.runtime.launch)
     args = arguments(experiment.sft, Path("unused"), experiment.seed)
+    check_engines(experiment.runtime.engines, args, "sft")
     if getattr(args, "use_vllm", False) and not has_vllm():
         raise UserError("sft samples by vLLM, which is not installed; pip install 'limbeck[vllm]', "
                         "or set sft.trainer.use_vllm=false")

@@ -1,0 +1,190 @@
+"""Several vLLM engines on one GPU that sample from one model, each in a process of its own.
+
+The Python of one engine sets the pace of a small model, whose GPU waits for half of a rollout
+(results/README.md). Engines stand where vllm.LLM does, for what TRL and limbeck ask of it. Weights
+are not copied on their way: each engine reads them where the trainer holds them, by CUDA IPC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+
+from pipeline.errors import UserError
+from pipeline.serve import die_with_parent, share_of, visible_gpus
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher or TRL tells the trainer, and an engine beside it must not take for its own."""
+DEVICE = 6
+"""Where rebuild_cuda_tensor's arguments name the GPU."""
+
+
+def start(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """make(**options), a vllm.LLM; with `engines` above 1 in `options`, so many in its place."""
+    options = dict(options)
+    count = options.pop("engines", 1)
+    return make(**options) if count == 1 else Engines(count, options)
+
+
+def check_engines(count: int, args: Any, section: str) -> None:
+    """Refuse TRL settings (`args`, a GRPOConfig or the like) that several engines do not know."""
+    for key, plain in (("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)):
+        if count > 1 and getattr(args, key, plain) not in (plain, None):
+            raise UserError(f"{section}.trainer.{key}={getattr(args, key)} is for one engine; "
+                            "remove it, or set runtime.engines=1")
+
+
+def one_engine(**options: Any) -> Any:
+    """A vllm.LLM in this process, so that its weights are at hand."""
+    from vllm import LLM
+
+    return LLM(**options)
+
+
+class Engines:
+    """`count` engines with `options` of vllm.LLM; a UserError where one of them ends.
+
+    gpu_memory_utilization is divided among them. Each starts when the one before is ready, since
+    vLLM counts as its own what others take while it measures its memory; given
+    kv_cache_memory_bytes, which holds for each, all start at once.
+    """
+
+    def __init__(self, count: int, options: Mapping[str, Any],
+                 make: Callable[..., Any] = one_engine):
+        own = {**options, "distributed_executor_backend": None}     # not the trainer's launcher
+        context = torch.multiprocessing.get_context("spawn")
+        self._started: list[tuple[Any, Any]] = []
+        with _environment():
+            for index in range(count):
+                seed = (options.get("seed") or 0) * count + index
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=_serve, args=(theirs, {**share_of(own, count), "seed": seed}, make),
+                    daemon=True)
+                process.start()
+                theirs.close()
+                self._started.append((process, ours))
+                if options.get("kv_cache_memory_bytes") is None:
+                    self._answers(self._started[-1:])
+        if options.get("kv_cache_memory_bytes") is not None:
+            self._answers()
+        self.llm_engine = SimpleNamespace(      # where TRL looks for the model
+            engine_core=SimpleNamespace(shutdown=self.close), model_executor=SimpleNamespace(
+                driver_worker=SimpleNamespace(model_runner=SimpleNamespace(model=self))))
+
+    def generate(self, prompts: Sequence[Any], sampling_params: Any,
+                 use_tqdm: bool = False) -> list[Any]:
+        """vLLM's RequestOutput of each prompt, in order; neighbours go to one engine."""
+        each = math.ceil(len(prompts) / len(self._started))
+        for index, engine in enumerate(self._started):
+            mine = prompts[index * each:(index + 1) * each]
+            self._send([engine], ("generate", mine, sampling_params))
+        return [output for outputs in self._answers() for output in outputs]
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Every engine takes `weights`; the next one is asked for when all have read the last.
+
+        So what `weights` gathers or merges for a moment needs to stand no longer.
+        """
+        self._send(self._started, ("load",))
+        for name, weight in weights:
+            if weight.is_cuda:
+                torch.cuda.current_stream(weight.device).synchronize()
+            self._send(self._started, (name, reduce_tensor(weight.detach())))
+            self._answers()
+        self._send(self._started, None)
+        self._answers()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget what was computed with other weights."""
+        self._send(self._started, ("reset",))
+        self._answers()
+
+    def close(self) -> None:
+        """End the processes."""
+        for process, pipe in self._started:
+            pipe.close()
+            process.terminate()
+            process.join()
+
+    def _send(self, engines: Sequence[tuple[Any, Any]], message: Any) -> None:
+        for process, pipe in engines:
+            with self._alive(process):
+                pipe.send(message)
+
+    def _answers(self, engines: Sequence[tuple[Any, Any]] | None = None) -> list[Any]:
+        answers = []
+        for process, pipe in self._started if engines is None else engines:
+            with self._alive(process):
+                answers.append(pipe.recv())
+        return answers
+
+    @contextlib.contextmanager
+    def _alive(self, process: Any) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            process.join()
+            self.close()
+            raise UserError(
+                f"a vLLM engine ended with code {process.exitcode}; its messages are above. Where "
+                "it found no memory, lower runtime.engines or its share of the GPU") from None
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """While the block runs, processes that start see this process's GPU alone, and no launcher."""
+    kept = dict(os.environ)
+    names = visible_gpus()
+    if names and torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[torch.cuda.current_device()]
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def _serve(pipe: Any, options: Mapping[str, Any], make: Callable[..., Any]) -> None:
+    """An engine's process: answers what comes down `pipe` until its other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)       # the trainer's to see
+    die_with_parent()
+    llm = make(**options)
+    pipe.send("ready")
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            call, *given = pipe.recv()
+            if call == "generate":
+                prompts, params = given
+                pipe.send(llm.generate(prompts, params, use_tqdm=False) if prompts else [])
+            elif call == "load":
+                executor = llm.llm_engine.model_executor
+                executor.driver_worker.model_runner.model.load_weights(_received(pipe))
+                pipe.send("loaded")
+            else:
+                pipe.send(llm.reset_prefix_cache())
+
+
+def _received(pipe: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The trainer's weights as they come, each given back once it has been read."""
+    while (message := pipe.recv()) is not None:
+        name, (rebuild, args) = message
+        if rebuild is rebuild_cuda_tensor:     # this process sees one GPU, the trainer perhaps more
+            args = (*args[:DEVICE], 0, *args[DEVICE + 1:])
+        weight = rebuild(*args)
+        yield name, weight
+        if weight.is_cuda:
+            torch.cuda.synchronize()
+        del weight
+        pipe.send("read")
