@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The seeds' table on real models, without a network: a 1.5B teacher, a 0.5B student, GSM8K and MATH.
 #   DATA=… TEACHER=… STUDENT=… WORK=… benchmarks/qwen.sh STAGE RECIPE [KEY=VALUE]...
-#   … benchmarks/qwen.sh all               every recipe, one after the other
+#   … benchmarks/qwen.sh all               every recipe for one GPU, one after the other
 # DATA holds gsm8k_train.jsonl, math_train.jsonl, gsm8k_test.jsonl, math500.jsonl; TEACHER and STUDENT
 # are checkpoint folders; WORK gets artifacts and traces, and RESULTS (or WORK/results) the files of
 # benchmarks/qwen_results.py, after each evaluate or rl. A recipe's stages go on where they stopped, and
@@ -40,12 +40,14 @@ on_policy=('evaluate.models=[sft]' sft.method.type=on_policy "sft.method.teacher
 unfiltered=('evaluate.models=[sft]' sft.method.type=sequence 'filter.keep=tokens > 0')
 rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
+two_gpus=("${distilled_rl[@]}" rl.trainer.gradient_accumulation_steps=16
+          'runtime.launch={num_processes: 2, multi_gpu: true, mixed_precision: bf16}')
 on_policy_rl=('evaluate.models=[rl]' rl.start=sft "${on_policy[@]:1}")
 r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
          'rl.difficulty='
          rl.rewards.r1_format=0.05 rl.trainer.scale_rewards=batch
-         rl.keep_completions=10 rl.trainer.temperature=1.0)
-fixed=("${distilled_rl[@]}" rl.minutes=40 rl.trainer.max_steps=40 rl.trainer.temperature=1.0)
+         rl.keep_completions=10)
+fixed=("${distilled_rl[@]}" rl.trainer.max_steps=40)
 growing=("${fixed[@]}" 'rl.phases=[{until_step: 20, trainer: {max_completion_length: 256}}, {}]')
 recipes=(base teacher sequence logits on_policy unfiltered rl_only distilled_rl on_policy_rl fixed growing
          r1_zero)

@@ -22,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.metrics import paired_gain
 from pipeline.report.numbers import Points, columns, curve, read_lines, read_log
 from pipeline.stage import read_manifest
@@ -32,6 +34,8 @@ SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "log
                      "distilled_rl": "distilled_rl", "teacher": "teacher"},
          "qwen-on-policy": {"base": "base", "sequence": "start", "on_policy": "on_policy",
                             "on_policy_rl": "on_policy_rl", "teacher": "teacher"},
+         "qwen-two-gpus": {"base": "base", "sequence": "distilled", "two_gpus": "distilled_rl",
+                           "teacher": "teacher"},
          "qwen-context": {"sequence": "start", "fixed": "fixed", "growing": "growing"},
          "qwen-r1-zero": {"base": "base", "r1_zero": "r1_zero"}}
 COMPARED = [("sequence", "base"), ("logits", "sequence"), ("sequence", "unfiltered"),
@@ -65,7 +69,7 @@ def gather(work: Path, shown: Mapping[str, str]) -> dict[str, Any]:
             "differences_paired": {f"{one} - {other}": _gains(rows[one], rows[other])
                                    for one, other in COMPARED if one in rows and other in rows},
             "curves": {name: _curves(*last) for name, last in trained.items() if last},
-            "rl": {name: _refinement(runs[name]["rl"], last[1])
+            "rl": {name: _refinement(runs[name]["rl"], last[1], _processes(notes[name]))
                    for name, last in trained.items() if last and last[0] == "rl"},
             "overrides": {name: lines[1:] for name, lines in notes.items()}, "runs": runs}
 
@@ -122,10 +126,17 @@ def _thinned(points: Points) -> Points:
     return [(step, round(value, 4)) for step, value in points[(len(points) - 1) % k::k]]
 
 
-def _refinement(run: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What an rl stage did and with which settings; completions are those of one process."""
+def _processes(lines: Sequence[str]) -> int:
+    """Processes that trained, by the overrides of a recipe."""
+    launch = [line.split("=", 1)[1] for line in lines if line.startswith("runtime.launch=")]
+    return yaml.safe_load(launch[-1]).get("num_processes", 1) if launch else 1
+
+
+def _refinement(run: Mapping[str, Any], folder: Path, processes: int) -> dict[str, Any]:
+    """What an rl stage did and with which settings."""
     config, trainer = run["config"], run["config"]["trainer"]
-    completions = trainer["per_device_train_batch_size"] * trainer["gradient_accumulation_steps"]
+    completions = (processes * trainer["per_device_train_batch_size"]
+                   * trainer["gradient_accumulation_steps"])
     tokens = completions * sum(length for _, length in curve(read_log(folder), LENGTH))
     return {"steps": run["counts"]["steps"],
             "train_minutes": round(run["counts"]["train_seconds"] / 60, 1),

@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
+from peft import PeftModel
 
 from pipeline.engines import start
 from pipeline.errors import UserError
 
+WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+"""Training in which every process holds all weights."""
 FAR = 0.5
 """Nats a token; rounding and kernels make up a hundredth, another model several."""
 
@@ -38,13 +42,17 @@ def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
 def sync_weights(generation: Any) -> None:
     """VLLMGeneration.sync_weights of a colocated engine in one call, as vLLM loads a checkpoint.
 
-    TRL 1.16 makes one call a tensor, each of which walks the whole model.
+    TRL 1.16 makes one call a tensor, each of which walks the whole model. What is gathered or
+    merged for the engine's sake comes one by one.
     """
     if generation.mode != "colocate" or generation.enable_sleep_mode:
         generation.sync_weights()
         return
     runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
-    runner.model.load_weights(generation._iter_named_params())
+    weights = generation._iter_named_params()
+    stand = (generation.accelerator.distributed_type in WHOLE
+             and not isinstance(generation.model, PeftModel))
+    runner.model.load_weights(list(weights) if stand else weights)
     generation.llm.reset_prefix_cache()
 
 

@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
 from pipeline.errors import UserError
 from pipeline.serve import die_with_parent, share_of, visible_gpus
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 """What a launcher or TRL tells the trainer, and an engine beside it must not take for its own."""
 DEVICE = 6
 """Where rebuild_cuda_tensor's arguments name the GPU."""
@@ -90,18 +90,18 @@ class Engines:
         return [output for outputs in self._answers() for output in outputs]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Every engine takes `weights`; the next one is asked for when all have read the last.
+        """Every engine takes `weights`: of a list all at once, else one after the other.
 
-        So what `weights` gathers or merges for a moment needs to stand no longer.
+        The next is asked for when all have read the last, so that what was gathered or merged for
+        a moment needs to stand no longer.
         """
-        self._send(self._started, ("load",))
-        for name, weight in weights:
-            if weight.is_cuda:
-                torch.cuda.current_stream(weight.device).synchronize()
-            self._send(self._started, (name, reduce_tensor(weight.detach())))
+        for some in [weights] if isinstance(weights, list) else ([one] for one in weights):
+            if any(weight.is_cuda for _, weight in some):
+                torch.cuda.current_stream().synchronize()
+            for engine in self._started:      # a handle each: it counts who has let go of it
+                handles = [(name, reduce_tensor(weight.detach())) for name, weight in some]
+                self._send([engine], ("load", handles))
             self._answers()
-        self._send(self._started, None)
-        self._answers()
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed with other weights."""
@@ -147,8 +147,9 @@ def _environment() -> Iterator[None]:
     if names and torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = names[torch.cuda.current_device()]
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    for name in LAUNCHED:
-        os.environ.pop(name, None)
+    for name in kept:
+        if name.startswith(LAUNCHED):
+            del os.environ[name]
     try:
         yield
     finally:
@@ -169,22 +170,17 @@ def _serve(pipe: Any, options: Mapping[str, Any], make: Callable[..., Any]) -> N
                 prompts, params = given
                 pipe.send(llm.generate(prompts, params, use_tqdm=False) if prompts else [])
             elif call == "load":
-                executor = llm.llm_engine.model_executor
-                executor.driver_worker.model_runner.model.load_weights(_received(pipe))
+                model = llm.llm_engine.model_executor.driver_worker.model_runner.model
+                model.load_weights([(name, _received(*handle)) for name, handle in given[0]])
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 pipe.send("loaded")
             else:
                 pipe.send(llm.reset_prefix_cache())
 
 
-def _received(pipe: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The trainer's weights as they come, each given back once it has been read."""
-    while (message := pipe.recv()) is not None:
-        name, (rebuild, args) = message
-        if rebuild is rebuild_cuda_tensor:     # this process sees one GPU, the trainer perhaps more
-            args = (*args[:DEVICE], 0, *args[DEVICE + 1:])
-        weight = rebuild(*args)
-        yield name, weight
-        if weight.is_cuda:
-            torch.cuda.synchronize()
-        del weight
-        pipe.send("read")
+def _received(rebuild: Callable[..., torch.Tensor], args: tuple) -> torch.Tensor:
+    """A weight where the trainer holds it; this process sees one GPU, the trainer perhaps more."""
+    if rebuild is rebuild_cuda_tensor:
+        args = (*args[:DEVICE], 0, *args[DEVICE + 1:])
+    return rebuild(*args)

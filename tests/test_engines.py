@@ -46,7 +46,7 @@ class Fake:
             assert started[0] == len(list(folder.glob("*.started"))), "not alone"
 
     def load_weights(self, weights):
-        self.weights = {name: float(weight.sum()) for name, weight in weights}
+        self.weights |= {name: float(weight.sum()) for name, weight in weights}
 
     def generate(self, prompts, params, use_tqdm):
         assert not use_tqdm
@@ -100,8 +100,8 @@ def test_every_engine_reads_each_weight_while_it_stands(pair):
         model.load_weights(merged())
         pair.reset_prefix_cache()
         assert known(pair) == [{"matrix": 12.0, "bias": 2.0}] * 2
-    model.load_weights([("matrix", matrix)])        # as TRL hands them over: one by one
-    assert known(pair) == [{"matrix": 6.0}] * 2
+    model.load_weights([("matrix", matrix), ("other", 2 * matrix)])     # what stands: at once
+    assert known(pair) == [{"matrix": 6.0, "bias": 2.0, "other": 12.0}] * 2
 
 
 @pytest.mark.parametrize("given", [{}, {"kv_cache_memory_bytes": 10**9}])

@@ -92,10 +92,12 @@ def test_curves_and_settings_are_those_of_the_stage_that_trained_last(tmp_path):
 
 
 def test_a_refined_student_that_is_not_scored_still_has_its_curves(tmp_path):
-    (tmp_path / "r1_zero.rl").write_text(str(refined(tmp_path, "z", 4)))
+    note = tmp_path / "r1_zero.rl"
+    note.write_text(f"{refined(tmp_path, 'z', 4)}\nruntime.launch={{num_processes: 2}}\nseed=1\n")
     found = gathered(tmp_path, "qwen-r1-zero")
     assert found["models"] == found["differences_paired"] == {}
     assert len(found["curves"]["r1_zero"]["reward"]) == found["rl"]["r1_zero"]["steps"] == 4
+    assert found["rl"]["r1_zero"]["completions_a_step"] == 64       # of both processes
 
 
 def test_the_text_names_no_folder_and_says_the_same():

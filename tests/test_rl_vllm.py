@@ -21,8 +21,9 @@ class Engine:
 
     wrong = 0.0
 
-    def __init__(self, calls, model, temperature, max_completion_length, logprobs,
+    def __init__(self, calls, model, accelerator, temperature, max_completion_length, logprobs,
                  generation_kwargs, **given):
+        self.accelerator = accelerator
         self.calls, self.model, self.weights = calls, model, None
         self.mode, self.enable_sleep_mode = "colocate", False
         engine: object = self
