@@ -23,6 +23,8 @@ from pipeline.serve import die_with_parent, share_of, visible_gpus
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 """What a launcher or TRL tells the trainer, and an engine beside it must not take for its own."""
+PATIENCE = 10.0
+"""Seconds for a process to end by itself."""
 DEVICE = 6
 """Where rebuild_cuda_tensor's arguments name the GPU."""
 
@@ -113,6 +115,9 @@ class Engines:
         for process, pipe in self._started:
             pipe.close()
             process.terminate()
+        for process, _ in self._started:
+            process.join(PATIENCE)
+            process.kill()
             process.join()
 
     def _send(self, engines: Sequence[tuple[Any, Any]], message: Any) -> None:
@@ -132,7 +137,7 @@ class Engines:
         try:
             yield
         except (EOFError, OSError):
-            process.join()
+            process.join(PATIENCE)
             self.close()
             raise UserError(
                 f"a vLLM engine ended with code {process.exitcode}; its messages are above. Where "

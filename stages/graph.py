@@ -44,7 +44,7 @@ class Runtime(Config):
     (max_num_seqs, ...)."""
     engines: int = Field(default=1, ge=1)
     """vLLM engines on each GPU there, in processes of their own, which share its memory. Two pay
-    for a small model, whose GPU waits for one engine's Python."""
+    for a small model and some 500 completions at once, where the GPU waits for one's Python."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
