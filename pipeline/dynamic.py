@@ -7,6 +7,7 @@ resumed run at the first epoch's order and forgets completions that were not tra
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -147,11 +148,15 @@ class CurriculumTrainer(CompactGRPOTrainer):
         return {group for group, width in enumerate(spread.tolist()) if not width > 1e-6}
 
     def _quietly(self, inputs: Rows) -> dict[str, Any]:
-        """A generation whose metrics are not logged: it is of another size, and no fair sample."""
+        """A generation of which neither metrics nor table are kept: it is no fair sample.
+
+        TRL's table is as long as a whole generation: the new rows would push out others of it.
+        """
         kept, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        table = deepcopy(self._logs)
         more = super()._generate_and_score_completions(inputs)
         kept["num_tokens"] = self._metrics["train"]["num_tokens"]
-        self._metrics["train"] = kept
+        self._metrics["train"], self._logs = kept, table
         return more
 
     def _without(self, rows: list[int], output: dict[str, Any]) -> dict[str, Any]:

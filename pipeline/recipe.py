@@ -172,7 +172,8 @@ class RlConfig(Config):
     """The process reward model behind the reward `process`."""
     keep_completions: int = Field(default=0, ge=0)
     """Every so many steps the step's completions are kept with their rewards and advantages, in
-    checkpoints/completions/*.parquet (of each phase-N where there are phases); 0 keeps none."""
+    checkpoints/completions/*.parquet (of each phase-N where there are phases), as first drawn,
+    without what dynamic_sampling puts in their place; 0 keeps none."""
     patience: int = Field(default=20, ge=1)
     """Steps without a single right completion after which the run stops (with `accuracy`)."""
     minutes: float | None = Field(default=None, gt=0)

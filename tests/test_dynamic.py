@@ -1,5 +1,6 @@
 """Dynamic sampling and the band while training: what is asked again, what trains, what is said."""
 
+import polars as pl
 import pytest
 import tiny_rl
 import torch
@@ -74,7 +75,10 @@ def test_a_group_of_equal_reward_does_not_dilute_a_loss_over_tokens(start, tmp_p
 def test_extra_generations_do_not_bend_what_is_logged(start, tmp_path):
     for name, rounds in (("without", 0), ("with", 3)):
         tiny_rl.refined(start, tmp_path / name, tiny_rl.Pool(half_easy),
-                        dynamic_sampling=rounds, trainer={"max_steps": 1})
+                        dynamic_sampling=rounds, trainer={"max_steps": 1}, keep_completions=1)
+    tables = [pl.read_parquet(tmp_path / name / "checkpoints/completions/*.parquet")
+              for name in ("without", "with")]
+    assert tables[1].equals(tables[0]) and len(tables[0]) == 8
     without, filled = (tiny_rl.log(tmp_path / name)[0] for name in ("without", "with"))
     assert filled["dynamic_sampling/rounds"] > 0
     for key in ("reward", "reward_std", "frac_reward_zero_std", "completions/mean_length"):
