@@ -24,7 +24,7 @@ class Config(BaseModel):
     """Base of every config class: frozen, unknown keys refused, docstrings become help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True,
-                              validate_default=True, protected_namespaces=())
+                              validate_default=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

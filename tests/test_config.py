@@ -181,3 +181,9 @@ def test_a_fault_inside_a_choice_of_types_is_named_as_it_was_written(override, s
 def test_a_section_without_its_type_is_told_so():
     with pytest.raises(UserError, match=r"'generate.teacher' \(set in .*\) names no type; give "):
         load(Experiment, [], ["generate.teacher={model: x}"])
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_a_number_that_json_has_not_is_refused_before_any_work(value):
+    with pytest.raises(UserError, match=r"rl\.rewards\.accuracy.*finite"):
+        load(Experiment, [ROOT / "configs/default.yaml"], [f"rl.rewards={{accuracy: {value}}}"])
