@@ -154,8 +154,7 @@ def _watch(job: RlJob, pool: Any, phase: Phase, folder: Path, begin: int, traine
     config = job.rl
     trainer.keep_completions = config.keep_completions
     trainer.band, trainer.rounds = config.difficulty or "", config.dynamic_sampling
-    if config.minutes:
-        trainer.add_callback(Clock(config.minutes))      # before what measures the last step
+    trainer.add_callback(Clock(config.minutes))     # before what measures the last step
     if config.evaluate_every:
         held_out = HeldOut(job.held_out, pool, trainer.processing_class, config.evaluate_every,
                            job.out / "best", begin)

@@ -181,8 +181,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
 def train(job: SftJob) -> dict[str, Any]:
     """Run `job` in this process; writes out/model and out/log.jsonl, returns counts."""
     trainer, guard, tokenizer = make_trainer(job)
-    if job.sft.minutes:
-        trainer.add_callback(Clock(job.sft.minutes))
+    trainer.add_callback(Clock(job.sft.minutes))
     counts = fit(trainer, guard, job.out, tokenizer)
     trained = len(trainer.train_dataset)
     return {**counts, "rows": trained, "held_out": len(trainer.eval_dataset or ())}

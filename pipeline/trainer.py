@@ -48,12 +48,12 @@ def bad_weights(model: Any) -> str | None:
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Ends training after so many minutes, so that two runs can be given the same time.
+    """Counts the seconds of training, which each checkpoint holds: a resumed run counts on.
 
-    Each checkpoint holds the seconds spent on it, from which a resumed run counts on.
+    Ends it after so many minutes where it is told any, so that two runs get the same time.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float | None = None):
         self.minutes, self.start, self.spent = minutes, 0.0, 0.0
 
     def state(self) -> dict[str, Any]:
@@ -65,6 +65,9 @@ class Clock(TrainerCallback, ExportableState):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.spent = time.monotonic() - self.start
+        state.stateful_callbacks["Clock"] = self.state()
+        if self.minutes is None:
+            return
         late = [self.spent >= 60 * self.minutes]
         broadcast_object_list(late)         # the first process's clock holds for all
         if late[0]:
@@ -146,7 +149,10 @@ def _is_number(value: Any) -> bool:
 
 
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
-    """Train from the last whole checkpoint, save model and tokenizer to `out/model`."""
+    """Train from the last whole checkpoint, save model and tokenizer to `out/model`.
+
+    train_seconds are those of every step, by the trainer's Clock.
+    """
     trainer.remove_callback(transformers.PrinterCallback)
     main = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
@@ -157,15 +163,14 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
     elif main:
         guard.log.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()         # every process reads the log as it is now
-    seconds = 0.0
     if not (checkpoint and _finished(trainer, checkpoint)):
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = result.metrics.get("train_runtime", 0.0)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if name := bad_weights(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
+    clock = trainer.state.stateful_callbacks.get("Clock", Clock().state())
     return {"steps": trainer.state.global_step,
-            "train_seconds": round(seconds, 1)}
+            "train_seconds": round(clock["attributes"]["spent"], 1)}
 
 
 def _finished(trainer: Any, checkpoint: Path) -> bool:

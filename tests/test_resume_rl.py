@@ -58,25 +58,27 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_
     assert not torch.equal(tiny_rl.weights(whole / "model"), tiny_rl.weights(start))
 
 
-def test_a_resumed_run_gets_the_minutes_that_its_checkpoint_left(start, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("minutes", "end"), [(1.0, 9), (None, 3)])
+def test_a_resumed_run_counts_on_from_the_time_of_its_checkpoint(
+        start, tmp_path, monkeypatch, minutes, end):
     now = [0.0]
     monkeypatch.setattr("pipeline.trainer.time", SimpleNamespace(monotonic=lambda: now[0]))
 
-    def steps(calls):
-        """Steps of a run whose judge takes 20 s a step and dies after so many."""
+    def counts(calls):
+        """Counts of a run whose judge takes 20 s a step and dies after so many."""
         die = dying(calls).right
 
         def right(text, problem):
             now[0] += 20 / 8
             return die(text, problem)
 
-        return tiny_rl.refined(start, tmp_path, tiny_rl.Pool(right), minutes=1.0,
-                               trainer={"max_steps": 9})["steps"]
+        return tiny_rl.refined(start, tmp_path, tiny_rl.Pool(right), minutes=minutes,
+                               trainer={"max_steps": end})
 
     with pytest.raises(KeyboardInterrupt):
-        steps(2)
+        counts(2)
     now[0] += 1e6
-    assert steps(9) == 3
+    assert counts(9) == {"steps": 3, "train_seconds": 60}
 
 
 @pytest.mark.parametrize("case", ["one run", "later epochs", "phases", "handed on by cut-off"])
