@@ -12,6 +12,7 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import parent_process
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,9 @@ class Engines:
                 process = context.Process(
                     target=_serve, args=(theirs, {**share_of(own, count), "seed": seed}, make),
                     daemon=True)
+                heard = signal.signal(signal.SIGINT, signal.SIG_IGN)     # inherited: ours to see
                 process.start()
+                signal.signal(signal.SIGINT, heard)
                 theirs.close()
                 self._started.append((process, ours))
                 if options.get("kv_cache_memory_bytes") is None:
@@ -129,6 +132,7 @@ class Engines:
         answers = []
         for process, pipe in self._started if engines is None else engines:
             with self._alive(process):
+                pipe.poll(None)     # Ctrl-C ends this; a read goes on, once polars set SA_RESTART
                 answers.append(pipe.recv())
         return answers
 
@@ -164,11 +168,13 @@ def _environment() -> Iterator[None]:
 
 def _serve(pipe: Any, options: Mapping[str, Any], make: Callable[..., Any]) -> None:
     """An engine's process: answers what comes down `pipe` until its other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)       # the trainer's to see
     die_with_parent()
+    trainer = parent_process()
+    if trainer is None or not trainer.is_alive():     # it died while torch was imported here
+        return
     llm = make(**options)
-    pipe.send("ready")
-    with contextlib.suppress(EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, ConnectionError):
+        pipe.send("ready")
         while True:
             call, *given = pipe.recv()
             if call == "generate":

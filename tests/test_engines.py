@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,6 +56,8 @@ class Fake:
         assert not use_tqdm
         if params == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if params == "sleep":
+            time.sleep(60)
         seen = {name: os.environ.get(name) for name in SEEN}
         return [(prompt, os.getpid(), self.options, self.weights, seen) for prompt in prompts]
 
@@ -143,6 +146,45 @@ def test_engines_end_with_a_trainer_that_is_killed():
     while not all(map(gone, numbers)) and time.monotonic() < until:
         time.sleep(0.05)
     assert all(map(gone, numbers))
+
+
+TRAINER = """
+import time
+import polars      # its handler of SIGINT lets a read go on
+from tests.test_engines import Engines, Fake
+
+class Loud(Fake):
+    def __init__(self, **options):
+        super().__init__(**options)
+        print("made", flush=True)
+
+if __name__ == "__main__":
+    Engines(2, {}, Loud).generate([1, 2], "sleep")
+else:
+    print("importing", flush=True)
+    time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize(("number", "said"), [
+    (signal.SIGINT, ["importing"]), (signal.SIGKILL, ["importing"]),
+    (signal.SIGINT, ["importing", "made"] * 2)])
+def test_a_stopped_trainer_ends_at_once_and_its_engines_say_and_make_nothing(number, said,
+                                                                             tmp_path):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    with subprocess.Popen([sys.executable, tmp_path / "trainer.py"], cwd=HERE, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                          env={**os.environ, "PYTHONPATH": str(HERE)}) as trainer:
+        assert [trainer.stdout.readline().strip() for _ in said] == said
+        time.sleep(0.3)         # until it waits
+        (os.kill if number == signal.SIGKILL else os.killpg)(trainer.pid, number)
+        try:
+            out, err = trainer.communicate(timeout=30)      # of its engines as well
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trainer.pid, signal.SIGKILL)
+    assert trainer.returncode == -number and out == ""
+    assert err.count("Traceback") == (number == signal.SIGINT)      # the trainer's own
 
 
 def test_one_engine_is_what_it_was():
