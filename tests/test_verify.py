@@ -109,6 +109,17 @@ def test_a_policy_decides_where_graders_differ(answer: str, gold: str, policy: d
     assert boxed(answer, gold, **policy) == expected
 
 
+@pytest.mark.parametrize(("gold", "right", "wrong"), [
+    ("26000 m", ["26 km", "26000 meters"], ["26 kg", "26000 km", "26000", "26000 m^2", "26000x"]),
+    ("250 cm", ["2.5 m"], ["25 m", "2.5 g", "2.5 s"]), ("2 h", ["120 min"], ["120 m", "2 min"]),
+    ("26 kg", ["26000 g"], ["2600 g"]), ("2m + 1", [], ["2 km", "3 meters"]),
+    ("\\frac{1}{2} l", ["500 \\text{ mL}", "0.5 liters"], ["5 \\text{ mL}"]), ("5m", ["5m"], ["5", "5t + 1"])])
+def test_a_letter_after_a_number_is_a_unit_beside_another_unit_of_its_kind(
+        gold: str, right: list[str], wrong: list[str]) -> None:
+    assert [answer for answer in right if boxed(answer, gold) != "correct"] == []
+    assert [answer for answer in wrong if boxed(answer, gold) == "correct"] == []
+
+
 def test_a_gym_answer_that_its_scorer_would_evaluate_is_refused() -> None:
     entry = {"question": "", "answer": "x", "metadata": {}}
     problem = Problem("p", "", "x", "gym", meta={"task": "simple_integration", "entry": entry})

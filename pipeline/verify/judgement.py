@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError
 
-VERSION = "4"
+VERSION = "5"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",

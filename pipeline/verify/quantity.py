@@ -52,17 +52,17 @@ class Quantities:
 
     def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
         """Values with different units: both in base units; a unit may be left out by policy."""
-        assert a.tree and b.tree
-        first, second = unit_of(a.unit), unit_of(b.unit)
-        plain = [(a.tree, b.tree)] if self.policy.units == "optional" else []
+        (left, unit), (right, other) = _lettered(a, b), _lettered(b, a)
+        first, second = unit_of(unit), unit_of(other)
+        plain = [(left, right)] if self.policy.units == "optional" else []
         if first is None or second is None:
             return plain
         inside: list[tuple[Tree, Tree]] = [
-            (("*", ("n", first[1]), a.tree), ("*", ("n", second[1]), b.tree))]
+            (("*", ("n", first[1]), left), ("*", ("n", second[1]), right))]
         if first[0] == second[0]:
-            bare = not a.unit or not b.unit
+            bare = not unit or not other
             return [*plain, *inside] if bare else inside
-        return plain if not (a.unit and b.unit) else []
+        return plain if not (unit and other) else []
 
     def same_argument(self, a: Node, b: Node) -> Tree:
         """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
@@ -130,6 +130,17 @@ class Quantities:
         if self.policy.rounding == "asked":
             return bool(self.given) and not _PRECISION.search(self.given)
         return self.policy.rounding == "coarse"
+
+
+def _lettered(node: Node, beside: Node) -> tuple[Tree, str]:
+    """Value and unit; 26000 m, which reads as a product, is a length beside another length."""
+    tree = node.tree
+    assert tree
+    if node.unit or not beside.unit or tree[0] != "*" or tree[2][0] != "v" \
+            or value.symbols(tree[1]):
+        return tree, node.unit
+    own, other = unit_of(tree[2][1]), unit_of(beside.unit)
+    return (tree[1], tree[2][1]) if own and other and own[0] == other[0] else (tree, "")
 
 
 def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
