@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,19 @@ def needs(experiment: Any) -> tuple[str, ...]:
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
     job = job_of(experiment, inputs, out)
-    return {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
+    counts = {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
+    best = out / "best" / "heldout.json"
+    if job.rl.keep == "best" and best.is_file():
+        counts["handed_on"] = json.loads(best.read_text(encoding="utf-8"))
+    return counts
+
+
+def summary(counts: Counts) -> str:
+    """Steps and seconds, and which model goes on where that is not the last."""
+    best = counts.get("handed_on")
+    which = f"; handed on as it was after step {best['step']}, {best['accuracy']:.1%} of " \
+            f"{best['problems']} held-out problems right" if best else ""
+    return f"{counts['steps']:,} steps in {counts['train_seconds']} s{which}"
 
 
 def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
@@ -141,4 +154,4 @@ def check(experiment: Any) -> None:
 
 STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
               files=lambda e: (prompt_path(e.generate.prompt), *own_files(e.rl.rewards)),
-              summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s")
+              summary=summary)

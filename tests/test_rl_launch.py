@@ -57,6 +57,19 @@ def test_two_launched_processes_refine_one_model_and_write_one_log(tmp_path, mon
     assert json.loads((out / "best/heldout.json").read_text())["problems"] == 3
 
 
+def test_the_model_handed_on_is_named_where_it_is_not_the_last(tmp_path):
+    more = ["rl.phases=[]", "rl.evaluate_every=1", "rl.trainer.max_steps=2"]
+    experiment, inputs, out = stage(tmp_path, *more, "rl.keep=best")
+    counts = rl.run(experiment, inputs, out)
+    best = json.loads((out / "best/heldout.json").read_text())
+    assert counts["handed_on"] == best and best["problems"] == 3
+    assert f"2 steps in {counts['train_seconds']} s; handed on as it was after step " \
+           f"{best['step']}, {best['accuracy']:.1%} of 3 held-out problems right" \
+        == rl.summary(counts)
+    counts.pop("handed_on")
+    assert rl.summary(counts) == f"2 steps in {counts['train_seconds']} s"
+
+
 UNEVEN = """
 from pipeline import phases
 from pipeline.launch import launched

@@ -113,7 +113,8 @@ def test_a_policy_decides_where_graders_differ(answer: str, gold: str, policy: d
     ("26000 m", ["26 km", "26000 meters"], ["26 kg", "26000 km", "26000", "26000 m^2", "26000x"]),
     ("250 cm", ["2.5 m"], ["25 m", "2.5 g", "2.5 s"]), ("2 h", ["120 min"], ["120 m", "2 min"]),
     ("26 kg", ["26000 g"], ["2600 g"]), ("2m + 1", [], ["2 km", "3 meters"]),
-    ("\\frac{1}{2} l", ["500 \\text{ mL}", "0.5 liters"], ["5 \\text{ mL}"]), ("5m", ["5m"], ["5", "5t + 1"])])
+    ("\\frac{1}{2} l", ["500 \\text{ mL}", "0.5 liters"], ["5 \\text{ mL}"]),
+    ("5m", ["5m"], ["5", "5t + 1"])])
 def test_a_letter_after_a_number_is_a_unit_beside_another_unit_of_its_kind(
         gold: str, right: list[str], wrong: list[str]) -> None:
     assert [answer for answer in right if boxed(answer, gold) != "correct"] == []
