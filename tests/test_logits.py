@@ -21,6 +21,7 @@ from pipeline.logits import Scored, Targets, score_rows, trim
 from pipeline.recipe import LogitsConfig, SftJob
 from pipeline.rows import IGNORED, read_rows
 from pipeline.scorer import TransformersScorer, VllmScorer, check_vocabulary, make_scorer
+from stages.graph import Runtime
 from tests.test_sft import packed
 
 
@@ -288,7 +289,7 @@ def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, t
               "trainer": {"max_steps": 2, "per_device_train_batch_size": 4}}
     experiment = SimpleNamespace(sft=SftConfig.model_validate(recipe), seed=0,
                                  logits=LogitsConfig(teacher=str(teacher)),
-                                 runtime=SimpleNamespace(launch={}, vllm={}))
+                                 runtime=Runtime())
     assert training.STAGE.needs(experiment) == ("student", "pack", "logits")
     inputs = {"student": student, "pack": pack, "logits": tmp_path / "logits"}
     inputs["logits"].mkdir(), (tmp_path / "out").mkdir()

@@ -22,6 +22,7 @@ from pipeline import attention, checkpoints, launch, sft
 from pipeline.errors import UserError
 from pipeline.recipe import SftConfig
 from pipeline.rows import IGNORED, Collator, held_out, read_rows
+from stages.graph import Runtime
 from stages.sft import STAGE
 
 
@@ -429,7 +430,7 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
     monkeypatch.setattr(student, "resolve", str)
     monkeypatch.setattr(launch, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
     monkeypatch.setattr(sft, "train", lambda job: False)
-    experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0, runtime=SimpleNamespace(
-        launch={}, vllm={"max_num_seqs": 8}))
+    experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,
+                                 runtime=Runtime(vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}
     assert stage.run(experiment, inputs, tmp_path) is launched
