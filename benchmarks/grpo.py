@@ -29,7 +29,7 @@ from typing import IO, Any, cast
 
 import yaml
 
-PROMPTS, GROUP, LONGEST, WINDOW = 32, 8, 512, 10
+GROUP, LONGEST, WINDOW = 8, 512, 10
 SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": LONGEST,
           "temperature": 1.0, "learning_rate": 5e-6, "logging_steps": 1, "report_to": [],
           "save_strategy": "no", "seed": 0, "disable_tqdm": True, "vllm_max_model_length": 4096}
@@ -97,7 +97,7 @@ def trl_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from trl.rewards import accuracy_reward
 
     args = GRPOConfig(output_dir=out, **SHARED, max_steps=given.steps,
-                      gradient_accumulation_steps=PROMPTS * GROUP // 8, **options(given))
+                      gradient_accumulation_steps=given.prompts * GROUP // 8, **options(given))
     return GRPOTrainer(model=given.model, reward_funcs=[timed(accuracy_reward, verify)], args=args,
                        train_dataset=Dataset.from_list(rows))
 
@@ -115,7 +115,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
     settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps, **options(given)}
     settings["gradient_accumulation_steps"] = \
-        PROMPTS * GROUP // settings["per_device_train_batch_size"]
+        given.prompts * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     pool.start()
     args = arguments(settings, Path(out), 0)
@@ -147,8 +147,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     logged = [entry for entry in trainer.state.log_history if "step_time" in entry]
     logs = logged[warm:]
     wall = sum(entry["step_time"] for entry in logs)
-    tokens = sum(entry["completions/mean_length"] for entry in logs) * PROMPTS * GROUP
-    per_step = len(logs) * PROMPTS
+    tokens = sum(entry["completions/mean_length"] for entry in logs) * given.prompts * GROUP
+    per_step = len(logs) * given.prompts
     return {"contender": given.contender, "prompts_per_second": round(per_step / wall, 2),
             "completion_tokens_per_second": round(tokens / wall),
             "mean_length": round(tokens / per_step / GROUP, 1),
@@ -157,7 +157,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "gpu_busy": busy.since(end - wall),
             "peak_gb": round(busy.most, 1),
             "rewards": [round(entry["reward"], 3) for entry in logged],
-            "tokens": [round(entry["completions/mean_length"] * PROMPTS * GROUP)
+            "tokens": [round(entry["completions/mean_length"] * given.prompts * GROUP)
                        for entry in logged],
             "seconds": [round(entry["step_time"], 2) for entry in logged]}
 
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--problems", type=Path)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=32, help="problems a step")
     parser.add_argument("--set", action="append", default=[], help="a GRPOConfig key for both")
     parser.add_argument("--engine", type=json.loads, default={},
                         help="vllm.LLM options for limbeck beside the recipe's, in JSON")

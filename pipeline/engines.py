@@ -63,6 +63,7 @@ class Engines:
     def __init__(self, count: int, options: Mapping[str, Any],
                  make: Callable[..., Any] = one_engine):
         own = {**options, "distributed_executor_backend": None}     # not the trainer's launcher
+        at_once = options.get("kv_cache_memory_bytes") is not None
         context = torch.multiprocessing.get_context("spawn")
         self._started: list[tuple[Any, Any]] = []
         with _environment():
@@ -77,9 +78,9 @@ class Engines:
                 signal.signal(signal.SIGINT, heard)
                 theirs.close()
                 self._started.append((process, ours))
-                if options.get("kv_cache_memory_bytes") is None:
-                    self._answers(self._started[-1:])
-        if options.get("kv_cache_memory_bytes") is not None:
+                if not at_once:
+                    self._answer(process, ours)
+        if at_once:
             self._answers()
         self.llm_engine = SimpleNamespace(      # where TRL looks for the model
             engine_core=SimpleNamespace(shutdown=self.close), model_executor=SimpleNamespace(
@@ -89,10 +90,10 @@ class Engines:
                  use_tqdm: bool = False) -> list[Any]:
         """vLLM's RequestOutput of each prompt, in order; neighbours go to one engine."""
         each = math.ceil(len(prompts) / len(self._started))
-        for index, engine in enumerate(self._started):
-            mine = prompts[index * each:(index + 1) * each]
-            self._send([engine], ("generate", mine, sampling_params))
-        return [output for outputs in self._answers() for output in outputs]
+        starts = [index * each for index in range(len(self._started))]
+        shared = self._ask([("generate", prompts[start:start + each], sampling_params)
+                            for start in starts])
+        return [output for outputs in shared for output in outputs]
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Every engine takes `weights`: of a list all at once, else one after the other.
@@ -103,15 +104,13 @@ class Engines:
         for some in [weights] if isinstance(weights, list) else ([one] for one in weights):
             if any(weight.is_cuda for _, weight in some):
                 torch.cuda.current_stream().synchronize()
-            for engine in self._started:      # a handle each: it counts who has let go of it
-                handles = [(name, reduce_tensor(weight.detach())) for name, weight in some]
-                self._send([engine], ("load", handles))
-            self._answers()
+            # Handles of its own for each engine: they count who has let go of them.
+            self._ask([("load", [(name, reduce_tensor(weight.detach())) for name, weight in some])
+                       for _ in self._started])
 
     def reset_prefix_cache(self) -> None:
         """Forget what was computed with other weights."""
-        self._send(self._started, ("reset",))
-        self._answers()
+        self._ask([("reset",)] * len(self._started))
 
     def close(self) -> None:
         """End the processes."""
@@ -123,18 +122,20 @@ class Engines:
             process.kill()
             process.join()
 
-    def _send(self, engines: Sequence[tuple[Any, Any]], message: Any) -> None:
-        for process, pipe in engines:
+    def _ask(self, messages: Sequence[tuple]) -> list[Any]:
+        """Every engine's answer to its message; they work at the same time."""
+        for (process, pipe), message in zip(self._started, messages, strict=True):
             with self._alive(process):
                 pipe.send(message)
+        return self._answers()
 
-    def _answers(self, engines: Sequence[tuple[Any, Any]] | None = None) -> list[Any]:
-        answers = []
-        for process, pipe in self._started if engines is None else engines:
-            with self._alive(process):
-                pipe.poll(None)     # Ctrl-C ends this; a read goes on, once polars set SA_RESTART
-                answers.append(pipe.recv())
-        return answers
+    def _answers(self) -> list[Any]:
+        return [self._answer(*engine) for engine in self._started]
+
+    def _answer(self, process: Any, pipe: Any) -> Any:
+        with self._alive(process):
+            pipe.poll(None)     # Ctrl-C ends this; a read goes on, once polars set SA_RESTART
+            return pipe.recv()
 
     @contextlib.contextmanager
     def _alive(self, process: Any) -> Iterator[None]:

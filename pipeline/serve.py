@@ -93,8 +93,8 @@ def share_of(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
         return options
     total = options.get("gpu_memory_utilization") or UTILIZATION
     if not isinstance(total, int | float):
-        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} cannot share "
-                        "it; give one such as 0.9")
+        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} engines cannot "
+                        "share it; give one such as 0.9")
     return {**options, "gpu_memory_utilization": round(total / count, 4)}
 
 
