@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.verify import JudgePool, Policy
-from pipeline.verify.cli import to_problem
+from pipeline.judge import JudgePool, Policy
+from pipeline.judge.file import to_problem
 
 _ROOT = Path(__file__).parents[1]
 CASES = _ROOT.parent / "shared" / "cases" / "verifier_cases.jsonl"

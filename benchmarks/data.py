@@ -72,7 +72,7 @@ def dedup(scale: float, folder: Path | None) -> dict[str, dict[str, float]]:
 
 
 def _ours(texts: list[str]) -> np.ndarray:
-    from pipeline.dedup import near_duplicates, signatures
+    from pipeline.curate.near_duplicates import near_duplicates, signatures
 
     return near_duplicates(signatures(texts), 0.8) >= 0
 
@@ -141,7 +141,7 @@ def _disguise(text: str, kind: int) -> str:
 
 
 def _hits(texts: list[str], sets: dict[str, list[str]], fuzzy: float) -> list[int]:
-    from pipeline.decontaminate import Evaluation, contamination
+    from pipeline.curate.contamination import Evaluation, contamination
 
     names = {f"{name}/{i}": text for name, rows in sets.items() for i, text in enumerate(rows)}
     return [hit.row for hit in contamination(texts, Evaluation(names), fuzzy)]
@@ -164,7 +164,7 @@ def packing(scale: float) -> dict[str, dict[str, float]]:
     import datasets
     from trl import pack_dataset
 
-    from pipeline.pack import block_tables
+    from pipeline.student.packing import block_tables
 
     datasets.disable_progress_bars()
     datasets.disable_caching()

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.divergence import Dense, Mix, TopK, distillation_loss
-from pipeline.logits import Scored
+from pipeline.sft.divergence import Dense, Mix, TopK, distillation_loss
+from pipeline.sft.target_store import Scored
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -128,10 +128,15 @@ def products(tokens: int, vocabulary: int, student: int, teacher: int) -> Callab
 
 def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> None:
     """Print outcomes, bytes and lost divergence for a grid of top_k and mass."""
-    from pipeline.logits import Targets, score_rows
-    from pipeline.recipe import LogitsConfig
-    from pipeline.rows import IGNORED, Rows, read_rows
-    from pipeline.scorer import TransformersScorer, hidden_states, load_teacher, output_layer
+    from pipeline.config.sft import LogitsConfig
+    from pipeline.sft.target_store import Targets, score_rows
+    from pipeline.sft.teacher_scorer import (
+        TransformersScorer,
+        hidden_states,
+        load_teacher,
+        output_layer,
+    )
+    from pipeline.student.token_rows import IGNORED, Rows, read_rows
 
     rows = Rows(*(column[:limit] for column in vars(read_rows(rows_path)).values()))
     models = [load_teacher(name, "auto") for name in (teacher, student)]

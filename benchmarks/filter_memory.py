@@ -46,8 +46,8 @@ def _decide(count: int) -> dict[str, float]:
     """Decide on `count` made-up rows, near-duplicates and a selection included."""
     import polars as pl
 
-    from pipeline import curate
-    from stages.filter import FilterConfig
+    from pipeline.config.filter import FilterConfig
+    from pipeline.curate import select
 
     rng = np.random.default_rng(0)
     signature = rng.integers(0, 1 << 32, (count, 128), np.uint32)
@@ -55,12 +55,12 @@ def _decide(count: int) -> dict[str, float]:
         "problem_id": [f"problem-{i // 8}" for i in range(count)], "sample": np.arange(count) % 8,
         "completion_tokens": rng.integers(100, 9000, count), "verdict": ["correct"] * count,
         "score": rng.integers(0, 2, count).astype(float), "same": rng.integers(0, 1 << 62, count),
-        "signature": pl.Series(signature, dtype=curate.SIGNATURE)})
+        "signature": pl.Series(signature, dtype=select.SIGNATURE)})
     del signature
     config = FilterConfig(near_duplicates=0.9, keep="0 < pass_rate < 1", per_source=10 ** 5,
                           select={"type": "best", "n": 4})
     began = time.perf_counter()
-    decided = curate.decide(table, config)
+    decided = select.decide(table, config)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "kept": float(decided["kept"].sum()), "peak GB": peak_memory()}
 
@@ -69,17 +69,17 @@ def _make_traces(count: int, folder: str) -> None:
     """Write the inputs of the filter stage to `folder`."""
     import polars as pl
 
-    from pipeline import records
+    from pipeline import tables
 
     rng = random.Random(0)
     pool = [" ".join(rng.choice(WORDS) + str(rng.randrange(10 ** 6)) for _ in range(20))
             for _ in range(3000)]
     problems = [{"problem_id": f"p{i}", "problem": "q", "answer": "42", "kind": "math",
                  "source": "s", "split": "problems", "meta": "{}"} for i in range(count // 4)]
-    records.write(records.Problem, pl.DataFrame(problems),
+    tables.write(tables.Problem, pl.DataFrame(problems),
                   Path(folder) / "prepare" / "problems.parquet")
     rows = [_trace(i, pool, rng) for i in range(count)]
-    records.write(records.Trace, pl.DataFrame(rows),
+    tables.write(tables.Trace, pl.DataFrame(rows),
                   Path(folder) / "generate" / "traces.parquet")
 
 
@@ -87,15 +87,16 @@ def _filter(count: int, folder: str) -> dict[str, float]:
     """Run the stage on the traces in `folder`, which are one row group: seconds, peak memory."""
     import polars as pl
 
-    import pipeline.judging
+    import pipeline.judge.table
+    from pipeline.config import filter
     from stages import filter as stage
 
     verdict = {"score": 1.0, "verdict": "correct", "extracted": "42", "grader": "none",
                "judge_version": "0", "pass_rate": 1.0}
-    pipeline.judging.judge_traces = lambda batch, problems, pool: batch.with_columns(
+    pipeline.judge.table.judge_traces = lambda batch, problems, pool: batch.with_columns(
         **{name: pl.lit(value) for name, value in verdict.items()})
     before = peak_memory()
-    config = stage.FilterConfig(rules=list(stage.Rule.__args__), near_duplicates=0.9)
+    config = filter.FilterConfig(rules=list(filter.Rule.__args__), near_duplicates=0.9)
     inputs = {name: Path(folder) / name for name in ("prepare", "generate")}
     began = time.perf_counter()
     experiment = SimpleNamespace(filter=config, runtime=SimpleNamespace(judge_workers=1))

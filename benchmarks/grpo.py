@@ -82,7 +82,8 @@ class Busy(threading.Thread):
 
 def prompts(path: Path) -> list[dict[str, Any]]:
     """The problems as chats, with the columns either reward reads."""
-    from pipeline.problems import Source, load_rows
+    from pipeline.config.problems import Source
+    from pipeline.problems.sources import load_rows
     from pipeline.prompts import chats
 
     rows = load_rows(Source(problems=str(path)), 0)
@@ -106,11 +107,11 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from datasets import Dataset
     from transformers import AutoTokenizer
 
-    from pipeline.grpo import CompactGRPOTrainer
-    from pipeline.rewards import accuracy_reward
-    from pipeline.rl import arguments
-    from pipeline.trainer import load_student
-    from pipeline.verify import JudgePool
+    from pipeline.judge import JudgePool
+    from pipeline.rl.grpo_trainer import CompactGRPOTrainer
+    from pipeline.rl.rewards import accuracy_reward
+    from pipeline.rl.run import arguments
+    from pipeline.train.fit import load_student
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
     settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps, **options(given)}

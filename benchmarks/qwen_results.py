@@ -24,9 +24,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.metrics import paired_gain
-from pipeline.report.numbers import Points, columns, curve, read_lines, read_log
+from pipeline.evaluate.metrics import paired_gain
+from pipeline.evaluate.numbers import Points, columns, curve
 from pipeline.stage import read_manifest
+from pipeline.train.log import read_lines, read_log
 
 SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "logits",
                           "unfiltered": "unfiltered", "teacher": "teacher"},

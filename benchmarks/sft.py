@@ -22,10 +22,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.config.sft import SftConfig, SftJob
 from pipeline.errors import UserError
-from pipeline.recipe import SftConfig, SftJob
-from pipeline.rows import Rows, read_rows
-from pipeline.sft import make_trainer
+from pipeline.sft.trainer import make_trainer
+from pipeline.student.token_rows import Rows, read_rows
 
 CUDA = torch.cuda.is_available()
 TUNED = {"gradient_checkpointing": False, "padding_free": True}

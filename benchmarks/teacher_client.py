@@ -64,8 +64,8 @@ async def serve(kilobytes: int, seconds: float, sigma: float) -> None:
 
 def ours(url: str, count: int, in_flight: int) -> float:
     """Seconds that generate says it took."""
+    from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
     from pipeline.teacher import Request, TraceStore, generate
-    from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 
     requests = [Request(str(i), 0, [{"role": "user", "content": f"question {i}"}])
                 for i in range(count)]

@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import records
-from pipeline.config import load
+from pipeline import tables
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
 from pipeline.prompts import chats
-from stages.graph import Experiment, plans
+from stages.graph import plans
 
 SERVER_ONLY = {"api_server_count"}
 
@@ -31,7 +32,7 @@ def offline(files: list[Path], overrides: list[str], out: Path) -> None:
 
     experiment: Any = load(Experiment, files, overrides)
     prepared = plans(experiment, "prepare")["prepare"].folder
-    problems = records.read(records.Problem, prepared / "problems.parquet")
+    problems = tables.read(tables.Problem, prepared / "problems.parquet")
     asked = list(chats(experiment.generate.prompt, problems.iter_rows(named=True)).values())
     teacher, sampling = experiment.generate.teacher, experiment.generate.sampling
     begun = time.monotonic()

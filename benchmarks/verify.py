@@ -78,7 +78,7 @@ def _boxed() -> Any:
 
 
 def _limbeck() -> Any:
-    from pipeline.verify import JudgePool, Problem
+    from pipeline.judge import JudgePool, Problem
 
     pool = JudgePool(workers=1)
     return lambda row: pool.judge(row[0], Problem("b", "", row[1])).score

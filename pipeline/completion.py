@@ -4,9 +4,15 @@ Every stage that looks at a completion (teacher dialects, judge, rewards, evalua
 here, so that "what follows the thinking" means one thing.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 OPEN, CLOSE = "<think>", "</think>"
+Messages = Sequence[Mapping[str, Any]]
+"""A chat: role and content of each message."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
-from stages import tools
+from stages import commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Distil the reasoning of a large teacher into a small student. "
@@ -40,8 +40,8 @@ STAGE_HELP = {
 
 
 def _experiment(files: list[Path] | None, overrides: list[str] | None):
-    from pipeline.config import load
-    from stages.graph import Experiment
+    from pipeline.config.experiment import Experiment
+    from pipeline.config.load import load
 
     return load(Experiment, files or [ROOT / "configs" / "default.yaml"], overrides or [])
 
@@ -49,7 +49,7 @@ def _experiment(files: list[Path] | None, overrides: list[str] | None):
 def _stage_command(name: str) -> None:
     def command(overrides: Overrides = None, config: Files = None,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
-        from stages.runner import make
+        from stages.make import make
 
         files = [part for path in config or () for part in ("-c", str(path))]
         make(_experiment(config, overrides), name, [*files, *(overrides or ())])
@@ -64,7 +64,7 @@ for _name in STAGE_HELP:
 @app.command("all")
 def make_all(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
     """Make every stage, up to the report."""
-    from stages.runner import make
+    from stages.make import make
 
     make(_experiment(config, overrides), "report")
 
@@ -72,7 +72,7 @@ def make_all(overrides: Overrides = None, config: Files = None, debug: bool = Fa
 @app.command()
 def plan(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
-    from stages.runner import show_plan
+    from stages.make import show_plan
 
     show_plan(_experiment(config, overrides))
 
@@ -94,7 +94,7 @@ def show(stage: StageName, overrides: Overrides = None, config: Files = None,
 def path(stage: StageName, overrides: Overrides = None, config: Files = None,
          debug: bool = False) -> None:
     """Print the artifact's folder and nothing else."""
-    from stages.runner import plan_of
+    from stages.make import plan_of
 
     print(plan_of(_experiment(config, overrides), stage).folder.resolve())
 
@@ -102,8 +102,8 @@ def path(stage: StageName, overrides: Overrides = None, config: Files = None,
 @app.command("config")
 def show_config(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
     """Print the resolved config and where each value came from."""
-    from pipeline.config import read_layers
-    from stages.runner import print_config
+    from pipeline.config.load import read_layers
+    from stages.make import print_config
 
     files = config or [ROOT / "configs" / "default.yaml"]
     print_config(_experiment(config, overrides), read_layers(files, overrides or []))
@@ -116,11 +116,11 @@ def audit(overrides: Overrides = None, config: Files = None,
           n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
           debug: bool = False) -> None:
     """Judge a sample with a second, independent grader and show where the two disagree."""
-    from pipeline.verify.cli import read_rows
-    from stages.runner import judged_rows
+    from pipeline.problems.files import read_rows
+    from stages.make import judged_rows
 
     rows = list(read_rows(file)) if file else judged_rows(_experiment(config, overrides))
-    tools.audit_rows(rows, n, 0)
+    commands.audit_rows(rows, n, 0)
 
 
 @app.command()
@@ -130,11 +130,11 @@ def estimate(overrides: Overrides = None, config: Files = None,
              = 0,
              debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run before anything is sent."""
-    from stages.runner import make, plan_of
+    from stages.make import make, plan_of
 
     experiment = _experiment(config, overrides)
     make(experiment, "prepare")
-    tools.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+    commands.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
 
 
 @app.command()
@@ -143,12 +143,12 @@ def preview(overrides: Overrides = None, config: Files = None, debug: bool = Fal
     from stages.graph import plans
 
     experiment = _experiment(config, overrides)
-    tools.preview_filter(experiment, plans(experiment, "filter"))
+    commands.preview_filter(experiment, plans(experiment, "filter"))
 
 
-app.command()(tools.doctor)
-app.command()(tools.judge)
-app.command()(tools.probe)
+app.command()(commands.doctor)
+app.command()(commands.judge)
+app.command()(commands.probe)
 
 
 def main() -> None:

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Config
+from pipeline.config.problems import EvaluationSet
 from pipeline.errors import UserError
-from pipeline.problems import EvaluationSet, NameOrSet, evaluation_sets, is_file
+from pipeline.problems.sources import evaluation_sets, is_file
 from pipeline.prompts import chats, prompt_path
-from pipeline.sampling import StudentSampling
 from pipeline.stage import Counts, Stage
 
-ModelName = Literal["untrained", "sft", "rl", "teacher"]
 BEFORE = {"sft": "untrained", "rl": "sft"}
 STAGE_OF = {"untrained": "student", "sft": "sft", "rl": "rl", "teacher": "generate"}
-
-
-class EvaluateConfig(Config):
-    """What is measured, on what, and how often each problem is sampled."""
-
-    models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
-    """The models compared; `teacher` is asked through the same client as in generate."""
-    benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
-    """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
-    openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
-    stem of a file or hub id names its column, or its whole name where another has the same."""
-    samples: int = Field(default=4, ge=1)
-    """k of avg@k, pass@k and maj@k."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many problems of each benchmark."""
-    sampling: StudentSampling = StudentSampling()
-    """How students are sampled."""
-
 ENDLESS = 0.5
 """Share of answers cut off above which a score says little of the model."""
 
@@ -46,7 +24,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
     import polars as pl
 
-    from pipeline.metrics import paired_gain, summarise
+    from pipeline.evaluate.metrics import paired_gain, summarise
 
     scores: dict[str, dict[str, Any]] = {}
     tables = []
@@ -69,8 +47,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """Problem rows of each benchmark, by its short name."""
-    from pipeline import records
-    from pipeline.problems import short_names
+    from pipeline import tables as records
+    from pipeline.problems.sources import short_names
 
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
@@ -90,8 +68,8 @@ def _sets(experiment: Any) -> dict[str, EvaluationSet]:
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
     """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
     """
-    from pipeline.problems import GRADED, has_gold, load_rows
-    from pipeline.verify import Problem, check_gold
+    from pipeline.judge import Problem, check_gold
+    from pipeline.problems.sources import GRADED, has_gold, load_rows
 
     rows = load_rows(one, seed)
     if len({row["problem_id"] for row in rows}) < len(rows):
@@ -108,7 +86,7 @@ def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
 def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
             benchmarks: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
     """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement."""
-    from pipeline.verify import JudgePool
+    from pipeline.judge import JudgePool
 
     asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()}
     ask = _ask_teacher if model == "teacher" else _ask_student
@@ -119,8 +97,8 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 
 def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    from pipeline.judging import judge_all, votes
-    from pipeline.verify import Problem
+    from pipeline.judge import Problem
+    from pipeline.judge.table import judge_all, votes
 
     problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
     judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
@@ -141,8 +119,8 @@ Asked = Mapping[str, Mapping[str, list]]
 def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
                  asked: Asked) -> dict[str, list[tuple]]:
     """All benchmarks in one go: an engine starts once."""
-    from pipeline.sampling import sample
-    from pipeline.student import resolve
+    from pipeline.student.sample import sample
+    from pipeline.student.tiny import resolve
 
     config = experiment.evaluate
     flat = [(benchmark, name) for benchmark, these in asked.items() for name in these]
@@ -158,8 +136,8 @@ def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 def _ask_teacher(experiment: Any, inputs: Mapping[str, Path], model: str,
                  asked: Asked) -> dict[str, list[tuple]]:
-    from pipeline.asking import ask_teacher
-    from pipeline.judging import as_completion
+    from pipeline.judge.table import as_completion
+    from pipeline.teacher.ask import ask_teacher
 
     out: dict[str, list[tuple]] = {}
     for benchmark, these in asked.items():

@@ -4,81 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.llm_judge import LLMJudgeConfig
 from pipeline.prompts import prompt_path
 from pipeline.stage import Counts, Stage
-
-Rule = Literal["mixed_language", "long_paragraph", "code_in_thinking", "no_summary",
-               "repetition", "cut_off"]
-
-
-class SelectAll(Config):
-    """Every trace that passes."""
-
-    type: Literal["all"] = "all"
-
-
-class SelectBest(Config):
-    """The n traces of a problem with the highest score, of equals the shortest."""
-
-    type: Literal["best"] = "best"
-    n: int = Field(default=1, ge=1)
-    """Traces a problem."""
-
-
-class SelectShortest(Config):
-    """The n traces of a problem with the fewest tokens."""
-
-    type: Literal["shortest"] = "shortest"
-    n: int = Field(default=1, ge=1)
-    """Traces a problem."""
-
-
-class SelectDiverse(Config):
-    """The shortest trace of a problem and those least like the ones taken, by MinHash."""
-
-    type: Literal["diverse"] = "diverse"
-    n: int = Field(default=2, ge=1)
-    """Traces a problem."""
-
-
-Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
-                      Field(discriminator="type")]
-
-
-class FilterConfig(Config):
-    """Which judged traces the student learns from."""
-
-    llm_judge: LLMJudgeConfig | None = None
-    """A model, {model: NAME}, that compares answer and gold where the judge's rules abstain; such
-    verdicts have the grader `llm`. runtime.llm_judge.base_url says where it is."""
-    majority: int | None = Field(default=None, ge=2)
-    """Judge a problem without a gold (prepare.answer_optional) by the answer that more than half of
-    its samples give, and so many at least; such verdicts have the grader `majority`."""
-    keep: str = 'verdict == "correct"'
-    """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
-    difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
-    true."""
-    rules: list[Rule] = []
-    """Traces that these named rules describe are rejected; pipeline/curate.py says what each is."""
-    language: str = "en"
-    """Language the thinking should be in, for language_share."""
-    distinct: bool = True
-    """Keep only the first of several identical traces of one problem."""
-    near_duplicates: float | None = Field(default=None, gt=0, le=1)
-    """Reject a trace whose five-word runs are those of an earlier one to this share (Jaccard)."""
-    select: Selection = SelectAll()
-    """Which of a problem's remaining traces: all, best, shortest or diverse, with n."""
-    per_problem: int | None = Field(default=None, ge=1)
-    """Most traces kept of one problem, the shortest first."""
-    per_source: int | None = Field(default=None, ge=1)
-    """Most traces kept of one source, spread over its problems."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -89,16 +19,16 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """
     import polars as pl
 
-    from pipeline import records, stream
-    from pipeline.curate import refuse_empty
+    from pipeline import tables
+    from pipeline.curate.select import refuse_empty
 
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     decided, extra = _decided(experiment, inputs, problems)
     refuse_empty(decided, experiment.filter)
-    columns = [name for name in records.Judged.columns() if name not in records.Trace.columns()]
+    columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
     start = 0
-    with stream.writer(records.Judged, out / "judged.parquet") as writer:
-        for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
+    with tables.writer(tables.Judged, out / "judged.parquet") as writer:
+        for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch, beside], how="horizontal"))
             start += len(batch)
@@ -110,18 +40,18 @@ def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
 
     `inputs` maps "prepare" and "generate" to their artifacts. Where it also has "filter", an
     artifact of any filter over the same traces, its verdicts are used and nothing is judged.
-    Returns the frame of pipeline.curate.funnel.
+    Returns the frame of pipeline.curate.select.funnel.
     """
-    from pipeline import records
-    from pipeline.curate import funnel
+    from pipeline import tables
+    from pipeline.curate.select import funnel
 
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     return funnel(_decided(experiment, inputs, problems, spend=False)[0])
 
 
 def check(experiment: Any) -> None:
     """Refuse an expression that cannot work before any work is done."""
-    from pipeline import curate
+    from pipeline.curate import select as curate
 
     curate.check(experiment.filter)
     if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
@@ -134,7 +64,7 @@ def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
     """Every trace without its texts, decided, and what models beside the rules had to say."""
     import polars as pl
 
-    from pipeline.curate import decide, summarise
+    from pipeline.curate.select import decide, summarise
 
     check(experiment)
     found = [summarise(batch, experiment.filter) for batch in _judged(experiment, inputs, problems)]
@@ -153,9 +83,9 @@ def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
 
 def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tuple[Any, Counts]:
     """The judged table after filter.llm_judge, and its share and cost."""
-    from pipeline.judging import second_look
-    from pipeline.llm_judge import Asker
-    from pipeline.verify.llm import LLMJudge
+    from pipeline.judge.llm import LLMJudge
+    from pipeline.judge.table import second_look
+    from pipeline.teacher.llm_judge import Asker
 
     config, runtime = experiment.filter, experiment.runtime
     if config.llm_judge is None:
@@ -171,9 +101,9 @@ def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tup
 
 def _majority(experiment: Any, table: Any, problems: Any) -> Any:
     """The judged table after filter.majority."""
-    from pipeline.judging import by_majority
-    from pipeline.problems import has_gold
-    from pipeline.verify import JudgePool
+    from pipeline.judge import JudgePool
+    from pipeline.judge.table import by_majority
+    from pipeline.problems.sources import has_gold
 
     if experiment.filter.majority is None:
         return table
@@ -184,24 +114,24 @@ def _majority(experiment: Any, table: Any, problems: Any) -> Any:
 
 def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
     """Batches of traces with their verdicts: an earlier filter's, or new ones."""
-    from pipeline import records, stream
-    from pipeline.judging import judge_traces
-    from pipeline.verify import JudgePool
+    from pipeline import tables
+    from pipeline.judge import JudgePool
+    from pipeline.judge.table import judge_traces
 
     if "filter" in inputs:
-        for batch in stream.batches(records.Judged, inputs["filter"] / "judged.parquet"):
+        for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
         return
     with JudgePool(experiment.runtime.judge_workers) as pool:
-        for batch in stream.batches(records.Trace, inputs["generate"] / "traces.parquet"):
+        for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
             names = batch["problem_id"].unique().implode()
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
 
 
 def _counts(decided: Any, problems: Any) -> Counts:
     """What the manifest keeps; verdicts and bands are of problems with a gold."""
-    from pipeline.curate import BANDS
-    from pipeline.problems import has_gold
+    from pipeline.curate.select import BANDS
+    from pipeline.problems.sources import has_gold
 
     bare = {row["problem_id"] for row in problems.iter_rows(named=True) if not has_gold(row)}
     without, gold = (decided.filter(decided["problem_id"].is_in(bare) == where)

@@ -6,40 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Config
+from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
 from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
-from pipeline.teacher.config import FileTeacher, Sampling, Teacher
-
-
-class GenerateConfig(Config):
-    """Who teaches, and how often each problem is asked."""
-
-    teacher: Teacher = Field(discriminator="type")
-    """The teacher: `solver` (embedded), `openai` (any compatible endpoint), `vllm` (local), or
-    `file` (traces that exist already)."""
-    samples: int = Field(default=4, ge=1)
-    """Traces a problem."""
-    sampling: Sampling = Sampling()
-    """Sampling parameters as sent to the teacher."""
-    max_missing: float = Field(default=0.02, ge=0, le=1)
-    """Share of traces that may stay missing after failures; above it the stage stops."""
-    prompt: str = "boxed"
-    """Prompt template: a name in prompts/ or a path; teacher and student see the same."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
-    from pipeline import records, stream
-    from pipeline.asking import ask_teacher
-    from pipeline.given import given_traces
+    from pipeline import tables
+    from pipeline.teacher.ask import ask_teacher
+    from pipeline.teacher.from_file import given_traces
 
     config = experiment.generate
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    with stream.writer(records.Trace, out / "traces.parquet") as file:
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
+    with tables.writer(tables.Trace, out / "traces.parquet") as file:
         if isinstance(config.teacher, FileTeacher):
             return given_traces(config.teacher, problems, config.samples, file.write)
         asked = chats(config.prompt, problems.iter_rows(named=True))
@@ -69,7 +50,7 @@ def summary(counts: Counts) -> str:
 
 def files(experiment: Any) -> tuple[Path, ...]:
     """The prompt template and, where they are a local file, the traces."""
-    from pipeline.problems import is_file
+    from pipeline.problems.sources import is_file
 
     teacher = experiment.generate.teacher
     own = isinstance(teacher, FileTeacher) and is_file(teacher.traces)

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.sft import Traces, Vllm
 from pipeline.errors import UserError
-from pipeline.recipe import Traces, Vllm
 from pipeline.stage import Counts, Stage
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write shard-N.parquet: outcomes and their log-probabilities of every trained token."""
-    from pipeline.chat import load_tokenizer
-    from pipeline.logits import score_rows
     from pipeline.progress import progress
-    from pipeline.rows import read_rows
+    from pipeline.sft.target_store import score_rows
+    from pipeline.student.token_rows import read_rows
+    from pipeline.student.tokenizer import load_tokenizer
 
     config = experiment.logits
     rows = read_rows(inputs["pack"] / "rows.parquet")
@@ -31,9 +31,9 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _from_model(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
     from transformers import AutoConfig
 
-    from pipeline.chat import bare_tokenizer
-    from pipeline.scorer import check_vocabulary, make_scorer
-    from pipeline.student import resolve
+    from pipeline.sft.teacher_scorer import make_scorer
+    from pipeline.student.tiny import resolve
+    from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary
 
     config = experiment.logits
     check_vocabulary(bare_tokenizer(config.teacher), student, config.teacher)
@@ -43,15 +43,15 @@ def _from_model(experiment: Any, inputs: Mapping[str, Path], student: Any) -> An
 
 def _from_traces(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
     """The scorer that finds the kept traces' log-probabilities in the trace store."""
-    from pipeline import records
+    from pipeline import tables
     from pipeline.prompts import chats
+    from pipeline.sft.endpoint_logprobs import TracesScorer
     from pipeline.teacher import Request, TraceStore
-    from pipeline.traced import TracesScorer
 
     config = experiment.generate
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(config.prompt, problems.iter_rows(named=True))
-    judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
+    judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"]).select("problem_id", "sample").iter_rows()
     traces = TraceStore(experiment.runtime.traces).collect(
         [Request(name, sample, asked[name]) for name, sample in kept], config.teacher,

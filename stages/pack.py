@@ -4,52 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pipeline.config import Config
 from pipeline.prompts import chats, prompt_path
 from pipeline.stage import Counts, Stage
 
 
-class NoPacking(Config):
-    """A row a trace."""
-
-    type: Literal["none"] = "none"
-
-
-class BestFitPacking(Config):
-    """Rows side by side in blocks; none sees its neighbour."""
-
-    type: Literal["best_fit"] = "best_fit"
-    block: int = Field(default=16384, ge=16)
-    """Tokens of a block; a row that is longer counts as too long."""
-
-
-class PackConfig(Config):
-    """How traces become token rows."""
-
-    max_tokens: int = Field(default=32768, ge=16)
-    """Longest row."""
-    too_long: Literal["drop", "split"] = "drop"
-    """A longer trace is left out, or goes on in rows that begin within it; counted either way."""
-    packing: Annotated[NoPacking | BestFitPacking, Field(discriminator="type")] = NoPacking()
-    """`none`: a row a trace; `best_fit`: blocks of rows, with the column seq_lengths."""
-
-
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write rows.parquet (token rows, or blocks of them) and a data set card."""
-    from pipeline import records, stream
-    from pipeline.pack import Tally, block_tables
+    from pipeline import tables
+    from pipeline.student.packing import Tally, block_tables
 
     packing = experiment.pack.packing
     packed = packing.type == "best_fit"
     longest = experiment.pack.max_tokens
     tally = Tally(min(longest, packing.block) if packed else longest)
     shape: dict[str, Any] = {}
-    schema = records.Block if packed else records.TokenRow
-    with stream.writer(schema, out / "rows.parquet") as writer:
+    schema = tables.Block if packed else tables.TokenRow
+    with tables.writer(schema, out / "rows.parquet") as writer:
         batches = _rows(experiment, inputs, tally)
         rows = (row for batch in batches for row in batch)
         for table in block_tables(rows, packing.block, shape) if packed else _tables(batches):
@@ -61,16 +33,16 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[list]:
     """Token rows, a batch of traces at a time."""
-    from pipeline import records, stream
-    from pipeline.chat import load_tokenizer
+    from pipeline import tables
     from pipeline.progress import progress
+    from pipeline.student.tokenizer import load_tokenizer
 
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     judged = inputs["filter"] / "judged.parquet"
-    with progress("packing", stream.count(judged)) as advance:
-        for batch in stream.batches(records.Judged, judged):
+    with progress("packing", tables.count(judged)) as advance:
+        for batch in tables.batches(tables.Judged, judged):
             kept = batch.filter(batch["kept"])
             advance(len(batch) - len(kept))
             yield [row for trace in kept.iter_rows(named=True)
@@ -79,7 +51,7 @@ def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[l
 
 
 def _tables(batches: Iterator[list]) -> Iterator[Any]:
-    from pipeline.pack import table
+    from pipeline.student.packing import table
 
     return (table(batch) for batch in batches if batch)
 

@@ -5,46 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
+from pipeline.config.problems import EvaluationSet, PrepareConfig
 from pipeline.errors import UserError
-from pipeline.problems import (
-    EvaluationSet,
-    NameOrSet,
-    Source,
-    evaluation_sets,
-    has_gold,
-    is_file,
-    load_rows,
-    short_names,
-)
+from pipeline.problems.sources import evaluation_sets, has_gold, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
 
 
-class PrepareConfig(Source):
-    """Which problems are taught, how many are held out, and what a bad gold answer does."""
-
-    held_out: int = Field(default=600, ge=0)
-    """Problems kept out of training, for evaluation."""
-    bad_gold: Literal["stop", "drop"] = "stop"
-    """What to do with a gold answer that fails its own check."""
-    decontaminate: list[NameOrSet] = []
-    """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
-    test split), or {problems: openai/gsm8k, subset: main, problem_column: question}. A shared run
-    of eight words, a short problem whole, or a similar text counts."""
-    overlap: float = Field(default=0.0, ge=0, le=1)
-    """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1.
-    Raise it for problems made from a template."""
-    near_duplicates: float | None = Field(default=None, gt=0, le=1)
-    """Drop a problem whose five-word runs are those of an earlier one to this share (Jaccard)."""
-
-
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write problems.parquet (train), heldout.parquet, and removed.parquet where any were."""
-    from pipeline import records
+    from pipeline import tables as records
 
     config = experiment.prepare
     loaded = load_rows(config, experiment.seed)
@@ -75,7 +47,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
     """The first of each set of rows that ask the same, and (first, later) of those after it; ids
     must be unique."""
-    from pipeline.normalise import as_typed
+    from pipeline.curate.normalise import as_typed
 
     seen: dict[str, dict] = {}
     pairs = [(seen.setdefault(as_typed(row["problem"]), row), row) for row in rows]
@@ -88,7 +60,7 @@ def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
 
 def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
     """One sentence where a problem that is there twice has two answers: one of them is wrong."""
-    from pipeline.verify import Problem, judge_answer
+    from pipeline.judge import Problem, judge_answer
 
     apart = [(first, row) for first, row in again
              if has_gold(first) and has_gold(row) and first["answer"] != row["answer"]
@@ -100,7 +72,7 @@ def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
 
 
 def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
-    from pipeline.verify import Problem, check_gold
+    from pipeline.judge import Problem, check_gold
 
     good = []
     with progress("checking gold answers", len(rows)) as advance:
@@ -122,7 +94,7 @@ def _drop_near_duplicates(rows: list[dict],
     """(rows kept, one record for each that nearly repeats an earlier one)."""
     if threshold is None:
         return rows, []
-    from pipeline.dedup import near_duplicates, signatures
+    from pipeline.curate.near_duplicates import near_duplicates, signatures
 
     of = near_duplicates(signatures([row["problem"] for row in rows]), threshold)
     removed = [{"problem_id": row["problem_id"], "reason": "near duplicate", "score": None,
@@ -136,7 +108,7 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     """(training problems left, one record for each that an evaluation set holds)."""
     if not config.decontaminate:
         return tables["problems"], []
-    from pipeline.decontaminate import Evaluation, contamination
+    from pipeline.curate.contamination import Evaluation, contamination
 
     texts: dict[str, str] = {}
     sets = _evaluation_sets(config)
@@ -180,7 +152,7 @@ def files(experiment: Any) -> tuple[Path, ...]:
 
 
 def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
-    from pipeline.normalise import as_typed
+    from pipeline.curate.normalise import as_typed
 
     train = {as_typed(row["problem"]) for row in tables["problems"]}
     shared = [row["problem_id"] for row in tables["heldout"] if as_typed(row["problem"]) in train]

@@ -6,23 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
 from pipeline.stage import Counts, Stage
-
-
-class ReportConfig(Config):
-    """What the page shows."""
-
-    title: str = "limbeck"
-    """Heading of the page."""
 
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write numbers.json and report.html."""
     import json
 
-    from pipeline.report.numbers import collect
-    from pipeline.report.page import render
+    from pipeline.evaluate.numbers import collect
+    from pipeline.evaluate.page import render
 
     numbers = collect(experiment, inputs)
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
@@ -42,5 +34,5 @@ def needs(experiment: Any) -> tuple[str, ...]:
 
 
 STAGE = Stage(name="report", run=run, needs=needs, shows_name=True,
-              files=lambda e: (Path(__file__).parents[1] / "pipeline/report/page.html.jinja",),
+              files=lambda e: (Path(__file__).parents[1] / "pipeline/evaluate/page.html.jinja",),
               summary=lambda c: f"{c['models']} models compared; open {c['page']}")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.curriculum import check_band, check_phases, phase_trainers
-from pipeline.own_reward import own_files
+from pipeline.config.rl import RlJob
 from pipeline.prompts import chats, prompt_path
-from pipeline.recipe import RlJob
-from pipeline.serve import has_vllm
+from pipeline.rl.difficulty import check_band, check_phases, phase_trainers
+from pipeline.rl.user_reward import own_files
+from pipeline.serving.vllm_server import has_vllm
 from pipeline.stage import Counts, Stage
 
 
@@ -41,7 +41,7 @@ def summary(counts: Counts) -> str:
 
 def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
     """The refinement of the problems inside the band, from the start that the config names."""
-    from pipeline.student import resolve
+    from pipeline.student.tiny import resolve
 
     config, runtime = experiment.rl, experiment.runtime
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
@@ -62,10 +62,11 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
     Each phase gets a process of its own: a trainer and its vLLM engine give their memory back only
     when their process ends.
     """
-    from pipeline.launch import launch
-    from pipeline.serve import gpu_count, rollout_server
+    from pipeline.serving.processes import gpu_count
+    from pipeline.serving.vllm_server import rollout_server
+    from pipeline.train.launch import launch
 
-    config, module = job.rl, "pipeline.phases"
+    config, module = job.rl, "pipeline.rl.phases"
     if config.server is not None:
         with rollout_server(job.model, config.server, config.server_gpus,
                             job.out / "vllm.log") as (keys, left):
@@ -73,7 +74,7 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
             job = job.model_copy(update={"rl": served})
             return launch(job, module, options, left)
     if not (options or config.phases or config.trainer.get("use_vllm") or gpu_count() > 1):
-        from pipeline.phases import run as refine
+        from pipeline.rl.phases import run as refine
 
         return refine(job)
     counts: Counts = {}
@@ -84,10 +85,10 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
 
 def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
     """The problems of a table with their prompts; without a gold there is no reward."""
-    from pipeline import records
-    from pipeline.problems import has_gold
+    from pipeline import tables
+    from pipeline.problems.sources import has_gold
 
-    problems = list(filter(has_gold, records.read(records.Problem, path).to_dicts()))
+    problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
     asked = chats(experiment.generate.prompt, problems)
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 
@@ -95,10 +96,10 @@ def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
 def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, Any]], model: str,
             out: Path) -> list[dict[str, Any]]:
     """The problems inside the difficulty band, by the teacher's or the start model's scores."""
-    from pipeline.curriculum import inside, student_scores, teacher_scores
-    from pipeline.rl import arguments
-    from pipeline.sampling import StudentSampling
-    from pipeline.verify import JudgePool
+    from pipeline.config.evaluate import StudentSampling
+    from pipeline.judge import JudgePool
+    from pipeline.rl.difficulty import inside, student_scores, teacher_scores
+    from pipeline.rl.run import arguments
 
     config = experiment.rl
     given = phase_trainers(config.trainer, config.phases)[0]
@@ -117,11 +118,12 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
 
 
 def check(experiment: Any) -> None:
-    from pipeline.arguments import lora_config
-    from pipeline.engines import check_engines
     from pipeline.errors import UserError
-    from pipeline.launch import check_options
-    from pipeline.rl import arguments, reward_functions
+    from pipeline.rl.rewards import reward_functions
+    from pipeline.rl.run import arguments
+    from pipeline.serving.engine_group import check_engines
+    from pipeline.train.arguments import lora_config
+    from pipeline.train.launch import check_options
 
     config = experiment.rl
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, None, False, 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.recipe import LogitsMethod
+from pipeline.config.sft import LogitsMethod
 from pipeline.stage import Counts, Stage
 
 
@@ -18,11 +18,11 @@ def offline(experiment: Any) -> bool:
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, an ordinary checkpoint with tokenizer and template, and log.jsonl."""
-    from pipeline.launch import launch
-    from pipeline.recipe import SftJob
-    from pipeline.serve import gpu_count
-    from pipeline.sft import train
-    from pipeline.student import resolve
+    from pipeline.config.sft import SftJob
+    from pipeline.serving.processes import gpu_count
+    from pipeline.sft.trainer import train
+    from pipeline.student.tiny import resolve
+    from pipeline.train.launch import launch
 
     job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
@@ -32,15 +32,15 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
     # gives its memory back only when its process ends.
     apart = options or gpu_count() > 1 or job.sft.trainer.get("use_vllm")
-    return launch(job, "pipeline.sft", options) if apart else train(job)
+    return launch(job, "pipeline.sft.trainer", options) if apart else train(job)
 
 
 def check(experiment: Any) -> None:
-    from pipeline.engines import check_engines
     from pipeline.errors import UserError
-    from pipeline.launch import check_options
-    from pipeline.serve import has_vllm
-    from pipeline.sft import arguments
+    from pipeline.serving.engine_group import check_engines
+    from pipeline.serving.vllm_server import has_vllm
+    from pipeline.sft.trainer import arguments
+    from pipeline.train.launch import check_options
 
     check_options(experiment.runtime.launch)
     args = arguments(experiment.sft, Path("unused"), experiment.seed)

@@ -10,12 +10,12 @@ import polars as pl
 from rich.console import Console
 from rich.pretty import Pretty
 
-from pipeline.curate import difficulty
+from pipeline.curate.features import FEATURES
+from pipeline.curate.select import difficulty
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
-from pipeline.features import FEATURES
 from pipeline.stage import Plan
-from stages.runner import plan_of
+from stages.make import plan_of
 
 FIRST = ("problem", "gold", "thinking", "answer")
 """What is read first of a row; the other columns follow in their order."""

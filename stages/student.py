@@ -6,24 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config.student import StudentConfig
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT, chats, prompt_path
 from pipeline.stage import Counts, Stage
-from pipeline.student import TinyModel
 
 TEMPLATES = ROOT / "prompts" / "chat_templates"
-
-
-class StudentConfig(Config):
-    """Which model learns."""
-
-    model: str = "tiny"
-    """`tiny` (built from scratch for the traces), a hub id, or a checkpoint folder."""
-    tiny: TinyModel = TinyModel()
-    """Shape of the tiny student."""
-    chat_template: str | None = None
-    """A name in prompts/chat_templates/ or a path, in place of the tokenizer's own template."""
 
 
 def template_path(config: StudentConfig) -> Path | None:
@@ -36,12 +24,12 @@ def template_path(config: StudentConfig) -> Path | None:
 
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/ (tiny) or model.txt (a name), and the tokenizer with its template."""
-    from pipeline.chat import load_tokenizer
+    from pipeline.student.tokenizer import load_tokenizer
 
     config = experiment.student
     template = template_path(config)
     if config.model == "tiny":
-        from pipeline.student import save_tiny
+        from pipeline.student.tiny import save_tiny
 
         assert template is not None
         counts = save_tiny(_corpus(experiment, inputs), config.tiny,
@@ -56,10 +44,10 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 def _corpus(experiment: Any, inputs: Mapping[str, Path]) -> list[str]:
     """Prompts and kept traces: what the tiny tokenizer must spell in few tokens."""
-    from pipeline import records
+    from pipeline import tables
 
-    problems = records.read(records.Problem, inputs["prepare"] / "problems.parquet")
-    judged = records.read(records.Judged, inputs["filter"] / "judged.parquet")
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
+    judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"])
     asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
     texts = [chat[0]["content"] for chat in asked.values()]

@@ -6,8 +6,8 @@ import random
 
 import polars as pl
 
-from pipeline import records
-from pipeline.metrics import summarise
+from pipeline import tables
+from pipeline.evaluate.metrics import summarise
 
 SKILL = {"untrained": 0.0, "sft": 0.5, "rl": 0.75, "teacher": 0.6}
 INPUTS = {"prepare": (), "generate": ("prepare",), "filter": ("prepare", "generate"),
@@ -22,11 +22,11 @@ def made_run(root, thinking="Try 7-2=5. Wait, too low.", models=tuple(SKILL)):
     problems = [{"problem_id": f"p{i}", "problem": f"Make {i} of 2 & 3.", "answer": f"{i}+0",
                  "kind": "gym", "source": "made", "split": "heldout", "meta": "{}"}
                 for i in range(60)]
-    records.write(records.Problem, pl.DataFrame(problems), folders["prepare"] / "heldout.parquet")
+    tables.write(tables.Problem, pl.DataFrame(problems), folders["prepare"] / "heldout.parquet")
     judged = [trace(i, draw, thinking) for i in range(400)]
-    records.write(records.Trace, pl.DataFrame(judged).select(list(records.Trace.columns())),
+    tables.write(tables.Trace, pl.DataFrame(judged).select(list(tables.Trace.columns())),
                   folders["generate"] / "traces.parquet")
-    records.write(records.Judged, pl.DataFrame(judged), folders["filter"] / "judged.parquet")
+    tables.write(tables.Judged, pl.DataFrame(judged), folders["filter"] / "judged.parquet")
     write_scores(folders["evaluate"], problems, models, draw, thinking)
     for stage, rate in (("sft", 0.05), ("rl", 0.02)):
         write_log(folders[stage], rate, draw)

@@ -6,9 +6,9 @@ Arguments: base_url, store folder, number of problems, concurrency; `--max-usd X
 import sys
 from pathlib import Path
 
+from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
 

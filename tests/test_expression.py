@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.curate import COLUMNS
+from pipeline.curate.select import COLUMNS
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
 

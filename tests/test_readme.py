@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
 from stages.__main__ import app
-from stages.graph import STAGES, Experiment
+from stages.graph import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

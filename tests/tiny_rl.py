@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from tiny_sft import SHAPE, TEMPLATE, sums
 
-from pipeline.recipe import RlConfig, RlJob
-from pipeline.student import save_tiny
+from pipeline.config.rl import RlConfig, RlJob
+from pipeline.student.tiny import save_tiny
 
 TRAINER = {"num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 12,
            "learning_rate": 5e-3, "report_to": [], "bf16": False, "max_steps": 4,
@@ -23,7 +23,7 @@ class Pool:
         self.right = right
 
     def judge_many(self, completions, problems, **ignored):
-        from pipeline.verify import Judgement
+        from pipeline.judge import Judgement
 
         texts = [c if isinstance(c, str) else (c.thinking or "") + c.answer for c in completions]
         return [Judgement(float(self.right(text, problem)), "correct", None, "rule")
@@ -39,7 +39,7 @@ def build(folder: Path) -> Path:
 
 def refined(start: Path, out: Path, pool=None, rows=12, held_out=(), **given) -> dict:
     """Refine the model at `start` into `out`; `given` is laid over the rl section."""
-    from pipeline.phases import refine
+    from pipeline.rl.phases import refine
 
     trainer = {**TRAINER, **given.pop("trainer", {})}
     config = RlConfig.model_validate({"rewards": {"accuracy": 1.0}, "patience": 99,

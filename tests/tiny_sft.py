@@ -8,10 +8,12 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from pipeline import records
-from pipeline.chat import load_tokenizer, training_row
-from pipeline.recipe import SftConfig, SftJob
-from pipeline.student import TinyModel, save_tiny
+from pipeline import tables
+from pipeline.config.sft import SftConfig, SftJob
+from pipeline.config.student import TinyModel
+from pipeline.student.template import training_row
+from pipeline.student.tiny import save_tiny
+from pipeline.student.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
 TEMPLATE = Path(__file__).parents[1] / "prompts" / "chat_templates" / "tiny.jinja"
@@ -42,7 +44,7 @@ def build(folder: Path, rows: int = 64, seed: int = 0) -> Path:
     frame = pl.DataFrame({"problem_id": [f"sum-{i}" for i in range(rows)], "sample": [0] * rows,
                           "input_ids": [ids for ids, _ in made],
                           "completion_mask": [mask for _, mask in made]})
-    records.write(records.TokenRow, frame, folder / "rows.parquet")
+    tables.write(tables.TokenRow, frame, folder / "rows.parquet")
     return folder
 
 
@@ -58,7 +60,7 @@ def job(folder: Path, out: Path, sft: dict | None = None, **trainer) -> SftJob:
 
 def learnt(tiny, out, epochs):
     """The checkpoint of a model that has learnt the rows of `tiny`."""
-    from pipeline import sft
+    from pipeline.sft import trainer as sft
 
     sft.train(job(tiny, out, num_train_epochs=epochs, learning_rate=5e-3))
     return out / "model"

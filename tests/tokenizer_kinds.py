@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.student import build_tokenizer
+from pipeline.student.tiny import build_tokenizer
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "prompts" / "chat_templates"
 CORPUS = ["Let me think about the sum of two numbers, wait, check again: 12 + 30 = 42.",

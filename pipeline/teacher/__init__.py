@@ -2,7 +2,7 @@
 
 from typing import Any
 
-_HOME = {"generate": "generation", "Outcome": "outcome", "Request": "request",
+_HOME = {"generate": "scheduler", "Outcome": "outcome", "Request": "request",
          "TraceStore": "store"}
 
 

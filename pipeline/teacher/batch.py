@@ -12,16 +12,16 @@ from typing import Any, Final
 
 import openai
 
+from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import LockedError, StoppedError, UserError
-from pipeline.teacher import under_way
+from pipeline.teacher import batch_files
+from pipeline.teacher.answer import DamagedError
+from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.client import Client
-from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.outcome import Outcome
-from pipeline.teacher.prices import Budget, price_of
-from pipeline.teacher.reply import DamagedError
 from pipeline.teacher.request import Job, Keys, Request, dump, jobs
-from pipeline.teacher.rows import asked_row, trace_rows
 from pipeline.teacher.store import TraceStore
+from pipeline.teacher.trace_rows import asked_row, trace_rows
 
 ENDPOINT: Final = "/v1/chat/completions"
 MOST_REQUESTS, MOST_BYTES = 10_000, 190 << 20
@@ -46,7 +46,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
     run = _Batches(teacher, sampling, runtime, store, on_progress)
     try:
         run.submit(requests)
-        while under_way.pending(run.folder):
+        while batch_files.pending(run.folder):
             came = run.collect()
             run.say()
             if came:
@@ -54,7 +54,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
             else:
                 time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
-        count = len(list(filter(under_way.id_of, under_way.pending(run.folder))))
+        count = len(list(filter(batch_files.id_of, batch_files.pending(run.folder))))
         raise StoppedError(f"stopped; {count} {'batch is' if count == 1 else 'batches are'} on the "
                            "way, and the same command collects what came") from None
     return run.outcome
@@ -72,7 +72,7 @@ class _Batches:
         price = price_of(teacher, runtime)
         self.budget = Budget(price and price.batched(), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
-        self.folder = under_way.folder_of(store, self.keys)
+        self.folder = batch_files.folder_of(store, self.keys)
         self.sent: set[str] = set()
         self.done: dict[Path, int] = {}
         self.total = self.shown = 0
@@ -86,11 +86,11 @@ class _Batches:
         with self._clear(), self.store.writing():
             self._recover()
             missing = self.store.missing(requests, self.teacher, self.sampling)
-            waiting = {name: under_way.job_of(line) for path in under_way.pending(self.folder)
-                       for name, line in under_way.sent_lines(path).items()}
+            waiting = {name: batch_files.job_of(line) for path in batch_files.pending(self.folder)
+                       for name, line in batch_files.sent_lines(path).items()}
             known = waiting.keys() | self.sent
             wanted = [job for job in jobs(missing, self.keys, 1)
-                      if under_way.name_of(job) not in known]
+                      if batch_files.name_of(job) not in known]
             if not self.total:
                 self.outcome.wanted, self.total = len(missing), len(waiting)
                 self.outcome.reused = len(requests) - len(missing)
@@ -101,16 +101,16 @@ class _Batches:
             self.total += len(wanted)
             for part in self._parts(wanted):
                 self._create("\n".join(part).encode("utf-8", "replace"))
-            self.sent.update(map(under_way.name_of, wanted))
+            self.sent.update(map(batch_files.name_of, wanted))
 
     def _recover(self) -> None:
         """Find the batches of files that a killed run left without an id; drop what never was."""
-        lost = {path.stem: path for path in under_way.pending(self.folder)
-                if not under_way.id_of(path)}
+        lost = {path.stem: path for path in batch_files.pending(self.folder)
+                if not batch_files.id_of(path)}
         for batch in self.api.batches.list(limit=100) if lost else ():
             path = lost.pop((batch.metadata or {}).get("limbeck", ""), None)
             if path is not None:
-                under_way.set_id(path, batch.id)
+                batch_files.set_id(path, batch.id)
             if not lost:
                 break
         for path in lost.values():
@@ -130,7 +130,7 @@ class _Batches:
         lines: list[str] = []
         size = 0
         for job in wanted:
-            line = dump({"custom_id": under_way.name_of(job), "method": "POST", "url": ENDPOINT,
+            line = dump({"custom_id": batch_files.name_of(job), "method": "POST", "url": ENDPOINT,
                          "body": self.client.body(job)})
             more = len(line.encode("utf-8", "replace")) + 1
             if lines and (len(lines) >= MOST_REQUESTS or size + more > MOST_BYTES):
@@ -144,7 +144,7 @@ class _Batches:
     def _create(self, data: bytes) -> None:
         """One batch. Creating is attempted once: it might be paid for twice otherwise."""
         file = self.api.files.create(purpose="batch", file=("limbeck.jsonl", data))
-        path = under_way.keep(self.folder, data)
+        path = batch_files.keep(self.folder, data)
         try:
             batch = self.api.with_options(max_retries=0).batches.create(
                 input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h",
@@ -153,24 +153,24 @@ class _Batches:
             if error.status_code < 500:                  # refused: there is no such batch
                 path.unlink()
             raise
-        under_way.set_id(path, batch.id)
+        batch_files.set_id(path, batch.id)
 
     def collect(self) -> bool:
         """Store what has ended; whether anything had. An endpoint out of reach is asked again."""
-        before = under_way.pending(self.folder)
+        before = batch_files.pending(self.folder)
         self.held_up = ""
         with self._clear():
             try:
-                for path in filter(under_way.id_of, before):
+                for path in filter(batch_files.id_of, before):
                     self._collect(path)
             except PASSING:
                 self.held_up = " · the endpoint does not answer"
             except LockedError:
                 self.held_up = " · another run is storing"
-        return len(under_way.pending(self.folder)) < len(before)
+        return len(batch_files.pending(self.folder)) < len(before)
 
     def _collect(self, path: Path) -> None:
-        batch = self.api.batches.retrieve(under_way.id_of(path))
+        batch = self.api.batches.retrieve(batch_files.id_of(path))
         counts = batch.request_counts
         self.done[path] = counts.completed + counts.failed if counts else 0
         late = counts and counts.completed and not batch.output_file_id
@@ -181,7 +181,7 @@ class _Batches:
         with self.store.writing():
             if not path.exists():                        # another run has stored it
                 return
-            unanswered = under_way.sent_lines(path)
+            unanswered = batch_files.sent_lines(path)
             for text in filter(str.strip, "\n".join(texts).split("\n")):
                 self._answered(text, unanswered)
             for line in unanswered.values():
@@ -196,13 +196,13 @@ class _Batches:
         except (ValueError, TypeError, KeyError):
             return                                       # its request is left unanswered
         try:
-            reply = under_way.reply_of(result, getattr(self.teacher, "opened", False))
+            reply = batch_files.reply_of(result, getattr(self.teacher, "opened", False))
         except DamagedError as error:
             self._failed(line, str(error))
             if self.client.adapts(line["body"], text):   # sent again in this run, in another form
                 self.sent.discard(line["custom_id"])
             return
-        job = under_way.job_of(line)
+        job = batch_files.job_of(line)
         rows = trace_rows(job, reply, self.budget.price, 0.0, self.teacher, self.sampling)
         for row in rows:
             self.store.append(self._asked(line) | row)
@@ -216,7 +216,7 @@ class _Batches:
 
     def _asked(self, line: dict[str, Any]) -> dict[str, Any]:
         """What was asked, under the limit of that day."""
-        job = under_way.job_of(line)
+        job = batch_files.job_of(line)
         return (asked_row(job, job.samples.start, self.keys.origin, self.sampling)
                 | {"max_tokens": line["body"].get("max_completion_tokens")
                    or line["body"].get("max_tokens")})
@@ -228,7 +228,7 @@ class _Batches:
 
     def say(self) -> None:
         """Where the batches stand: beside the bar, or as a line where no terminal is."""
-        left, done = len(under_way.pending(self.folder)), sum(self.done.values())
+        left, done = len(batch_files.pending(self.folder)), sum(self.done.values())
         line = f"{left} batches pending · {done:,} of {self.total:,} requests done{self.held_up}"
         if self.on_progress is not None:
             self.on_progress(done - self.shown, note=line)

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import random
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -21,13 +20,14 @@ import aiohttp
 import httpx2
 import openai
 
+from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
-from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.pace import retry_after
-from pipeline.teacher.reply import DamagedError, Reply, read_body
+from pipeline.teacher.answer import DamagedError, Reply
+from pipeline.teacher.balancer import Spread
+from pipeline.teacher.failures import AttemptError
+from pipeline.teacher.rate_limit import retry_after
 from pipeline.teacher.request import Job
-from pipeline.teacher.spread import Spread
-from pipeline.teacher.stream import Assembler
+from pipeline.teacher.sse import Assembler, read_body
 
 AGAIN = {408, 409, 425, 429}
 OVERLOADED = {429, 503, 529}
@@ -35,27 +35,6 @@ FATAL = {401, 402}
 DOUBTFUL = {403, 404}
 """A wrong key, address or model, but also one question refused by a moderator."""
 NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
-
-
-class AttemptError(Exception):
-    """One attempt that gave no whole answer.
-
-    `again`: worth another attempt; `fatal`: no request can succeed; `doubt`: perhaps none can;
-    `refused`: the endpoint has too much to do; `unreached`: no connection; `billed`: it may be
-    charged all the same; `wait`: seconds the endpoint asked for.
-    """
-
-    def __init__(self, reason: str, *, again: bool = False, fatal: bool = False,
-                 doubt: bool = False, refused: bool = False, unreached: bool = False,
-                 billed: bool = False, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
-        self.unreached, self.billed, self.wait = unreached, billed, wait
-
-    def pause(self, attempts: int, most: float) -> float:
-        """Seconds until the next attempt, after so many: as asked for, else doubling."""
-        doubling = min(0.5 * 2 ** (attempts - 1), 30.0) * random.uniform(0.5, 1.0)
-        return min(doubling if self.wait is None else self.wait, most)
 
 
 class Client:

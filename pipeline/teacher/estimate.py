@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from pipeline.teacher.config import Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.generation import generate
-from pipeline.teacher.prices import price_of
-from pipeline.teacher.reply import Usage
+from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
+from pipeline.teacher.answer import Usage
+from pipeline.teacher.budget import price_of
+from pipeline.teacher.rate_limit import local
 from pipeline.teacher.request import Job, Request, prompt_bound
-from pipeline.teacher.slots import local
+from pipeline.teacher.scheduler import generate
 from pipeline.teacher.store import TraceStore
 
 PRIOR_TOKENS, PRIOR_TOKENS_A_SECOND, PRIOR_CONCURRENCY = 4000.0, 40.0, 64

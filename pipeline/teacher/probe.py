@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN
-from pipeline.teacher.client import AttemptError, Client
-from pipeline.teacher.config import OpenAITeacher, Sampling, TeacherRuntime
-from pipeline.teacher.hope import Hope
-from pipeline.teacher.pace import stated_rate
-from pipeline.teacher.reply import REASONING_FIELDS, Reply, read_body
+from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher.answer import Reply
+from pipeline.teacher.client import Client
+from pipeline.teacher.dialects import REASONING_FIELDS
+from pipeline.teacher.failures import AttemptError, Hope
+from pipeline.teacher.rate_limit import stated_rate
 from pipeline.teacher.request import Job
+from pipeline.teacher.sse import read_body
 
 QUESTION = [{"role": "user", "content": "What is 17 + 25? Think briefly, then give the number."}]
 

@@ -7,14 +7,29 @@ has work to do. What is kept are short searches and a few lucky guesses, as of a
 answers alone are checked; a student that learns to go on searching can pass it.
 """
 
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
 import random
 import re
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.config import Config
-from pipeline.countdown import Try, tries
+from pipeline.config.load import Config
+from pipeline.errors import UserError
+from pipeline.problems.countdown import Try, tries
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 class SolverOptions(Config):
@@ -63,3 +78,149 @@ def _read(text: str) -> list[int]:
     if len(numbers) != 4:
         raise ValueError("the solver teacher only solves countdown with three numbers and a target")
     return numbers
+
+
+Narrate = Callable[[Sequence[Mapping], int], tuple[str, str]]
+SOLVER = "pipeline.teacher.solver:narrate"
+PIECE = re.compile(r"\w+|[^\w\s]")
+
+
+@contextmanager
+def serve(narrate: str = SOLVER, options: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Run the server while the block runs; yields its base_url.
+
+    `narrate` is MODULE:FUNCTION of `(messages, seed) -> (thinking, answer)`; `options`, if any,
+    are passed to it as the module's SolverOptions. UserError where the server does not start.
+    """
+    command = [sys.executable, "-m", "pipeline.teacher.solver", "--narrate", narrate,
+               "--options", json.dumps(dict(options or {}))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        assert process.stdout is not None and process.stdin is not None
+        try:
+            address = process.stdout.readline().strip()
+            if not address:
+                raise UserError("the embedded teacher did not start; its message stands above")
+            yield address
+        finally:
+            process.stdin.close()
+            process.terminate()
+            process.wait()
+
+
+def load(narrate: str, options: Mapping[str, Any]) -> Narrate:
+    """The function named MODULE:FUNCTION, bound to `options`."""
+    module_name, _, name = narrate.partition(":")
+    module = import_module(module_name)
+    function = getattr(module, name)
+    return partial(function, options=module.SolverOptions(**options)) if options else function
+
+
+def answer(body: Mapping[str, Any], narrate: Narrate) -> dict[str, Any]:
+    """The chat completion for a request body; ValueError where it cannot be answered."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list that is not empty")
+    seed, limit = int(body.get("seed") or 0), body.get("max_tokens")
+    choices = [_choice(index, *narrate(messages, seed + index), limit)
+               for index in range(int(body.get("n") or 1))]
+    prompt = sum(_tokens(str(message.get("content", ""))) for message in messages)
+    completion = sum(choice.pop("tokens") for choice in choices)
+    return {"id": f"chatcmpl-{seed}", "object": "chat.completion", "created": 0,
+            "model": body.get("model") or "solver", "choices": choices,
+            "usage": {"prompt_tokens": prompt, "completion_tokens": completion,
+                      "total_tokens": prompt + completion}}
+
+
+def _tokens(text: str) -> int:
+    return len(PIECE.findall(text))
+
+
+def _choice(index: int, thinking: str, said: str, limit: int | None) -> dict[str, Any]:
+    """One choice; past `limit` word pieces its text is cut and its finish_reason length."""
+    used, wanted = _tokens(thinking), _tokens(said)
+    finish = "stop"
+    if limit is not None and used + wanted > limit:
+        finish = "length"
+        thinking, said = _cut(thinking, limit), _cut(said, limit - used)
+        used, wanted = min(used, limit), max(0, limit - used)
+    return {"index": index, "finish_reason": finish, "tokens": used + wanted,
+            "message": {"role": "assistant", "content": said, "reasoning_content": thinking}}
+
+
+def _cut(text: str, limit: int) -> str:
+    pieces = list(PIECE.finditer(text))
+    return text if len(pieces) <= limit else text[:pieces[limit].start()] if limit > 0 else ""
+
+
+def events(whole: Mapping[str, Any], *, with_usage: bool) -> Iterator[dict[str, Any]]:
+    """A completion as the events of a stream: thinking, answer and end of every choice, usage."""
+    head = {name: whole[name] for name in ("id", "created", "model")}
+    head["object"] = "chat.completion.chunk"
+    for choice in whole["choices"]:
+        for name in ("reasoning_content", "content"):
+            for piece in re.findall(r"\s*\S+\s*", choice["message"][name]):
+                yield {**head, "choices": [{"index": choice["index"], "delta": {name: piece},
+                                            "finish_reason": None}]}
+        yield {**head, "choices": [{"index": choice["index"], "delta": {},
+                                    "finish_reason": choice["finish_reason"]}]}
+    if with_usage:
+        yield {**head, "choices": [], "usage": whole["usage"]}
+
+
+def application(narrate: Narrate) -> web.Application:
+    """The routes: /health, /v1/models and /v1/chat/completions, streamed or not."""
+    from aiohttp import web
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        try:
+            body = json.loads(await request.read())
+            whole = answer(body, narrate)
+        except (ValueError, TypeError, AttributeError) as error:
+            return web.json_response({"error": {"message": str(error), "type": "bad_request"}},
+                                     status=400)
+        if not body.get("stream"):
+            return web.json_response(whole)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        usage = (body.get("stream_options") or {}).get("include_usage", False)
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events(whole, with_usage=usage)]
+        await response.write("".join([*lines, "data: [DONE]\n\n"]).encode())
+        return response
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "solver", "object": "model"}]})
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application(client_max_size=64 << 20)
+    app.add_routes([web.post("/v1/chat/completions", complete), web.get("/v1/models", models),
+                    web.get("/health", health)])
+    return app
+
+
+async def run(narrate: Narrate, port: int) -> None:
+    """Serve on 127.0.0.1 until standard input closes; prints the address once it listens."""
+    from aiohttp import web
+
+    runner = web.AppRunner(application(narrate), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, backlog=4096)
+    await site.start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve the embedded teacher on 127.0.0.1.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--narrate", default=SOLVER, help="MODULE:FUNCTION that answers")
+    parser.add_argument("--options", type=json.loads, default={}, help="its options, in JSON")
+    args = parser.parse_args()
+    asyncio.run(run(load(args.narrate, args.options), args.port))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,11 +15,11 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
-from pipeline.teacher import segment
-from pipeline.teacher.config import Sampling, Teacher
-from pipeline.teacher.journal import Journal, read_journal
+from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
+from pipeline.teacher.store_journal import Journal, read_journal
 
 LOGPROBS = {"token_ids": pl.List(pl.Int32), "token_texts": pl.List(pl.String),
             "token_logprobs": pl.List(pl.Float32), "top_ids": pl.List(pl.Int32),
@@ -107,7 +107,7 @@ class TraceStore:
 
         @lru_cache(OPEN)
         def rows_of(name: str | None) -> pl.DataFrame:
-            frame = journal if name is None else segment.whole(self.folder / name)
+            frame = journal if name is None else store_segment.whole(self.folder / name)
             return frame.select(shown)
 
         for part in chosen.iter_slices(AT_ONCE):
@@ -168,7 +168,7 @@ class TraceStore:
         # Journals first: one that is folded meanwhile is then seen twice, never missed.
         fresh = (_frame(self._journal_rows()) if journal is None else journal).select(*INDEX)
         parts = [(pl.lit(None, pl.String), fresh)]
-        parts += [(pl.lit(path.name), segment.columns(path, list(INDEX)))
+        parts += [(pl.lit(path.name), store_segment.columns(path, list(INDEX)))
                   for path in self._segments()]
         return pl.concat([frame.with_columns(segment=name).with_row_index("place")
                           for name, frame in parts])
@@ -204,7 +204,7 @@ class TraceStore:
         """Rows as the segment that takes the journal's place."""
         with self._writable():
             if rows:
-                segment.write(self.folder, journal.stem, _frame(rows))
+                store_segment.write(self.folder, journal.stem, _frame(rows))
             journal.unlink(missing_ok=True)
 
     @contextmanager

@@ -1,0 +1,1 @@
+"""Every key of an experiment's config, one file a section."""

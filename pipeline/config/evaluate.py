@@ -1,0 +1,48 @@
+"""What is measured, how students are sampled for it, and what the report shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.load import Config
+from pipeline.config.problems import NameOrSet
+
+
+class StudentSampling(Config):
+    """How a student is sampled in evaluation."""
+
+    temperature: float = Field(default=0.6, ge=0)
+    """0 is greedy; 0.6 is what DeepSeek-R1's card advises."""
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    """Nucleus of the distribution."""
+    max_tokens: int = Field(default=4096, ge=1)
+    """Longest completion in tokens; what reaches it counts as cut off."""
+
+
+ModelName = Literal["untrained", "sft", "rl", "teacher"]
+
+
+class EvaluateConfig(Config):
+    """What is measured, on what, and how often each problem is sampled."""
+
+    models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
+    """The models compared; `teacher` is asked through the same client as in generate."""
+    benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
+    """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
+    openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
+    stem of a file or hub id names its column, or its whole name where another has the same."""
+    samples: int = Field(default=4, ge=1)
+    """k of avg@k, pass@k and maj@k."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many problems of each benchmark."""
+    sampling: StudentSampling = StudentSampling()
+    """How students are sampled."""
+
+
+class ReportConfig(Config):
+    """What the page shows."""
+
+    title: str = "limbeck"
+    """Heading of the page."""

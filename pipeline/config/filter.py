@@ -1,0 +1,77 @@
+"""Which judged traces the student learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.load import Config
+from pipeline.config.teacher import LLMJudgeConfig
+
+Rule = Literal["mixed_language", "long_paragraph", "code_in_thinking", "no_summary",
+               "repetition", "cut_off"]
+
+
+class SelectAll(Config):
+    """Every trace that passes."""
+
+    type: Literal["all"] = "all"
+
+
+class SelectBest(Config):
+    """The n traces of a problem with the highest score, of equals the shortest."""
+
+    type: Literal["best"] = "best"
+    n: int = Field(default=1, ge=1)
+    """Traces a problem."""
+
+
+class SelectShortest(Config):
+    """The n traces of a problem with the fewest tokens."""
+
+    type: Literal["shortest"] = "shortest"
+    n: int = Field(default=1, ge=1)
+    """Traces a problem."""
+
+
+class SelectDiverse(Config):
+    """The shortest trace of a problem and those least like the ones taken, by MinHash."""
+
+    type: Literal["diverse"] = "diverse"
+    n: int = Field(default=2, ge=1)
+    """Traces a problem."""
+
+
+Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
+                      Field(discriminator="type")]
+
+
+class FilterConfig(Config):
+    """Which judged traces the student learns from."""
+
+    llm_judge: LLMJudgeConfig | None = None
+    """A model, {model: NAME}, that compares answer and gold where the judge's rules abstain; such
+    verdicts have the grader `llm`. runtime.llm_judge.base_url says where it is."""
+    majority: int | None = Field(default=None, ge=2)
+    """Judge a problem without a gold (prepare.answer_optional) by the answer that more than half of
+    its samples give, and so many at least; such verdicts have the grader `majority`."""
+    keep: str = 'verdict == "correct"'
+    """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
+    difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
+    true."""
+    rules: list[Rule] = []
+    """Traces that these named rules describe are rejected; pipeline/curate/select.py says what
+    each is."""
+    language: str = "en"
+    """Language the thinking should be in, for language_share."""
+    distinct: bool = True
+    """Keep only the first of several identical traces of one problem."""
+    near_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Reject a trace whose five-word runs are those of an earlier one to this share (Jaccard)."""
+    select: Selection = SelectAll()
+    """Which of a problem's remaining traces: all, best, shortest or diverse, with n."""
+    per_problem: int | None = Field(default=None, ge=1)
+    """Most traces kept of one problem, the shortest first."""
+    per_source: int | None = Field(default=None, ge=1)
+    """Most traces kept of one source, spread over its problems."""

@@ -1,0 +1,1 @@
+"""What is left out, and why: filter rules, features, near-duplicates, contamination."""

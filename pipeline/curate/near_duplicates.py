@@ -1,0 +1,85 @@
+"""Near-duplicates by MinHash (Broder 1997) and banded locality-sensitive hashing.
+
+Word hashes are made here in bulk, since building shingles in Python is what dominates elsewhere;
+the signatures are rensa's R-MinHash over all of a text's shingles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.curate.words import chunks, mix, ngrams, words
+
+PERMUTATIONS = 128
+RECALL = 0.99
+"""Chance that the bands bring a pair right at the threshold to comparison."""
+
+
+def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
+    """MinHash signatures of the sets of `n`-word runs: uint32 [texts, PERMUTATIONS]."""
+    from rensa import RMinHash
+
+    parts = [np.zeros((0, PERMUTATIONS), np.uint32)]
+    for _, chunk in chunks(texts):
+        hashes, _, offsets = ngrams(words(chunk), n)
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, offsets.astype(np.uint64), PERMUTATIONS, 1)
+        parts.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, PERMUTATIONS))
+    return np.concatenate(parts)
+
+
+def rows_per_band(threshold: float) -> int:
+    """The most signature rows a band may have so that RECALL holds at `threshold`."""
+    wide = [rows for rows in range(1, 33)
+            if 1 - (1 - threshold ** rows) ** (PERMUTATIONS // rows) >= RECALL]
+    return max(wide, default=1)
+
+
+def _bands(signature: np.ndarray, rows: int) -> np.ndarray:
+    """One uint64 key a band: [bands, texts]."""
+    keys = []
+    for start in range(0, PERMUTATIONS - rows + 1, rows):
+        key = np.zeros(len(signature), np.uint64)
+        for column in range(start, start + rows):
+            key = mix(key + signature[:, column])
+        keys.append(key)
+    return np.array(keys)
+
+
+def similarity(signature: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Estimated Jaccard similarity of the texts in each pair of rows: float64 [pairs]."""
+    out = np.empty(len(pairs))
+    for start in range(0, len(pairs), 1 << 16):
+        some = pairs[start:start + (1 << 16)]
+        out[start:start + len(some)] = (signature[some[:, 0]] == signature[some[:, 1]]).mean(axis=1)
+    return out
+
+
+def _pairs_within(signature: np.ndarray, rows: int) -> np.ndarray:
+    """Candidates (earlier, later): each text with the first and the last before it in a bucket.
+
+    That keeps the number linear where a bucket is large; other bands bring what one leaves out.
+    """
+    found = [np.zeros((0, 2), np.int64)]
+    for key in _bands(signature, rows):
+        order = np.argsort(key, kind="stable")
+        same = np.flatnonzero(key[order][1:] == key[order][:-1]) + 1
+        is_start = np.ones(len(order), bool)
+        is_start[same] = False
+        leader = np.maximum.accumulate(np.where(is_start, np.arange(len(order)), 0))
+        found.append(np.stack((order[leader[same]], order[same]), axis=1))
+        found.append(np.stack((order[same - 1], order[same]), axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def near_duplicates(signature: np.ndarray, threshold: float) -> np.ndarray:
+    """For each text the index of the earlier, kept text that it nearly repeats, else -1."""
+    pairs = _pairs_within(signature, rows_per_band(threshold))
+    close = pairs[similarity(signature, pairs) >= threshold]
+    of = np.full(len(signature), -1, np.int64)
+    for first, later in close[np.lexsort((close[:, 0], close[:, 1]))]:
+        if of[first] < 0 and of[later] < 0:
+            of[later] = first
+    return of

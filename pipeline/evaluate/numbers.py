@@ -1,0 +1,118 @@
+"""numbers.json: every figure of a run as plain data, read from the stages' folders.
+
+`models.<name>.<benchmark>` holds fractions of 1; tokens are counts, cost is US dollars.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.errors import UserError
+from pipeline.train.log import read_log
+
+Points = list[tuple[float, float]]
+
+
+def collect(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """Everything numbers.json says of the run whose stage folders are `inputs`."""
+    manifests = {name: _json(folder / "manifest.json") for name, folder in inputs.items()}
+    newest = max(manifests.values(), key=lambda m: m.get("finished", 0))
+    out: dict[str, Any] = {
+        "experiment": experiment.name, "seed": experiment.seed,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": machine(),
+        "git_commit": newest.get("git_commit"), "python": newest.get("python"),
+        "libraries": newest.get("libraries", {}),
+        "models": _json(inputs["evaluate"] / "scores.json") if "evaluate" in inputs else {},
+        "stages": {name: _stage(name, inputs[name], m) for name, m in manifests.items()},
+        "lineage": {name: m["inputs"] for name, m in manifests.items()}}
+    if "filter" in inputs:
+        out["traces"] = trace_counts(judged(inputs["filter"]))
+    return out
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") \
+            from None
+
+
+def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """key, seconds, counts of a stage, and where it has them tokens and cost_usd."""
+    row: dict[str, Any] = {"key": manifest["key"], "seconds": manifest["seconds"]}
+    if name == "generate":
+        table = columns(folder / "traces.parquet", "completion_tokens", "cost_usd")
+        row |= {"tokens": table["completion_tokens"].sum(), "cost_usd": table["cost_usd"].sum()}
+    elif name == "filter" and "llm_judge" in manifest["counts"]:
+        llm = manifest["counts"]["llm_judge"]
+        row |= {"tokens": llm["completion_tokens"], "cost_usd": llm["cost_usd"]}
+    elif name == "evaluate":
+        table = columns(folder / "completions.parquet", "completion_tokens")
+        row["tokens"] = table["completion_tokens"].sum()
+    elif name == "pack":
+        row["tokens"] = manifest["counts"]["tokens"]
+    elif seen := curve(read_log(folder), "num_tokens"):
+        row["tokens"] = int(seen[-1][1])
+    if name != "evaluate":  # its counts are the scores, which stand under `models`
+        row["counts"] = manifest["counts"]
+    return row
+
+
+def columns(path: Path, *names: str) -> pl.DataFrame:
+    """The named columns of a Parquet file; a UserError that names it where it is broken."""
+    try:
+        return pl.read_parquet(path, columns=list(names))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); "
+                        "delete its folder to remake it") from None
+
+
+def judged(folder: Path) -> pl.DataFrame:
+    """kept, reason, verdict, grader and completion_tokens of every trace, without its texts."""
+    return columns(folder / "judged.parquet", "kept", "reason", "verdict", "grader",
+                   "completion_tokens")
+
+
+def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
+    """How many traces there are, were kept, and were rejected for which reason, most first."""
+    def count(frame: pl.DataFrame, column: str) -> dict[str, int]:
+        rows = frame[column].value_counts().sort(["count", column], descending=[True, False])
+        return dict(rows.iter_rows())
+
+    return {"total": len(table), "kept": int(table["kept"].sum()),
+            "rejected": count(table.filter(~pl.col("kept")), "reason"),
+            "kept_by": count(table.filter("kept"), "grader"),
+            "verdicts": count(table.filter(pl.col("grader") != "majority"), "verdict")}
+
+
+def curve(log: Sequence[Mapping[str, float]], key: str) -> Points:
+    """(step, value) where `key` was logged and is finite; a metric may be NaN for a step."""
+    return [(row["step"], row[key]) for row in log if key in row and math.isfinite(row[key])]
+
+
+def machine() -> dict[str, Any]:
+    """What this report was made on: processor, cores, memory, system and any NVIDIA GPUs."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    out = {"cpu": named[1] if named else platform.processor() or platform.machine(),
+           "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        out["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        out["gpus"] = done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+    return out

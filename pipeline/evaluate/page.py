@@ -1,0 +1,169 @@
+"""report.html: one page that opens from disk, without script or request; all text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.evaluate import plots
+from pipeline.evaluate.examples import rejected, samples
+from pipeline.evaluate.numbers import curve, judged
+from pipeline.train.log import read_lines, read_log
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teacher": "teacher"}
+NOT_BY_GOLD = {"llm": "of it by LLM judge", "majority": "of it by majority"}
+"""Graders whose verdicts are shown apart: a model's, and those against other samples' answer."""
+BENCHMARKS = {"heldout": "held-out"}
+CURVES = {
+    "sft": (("loss", "Loss", "cross-entropy of a trained token, in nats", False),
+            ("mean_token_accuracy", "Token accuracy",
+             "trained tokens that the student's likeliest guess gets right", True),
+            ("grad_norm", "Gradient norm", "before clipping", False)),
+    "rl": (("reward", "Reward", "weighted sum of the rewards, mean a completion", False),
+           ("rewards/accuracy/mean", "Accuracy", "completions judged right", True),
+           ("completions/mean_length", "Completion length", "tokens, mean", False),
+           ("reflection", "Reflection markers",
+            "“wait”, “hmm”, “let me check”, “try again” … a completion", False),
+           ("frac_reward_zero_std", "Groups of equal reward",
+            "groups that teach nothing: every sample earned the same", True),
+           ("completions/clipped_ratio", "Cut off",
+            "completions that reached the length limit", True),
+           ("entropy", "Entropy", "of the next token, in nats", False),
+           ("heldout/accuracy", "Held-out accuracy",
+            "on held-out problems, one sample each", True))}
+BINS = 30
+
+
+def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, Any]) -> str:
+    """The page as HTML text."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "duration": duration}
+    models = numbers["models"]
+    students = [name for name in NAMES if name in models and name != "teacher"]
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
+        benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
+        llm_share=llm_share(numbers),
+        rejected=rejected(inputs["filter"]) if "filter" in inputs else {},
+        lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
+        alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
+        students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
+        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
+        kept_price=kept_price(numbers))
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.5874 as `58.7 %`, which does not break across lines."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def headline(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The result in one sentence, on the first benchmark; "" where nothing was judged."""
+    first = next((name for by in models.values() for name in by), "")
+    got = {name: by[first] for name, by in models.items()
+           if first in by and by[first].get("avg") is not None}
+    if not got:
+        return ""
+    parts = [f"{percent(got[name]['avg'])} {NAMES[name]}" for name in NAMES
+             if name in got and name != "teacher"]
+    text = " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])
+    some = next(iter(got.values()))
+    teacher = percent(got["teacher"]["avg"]) if "teacher" in got else ""
+    who = (f"the student solves {text}" + (f"; its teacher solves {teacher}" if teacher else "")
+           if parts else f"the teacher solves {teacher}")
+    return f"Of {some['problems']:,} {BENCHMARKS.get(first, first)} problems, {who}."
+
+
+def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A table a benchmark: its models in order, and the axis their intervals share."""
+    tables = []
+    for name in dict.fromkeys(name for by in models.values() for name in by):
+        rows = {model: models[model][name] for model in [*NAMES, *models]
+                if name in models.get(model, {})}
+        most = max((row.get("ci_high", 0.0) for row in rows.values()), default=0.0)
+        top = next(t for t in (0.1, 0.2, 0.4, 1.0) if t >= min(most, 1.0))
+        k = max(row["samples"] for row in rows.values())
+        tables.append({"name": BENCHMARKS.get(name, name), "rows": rows, "top": top, "samples": k,
+                       "problems": max(row["problems"] for row in rows.values())})
+    return tables
+
+
+def funnel(traces: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Bars from all traces down to those kept: each reason takes its part off the right end."""
+    if not traces or not traces["total"]:
+        return []
+    total = left = traces["total"]
+    rows = [{"name": "traces", "count": total, "start": 0.0, "share": 1.0, "kind": "all"}]
+    for reason, count in traces["rejected"].items():
+        left -= count
+        rows.append({"name": reason.replace("_", " "), "count": count, "start": left / total,
+                     "share": count / total, "kind": "rejected"})
+    parts = {"kept": traces["kept"], **{name: traces["kept_by"][grader] for grader, name
+                                        in NOT_BY_GOLD.items() if grader in traces["kept_by"]}}
+    return rows + [{"name": name, "count": count, "start": 0.0, "share": count / total,
+                    "kind": "kept"} for name, count in parts.items()]
+
+
+def kept_price(numbers: Mapping[str, Any]) -> str:
+    """What the traces cost in all and for each one kept, in a sentence; "" where nothing."""
+    usd = numbers["stages"].get("generate", {}).get("cost_usd")
+    kept = (numbers.get("traces") or {}).get("kept")
+    return f"All cost ${usd:,.2f}, ${usd / kept:,.4f} for each one kept. " if usd and kept else ""
+
+
+def llm_share(numbers: Mapping[str, Any]) -> str:
+    """What the LLM judge decided of the traces and what it cost, in a sentence; "" without one."""
+    llm = numbers["stages"].get("filter", {}).get("counts", {}).get("llm_judge")
+    return "" if llm is None else (
+        f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
+        f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
+
+
+def lengths(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The mirrored histogram of kept and rejected traces' tokens, and both medians."""
+    if "filter" not in inputs:
+        return None
+    table = judged(inputs["filter"])
+    width = max(1.0, plots.nice_step(max(table["completion_tokens"].to_list(), default=1), BINS))
+    parts = {kept: table.filter(pl.col("kept") == kept)["completion_tokens"]
+             for kept in (True, False)}
+    label = "Length of kept and of rejected traces in tokens"
+    return {"plot": plots.mirrored(counts(parts[True], width), counts(parts[False], width), width,
+                                   label),
+            "kept": parts[True].median(), "rejected": parts[False].median()}
+
+
+def counts(values: pl.Series, width: float) -> list[int]:
+    """How many of `values` fall into each bin `width` wide, from 0 on."""
+    found = dict((values / width).floor().cast(pl.Int64).value_counts().iter_rows())
+    return [found.get(index, 0) for index in range(max(found, default=-1) + 1)]
+
+
+def drawn(stage: str, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The curves of a training stage that its log holds; [] where it holds none."""
+    log = read_log(inputs[stage]) if stage in inputs else []
+    out: list[dict[str, Any]] = []
+    seen: list[Sequence[tuple[float, float]]] = []
+    for key, name, meaning, share in CURVES[stage]:
+        points = curve(log, key)
+        if points and points not in seen:  # with one reward, `reward` and its accuracy are equal
+            seen.append(points)
+            plot: Markup = plots.line(points, name, share)
+            out.append({"name": name, "meaning": meaning, "plot": plot})
+    return out

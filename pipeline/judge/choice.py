@@ -1,0 +1,53 @@
+"""Multiple choice and exact answers."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.judge.extract import boxes
+from pipeline.judge.math.latex import clean
+
+_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?!I [a-z])([A-J])(?![A-Za-z'’]|\s*[=+<>])")
+_LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
+_STATED = re.compile(
+    r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
+    r"[^A-J\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
+_NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"
+                      r"(?:\s*(?:or|nor|,)\s*\(?[A-J]\)?)*)(?![A-Za-z])", re.I)
+
+
+def letters(text: str) -> list[str]:
+    """The letters chosen in `text`: of the last box, else stated, else leading, else the last."""
+    if found := boxes(text):
+        inside = found[-1][2]
+        return _listed(clean(inside)) if inside else []
+    if "<answer>" in text:
+        return letters(text.rpartition("<answer>")[2].partition("</answer>")[0])
+    text = _NEGATED.sub(" ", text if len(text) < 1200 else text[:200] + text[-1000:])
+    if stated := _STATED.findall(text):
+        last = stated[-1].isupper() or re.search(r"\b[b-jB-J]\W*$", text)
+        return [stated[-1].upper()] if last else []
+    if leading := _LEADING.match(text):
+        return [leading[1]]
+    if re.fullmatch(r"\s*[a-j]\s*", text):
+        return [text.strip().upper()]
+    return re.findall(r"\(([A-J])\)", text)[-1:] or _LETTER.findall(text)[-1:]
+
+
+def _listed(text: str) -> list[str]:
+    """"A", "(A)", "A and C", "A. five", or a lower-case letter alone."""
+    text = re.sub(r"[‹›⦃⦄]", " ", text).strip()
+    if re.fullmatch(r"[\(\[]?[a-jA-J][\)\].]?", text):
+        return [text.strip("()[].").upper()]
+    if re.fullmatch(r"[\s(]*[A-J][)\s]*(?:,[\s(]*[A-J][)\s]*)+", text):
+        return sorted(set(re.findall(r"[A-J]", text)))
+    leading = _LEADING.match(text)
+    return [leading[1]] if leading else []
+
+
+def exact_key(text: str) -> str:
+    """Case, spacing, articles and punctuation at the ends do not count (SQuAD's normaliser)."""
+    if re.fullmatch(r"\s*-?\d+\.\d+\s*", text):
+        return text.strip().rstrip("0").rstrip(".")
+    text = re.sub(r"\b(?:a|an|the)\b", " ", text.casefold())
+    return " ".join(re.sub(r"(?<!\d)[.,!?;:\"'](?!\d)|[.,!?;:\"']+$", " ", text).split())

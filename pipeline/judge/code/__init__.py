@@ -1,0 +1,1 @@
+"""Runs programs against tests in a sandbox."""

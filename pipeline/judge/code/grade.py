@@ -1,0 +1,144 @@
+"""Code answers: HumanEval, MBPP and stdin/stdout tests, run in two boxes or compared outside.
+
+meta of a code problem holds one of: `test` and `entry_point` (HumanEval), `test_list` and
+`test_imports` (MBPP), or `inputs` and `outputs` (lists of strings, one per run).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.judge.code import sandbox
+from pipeline.judge.code.sandbox import Box, Limits
+from pipeline.judge.verdict import Judgement, Problem, judgement
+
+_FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)```", re.S | re.I)
+
+
+def program_of(text: str, problem: Problem) -> str | None:
+    """The last fenced block of `text`, else the text where it compiles; None without either.
+
+    A bare body is put after the problem's own header (HumanEval's completion form).
+    """
+    blocks = _FENCE.findall(text) if text.count("```") <= 200 else []
+    program = blocks[-1] if blocks else text.strip("\n")
+    name = problem.meta.get("entry_point")
+    if name and f"def {name}" not in program and f"def {name}" in problem.problem:
+        program = problem.problem + program
+    return program if blocks or _compiles(program) else None
+
+
+def _compiles(program: str) -> bool:
+    try:
+        compile(program, "answer", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+FORMS = {"inputs": ("inputs", "outputs"), "test": ("test", "entry_point"),
+         "test_list": ("test_list",)}
+
+
+def check_tests(problem: Problem) -> None:
+    """Raise a UserError where `problem.meta` does not hold tests in one of the three forms."""
+    form = next((FORMS[name] for name in FORMS if name in problem.meta), None)
+    said = f"code problem {problem.problem_id!r}"
+    if form is None:
+        raise UserError(f"{said} has no tests in its meta: give test and entry_point, test_list, "
+                        "or inputs and outputs")
+    given: list[Any] = [problem.meta.get(name) for name in form]
+    if form == FORMS["test"]:
+        if not all(isinstance(one, str) for one in given):
+            raise UserError(f"{said}: test and entry_point in its meta must both be text")
+    elif not all(isinstance(one, list) and all(isinstance(test, str) for test in one)
+                 for one in given):
+        raise UserError(f"{said}: {' and '.join(form)} in its meta must be lists of strings")
+    elif not all(given):
+        raise UserError(f"{said} has an empty list of tests")
+    elif len(given[0]) != len(given[-1]):
+        raise UserError(f"{said}: inputs and outputs in its meta differ in length")
+
+
+def judge_code(text: str, problem: Problem) -> Judgement:
+    """correct where every test passes. UserError without tests, or without a working sandbox."""
+    check_tests(problem)
+    program = program_of(text, problem)
+    if program is None:
+        return judgement("no_answer", None, "sandbox")
+    meta = problem.meta
+    if "inputs" in meta:
+        passed = run_stdio(program, meta["inputs"], meta["outputs"])
+    elif "test" in meta:  # which may use the imports of the problem's own header
+        header = [line for line in problem.problem.splitlines()
+                  if line.startswith(("import ", "from "))]
+        passed = run_tests(program, [f"{meta['test']}\ncheck({meta['entry_point']})"],
+                           "\n".join(header))
+    else:
+        passed = run_tests(program, meta["test_list"], "\n".join(meta.get("test_imports") or []))
+    return judgement("correct" if all(passed) else "wrong", program, "sandbox")
+
+
+def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[bool]:
+    """One run per input; outputs are compared here, by lines without trailing space."""
+    passed = []
+    for given, expected in zip(inputs, outputs, strict=True):
+        result = sandbox.run(program, given)
+        passed.append(result.ended == "exit" and result.code == 0
+                      and _lines(result.output) == _lines(expected))
+        if not passed[-1]:
+            break
+    return passed + [False] * (len(inputs) - len(passed))
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def run_tests(program: str, cases: Sequence[str], setup: str = "",
+              limits: Limits = Limits(), test_seconds: float = 2.0) -> list[bool]:  # noqa: B008
+    """Which tests pass. A test that hangs or ends the program costs itself alone."""
+    sandbox.probe()
+    passed: list[bool] = []
+    while len(passed) < len(cases):
+        results, loaded = _session(program, cases[len(passed):], setup, limits, test_seconds)
+        passed += results
+        if not loaded:
+            return passed + [False] * (len(cases) - len(passed))
+        if len(passed) < len(cases):
+            passed.append(False)
+    return passed
+
+
+def _session(program: str, cases: Sequence[str], setup: str, limits: Limits,
+             test_seconds: float) -> tuple[list[bool], bool]:
+    """Results up to the first test that ends a box, and whether the program loaded at all."""
+    passed: list[bool] = []
+    with Box("solution", {"code": program}, limits) as solution, \
+            Box("tests", {"setup": setup, "cases": list(cases)}, limits) as tests:
+        if "value" not in (solution.line() or {}):
+            return [], False
+        while len(passed) < len(cases):
+            tests.deadline = solution.deadline = time.monotonic() + test_seconds
+            result = _relay(tests, solution)
+            if result is None:
+                break
+            passed.append(result)
+    return passed, True
+
+
+def _relay(tests: Box, solution: Box) -> bool | None:
+    """Carry questions until the test reports; None where either box ended."""
+    while message := tests.line():
+        if "passed" in message:
+            return message["passed"] is True
+        solution.send(message["ask"])
+        answer = solution.line()
+        if answer is None:
+            return None
+        tests.send(answer)
+    return None

@@ -1,0 +1,127 @@
+"""`limbeck judge` and `limbeck audit`: the judge over a file of answers, and its second opinion.
+
+A row of judge's input has `gold` (or `answer`) and one of `completion` and `prediction`. A
+completion is a full response: only what follows closed thinking counts. A prediction with a box,
+an <answer> tag or thinking tags is read as one too; any other is the answer itself or, where it
+reads as prose, the answer that its last sentences state (rules 3 and 4 of extract.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.judge.audit import second_opinion
+from pipeline.judge.judge import default_pool, gold_answer
+from pipeline.judge.llm import LLMJudge
+from pipeline.judge.pool import JudgePool
+from pipeline.judge.verdict import Policy, Problem, make_policy
+from pipeline.problems.files import read_rows
+
+KINDS = {"multiple_choice": "choice", "free_text": "exact", "skip": "math"}
+"""Names that other suites use for our kinds."""
+FIRST_ALONE = ("text", "code", "gym")
+"""Kinds that the second grader cannot judge."""
+
+
+def parse_policy(settings: Iterable[str]) -> Policy:
+    """`key=value` settings over the default Policy; the value in JSON or as plain text."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--policy {setting!r} is not of the form name=value")
+        try:
+            overrides[name] = json.loads(text)
+        except ValueError:
+            overrides[name] = text
+    return make_policy(overrides)
+
+
+def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
+    """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
+    gold, named = row.get("gold", row.get("answer")), str(row.get("kind") or "math")
+    kind = KINDS.get(named, named)
+    spellings = list(map(str, gold)) if isinstance(gold, list) and kind == "math" else []
+    if isinstance(gold, list) and gold:
+        gold = spellings[0] if spellings else ", ".join(map(str, gold))
+    if not isinstance(gold, str | int | float) or isinstance(gold, bool):
+        raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
+    problem = Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
+                                "kind": kind}, policy)
+    return replace(problem, meta={**problem.meta, "spellings": spellings}) if spellings else problem
+
+
+def response_of(row: dict[str, Any], number: int) -> str:
+    """What row `number` says. UserError where it has neither completion nor prediction."""
+    for name in ("completion", "prediction"):
+        if name in row:
+            return "" if row[name] is None else str(row[name])
+    raise UserError(f"row {number} has neither completion nor prediction; it has "
+                    + ", ".join(row))
+
+
+def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
+               model: LLMJudge | None = None) -> dict[str, int]:
+    """Judge every row of `source`; rows with the Judgement's fields go to `out` or standard output.
+
+    `model` decides what the rules leave open. `out` is written whole or not at all. Returns how
+    often each verdict was given.
+    """
+    settings = parse_policy(policy)
+    rows = read_rows(source)
+    problems = [to_problem(row, i, settings) for i, row in enumerate(rows, start=1)]
+    texts = [response_of(row, i) for i, row in enumerate(rows, start=1)]
+    with JudgePool() as pool:
+        judgements = pool.judge_many(texts, problems)
+    if model is not None:
+        judgements = model.review_all(judgements, problems)
+    judged = [row | asdict(j) for row, j in zip(rows, judgements, strict=True)]
+    _write(judged, out)
+    return dict(Counter(j.verdict for j in judgements))
+
+
+def _write(rows: list[dict[str, Any]], out: Path | None) -> None:
+    if out is not None and out.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), out.with_suffix(".partial"),
+                       write_page_checksum=True)
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if out is None:
+            sys.stdout.write(text)
+            return
+        out.with_suffix(".partial").write_text(text, encoding="utf-8")
+    out.with_suffix(".partial").replace(out)
+
+
+def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Judge a sample of `n` rows again with the second grader.
+
+    Returns {"judged", "disagreements", "rate", "table"}: a table row holds id, gold, extracted,
+    verdict, grader and `second`, the second grader's opinion. Rows without a score, and kinds
+    in FIRST_ALONE, are left out and counted in "left_out".
+    """
+    sample = random.Random(seed).sample(list(rows), min(n, len(rows)))
+    problems = [to_problem(row, i, Policy()) for i, row in enumerate(sample, start=1)]
+    texts = [response_of(row, i) for i, row in enumerate(sample, start=1)]
+    table, judged = [], 0
+    for problem, j in zip(problems, default_pool().judge_many(texts, problems), strict=True):
+        if j.score is None or j.extracted is None or problem.kind in FIRST_ALONE:
+            continue
+        judged += 1
+        second = any(second_opinion(j.extracted, gold_answer(gold)) for gold in problem.golds)
+        if second != (j.score == 1.0):
+            table.append({"id": problem.problem_id, "gold": problem.answer, "second": second,
+                          "extracted": j.extracted, "verdict": j.verdict, "grader": j.grader})
+    return {"judged": judged, "left_out": len(sample) - judged, "disagreements": len(table),
+            "rate": len(table) / judged if judged else 0.0, "table": table}

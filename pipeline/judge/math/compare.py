@@ -1,0 +1,234 @@
+"""Whether two parsed answers are the same answer under a Policy: yes, no, or None (cannot tell)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from pipeline.judge.math import numeric
+from pipeline.judge.math.latex import clean
+from pipeline.judge.math.node import (
+    Node,
+    all_of,
+    any_of,
+    cross_equal,
+    distinct,
+    endless,
+    ends_of,
+    labels_of,
+    spread,
+)
+from pipeline.judge.math.parse import parse
+from pipeline.judge.math.parser import Tree, Unreadable, read
+from pipeline.judge.math.phrases import key, phrase_of, without_aside, without_remark, words
+from pipeline.judge.math.rational import TooLarge, Unsure
+from pipeline.judge.math.values import Quantities
+from pipeline.judge.verdict import Policy
+
+_MONOTONE = re.compile(
+    r"monoton|(?:increasing|decreasing) (?:on|interval)"
+    r"|intervals? (?:of (?:in|de)crease|(?:where|on which) .{0,40}(?:in|de)creas)", re.I)
+_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
+_MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|september|october|"
+                    r"november|december)\b")
+
+
+def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
+    """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
+    if key(gold) == key(answer) and not policy.reduced:
+        return True
+    if phrase_of(answer, gold):
+        return True
+    golds = _readings(gold)
+    if (short := without_remark(plain := clean(gold))) not in ("", plain):
+        golds.append(parse(short))
+    results = [Comparison(policy, given).same(a, b) for a in golds
+               for b in _readings(answer)]
+    if True in results:
+        return True
+    return None if None in results else False
+
+
+def _readings(text: str) -> list[Node]:
+    """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
+    plain, node = clean(text), parse(text)
+    if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
+        point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
+            [parse(f"{match[1]}.{match[2]}{match[3]}")]
+        return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
+    short = without_aside(plain)
+    return [node, parse(short)] if short and short != plain else [node]
+
+
+class Comparison(Quantities):
+    """One comparison of whole answers."""
+
+    def same(self, a: Node, b: Node) -> bool | None:
+        """Gold `a` against answer `b`."""
+        if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
+            return any_of(self.same(item, b) for item in a.items)
+        if "relation" in (a.kind, b.kind):
+            return self.relations(a, b)
+        if a.kind == b.kind == "value":
+            return self.values(a, b)
+        if a.kind in _GROUPS or b.kind in _GROUPS:
+            return self.groups(a, b)
+        if "ratio" in (a.kind, b.kind):
+            return self.ratios(a, b)
+        return self.texts(a, b)
+
+    def texts(self, a: Node, b: Node) -> bool | None:
+        left, right = words(a.text), words(b.text)
+        if left and left == right and "text" in (a.kind, b.kind):
+            return True
+        if _MONTH.search(left) and _day(left) == _day(right):
+            return True
+        if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
+            return said[1].lower() == left
+        if endless(a) and endless(b):
+            return True
+        if (a.kind == "value" and b.kind == "text") or (
+                a.kind == "text" and len(left.split()) == 1):
+            return False
+        return None
+
+    def groups(self, a: Node, b: Node) -> bool | None:
+        """Collections: element by element, ordered or as multisets (see Policy.order)."""
+        if "ratio" in (a.kind, b.kind):
+            return False
+        if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
+            single, group = (a, b) if a.kind not in _GROUPS else (b, a)
+            if len(group.items) == 1 and group.kind in ("set", "list", "union"):
+                return self.same(a.items[0] if group is a else a, b.items[0] if group is b else b)
+            if group is b and b.kind == "list" and len(b.items) == 2 and \
+                    all(self.same(a, item) for item in b.items):
+                return True
+            return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
+        if {a.kind, b.kind} in ({"set", "tuple"}, {"set", "interval"}):
+            return False
+        left, right = distinct(spread(a)), distinct(spread(b))
+        if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b) and not self.open_ends():
+            return False
+        if len(left) != len(right):
+            return False
+        if not self.ordered(a, b):
+            return self.matched(left, right)
+        return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
+
+    def open_ends(self) -> bool:
+        """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
+        return self.policy.ends == "free" or bool(_MONOTONE.search(self.given))
+
+    def ordered(self, a: Node, b: Node) -> bool:
+        if self.policy.order != "tuples":
+            return self.policy.order == "all" or {a.kind, b.kind} <= {"interval"}
+        if {a.kind, b.kind} <= {"list", "set", "union"}:
+            return bool(labels_of(a)) and labels_of(a) == labels_of(b)
+        return True
+
+    def matched(self, left: Sequence[Node], right: Sequence[Node]) -> bool | None:
+        """Whether the multisets pair off; None where an undecided pair could make it so."""
+        rest, unsure = list(right), False
+        for item in left:
+            results = [self.same(item, other) for other in rest]
+            if True in results:
+                rest.pop(results.index(True))
+            elif None in results:
+                unsure = True
+            else:
+                return False
+        return None if unsure else True
+
+    def ratios(self, a: Node, b: Node) -> bool | None:
+        """a:b against c:d, or against a fraction; 3:30 pm is no ratio."""
+        if a.kind == b.kind:
+            if len(a.items) != len(b.items):
+                return False
+            if a.items[-1].unit or b.items[-1].unit:
+                return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+            try:
+                pairs = [cross_equal(x, y, a.items[0], b.items[0])
+                         for x, y in zip(a.items[1:], b.items[1:], strict=True)]
+            except (Unsure, Unreadable):
+                return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+            return all(pairs)
+        ratio, other = (a, b) if a.kind == "ratio" else (b, a)
+        if len(ratio.items) != 2 or other.kind != "value" or None in [n.tree for n in ratio.items]:
+            return None if other.kind in ("opaque", "text") else False
+        quotient = Node("value", ratio.text, tree=("/", ratio.items[0].tree, ratio.items[1].tree))
+        return self.same(*((quotient, other) if ratio is a else (other, quotient)))
+
+    def relations(self, a: Node, b: Node) -> bool | None:
+        """An equation is an answer only where the gold is one; chains must agree throughout."""
+        if b.detail == "chain" and a.kind != "relation":
+            return all_of(self.same(a, item) for item in b.items)
+        if a.detail == "chain" and b.kind != "relation":
+            return all_of(self.same(item, b) for item in a.items)
+        if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
+                and len(a.items) == len(b.items) > 2:
+            return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+        if a.kind == "relation" and b.kind == "value" and a.detail == "=":
+            return substituted(a, b)
+        if a.kind != b.kind:
+            return equations(a, b) if a.label or b.label or "interval" in (a.kind, b.kind) \
+                else False
+        if a.detail == b.detail and len(a.items) == len(b.items) and \
+                all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
+            return True
+        return equations(a, b)
+
+
+def _day(text: str) -> list[str]:
+    """The parts of a date in any order, 4th as 4."""
+    return sorted(part for part in text.split() if part not in ("st", "nd", "rd", "th", "of"))
+
+
+def substituted(a: Node, b: Node) -> bool | None:
+    """A gold equation in one symbol more than the answer: y = E stated as E."""
+    difference = _difference(a)
+    if difference is None or b.tree is None:
+        return None
+    names, given = numeric.symbols(difference[0]), numeric.symbols(b.tree)
+    if len(names - given) != 1 or not given <= names or len(names) < 2:
+        return False
+    try:
+        name, = names - given
+        left, right = (numeric.replaced(side, ("v", name), b.tree)
+                       for side in (difference[0][1], difference[0][2][2]))
+        return numeric.equal(left, right)
+    except Unsure:
+        return None
+
+
+def equations(a: Node, b: Node) -> bool | None:
+    """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
+    first, second = _difference(a), _difference(b)
+    if first is None or second is None:
+        return None
+    (left, op), (right, other) = first, second
+    if op != other:
+        return False
+    try:
+        sign = numeric.ratio(left, right)
+    except TooLarge:
+        raise
+    except Unsure:
+        return None
+    return sign is not None and (sign > 0 or op in ("=", "\\ne"))
+
+
+def _difference(node: Node) -> tuple[Tree, str] | None:
+    """left - right of a relation, turned so that it reads =, ≠, < or ≤ 0."""
+    text = clean(node.text)
+    match = re.fullmatch(r"([^=<>]*?)(=|<|>|\\le\b|\\ge\b|\\ne\b)([^=<>]*)", text)
+    if not match or re.search(r"\\(le|ge|ne|in)\b", match[3]):
+        return None
+    try:
+        left, right = read(match[1].strip()), read(match[3].strip())
+    except Unreadable:
+        return None
+    if match[2] in (">", "\\ge"):
+        left, right = right, left
+    return ("+", left, ("*", ("n", Fraction(-1)), right)), match[2].replace(">", "<").replace(
+        "\\ge", "\\le")

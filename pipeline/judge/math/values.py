@@ -1,0 +1,192 @@
+"""Single values under a Policy: numbers with units, roundings, percentages, formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from pipeline.judge.math import numeric
+from pipeline.judge.math.node import Node, any_of
+from pipeline.judge.math.parser import Tree
+from pipeline.judge.math.rational import TooLarge, Unsure, exact, places
+from pipeline.judge.math.units import coarsely, reduced, rounds, school_pi, unit_of, zeros
+from pipeline.judge.verdict import Policy
+
+_FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
+_PRECISION = re.compile(r"decimal|nearest|significant|round|digits|tenth|hundredth|thousandth"
+                        r"|precis|accura|exact", re.I)
+_PARAMETERS = frozenset("kmnltjscC")
+"""Letters that a solver may choose for a free integer or constant."""
+_HUNDREDTH: Tree = ("n", Fraction(1, 100))
+
+
+class Quantities:
+    """Comparison of two values: the policy and the text of the problem."""
+
+    def __init__(self, policy: Policy, given: str) -> None:
+        self.policy, self.given = policy, given
+        self.zeros = (0, 0)  # that end the decimals compared now
+
+    def values(self, a: Node, b: Node) -> bool | None:
+        assert a.tree and b.tree
+        if self.otherwise_named(a, b) or (self.policy.reduced and not reduced(b.tree)):
+            return False
+        self.zeros = zeros(a.text), zeros(b.text)
+        pairs = [(self.same_argument(a, b), b.tree)]
+        if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
+                "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
+            pairs = self.scaled(a, b)
+        elif a.unit != b.unit:
+            pairs = self.measured(a, b)
+        return any_of(self.trees(left, right) for left, right in pairs)
+
+    def otherwise_named(self, a: Node, b: Node) -> bool:
+        """Whether the answer is said to be of another unknown or, in words, of another thing."""
+        if a.label == b.label or not (a.label and b.label):
+            return False
+        if len(a.label) == len(b.label) == 1:
+            return not self.given or b.label in re.findall(r"[A-Za-z]+", self.given)
+        return a.text.startswith("‹") and b.text.startswith("‹") and "=" not in a.text + b.text
+
+    def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Values with different units: both in base units; a unit may be left out by policy."""
+        (left, unit), (right, other) = _lettered(a, b), _lettered(b, a)
+        first, second = unit_of(unit), unit_of(other)
+        plain = [(left, right)] if self.policy.units == "optional" else []
+        if first is None or second is None:
+            return plain
+        inside: list[tuple[Tree, Tree]] = [
+            (("*", ("n", first[1]), left), ("*", ("n", second[1]), right))]
+        if first[0] == second[0]:
+            bare = not unit or not other
+            return [*plain, *inside] if bare else inside
+        return plain if not (unit and other) else []
+
+    def same_argument(self, a: Node, b: Node) -> Tree:
+        """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
+        assert a.tree
+        names = [_FUNCTION.fullmatch(node.label) for node in (a, b)]
+        if not names[0] or not names[1] or names[0][1] == names[1][1]:
+            return a.tree
+        return numeric.replaced(a.tree, ("v", names[0][1]), ("v", names[1][1]))
+
+    def scaled(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
+        """Both readings of a percentage, and degrees as radians where the other side has π."""
+        assert a.tree and b.tree
+        plain: list[tuple[Tree, Tree]] = [(a.tree, b.tree)]
+        if "°" in (a.unit, b.unit):
+            if "\\pi" not in a.text + b.text:
+                return plain
+            return [(_scaled(a, "°", "f", "degree"), _scaled(b, "°", "f", "degree")), *plain]
+        shares = (_scaled(a, "%", "*", _HUNDREDTH), _scaled(b, "%", "*", _HUNDREDTH))
+        return {"either": [*plain, shares], "number": plain, "value": [shares]}[self.policy.percent]
+
+    def trees(self, a: Tree, b: Tree) -> bool | None:
+        if a == b or _bare_numeral(a, b) or _bare_numeral(b, a):
+            return True
+        try:
+            if numeric.equal(*(alike(a, b) or (a, b))):
+                return True
+            if self.near(a, b):
+                return True
+            return self.renamed(a, b)
+        except TooLarge:
+            raise
+        except Unsure:
+            return False if numeric.holds(a, "c", "oo") != numeric.holds(b, "c", "oo") else None
+
+    def near(self, a: Tree, b: Tree) -> bool:
+        """Equal within the policy's tolerance, or one is the other correctly rounded."""
+        first, second = exact(a), exact(b)
+        whole = first is not None and second is not None and \
+            first.denominator == second.denominator == 1 and not self.policy.tolerance
+        if whole or numeric.symbols(a) or numeric.symbols(b):
+            return False
+        left, right = numeric.number(a), numeric.number(b)
+        if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
+            return True
+        if self.coarse() and coarsely(first, second, self.zeros[1]):
+            return True
+        return rounds(a, left, right, 3, b[0] != "n", self.zeros[0]) or school_pi(first, b) or \
+            ((first is None or places(first) is None)
+             and rounds(b, right, left, self.policy.digits, ending=self.zeros[1]))
+
+    def renamed(self, a: Tree, b: Tree) -> bool:
+        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
+        old, new = numeric.symbols(a) - numeric.symbols(b), numeric.symbols(b) - numeric.symbols(a)
+        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
+                or not (self.free(*old) or numeric.periodic(a, *old)):
+            return False
+        return numeric.equal(numeric.replaced(a, ("v", *old), ("v", *new)), b)
+
+    def free(self, name: str) -> bool:
+        letter = name.lstrip("\\")
+        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
+        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
+
+    def coarse(self) -> bool:
+        if self.policy.rounding == "asked":
+            return bool(self.given) and not _PRECISION.search(self.given)
+        return self.policy.rounding == "coarse"
+
+
+def _lettered(node: Node, beside: Node) -> tuple[Tree, str]:
+    """Value and unit; 26000 m, which reads as a product, is a length beside another length."""
+    tree = node.tree
+    assert tree
+    if node.unit or not beside.unit or tree[0] != "*" or tree[2][0] != "v" \
+            or numeric.symbols(tree[1]):
+        return tree, node.unit
+    own, other = unit_of(tree[2][1]), unit_of(beside.unit)
+    return (tree[1], tree[2][1]) if own and other and own[0] == other[0] else (tree, "")
+
+
+def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
+    """The tree of a value, with the operation that its unit stands for."""
+    assert node.tree
+    return (*operation, node.tree) if node.unit == unit else node.tree
+
+
+def _bare_numeral(a: Tree, b: Tree) -> bool:
+    """Whether `a` is the numeral `b` with the base that `b` leaves out: 1011_2 and 1011."""
+    return a[0] == "v" and b[0] == "n" and bool(re.fullmatch(rf"{b[1]}_\d+", a[1]))
+
+
+_DOTS: Tree = ("v", "…")
+_SUM: Tree = ("v", "Σ")
+
+
+def alike(a: Tree, b: Tree) -> tuple[Tree, Tree] | None:
+    """Both trees with their dotted sum as one symbol, where it is the same sum; else None."""
+    first, second = list(_dotted(a)), list(_dotted(b))
+    if len(first) != 1 or len(second) != 1 or not _same(first[0], second[0]):
+        return None
+    return numeric.replaced(a, first[0], _SUM), numeric.replaced(b, second[0], _SUM)
+
+
+def _dotted(tree: Tree) -> Iterator[Tree]:
+    if tree[0] == "+" and tree.count(_DOTS) == 1 and tree[1] != _DOTS != tree[-1]:
+        yield tree
+        return
+    for part in tree[1:]:
+        if isinstance(part, tuple):
+            yield from _dotted(part)
+
+
+def _same(a: Tree, b: Tree) -> bool:
+    return any(_runs(a[1:], other) for other in (b[1:], b[:0:-1]))
+
+
+def _runs(a: tuple[Tree, ...], b: tuple[Tree, ...]) -> bool:
+    """Whether the terms before the dots agree as far as both go on, and so those after them.
+
+    Each must show a step, or 1 + … + n could be any progression.
+    """
+    if min(len(a), len(b)) < 4:
+        return False
+    cuts = a.index(_DOTS), b.index(_DOTS)
+    ends = zip(a[:cuts[0]], b[:cuts[1]], strict=False), \
+        zip(a[:cuts[0]:-1], b[:cuts[1]:-1], strict=False)
+    return all(numeric.equal(x, y) for end in ends for x, y in end)

@@ -1,0 +1,194 @@
+"""A pool of processes that can be killed: a verdict is bounded in time and memory on any input.
+
+Workers are plain subprocesses (no fork of a process that may hold torch threads, no re-run of
+the caller's main module), started when first needed. A signal timeout works in a main thread only
+(Math-Verify issue 65, trl 5281, verl 5635); a kill works from everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.completion import Completion
+from pipeline.judge.verdict import Judgement, Problem
+
+ROOT = Path(__file__).parents[2]
+KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+START_SECONDS = 60.0
+
+
+class WorkerLost(RuntimeError):  # noqa: N818
+    """The worker was killed (args[0] "timeout") or died or ran out of memory ("error")."""
+
+
+class Worker:
+    """One worker process; after a kill the next one starts at once, to be ready when asked."""
+
+    def __init__(self, memory_mb: int) -> None:
+        self.memory_mb = memory_mb
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ready = False
+
+    def start(self) -> None:
+        """Start the process; `ready` once it has said so."""
+        environment = {k: os.environ[k] for k in KEPT if k in os.environ}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
+                        "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.judge.worker", str(self.memory_mb)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=environment, start_new_session=True)
+        self.ready = False
+
+    def ask(self, task: str, arguments: Sequence[Any], seconds: float) -> Any:
+        """The task's value. ValueError where it raised; WorkerLost where it had to be killed."""
+        deadline = time.monotonic() + seconds
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        if not self.ready:
+            self._read(time.monotonic() + START_SECONDS)
+            deadline = time.monotonic() + seconds  # a start is not charged to the answer
+        self.ready = True
+        assert self.process and self.process.stdin
+        line = json.dumps({"task": task, "arguments": list(arguments), "seconds": seconds}) + "\n"
+        try:
+            self.process.stdin.write(line.encode())
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._lost("error") from None
+        reply = self._read(deadline)
+        if reply.get("error") == "memory":
+            raise self._lost("error")
+        if "error" in reply:
+            raise ValueError(reply["error"])
+        return reply["value"]
+
+    def _read(self, deadline: float) -> dict[str, Any]:
+        """One reply line before `deadline`, else the worker is killed."""
+        assert self.process and self.process.stdout
+        buffer = b""
+        descriptor = self.process.stdout.fileno()
+        while not buffer.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise self._lost("timeout")
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                raise self._lost("error")
+            buffer += chunk
+        return dict(json.loads(buffer))
+
+    def _lost(self, why: str) -> WorkerLost:
+        """The process ended, another started if this one had ever been ready."""
+        again = self.ready
+        self.kill()
+        if again:
+            self.start()
+        return WorkerLost(why)
+
+    def kill(self) -> None:
+        """End the process and reap it."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                with contextlib.suppress(BrokenPipeError):  # what was not written is lost with it
+                    stream.close()
+        self.process, self.ready = None, False
+
+
+class JudgePool:
+    """Judges completions; each verdict takes at most `seconds` and `memory_mb` of a worker.
+
+    Safe to share between threads. `workers` processes at most; unless told to `start`, none
+    does before the first answer that the fast rules leave to the engine.
+    """
+
+    def __init__(self, workers: int | None = None, seconds: float = 5.0,
+                 memory_mb: int = 1024) -> None:
+        self.seconds, self.workers = seconds, workers or min(8, os.cpu_count() or 1)
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+        self._all = [Worker(memory_mb) for _ in range(self.workers)]
+        for worker in self._all:
+            self._idle.put(worker)
+        self._cache: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> JudgePool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the workers without waiting for them; else each starts when first needed."""
+        for worker in self._all:
+            if worker.process is None:
+                worker.start()
+
+    def close(self) -> None:
+        """End every worker. The pool may be used again; workers then start anew."""
+        for worker in self._all:
+            worker.kill()
+
+    def ask(self, task: str, arguments: Sequence[Any]) -> Any:
+        """What a worker answers, cached. ValueError or WorkerLost where it cannot."""
+        key = json.dumps([task, list(arguments)])
+        if key in self._cache:
+            return self._cache[key]
+        worker = self._idle.get()
+        try:
+            value = worker.ask(task, arguments, self.seconds * 0.8)
+        finally:
+            self._idle.put(worker)
+        with self._lock:
+            if len(self._cache) > 100_000:
+                self._cache.clear()
+            self._cache[key] = value
+        return value
+
+    def judge(self, completion: str | Completion, problem: Problem) -> Judgement:
+        """One verdict; see pipeline.judge.judge."""
+        from pipeline.judge.judge import judge
+
+        return judge(completion, problem, pool=self)
+
+    def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
+                   progress: Callable[[int], None] | None = None) -> list[Judgement]:
+        """Verdicts in the order given. `progress` is called with the count done so far.
+
+        What the rules decide is decided here, one after the other; only what needs a worker is
+        handed to threads that wait for one.
+        """
+        from pipeline.judge.judge import Deferred, begin, finish
+
+        rows = [begin(completion, problem)
+                for completion, problem in zip(completions, problems, strict=True)]
+        waiting = [i for i, row in enumerate(rows) if isinstance(row, Deferred)]
+        done = len(rows) - len(waiting)
+        if progress and done:
+            progress(done)
+        with ThreadPoolExecutor(self.workers) as threads:
+            verdicts = threads.map(lambda i: finish(rows[i], self), waiting)
+            for count, (i, verdict) in enumerate(zip(waiting, verdicts, strict=True), start=1):
+                rows[i] = verdict
+                if progress:
+                    progress(done + count)
+        return [row for row in rows if isinstance(row, Judgement)]

@@ -1,0 +1,133 @@
+"""The judge over tables: traces of a teacher and completions of a student alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+
+from pipeline.completion import Completion
+from pipeline.judge import Judgement, JudgePool, Problem, check_gold, judge_answer, refuse_if_broken
+from pipeline.judge.llm import LLMJudge, majority_answer
+from pipeline.progress import progress
+
+_SAYING = re.compile(r"(?:\\text\s*\{)?(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’]+[^\W\d_]+)+[\s.!?}]*")
+"""Several words and nothing else: samples that agree on "I do not know" agree on no answer."""
+
+
+def judge_all(completions: list[Completion], problems: list[Problem],
+              pool: JudgePool, label: str = "judging") -> list[Judgement]:
+    """One judgement a completion, in order; stops where over 1 % could not be judged for error."""
+    with progress(label, len(completions)) as advance:
+        done = 0
+
+        def step(so_far: int) -> None:
+            nonlocal done
+            advance(so_far - done)
+            done = so_far
+
+        judgements = pool.judge_many(completions, problems, progress=step)
+    refuse_if_broken(judgements)
+    return judgements
+
+
+def as_completion(trace: dict[str, Any]) -> Completion:
+    """A records.Trace row as the judge reads it."""
+    return Completion(trace["thinking"], trace["answer"] or "",
+                      closed=trace["complete"] or bool(trace["answer"]),
+                      finish_reason=trace["finish_reason"])
+
+
+def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) -> pl.DataFrame:
+    """`traces` with score, verdict, extracted, grader and each problem's pass_rate."""
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in problems.iter_rows(named=True)}
+    completions = [as_completion(row) for row in traces.iter_rows(named=True)]
+    judgements = judge_all(completions, [by_id[i] for i in traces["problem_id"]], pool)
+    columns = {name: [getattr(j, name) for j in judgements]
+               for name in ("score", "verdict", "extracted", "grader")}
+    columns["judge_version"] = [j.version for j in judgements]
+    schema = {name: pl.Float64 if name == "score" else pl.String for name in columns}
+    return traces.hstack(pl.DataFrame(columns, schema=schema)).with_columns(
+        pass_rate=pl.col("score").mean().over("problem_id"))
+
+
+def second_look(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
+    """`judged`, where `model` has decided what the rules left open of `problems`."""
+    known = judged["problem_id"].is_in(problems["problem_id"].implode())
+    places = ((judged["verdict"] == "cannot_judge") & known).arg_true()
+    rows = judged[places].select("problem_id", "score", "verdict", "extracted", "grader").rows()
+    left = problems.filter(problems["problem_id"].is_in([row[0] for row in rows]))
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in left.iter_rows(named=True)}
+    out = model.review_all([Judgement(*row[1:]) for row in rows], [by_id[row[0]] for row in rows])
+    return _replaced(judged, places, out)
+
+
+def by_majority(judged: pl.DataFrame, problems: list[dict[str, Any]], votes: int,
+                pool: JudgePool) -> pl.DataFrame:
+    """`judged`, where problems without a gold have the answer of most samples for one.
+
+    Its verdicts have the grader "majority". A problem whose samples do not agree, more than half
+    of those with an answer and at least `votes`, stays cannot_judge.
+    """
+    places: list[int] = []
+    given: list[Judgement] = []
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in problems}
+    rows = judged.select("problem_id", "verdict", "extracted").with_row_index().filter(
+        pl.col("problem_id").is_in(list(by_id)), verdict="cannot_judge")
+    for part in rows.drop_nulls("extracted").partition_by("problem_id", maintain_order=True):
+        said = _agreed(part["extracted"].to_list(), by_id[part["problem_id"][0]], pool)
+        if sum(j.score == 1.0 for j in said) >= votes:
+            scored = [(place, j) for place, j in zip(part["index"], said, strict=True)
+                      if j.score is not None]
+            places += [place for place, _ in scored]
+            given += [replace(j, grader="majority") for _, j in scored]
+    return _replaced(judged, pl.Series(places, dtype=pl.UInt32), given)
+
+
+def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
+    """`answers` judged by the one that most of them equal; [] where there is none."""
+    gold = majority_answer(
+        answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
+    if gold is None or (problem.kind == "math" and _SAYING.fullmatch(gold)):
+        return []
+    if check_gold(replace(problem, answer=gold), pool).score != 1.0:
+        return []
+    return [_against(gold, answer, problem, pool) for answer in answers]
+
+
+def _against(gold: str, answer: str, problem: Problem, pool: JudgePool) -> Judgement:
+    """The verdict on `answer` were `gold` that of `problem`."""
+    return judge_answer(answer, replace(problem, answer=gold), pool)
+
+
+def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[str | None]:
+    """What each answer counts for in its problem's vote: equal answers, however spelt, for one.
+
+    Only those to maths are compared beyond their text: right ones are the gold, a wrong one is the
+    first that equals it.
+    """
+    out: list[str | None] = []
+    wrong: dict[str, list[str]] = {}
+    for problem, judgement in judged:
+        answer = judgement.extracted
+        if problem.kind == "math" and answer is not None and judgement.score is not None:
+            if judgement.score == 1.0:
+                answer = problem.answer
+            else:
+                seen, bare = wrong.setdefault(problem.problem_id, []), replace(problem, meta={})
+                answer = next((one for one in seen if one == answer or _against(
+                    one, answer, bare, pool).score == 1.0), answer)
+                seen += [] if answer in seen else [answer]
+        out.append(answer)
+    return out
+
+
+def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:
+    """`judged` with the judgements `by` in the rows `places`."""
+    return judged.with_columns(
+        judged[name].scatter(places, pl.Series([getattr(j, name) for j in by],
+                                               dtype=judged[name].dtype))
+        for name in ("score", "verdict", "grader"))

@@ -1,0 +1,192 @@
+"""Problem sets: embedded countdown, reasoning-gym, a JSONL, CSV or Parquet file, or a hub data
+set."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
+from pipeline.errors import UserError
+
+GRADED = ("math", "choice", "exact", "text")
+"""Kinds whose gold is an answer; code and gym are judged by tests and scorers."""
+
+
+def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
+                    problem_column: str = "problem") -> dict[str, EvaluationSet]:
+    """{name: set} of what the config key `key` lists; a plain name's texts are in `problem_column`.
+    """
+    sets: dict[str, EvaluationSet] = {}
+    for one in given:
+        if isinstance(one, str):
+            one = EvaluationSet(problems=one, problem_column=problem_column)
+        name = "/".join(filter(None, (one.problems, one.subset)))
+        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
+        if name in sets:
+            raise UserError(f"{key} names {name} twice; name it once")
+        sets[name] = one
+    return sets
+
+
+def has_gold(row: dict[str, Any]) -> bool:
+    """Whether a records.Problem row can be judged: code and gym need no answer."""
+    return bool(row["answer"].strip()) or row["kind"] not in GRADED
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` is meant as a local file rather than a hub id."""
+    path = Path(name)
+    return path.suffix in {".jsonl", ".parquet", ".json", ".csv", ".tsv"} or (
+        bool(path.suffix) and path.is_file())
+
+
+def short_names(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
+    """{name: the stem of its file or hub id}, or the whole name where two have the same stem."""
+    stems = {name: Path(one.problems).stem for name, one in sets.items()}
+    times = Counter(stems.values())
+    return {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
+
+
+def countdown_rows(seed: int) -> list[dict[str, str]]:
+    """Every embedded problem as a records.Problem row without its split, shuffled by `seed`."""
+    from pipeline.problems.countdown import instances, tries
+
+    rows = []
+    for one in instances(seed):
+        gold = next(t.expression for t in tries(one.numbers) if t.value == one.target)
+        meta = {"task": "countdown", "numbers": list(one.numbers), "target": one.target}
+        name = "-".join(map(str, one.numbers))
+        rows.append({"problem_id": f"countdown-{name}-{one.target}", "problem": one.text,
+                     "answer": gold, "kind": "gym", "source": EMBEDDED, "meta": json.dumps(meta)})
+    return rows
+
+
+def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
+    """Problems of a reasoning-gym task, made from `seed`; the judge scores them by its scorer."""
+    import reasoning_gym
+
+    task = source.problems.removeprefix(GYM)
+    try:
+        made = list(reasoning_gym.create_dataset(task, size=source.limit or 1000, seed=seed,
+                                                 **source.options))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"reasoning-gym makes no {task!r} problems: {error}; mend "
+                        "prepare.problems or prepare.options") from None
+    known = [{name: entry["metadata"][name] for name in ("numbers", "target")}
+             if task == "countdown" else {} for entry in made]
+    return [{"problem_id": f"{task}-{seed}-{index}", "problem": entry["question"],
+             "answer": entry["answer"] or "", "kind": "gym", "source": source.problems,
+             "meta": json.dumps({"task": task, "entry": entry, **more}, default=str)}
+            for index, (entry, more) in enumerate(zip(made, known, strict=True))]
+
+
+def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
+    """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
+    if source.problems == EMBEDDED:
+        rows = countdown_rows(seed)
+    elif source.problems.startswith(GYM):
+        rows = gym_rows(source, seed)
+    else:
+        raw = raw_rows(source.problems, source.subset, source.split)
+        rows = [_to_row(row, index, source) for index, row in enumerate(raw, start=1)]
+        random.Random(seed).shuffle(rows)
+    if not rows:
+        raise UserError(f"{source.problems} holds no problems; check prepare.problems")
+    return rows[:source.limit]
+
+
+def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a file or, where `name` is none, of a split of a hub data set, left on disk."""
+    from pipeline.problems.files import read_rows
+
+    if is_file(name):
+        return read_rows(name)
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, subset, split=split)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv "
+                        "or .parquet file, or check the network") from None
+
+
+def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
+    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent,
+    and so is NaN, which pandas writes for it.
+    """
+    row = {name: None if _is_nan(value) else value for name, value in row.items()}
+    where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
+    text, golds = _texts(row, where, source, kind)
+    if not text.strip():
+        raise UserError(f"{where} has nothing in "
+                        f"{source.problem_column!r}; write the problem or take the row out")
+    name = row.get("id")
+    name = f"{Path(source.problems).stem}-{index - 1}" if name in (None, "") else name
+    golds = list(dict.fromkeys(filter(None, (_gold(gold, where, source) for gold in golds))))
+    return {"problem_id": str(name), "problem": text, "kind": kind,
+            "answer": golds[0] if golds else "",
+            "source": str(row.get("source") or source.problems),
+            "meta": _meta(row.get("meta") or {}, where, golds)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
+    """The problem, and its gold in every spelling given: none, one, or for math several."""
+    text, gold = row.get(source.problem_column), row.get(source.answer_column)
+    if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
+        with suppress(SyntaxError, ValueError):     # a list as CSV holds it
+            gold = literal_eval(gold)
+    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
+             and not _is_nan(one)]
+    needless = source.answer_optional or kind not in GRADED
+    for column, there in ((source.problem_column, text is not None),
+                          (source.answer_column, golds or needless)):
+        if not there:
+            raise UserError(f"{where} has no {column!r}; set prepare.problem_column and "
+                            "prepare.answer_column, or for an evaluation set {problems: FILE, "
+                            f"problem_column: NAME}} (its columns: {', '.join(row)})")
+    for value in (text, *golds):
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{where} holds {value!r:.60} where a text or a number belongs; name "
+                            "another column, or take the text out of it")
+        if half := re.search("[\ud800-\udfff]", str(value)):
+            raise UserError(f"{where} holds {half[0]!r}, half a character; mend the text")
+    if len(golds) > 1 and kind != "math":
+        raise UserError(f"{where} has {len(golds)} answers; only kind math takes several "
+                        "spellings of one answer")
+    return str(text), list(map(str, golds))
+
+
+def _meta(meta: Any, where: str, golds: list[str]) -> str:
+    """`meta` as JSON without nulls, which Parquet gives to a field that only other rows have."""
+    try:
+        meta = json.loads(meta) if isinstance(meta, str) else meta
+        known = {key: value for key, value in meta.items() if value is not None}
+    except (AttributeError, ValueError):
+        raise UserError(f"meta of {where} is not a JSON object: {meta!r:.60}") from None
+    if len(golds) > 1:
+        known["spellings"] = golds
+    return json.dumps(known, default=str)
+
+
+def _gold(text: str, where: str, source: Source) -> str:
+    if source.answer_pattern is None or (source.answer_optional and not text.strip()):
+        return text.strip()
+    found = re.search(source.answer_pattern, text)
+    if found is None or found[1] is None:
+        raise UserError(f"{where}: prepare.answer_pattern "
+                        f"{source.answer_pattern!r} finds no answer in {text[-60:]!r}")
+    return found[1].strip()

@@ -1,0 +1,1 @@
+"""Refinement by GRPO."""

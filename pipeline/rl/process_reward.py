@@ -1,0 +1,139 @@
+"""Process reward: every step of a completion scored by a process reward model (PRM).
+
+Lightman et al., Let's Verify Step by Step (arXiv 2305.20050), who take the product of the steps'
+probabilities, or their minimum. Steps are what blank lines part, thinking and answer alike, as
+Qwen2.5-Math-PRM (arXiv 2501.07301) was trained. Laid beside `accuracy`, the outcome reward.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline.completion import CLOSE, OPEN
+from pipeline.config.rl import HttpPrm, LocalPrm, Prm
+from pipeline.errors import UserError
+from pipeline.rl.rewards import Reward, text_of
+
+Scorer = Callable[[str, list[str]], list[float]]
+AGGREGATES: dict[str, Callable[[list[float]], float]] = {
+    "min": min, "product": math.prod, "mean": lambda s: sum(s) / len(s), "last": lambda s: s[-1]}
+FAILURES = (OSError, ValueError, LookupError, TypeError)
+"""A server that is away, slow, or answers in another form."""
+
+
+def steps_of(text: str) -> list[str]:
+    """The steps of a completion: its paragraphs, without the thinking tags."""
+    parts = re.split(r"\n\s*\n", text.replace(OPEN, "").replace(CLOSE, "\n\n"))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def process_reward(config: Prm) -> Reward:
+    """TRL reward: the aggregated step scores in [0, 1]; None where the server failed.
+
+    Raises UserError once more than 1 % of all completions so far (and more than one) have failed.
+    """
+    score = _http(config) if isinstance(config, HttpPrm) else _local(config)
+    workers = config.concurrency if isinstance(config, HttpPrm) else 1
+    aggregate = AGGREGATES[config.aggregate]
+    seen = failed = 0
+
+    def scored(question: str, completion: Any) -> float | Exception:
+        steps = steps_of(text_of(completion))
+        try:
+            return aggregate(score(question, steps)) if steps else 0.0
+        except FAILURES as failure:
+            return failure
+
+    def process(prompts: Sequence[Any], completions: Sequence[Any], problem: Sequence[str],
+                **columns: Any) -> list[float | None]:
+        nonlocal seen, failed
+        with ThreadPoolExecutor(workers) as threads:
+            scores = list(threads.map(scored, problem, completions))
+        failures = [one for one in scores if isinstance(one, Exception)]
+        seen, failed = seen + len(scores), failed + len(failures)
+        if failed > max(1, 0.01 * seen):
+            raise UserError(f"rl.process: {failed} of {seen} completions got no score from "
+                            f"{config.model} (limit 1%), the last for: {failures[-1]!r}")
+        return [None if isinstance(one, Exception) else one for one in scores]
+
+    return process
+
+
+def _http(config: HttpPrm) -> Scorer:
+    headers = {"Content-Type": "application/json"}
+    if config.key_env and not os.environ.get(config.key_env):
+        raise UserError(f"rl.process.key_env: the environment variable {config.key_env} is unset")
+    if config.key_env:
+        headers["Authorization"] = f"Bearer {os.environ[config.key_env]}"
+
+    def ask(body: dict[str, Any]) -> list[dict[str, Any]]:
+        data = json.dumps({"model": config.model, **body}).encode()
+        request = urllib.request.Request(config.url, data, headers)
+        with urllib.request.urlopen(request, timeout=config.seconds) as reply:
+            return json.load(reply)["data"]
+
+    def pooling(question: str, steps: list[str]) -> list[float]:
+        mark = config.separator  # spelt out by the student it would fake a step
+        said = "".join(step.replace(mark, "") + mark for step in steps)
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+        return _checked(ask({"messages": chat})[0]["data"], steps)
+
+    def classify(question: str, steps: list[str]) -> list[float]:
+        texts = ["\n\n".join([question, *steps[:end]]) for end in range(1, len(steps) + 1)]
+        rows = sorted(ask({"input": texts}), key=lambda row: row["index"])
+        return _checked([row["probs"] for row in rows], steps)
+
+    return pooling if config.url.endswith("/pooling") else classify
+
+
+def _checked(scores: list[Any], steps: list[str]) -> list[float]:
+    """The probability of each step; ValueError unless there is one in [0, 1] a step."""
+    values = [float(one[-1] if isinstance(one, list) else one) for one in scores]
+    if len(values) != len(steps) or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"{len(values)} scores for {len(steps)} steps, or some outside 0 to 1")
+    return values
+
+
+def _local(config: LocalPrm) -> Scorer:
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+        AutoTokenizer,
+    )
+
+    kind = (AutoConfig.from_pretrained(config.model).architectures or [""])[0]
+    tokens = kind.endswith("ForTokenClassification")
+    if not tokens and not kind.endswith("ForSequenceClassification"):
+        raise UserError(f"rl.process.model {config.model!r} is a {kind or 'model of no kind'}; "
+                        "give a token or sequence classifier, or serve it and set type: http")
+    auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = auto.from_pretrained(config.model).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text + config.separator, add_special_tokens=False)["input_ids"]
+
+    def score(question: str, steps: list[str]) -> list[float]:
+        ids = [index for index in [tokenizer.bos_token_id] if index is not None] + encode(question)
+        ends = []
+        for step in steps:
+            ids += encode(step)
+            ends.append(len(ids))
+        row = torch.tensor([ids], device=device)
+        with torch.inference_mode():
+            logits = model(row).logits[0, [end - 1 for end in ends]] if tokens else \
+                torch.cat([model(row[:, :end]).logits for end in ends])
+        right = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+        return right[:, -1].tolist()
+
+    return score

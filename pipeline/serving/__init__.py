@@ -1,0 +1,1 @@
+"""vLLM servers and engines, and the processes they live in."""

@@ -1,0 +1,1 @@
+"""SFT on tokens, on stored or live logits, and on-policy."""

@@ -1,0 +1,60 @@
+"""The loss of `sft.method.type=logits`: how far the student is from the teacher, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipeline.config.sft import LogitsMethod, Online, SftJob
+from pipeline.sft.divergence import Dense, Mix, TopK, distillation_loss
+from pipeline.sft.target_store import Targets
+from pipeline.sft.teacher_scorer import hidden_states, load_teacher, output_layer
+from pipeline.student.token_rows import IGNORED
+from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary
+
+
+class Objective:
+    """The loss of a model and a batch, summed over its trained tokens.
+
+    The teacher is `teacher`, or the batch's stored distributions, or neither (cross-entropy).
+    """
+
+    def __init__(self, mix: Mix, teacher: Any = None):
+        self.mix, self.teacher = mix, teacher
+
+    def __call__(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        labels = inputs.pop("labels")[:, 1:]
+        stored = {key: inputs.pop(key) for key in list(inputs) if key.startswith("target_")}
+        trained = labels != IGNORED
+        signal: TopK | Dense | None = None
+        if self.teacher is not None:
+            signal = self._online(inputs, trained)
+        elif stored:
+            signal = TopK(stored["target_ids"], stored["target_logps"], stored["target_rest"])
+        states = hidden_states(model, inputs)[:, :-1][trained]
+        loss, gap, nll = distillation_loss(states, *output_layer(model), labels[trained], signal,
+                                           self.mix)
+        metrics = {"divergence": gap} if signal is not None else {}
+        return loss, {**metrics, "cross_entropy": nll} if self.mix.cross_entropy else metrics
+
+    @torch.no_grad()
+    def _online(self, inputs: dict[str, Any], trained: torch.Tensor) -> Dense:
+        return Dense(hidden_states(self.teacher, inputs)[:, :-1][trained],
+                     *output_layer(self.teacher))
+
+
+def method_of(job: SftJob, rows: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """(objective, targets of a batch) of the job's method; None where the trainer has its own."""
+    method = job.sft.method
+    if not isinstance(method, LogitsMethod):
+        return Objective(Mix(cross_entropy=1.0)) if job.sft.head == "limbeck" else None, None
+    if isinstance(method.source, Online):
+        name = method.source.teacher
+        check_vocabulary(bare_tokenizer(name), tokenizer, name)
+        mix = Mix(method.beta, method.source.temperature, method.cross_entropy)
+        return Objective(mix, load_teacher(name, method.source.dtype)), None
+    assert job.logits is not None
+    targets = Targets.read(job.logits, rows)
+    mix = Mix(method.beta, targets.facts["temperature"], method.cross_entropy)
+    return Objective(mix), targets.batch

@@ -1,0 +1,1 @@
+"""The student: tokenizer, template and loss mask, packing, sampling, checks."""

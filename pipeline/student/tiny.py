@@ -1,0 +1,88 @@
+"""The tiny student: a small Qwen3 from random weights with a tokenizer made for its corpus.
+
+Saved as an ordinary Hugging Face checkpoint. Only for runs without a downloaded model: real
+students are named by hub id or folder and used as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.config.student import TinyModel
+
+END, PAD, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
+
+
+def build_tokenizer(texts: Iterable[str], size: int, chat_template: str):
+    """A fast tokenizer of at most `size` tokens whose decode(encode(text)) is `text` exactly.
+
+    A number is one token, and so is each stretch between two numbers that is frequent in `texts`;
+    anything else is spelt in UTF-8 bytes. The thinking tags are ordinary text: a trainer that
+    skips special tokens when it decodes must still see them.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = [PAD, END, USER, ASSISTANT]
+    known = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    known += [str(number) for number in range(100)]
+    counts = Counter(piece for text in texts for piece in _pieces(text))
+    frequent = [piece for piece, _ in counts.most_common() if piece not in known]
+    vocabulary = {token: index for index, token in enumerate((known + frequent)[:size])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True,
+                                     ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD,
+                                   chat_template=chat_template, model_max_length=1 << 20,
+                                   clean_up_tokenization_spaces=False)
+
+
+_PIECE = r"\d+|</?think>\n*|\n+"
+
+
+def _pieces(text: str) -> list[str]:
+    """`text` as the tokenizer's pre-tokenizer cuts it."""
+    return [piece for piece in re.split(f"({_PIECE})", text) if piece]
+
+
+def build_model(tokenizer, tiny: TinyModel, seed: int):
+    """A Qwen3ForCausalLM with random float32 weights, tied embeddings, and `tokenizer`'s ids."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=tiny.width, intermediate_size=2 * tiny.width,
+        num_hidden_layers=tiny.layers, num_attention_heads=tiny.heads,
+        num_key_value_heads=tiny.heads, head_dim=tiny.width // tiny.heads,
+        max_position_embeddings=4096, tie_word_embeddings=True, initializer_range=tiny.init_std,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None)
+    model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def save_tiny(texts: Iterable[str], tiny: TinyModel, chat_template: str, seed: int,
+              folder: Path) -> dict[str, int]:
+    """Build tokenizer and model, save both to `folder`; returns counts."""
+    from pipeline.progress import quiet_libraries
+
+    quiet_libraries()
+    tokenizer = build_tokenizer(texts, tiny.vocabulary, chat_template)
+    model = build_model(tokenizer, tiny, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+
+
+def resolve(folder: Path) -> str:
+    """The checkpoint a student, sft or rl folder stands for: its own `model/`, or a named one."""
+    pointer = folder / "model.txt"
+    return pointer.read_text(encoding="utf-8") if pointer.is_file() else str(folder / "model")

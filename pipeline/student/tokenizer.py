@@ -1,0 +1,91 @@
+"""Loads tokenizers and compares the vocabularies of two models."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from pipeline.errors import UserError
+from pipeline.student.template import encode
+
+
+def bare_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a checkpoint folder or hub id as it is: a teacher that scores needs neither
+    a chat template nor an end of turn."""
+    from transformers import AutoTokenizer
+
+    try:
+        check_hub(str(model))
+        tokenizer = AutoTokenizer.from_pretrained(str(model))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
+                        "name a checkpoint folder or a hub id you can reach") from None
+    if not encode(tokenizer, "a"):
+        raise UserError(f"the tokenizer of {str(model)!r} knows no text; copy its tokenizer.json "
+                        "there too")
+    return tokenizer
+
+
+def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
+    """The tokenizer of a checkpoint folder or hub id, with `chat_template` in place of its own."""
+    tokenizer = bare_tokenizer(model)
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"chat template {str(chat_template)!r} cannot be read ({error}); name "
+                            "one of prompts/chat_templates/ or a Jinja file") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {str(model)!r} has no chat template; "
+                        "set student.chat_template to one of prompts/chat_templates/")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {str(model)!r} has no end-of-turn token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def check_hub(model: str) -> None:
+    """OSError where `model` is neither a folder nor cached and the hub takes no connection.
+
+    huggingface_hub would try twelve times in a minute, with two lines each; nothing sets that.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if (Path(model).exists() or constants.HF_HUB_OFFLINE or getproxies()
+            or try_to_load_from_cache(model, "tokenizer_config.json")):
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname, port), timeout=10).close()
+    except OSError as error:
+        raise OSError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
+
+
+def check_vocabulary(teacher: Any, student: Any, name: str) -> None:
+    """Refuse tokenizers that give one id two meanings, or text tokens only one of them has.
+
+    The width of the output matrices may differ (they are padded for speed), and so may special
+    tokens that only one side knows.
+    """
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    special = set(teacher.all_special_ids) | set(student.all_special_ids) | \
+        set(teacher.added_tokens_decoder) | set(student.added_tokens_decoder)
+    back = {index: token for token, index in theirs.items()}
+    for token, index in sorted(ours.items(), key=lambda item: item[1]):
+        if theirs.get(token) != index and (index in back or index not in special):
+            _refuse(name, f"token {index} is {token!r} to the student and "
+                          f"{back.get(index)!r} to the teacher")
+    for token, index in theirs.items():
+        if token not in ours and index not in special:
+            _refuse(name, f"the student has no token {token!r}")
+
+
+def _refuse(name: str, why: str) -> None:
+    raise UserError(f"the vocabulary of teacher {name!r} is not the student's ({why}); set "
+                    "sft.method.type=sequence, take a teacher of the student's family, or train "
+                    "with TRL's GOLDTrainer, which aligns different vocabularies")

@@ -1,0 +1,83 @@
+"""What a teacher's reply is made of, whichever dialect it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class DamagedError(Exception):
+    """A body that holds no whole answer; `status` is the error code it carries, if it does."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(clean_text(reason))
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One completion. `complete`: it ended by itself, with its thinking closed, in an answer."""
+
+    thinking: str | None
+    answer: str
+    finish_reason: str
+    complete: bool
+    logprobs: list[dict] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Billed tokens of one request; `usd` where the endpoint says what it charged."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+    usd: float | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Whole choices by index, the bill (None where none came) and the model that answered."""
+
+    choices: dict[int, Choice]
+    usage: Usage | None = None
+    model: str = ""
+    broken: dict[int, str] = field(default_factory=dict)
+    """Why others did not come; under -1 where the whole stream broke off."""
+
+
+def clean_text(text: str) -> str:
+    """`text` as it can be stored: a lone surrogate becomes a question mark."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
+
+
+def read_usage(raw: Any) -> Usage | None:
+    """The bill, or None where the endpoint sent none that can be read.
+
+    Some endpoints count thinking beside the completion, as shows where it passes it or where their
+    total holds more than prompt and completion; here it is part of it.
+    """
+    if not isinstance(raw, Mapping):
+        return None
+    def number(value: Any) -> int:
+        return int(value) if isinstance(value, int | float) and 0 < value < 1e12 else 0
+
+    def detail(of: str, name: str) -> int:
+        details = raw.get(f"{of}_tokens_details")
+        return number(details.get(name)) if isinstance(details, Mapping) else 0
+    cached = number(raw.get("prompt_cache_hit_tokens")) or detail("prompt", "cached_tokens")
+    thought = detail("completion", "reasoning_tokens")
+    prompt, completion = number(raw.get("prompt_tokens")), number(raw.get("completion_tokens"))
+    completion += thought if thought > completion else 0
+    completion = max(completion, number(raw.get("total_tokens")) - prompt if prompt else 0)
+    usd = raw.get("cost")
+    usd = float(usd) if isinstance(usd, int | float) and 0 <= usd < 1e12 else None
+    if not completion and usd is None:
+        return None
+    return Usage(prompt, min(cached, prompt), completion, thought, usd)

@@ -1,0 +1,81 @@
+"""What is on its way in batches: a file each in STORE/batches/TEACHER/, of the lines sent.
+
+NAME.jsonl is there before the batch is, NAME.ID.jsonl as soon as it has an id, NAME.ID.done once
+its answers are stored. So a killed run's batches are found again and nothing is paid for twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from pipeline.errors import UserError
+from pipeline.teacher.answer import Reply
+from pipeline.teacher.dialects import read_json, shaped
+from pipeline.teacher.request import Job, Keys, Request, jobs
+from pipeline.teacher.store import TraceStore
+
+
+def folder_of(store: TraceStore, keys: Keys) -> Path:
+    """One teacher's batches: another's answers would be stored under a wrong origin and price."""
+    digest = hashlib.blake2b(keys.origin.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    return store.folder / "batches" / digest
+
+
+def pending(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.jsonl"))
+
+
+def keep(folder: Path, data: bytes) -> Path:
+    """A new file of lines, whole or not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{uuid.uuid4().hex}.jsonl"
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    return partial.rename(path)
+
+
+def set_id(path: Path, batch_id: str) -> None:
+    path.rename(path.with_name(f"{path.stem}.{quote(batch_id, safe='')}.jsonl"))
+
+
+def id_of(path: Path) -> str:
+    """The id of a file's batch, "" where it has none yet."""
+    return unquote(path.stem.partition(".")[2])
+
+
+def sent_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines by name. Not by splitlines(), which ends one at a problem's U+2028 too."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").split("\n"))
+    return {line["custom_id"]: line for line in lines}
+
+
+def name_of(job: Job) -> str:
+    return f"{job.key}:{job.samples.start}"
+
+
+def job_of(line: dict[str, Any]) -> Job:
+    """The job that `line` was made of."""
+    key, _, sample = line["custom_id"].partition(":")
+    return Job(key, line["body"]["messages"], range(int(sample), int(sample) + 1))
+
+
+def refuse_twice(missing: list[Request], keys: Keys, store: TraceStore) -> None:
+    """A UserError where any of `missing`, about to be asked directly, is in a batch on its way."""
+    folder = folder_of(store, keys)
+    waiting = {name for path in pending(folder) for name in sent_lines(path)}
+    twice = sum(name_of(job) in waiting for job in jobs(missing, keys, 1)) if waiting else 0
+    if twice:
+        raise UserError(f"{twice:,} of the requests are on their way in batches and would be paid "
+                        "for twice; `limbeck generate` with runtime.teacher.batch=true collects "
+                        f"them (or delete {folder} to ask anew all the same)")
+
+
+@shaped()
+def reply_of(result: Any, opened: bool) -> Reply:
+    """The reply in a line of a result file; DamagedError where it holds none."""
+    return read_json((result.get("response") or {}).get("body") or result, opened=opened)

@@ -1,0 +1,117 @@
+"""What a model's tokens cost, and a budget that is never passed."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.config.load import Config
+from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
+from pipeline.errors import UserError
+from pipeline.teacher.answer import Reply, Usage
+from pipeline.teacher.request import Job, prompt_bound
+
+PRICES = Path(__file__).resolve().parents[2] / "configs" / "prices.yaml"
+
+
+class Price(Config):
+    """US dollars for a million tokens of one model."""
+
+    input: float = Field(default=0.0, ge=0)
+    """Prompt tokens."""
+    cached_input: float | None = Field(default=None, ge=0)
+    """Prompt tokens read from the endpoint's cache; unset: as input."""
+    output: float = Field(default=0.0, ge=0)
+    """Completion tokens."""
+    reasoning: float | None = Field(default=None, ge=0)
+    """Completion tokens spent thinking; unset: as output."""
+    batch: float = Field(default=0.5, ge=0, le=1)
+    """Share of the price that the batch API asks."""
+
+    def cost(self, usage: Usage) -> float:
+        """Dollars for one request: what the endpoint says it charged, else tokens times price."""
+        if usage.usd is not None:
+            return usage.usd
+        cached = self.input if self.cached_input is None else self.cached_input
+        reasoning = self.output if self.reasoning is None else self.reasoning
+        return (max(usage.prompt - usage.cached, 0) * self.input + usage.cached * cached
+                + max(usage.completion - usage.reasoning, 0) * self.output
+                + usage.reasoning * reasoning) / 1e6
+
+    def batched(self) -> Price:
+        """The prices of the batch API."""
+        return self.model_copy(update={name: value * self.batch for name, value in self
+                                       if value is not None and name != "batch"})
+
+    def worst(self, prompt: int, completion: int | None) -> float:
+        """Dollars that no request of so many tokens passes; `completion` None: without a limit."""
+        dearest = max(self.output, self.reasoning or 0.0)
+        if completion is None:
+            return math.inf if dearest else self.worst(prompt, 0)
+        return (prompt * max(self.input, self.cached_input or 0.0) + completion * dearest) / 1e6
+
+
+def price_of(teacher: Teacher, runtime: TeacherRuntime) -> Price | None:
+    """The teacher's price, None where nobody knows it; local teachers cost nothing."""
+    if teacher.type != "openai":
+        return Price()
+    path = runtime.prices or PRICES
+    if runtime.prices is None and not path.is_file():
+        return None
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        known = {str(name): Price.model_validate(price) for name, price in table.items()}
+    except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        raise UserError(f"price file {path} cannot be used ({error}); it maps model names to "
+                        "dollars a million tokens, as configs/prices.yaml does") from None
+    return next((price for name, price in known.items() if fnmatchcase(teacher.model, name)), None)
+
+
+class Budget:
+    """Money spent and possibly spent, and reserved for what is in flight; the sum stays below."""
+
+    def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
+                 sampling: Sampling) -> None:
+        self.price, self.max_usd, self.sampling = price or Price(), max_usd, sampling
+        self.spent = self.before = self.unsure = self.reserved = 0.0
+        unknown = f"the price file does not know model {teacher.model!r}"
+        self.notes = [f"{unknown}: costs are given as 0"] if price is None else []
+        if max_usd is not None and price is None:
+            raise UserError(f"runtime.teacher.max_usd is set, but {unknown}; add its prices there")
+        if max_usd is not None and sampling.max_tokens is None:
+            raise UserError("runtime.teacher.max_usd needs generate.sampling.max_tokens: without "
+                            "a limit nobody knows what a request may cost")
+
+    def resume(self, spent: float) -> None:
+        """Count what the same requests cost before."""
+        self.spent = self.before = spent
+
+    def bill(self, job: Job, reply: Reply, rows: list[dict[str, Any]]) -> None:
+        """Take an answer into account; one without usage may have cost as much as any could."""
+        cost = sum(row["cost_usd"] for row in rows)
+        self.spent += cost
+        if reply.usage is None:
+            self.unsure += max(self.worst(job) - cost, 0.0)
+
+    def unsure_usd(self) -> float | None:
+        """Upper bound of what came without a bill; None where no max_tokens sets one."""
+        return self.unsure if self.unsure < math.inf else None
+
+    def sentence(self) -> str:
+        """Why the next request is not sent."""
+        before = f", of which earlier runs spent ${self.before:,.2f}" if self.before else ""
+        return f"the next request might pass max_usd {self.max_usd:g}{before}"
+
+    def worst(self, job: Job) -> float:
+        """Dollars that one attempt at `job` cannot pass; infinite without max_tokens."""
+        limit = self.sampling.max_tokens
+        return self.price.worst(prompt_bound(job), limit and limit * len(job.samples))
+
+    def fits(self, worst: float) -> bool:
+        return (self.max_usd is None
+                or self.spent + self.unsure + self.reserved + worst <= self.max_usd)

@@ -1,0 +1,83 @@
+"""A reply as rows of the trace store: its bill shared out, its log-probabilities packed."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pipeline.config.teacher import Sampling, Teacher
+from pipeline.teacher.answer import Choice, Reply, Usage
+from pipeline.teacher.budget import Price
+from pipeline.teacher.request import Job, dump, prompt_bound
+
+TOKEN_ID = re.compile(r"token_id:(\d{1,9})")
+
+
+def asked_row(job: Job, sample: int, origin: str, sampling: Sampling) -> dict[str, Any]:
+    """The columns that say what was asked, whatever came of it."""
+    return {"key": job.key, "sample": sample, "max_tokens": sampling.max_tokens, "failure": None,
+            "origin": origin, "messages": dump(job.messages)}
+
+
+def trace_rows(job: Job, reply: Reply, price: Price, seconds: float,
+               teacher: Teacher, sampling: Sampling) -> list[dict[str, Any]]:
+    """One row for each whole choice that was asked for.
+
+    Tokens and dollars are shared out so that their sums are the bill: the prompt is counted with
+    the first choice, the completion by length of text. Without a bill a token is four characters.
+    """
+    choices = dict(sorted(reply.choices.items()))
+    if not choices.keys() <= set(range(len(job.samples))):
+        choices = dict(enumerate(choices.values()))      # an endpoint that counts from one, say
+    given = [(job.samples[index], choice) for index, choice in choices.items()
+             if index < len(job.samples)]
+    lengths = [len(choice.thinking or "") + len(choice.answer) for _, choice in given]
+    usage = reply.usage or Usage(prompt_bound(job) // 4, completion=sum(lengths) // 4)
+    tokens = _shares(usage.completion, lengths)
+    cost = price.cost(usage)
+    rows = []
+    for place, (sample, choice) in enumerate(given):
+        rows.append({
+            "sample": sample, "thinking": choice.thinking, "answer": choice.answer,
+            "finish_reason": choice.finish_reason, "complete": choice.complete,
+            "prompt_tokens": 0 if place else usage.prompt, "completion_tokens": tokens[place],
+            "cost_usd": cost * lengths[place] / max(sum(lengths), 1), "seconds": seconds,
+            "model": reply.model or teacher.model,
+            **pack_logprobs(choice, sampling.top_logprobs)})
+    return rows
+
+
+def _shares(total: int, weights: list[int]) -> list[int]:
+    """Whole numbers in proportion to `weights` whose sum is `total`."""
+    whole, given, before = max(sum(weights), 1), 0, 0
+    shares = []
+    for weight in weights:
+        before += weight
+        shares.append(total * before // whole - given)
+        given += shares[-1]
+    return shares
+
+
+def pack_logprobs(choice: Choice, k: int | None) -> dict[str, list]:
+    """The store's LOGPROBS columns of one choice, {} where none were asked or came.
+
+    Length T a token column, T·k a top column, padded with None. Ids where the endpoint gives them
+    (vLLM's return_tokens_as_token_ids), texts otherwise.
+    """
+    if k is None or not choice.logprobs:
+        return {}
+    empty: dict[str, Any] = {}
+    tops = [((entry.get("top_logprobs") or [])[:k] + [empty] * k)[:k] for entry in choice.logprobs]
+    flat = [top for row in tops for top in row]
+    kind, take = "texts", lambda entry: entry.get("token")
+    if all(TOKEN_ID.fullmatch(str(entry.get("token"))) for entry in choice.logprobs):
+        kind, take = "ids", _token_id
+    return {f"token_{kind}": [take(entry) for entry in choice.logprobs],
+            "token_logprobs": [float(entry["logprob"]) for entry in choice.logprobs],
+            f"top_{kind}": [take(top) for top in flat],
+            "top_logprobs": [float(top["logprob"]) if top else None for top in flat]}
+
+
+def _token_id(entry: dict) -> int | None:
+    found = TOKEN_ID.fullmatch(str(entry.get("token")))
+    return int(found[1]) if found else None

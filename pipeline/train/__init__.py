@@ -1,0 +1,1 @@
+"""What SFT and GRPO share round TRL."""

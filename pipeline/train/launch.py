@@ -1,0 +1,110 @@
+"""Starts a training job in processes of its own, by `accelerate launch` on several GPUs or nodes.
+
+A job is a JSON file; what runs there is `python -m MODULE JOB.json`, once a process.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.rl import RlJob
+from pipeline.config.sft import SftJob
+from pipeline.errors import UserError
+from pipeline.serving.disk import Room
+from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
+
+
+def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
+    """The accelerate command line: `options` under accelerate's own names, true ones bare.
+
+    Without options it is one process of plain Python.
+    """
+    flags = []
+    for name, value in options.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False and value is not None:
+            flags += [f"--{name}", str(value)]
+    accelerate = ["-m", "accelerate.commands.launch", *flags] if options else []
+    return [sys.executable, *accelerate, *arguments]
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse runtime.launch where accelerate does not take it, or where it needs a package that is
+    not there."""
+    if options.get("use_deepspeed") and not find_spec("deepspeed"):
+        raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
+                        "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
+    if not options:
+        return
+    from accelerate.commands.launch import launch_command_parser
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
+            given = launch_command_parser().parse_args(command(options, ["train"])[3:])
+        wrong = given.training_script != "train" and f"a switch takes no {given.training_script}"
+    except SystemExit:
+        wrong = said.getvalue().rpartition("error: ")[2].strip() or "no training comes of it"
+    if wrong:
+        raise UserError(f"runtime.launch is not what accelerate takes ({wrong}); "
+                        "`accelerate launch --help` lists what it may hold")
+
+
+def run(line: list[str], environment: Mapping[str, str]) -> int:
+    """The exit code of the process `line`; all it has started ends with it, or with this one."""
+    with process_group(line, environment) as process:
+        return process.wait()
+
+
+def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
+           gpus: str | None = None) -> dict[str, Any]:
+    """Run `job` by `module` in the processes accelerate starts; returns its counts.
+
+    `gpus` are the only ones it sees, by default all, and without `options` only the first: a single
+    process that sees several would spread each batch over them by threads. Every node of several
+    runs the same command with its own machine_rank. A UserError repeats what a process complained
+    of.
+    """
+    check_options(options)
+    path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
+    path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    for old in (failure, counts):
+        old.unlink(missing_ok=True)
+    names = visible_gpus() if gpus is None else gpus.split(",")
+    seen = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
+    # A colocated vLLM listens there; left to itself every run of a host tries the same few ports.
+    port = {} if options else {"MASTER_PORT": str(free_port())}
+    line = command(options, ["-m", module, str(path)])
+    code = run(line, {**port, **os.environ, **seen})
+    if failure.is_file():
+        raise UserError(failure.read_text(encoding="utf-8"))
+    if code or not counts.is_file():
+        raise UserError(f"{module} ended with code {code}; its messages are above")
+    return json.loads(counts.read_text(encoding="utf-8"))
+
+
+def launched(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
+    """What a launched module does: `train` the job of `kind` that the command line names.
+
+    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
+    """
+    job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    try:
+        with Room(job.out):
+            counts = train(job)
+            if is_first():
+                (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        with suppress(OSError):     # what it says may be that nothing more can be written
+            (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
+        sys.exit(2)

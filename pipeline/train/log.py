@@ -1,0 +1,24 @@
+"""Reads the log of a training run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The training log of a stage, one dict a logging step; [] where it keeps none."""
+    return read_lines(folder / "log.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file; [] where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} holds a line that is not JSON ({error}); "
+                        "delete its folder to remake it") from None

@@ -1,0 +1,172 @@
+"""Commands beside the stages: judge, audit, probe, estimate."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Output = Annotated[Path | None, typer.Option("-o", "--out",
+                                             help="File to write; default: standard output.")]
+Policies = Annotated[list[str] | None, typer.Option(help="Policy as key=value.")]
+
+
+def judge(file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or Parquet; - reads JSONL "
+                                                   "from standard input.")],
+          out: Output = None, policy: Policies = None,
+          llm_url: Annotated[str | None, typer.Option(help="Address, with /v1, of a model that "
+                                                           "decides what the rules leave open; "
+                                                           "key in LIMBECK_API_KEY.")] = None,
+          llm_model: Annotated[str | None, typer.Option(help="Name of that model.")] = None,
+          traces: Annotated[Path, typer.Option(help="Trace store that keeps its replies.")]
+          = Path("data/traces"), debug: bool = False) -> None:
+    """Judge a file of answers: {prediction or completion, gold or answer, kind?, id?} a row."""
+    from pipeline.judge.file import judge_file
+    from pipeline.judge.llm import LLMJudge
+
+    asker = _asker(llm_url, llm_model, traces)
+    model = LLMJudge(asker) if asker else None
+    counts = judge_file(file if file == "-" else Path(file), out, policy or [], model=model)
+    said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()))
+    where = f" → {out}" if out else ""
+    print(f"judge: {sum(counts.values()):,} rows: {said}{where}", file=sys.stderr)
+    if asker and model:
+        print(f"judge: the model decided {model.counts['decided']:,} and left "
+              f"{model.counts['open']:,} open; {asker.counts.get('asked', 0):,} questions asked "
+              f"now for ${asker.counts.get('spent_now_usd', 0.0):.4f}", file=sys.stderr)
+
+
+def _asker(url: str | None, name: str | None, traces: Path) -> Any:
+    """What asks the model `name` at `url`; None where neither is given."""
+    from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
+    from pipeline.errors import UserError
+    from pipeline.teacher.llm_judge import Asker
+
+    if url is None and name is None:
+        return None
+    if url is None or name is None:
+        raise UserError("--llm-url and --llm-model go together; give both or neither")
+    return Asker(LLMJudgeConfig(model=name), JudgeRuntime(base_url=url), traces)
+
+
+def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
+    """Print the table of rows on which the two graders disagree, and their share."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.judge.file import audit
+
+    found = audit(rows, n, seed)
+    if found["table"]:
+        table = Table(*found["table"][0], title="where the two graders disagree")
+        for row in found["table"]:
+            table.add_row(*(str(value) for value in row.values()))
+        Console().print(table, markup=False)
+    print(f"audit: {found['disagreements']} of {found['judged']} judged twice disagree "
+          f"({found['rate']:.1%}); {found['left_out']} left out")
+
+
+def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint knows it.")],
+          base_url: Annotated[str, typer.Option(help="Address up to and with /v1.")],
+          key_file: Annotated[Path | None, typer.Option(help="File that holds the key.")] = None,
+          debug: bool = False) -> None:
+    """Ask an endpoint a short question: its dialect, thinking, n, logprobs, limits."""
+    from pipeline.config.teacher import TeacherRuntime
+    from pipeline.teacher.probe import probe as ask
+
+    print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
+
+
+def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
+    """Print tokens, dollars and hours of the traces that generate would still ask for."""
+    from contextlib import nullcontext
+
+    from pipeline import tables
+    from pipeline.prompts import chats
+    from pipeline.teacher.ask import reached, requests_of
+    from pipeline.teacher.estimate import estimate
+    from pipeline.teacher.store import TraceStore
+
+    config, runtime = experiment.generate, experiment.runtime
+    if config.teacher.type == "file":
+        print(f"{config.teacher.traces} is read, not asked: no tokens, no dollars")
+        return
+    problems = tables.read(tables.Problem, prepared / "problems.parquet")
+    requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
+    there = reached(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
+    with TraceStore(runtime.traces) as store, there as address:
+        found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                         runtime=address, store=store, pilot=pilot)
+    print("\n".join(found.lines()))
+
+
+def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+           overrides: Annotated[list[str] | None, typer.Argument(
+               metavar="[KEY=VALUE]...", help="With these or a config file, check its settings "
+                                              "of sft and rl for this model.")] = None,
+           config: Annotated[list[Path] | None, typer.Option("-c", "--config", help="Config file; "
+                                                             "as for the stages.")] = None,
+           chat_template: Annotated[str | None, typer.Option(
+               help="A name in prompts/chat_templates/ or a file, instead of the tokenizer's own "
+                    "template.")] = None,
+           teacher: Annotated[str | None, typer.Option(help="Compare vocabularies with this "
+                                                            "model.")] = None,
+           problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
+                                                             "(problem, answer).")] = None,
+           vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
+           debug: bool = False) -> None:
+    """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
+    from pipeline.config.student import StudentConfig
+    from pipeline.student.doctor import examine, run
+    from stages.student import template_path
+
+    template = template_path(StudentConfig(model=model, chat_template=chat_template))
+    checks = examine(model, template, teacher, problems)
+    if overrides or config:
+        from pipeline.config.experiment import Experiment
+        from pipeline.config.load import load
+        from pipeline.prompts import ROOT
+
+        chosen = load(Experiment, config or [ROOT / "configs" / "default.yaml"], overrides or [])
+        checks.append(run("trainer settings", partial(_settings, chosen), model))
+    if vllm:
+        from pipeline.student.doctor_vllm import examine_served
+
+        checks += examine_served(model, template)
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def _settings(experiment: Any, model: str) -> tuple[bool, str]:
+    """What sft and rl look at before they start, and whether their adapters fit `model`."""
+    from pipeline.train.arguments import lora_config
+    from stages import rl, sft
+
+    for name, check in (("sft", sft.check), ("rl", rl.check)):
+        check(experiment)
+        lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
+    return True, "sft and rl can start with theirs"
+
+
+def preview_filter(experiment: Any, chain: Any) -> None:
+    """Print how many traces filter would keep, and why the others would leave."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.errors import UserError
+    from stages.filter import preview
+
+    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    if not {"prepare", "generate"} <= ready.keys():
+        raise UserError("generate is not made yet for this config, and preview asks no teacher; "
+                        "run `limbeck generate`")
+    frame = preview(experiment, ready)
+    table = Table(*frame.columns, title="filter preview; nothing is written")
+    for *row, share in frame.rows():
+        table.add_row(*map(str, row), f"{share:.1%}")
+    Console().print(table, markup=False)

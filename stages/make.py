@@ -1,0 +1,161 @@
+"""Runs plans and prints them: what stands behind the commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import origin_of
+from pipeline.errors import UserError
+from pipeline.prompts import ROOT
+from pipeline.serving.disk import Room
+from pipeline.stage import Plan, execute, read_manifest
+from stages.graph import STAGES, plans
+
+LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
+NEXT = {"prepare": "generate", "generate": "filter", "filter": "sft", "student": "pack",
+        "pack": "sft", "logits": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
+
+
+def plan_of(experiment: Experiment, name: str) -> Plan:
+    """The plan of the stage called `name`; a UserError where there is none."""
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+    return plans(experiment, name)[name]
+
+
+def make(experiment: Experiment, target: str, given: Sequence[str] | None = None) -> None:
+    """Run `target` and every stage it needs that is not made yet.
+
+    `given` are the arguments that led to `experiment`: the next command needs them too.
+    """
+    chain = plans(experiment, target)
+    todo = [plan for plan in chain.values() if plan.manifest is None]
+    for plan in todo:
+        plan.stage.check(experiment)
+    for plan in todo:
+        inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
+        with Room(Path(f"{plan.folder}.partial")):
+            manifest = execute(plan, experiment, inputs, _provenance())
+        _close(plan, manifest, given if plan is chain[target] else None)
+    if chain[target] not in todo:
+        _close(chain[target], chain[target].manifest or {}, given, cached=True)
+
+
+def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
+           cached: bool = False) -> None:
+    """The one closing line of a stage: what, where, how long, and what next where none follows."""
+    name = plan.stage.name
+    took = "already made" if cached else f"{manifest['seconds']:.1f} s"
+    follow = ""
+    if given is not None and name in NEXT:
+        follow = f"; next: {shlex.join(['limbeck', NEXT[name], *given])}"
+    print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
+          f"({took}){follow}", file=sys.stderr)
+
+
+def _shown(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _provenance() -> dict[str, Any]:
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    commit = ""
+    if shutil.which("git"):
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
+                                capture_output=True, check=False).stdout.strip()
+    return {"git_commit": commit or None, "libraries": libraries,
+            "python": sys.version.split()[0]}
+
+
+def show_plan(experiment: Experiment) -> None:
+    """A table of every stage: cached or to run, and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
+    chain = plans(experiment, "report")
+    if "filter" in chain:       # the one check that needs neither torch nor a network
+        chain["filter"].stage.check(experiment)
+    for name, plan in chain.items():
+        state = "cached" if plan.manifest else "would run"
+        table.add_row(name, state, "" if plan.manifest else _why(plan, chain), _shown(plan.folder))
+    Console().print(table)
+
+
+def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
+    """What differs from the newest artifact of the same stage."""
+    if plan.folder.with_name(plan.folder.name + ".partial").exists():
+        return "interrupted; goes on" if plan.stage.resumable else "interrupted"
+    manifests = plan.folder.parent.glob(f"{plan.stage.name}-*/manifest.json")
+    old = _newest(manifests)
+    if old is None:
+        return "never made"
+    new = plan.ingredients
+    remade = [f"{name} changed" for name in new["inputs"]
+              if old["inputs"].get(name) != new["inputs"][name]]
+    keys = [f"{plan.stage.name}.{key}" for key in changed_keys(old["config"], new["config"])]
+    files = [path for path, digest in new["files"].items() if digest not in old["files"].values()]
+    rest = ["code version"] if old["version"] != new["version"] else []
+    whole = [key for key in ("seed", "name") if old.get(key) != new.get(key)]
+    return ", ".join(remade + keys + files + rest + whole) or "its artifact was deleted"
+
+
+def _newest(manifests: Iterable[Path]) -> dict[str, Any] | None:
+    """The last written of the manifests that are whole, if any is."""
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(UserError):
+            return read_manifest(path)
+    return None
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two config trees."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [prefix]
+    return [key for name in sorted(set(old) | set(new))
+            for key in changed_keys(old.get(name), new.get(name),
+                                    f"{prefix}.{name}" if prefix else name)]
+
+
+def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
+    import polars as pl
+
+    chain = plans(experiment, "filter")
+    if chain["filter"].manifest is None:
+        raise UserError("filter is not made yet for this config; run `limbeck filter`")
+    judged = pl.read_parquet(chain["filter"].folder / "judged.parquet")
+    problems = pl.read_parquet(chain["prepare"].folder / "problems.parquet")
+    gold = problems.select("problem_id", "kind", "meta", gold="answer")
+    return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
+             "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}
+            for row in judged.join(gold, on="problem_id").iter_rows(named=True)]
+
+
+def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> None:
+    """Each key with its value and its origin, one a line."""
+    def walk(node: Any, location: tuple[str, ...]) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, (*location, key))
+        else:
+            origin = origin_of(location, layers)
+            print(f"{'.'.join(location)}={json.dumps(node, ensure_ascii=False)}  # {origin}")
+
+    walk(experiment.model_dump(mode="json"), ())

@@ -1,0 +1,136 @@
+"""avg@k, pass@k, maj@k and their intervals."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
+from pipeline.config.problems import EvaluationSet
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
+from pipeline.problems.sources import evaluation_sets, short_names
+from stages import evaluate
+
+
+def rows(table):
+    return [{"problem_id": str(i), "score": s, "vote": str(s), "cut_off": False,
+             "completion_tokens": 10} for i, group in enumerate(table) for s in group]
+
+
+def test_the_mean_lies_in_its_interval_which_narrows_with_more_problems():
+    mean, low, high = mean_interval([0.0, 1.0] * 10)
+    _, low2, high2 = mean_interval([0.0, 1.0] * 100)
+    assert low < mean < high and high2 - low2 < high - low
+    assert mean_interval([0.4]) == (0.4, 0.4, 0.4)
+    assert mean_interval([0.0] * 100) == (0.0, 0.0, pytest.approx(0.037, abs=1e-3))
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    rng = random.Random(0)
+    hits = sum(low <= 0.3 <= high for _, low, high in (
+        mean_interval([float(rng.random() < 0.3) for _ in range(200)]) for _ in range(500)))
+    assert 0.92 < hits / 500 < 0.98
+
+
+def test_pass_at_k_agrees_with_drawing():
+    assert pass_at_k(4, 0, 2) == 0 and pass_at_k(4, 4, 1) == 1
+    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
+    assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
+
+
+def test_the_majority_decides_and_ties_share():
+    assert majority(["a", "a", "b"], [1, 1, 0]) == 1
+    assert majority(["a", "b", "b"], [1, 0, 0]) == 0
+    assert majority(["a", "b"], [1, 0]) == 0.5
+    assert majority([None, None], [0, 0]) == 0
+
+
+def test_summarise_averages_over_problems_and_leaves_out_what_was_not_judged():
+    got = summarise(rows([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert got["avg"] == pytest.approx(0.5) and got["problems"] == 3 and got["samples"] == 2
+    assert got["pass"] == pytest.approx(2 / 3)
+    assert got["ci_low"] < got["avg"] < got["ci_high"]
+    unjudged = {"problem_id": "9", "score": None, "vote": None, "cut_off": True,
+                "completion_tokens": 10}
+    with_none = [*rows([[1.0, 0.0]]), unjudged]
+    assert summarise(with_none)["avg"] == 0.5 and summarise(with_none)["unjudged"] == 1
+
+
+def test_a_small_gain_on_every_problem_shows_paired_where_the_means_intervals_overlap():
+    rng = random.Random(0)
+    base = [[float(rng.random() < chance) for _ in range(4)]
+            for chance in (rng.random() for _ in range(300))]
+    better = [[1.0, *group[1:]] if rng.random() < 0.3 else group for group in base]
+    mean, low, high = paired_gain(rows(better), rows(base))
+    before, after = summarise(rows(base)), summarise(rows(better))
+    assert mean == pytest.approx(after["avg"] - before["avg"]) and 0 < low < mean < high
+    assert before["ci_high"] > after["ci_low"]
+
+
+def test_the_gain_over_itself_is_nothing():
+    table = rows([[1.0, 0.0], [0.0, 0.0]])
+    assert paired_gain(table, table) == (0.0, 0.0, 0.0)
+
+
+def test_a_gain_without_a_common_judged_problem_is_unknown_and_no_crash():
+    unjudged = [{**row, "score": None} for row in rows([[1.0]])]
+    assert paired_gain(unjudged, rows([[1.0]])) == (0.0, -1.0, 1.0)
+
+
+def test_a_score_of_answers_that_mostly_did_not_end_says_so():
+    from stages.evaluate import summary
+
+    score = {"avg": 0.5, "ci_low": 0.4, "ci_high": 0.6, "cut_off": 0.2}
+    assert summary({"scores": {"sft": {"gsm8k": score}}}) == "sft gsm8k 50.0 [40.0, 60.0]"
+    endless = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
+    assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
+
+
+def default(*overrides):
+    return load(Experiment, [Path(__file__).parents[2] / "configs/default.yaml"], overrides)
+
+
+def test_a_benchmark_that_is_nearly_heldout_is_refused_before_any_work():
+    evaluate.check(default("evaluate.benchmarks=[heldout, openai/gsm8k]"))
+    with pytest.raises(UserError, match="did you mean heldout"):
+        evaluate.check(default("evaluate.benchmarks=[heldoot]"))
+    with pytest.raises(UserError, match="held_out=0 keeps no problem"):
+        evaluate.check(default("prepare.held_out=0"))
+
+
+ROW = {"problem": "1+1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(("rows", "said"), [
+    ([{"question": "1+1?", "answer": "2"}], "row 1 of .* has no 'problem'"),
+    ([{**ROW, "id": "x"}, {**ROW, "id": "x"}], "have the same id"),
+    ([ROW, {**ROW, "answer": " "}], "problem own-1 of .* has no answer to judge by"),
+    ([{**ROW, "kind": "maths"}], "known kinds"), ([{**ROW, "kind": "code"}], "no tests"),
+    ([], "no problems")])
+def test_a_benchmark_that_cannot_be_measured_is_refused_before_training(tmp_path, rows, said):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=said):
+        evaluate.check(default(f"evaluate.benchmarks=[{path}]"))
+
+
+def test_a_benchmark_is_called_by_its_stem_and_by_its_subset_where_two_share_it():
+    gsm8k, *parts = (EvaluationSet(problems=problems, subset=subset) for problems, subset in (
+        ("openai/gsm8k", "main"), ("a/maths", "algebra"), ("b/maths", None)))
+    assert list(short_names(evaluation_sets(["heldout", gsm8k, *parts], "key")).values()) == [
+        "heldout", "gsm8k", "a/maths/algebra", "b/maths"]
+
+
+def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "1+1?", "solution": "so #### 2"}))
+    entry = f"{{problems: {path}, problem_column: question, answer_column: solution, " \
+            "answer_pattern: '#### (.+)'}"
+    experiment = default(f"evaluate.benchmarks=[{entry}]")
+    evaluate.check(experiment)
+    assert path in evaluate.files(experiment)
+    row, = evaluate._benchmarks(experiment, {})["own"]
+    assert (row["problem"], row["answer"]) == ("1+1?", "2")
