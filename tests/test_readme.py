@@ -69,6 +69,14 @@ def test_every_limbeck_command_parses_and_its_config_loads(document, line):
     assert given.get("stage", "prepare") in STAGES
 
 
+def test_every_key_set_in_the_text_loads():
+    sections = "|".join(Experiment.model_fields)
+    for _, match in spans(rf"^(?:{sections})\.[\w.]+=[^…]+$"):
+        overrides = re.split(r" (?=\w+\.[\w.]+=)", match[0].replace("'", ""))
+        # gsm8k.yaml: only an openai teacher has a batch API.
+        load(Experiment, [ROOT / "configs/gsm8k.yaml"], overrides)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_line_of_a_block_is_of_a_kind_that_is_tested(document):
     kinds = (r"(limbeck|make|echo|(\.venv/bin/)?(pip install|transformers serve|ruff|mypy|"
