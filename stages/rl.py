@@ -150,8 +150,9 @@ def check(experiment: Any) -> None:
         args = arguments(given, Path("unused"), experiment.seed)
         check_engines(experiment.runtime.engines, args, "rl")
         if (args.use_vllm or config.server is not None) and not has_vllm():
-            raise UserError("rl samples by vLLM, which is not installed; pip install "
-                            "'limbeck[vllm]', or set rl.trainer.use_vllm=false (and no rl.server)")
+            raise UserError("rl samples by vLLM, which is not installed; run pip install "
+                            "'.[vllm]' in limbeck's checkout, or set rl.trainer.use_vllm=false "
+                            "(and no rl.server)")
 
 
 STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,

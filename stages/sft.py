@@ -46,8 +46,8 @@ def check(experiment: Any) -> None:
     args = arguments(experiment.sft, Path("unused"), experiment.seed)
     check_engines(experiment.runtime.engines, args, "sft")
     if getattr(args, "use_vllm", False) and not has_vllm():
-        raise UserError("sft samples by vLLM, which is not installed; pip install 'limbeck[vllm]', "
-                        "or set sft.trainer.use_vllm=false")
+        raise UserError("sft samples by vLLM, which is not installed; run pip install '.[vllm]' "
+                        "in limbeck's checkout, or set sft.trainer.use_vllm=false")
 
 
 STAGE = Stage(

@@ -52,8 +52,8 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
     Given kv_cache_memory_bytes, which holds for each, it measures nothing and all start at once.
     """
     if shutil.which("vllm") is None:
-        raise UserError("vllm is not installed; pip install 'limbeck[vllm]', or use a teacher of "
-                        "type openai or solver")
+        raise UserError("vllm is not installed; run pip install '.[vllm]' in limbeck's checkout, "
+                        "or use a teacher of type openai or solver")
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
     share = share_of(options, count)
     with contextlib.ExitStack() as stack:

@@ -44,7 +44,7 @@ def own(text, key="own.py:own"):
 def test_the_readmes_own_reward_refines_in_a_launched_process(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     write, command = re.findall(r"^(?:echo 'def|limbeck rl rl.rewards).*", (
-        ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+        ROOT / "configs/README.md").read_text("utf-8"), re.MULTILINE)
     subprocess.run(write, shell=True, check=True)
     given = command.removeprefix("limbeck rl ").replace("'", "")
     made, inputs, out = stage(tmp_path, given, "rl.phases=[{}]", "rl.evaluate_every=0",
