@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.sft.divergence import Dense, Mix, TopK, distillation_loss
-from pipeline.sft.target_store import Scored
+from pipeline.sft.divergence import Dense, LossWeights, TopK, distillation_loss
+from pipeline.sft.target_store import TopKLogprobs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -45,14 +45,14 @@ def steps(tokens: int, vocabulary: int, student: int, teacher: int,
     logps = torch.log_softmax(torch.randn(tokens, k + 1, device=DEVICE) * 3, -1)
     top, dense = TopK(ids, logps[:, :k], logps[:, k]), Dense(states, matrix)
 
-    def ours(signal: TopK | Dense | None, mix: Mix) -> Callable[[], torch.Tensor]:
+    def ours(signal: TopK | Dense | None, mix: LossWeights) -> Callable[[], torch.Tensor]:
         return lambda: distillation_loss(hidden, weight, None, labels, signal, mix)[0]
 
-    found = {"limbeck top-k KL": ours(top, Mix()),
-             "limbeck top-k JSD(0.5)": ours(top, Mix(0.5)),
-             "limbeck dense KL": ours(dense, Mix()),
-             "limbeck dense JSD(0.5)": ours(dense, Mix(0.5)),
-             "limbeck cross-entropy": ours(None, Mix()),
+    found = {"limbeck top-k KL": ours(top, LossWeights()),
+             "limbeck top-k JSD(0.5)": ours(top, LossWeights(0.5)),
+             "limbeck dense KL": ours(dense, LossWeights()),
+             "limbeck dense JSD(0.5)": ours(dense, LossWeights(0.5)),
+             "limbeck cross-entropy": ours(None, LossWeights()),
              "torch cross-entropy": lambda: torch.nn.functional.cross_entropy(
                  (hidden @ weight.T).float(), labels, reduction="sum")}
     found |= _peers(hidden, weight, states, matrix)
@@ -129,7 +129,7 @@ def products(tokens: int, vocabulary: int, student: int, teacher: int) -> Callab
 def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> None:
     """Print outcomes, bytes and lost divergence for a grid of top_k and mass."""
     from pipeline.config.sft import LogitsConfig
-    from pipeline.sft.target_store import Targets, score_rows
+    from pipeline.sft.target_store import TargetStore, score_rows
     from pipeline.sft.teacher_scorer import (
         TransformersScorer,
         hidden_states,
@@ -148,12 +148,12 @@ def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> No
         with torch.no_grad():
             states.append([hidden_states(m, fed)[0, :-1][trained].float() for m in models])
 
-    def divergence_of(targets: Targets | None) -> float:
+    def divergence_of(targets: TargetStore | None) -> float:
         """The KL summed over all rows, dense or over stored outcomes."""
         signals = [Dense(t, weights[0]) if targets is None else _on_device(targets.of_row(i))
                    for i, (t, _) in enumerate(states)]
         return sum(distillation_loss(s, weights[1], None, s.new_zeros(len(s), dtype=torch.long),
-                                     signal, Mix())[1].item()
+                                     signal, LossWeights())[1].item()
                    for signal, (_, s) in zip(signals, states, strict=True))
 
     dense, most = divergence_of(None), 64
@@ -169,7 +169,7 @@ def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> No
 
         with tempfile.TemporaryDirectory() as folder:
             counts = score_rows(rows, cut, mass, limit, Path(folder), {}, lambda n: None)
-            lost = 1 - divergence_of(Targets.read(Path(folder), rows)) / dense
+            lost = 1 - divergence_of(TargetStore.read(Path(folder), rows)) / dense
         print(json.dumps({"top_k": k, "mass": mass, "lost": round(lost, 5), **counts}), flush=True)
 
 
@@ -177,10 +177,10 @@ def _on_device(top: TopK) -> TopK:
     return TopK(top.ids.to(DEVICE), top.logps.to(DEVICE), top.rest.to(DEVICE))
 
 
-def _first(scored: Scored, k: int) -> Scored:
+def _first(scored: TopKLogprobs, k: int) -> TopKLogprobs:
     """The k likeliest outcomes; the others join the rest."""
     dropped = np.logaddexp.reduce(scored.logps[:, k:], 1, initial=-np.inf)
-    return Scored(scored.ids[:, :k], scored.logps[:, :k], np.logaddexp(scored.rest, dropped))
+    return TopKLogprobs(scored.ids[:, :k], scored.logps[:, :k], np.logaddexp(scored.rest, dropped))
 
 
 def main() -> None:

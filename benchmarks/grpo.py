@@ -108,7 +108,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from transformers import AutoTokenizer
 
     from pipeline.judge import JudgePool
-    from pipeline.rl.grpo_trainer import CompactGRPOTrainer
+    from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
     from pipeline.rl.rewards import accuracy_reward
     from pipeline.rl.run import arguments
     from pipeline.train.fit import load_student
@@ -120,7 +120,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     pool.start()
     args = arguments(settings, Path(out), 0)
-    return CompactGRPOTrainer(
+    return PaddingFreeGRPOTrainer(
         model=load_student(given.model, args), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),

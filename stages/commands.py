@@ -43,13 +43,13 @@ def _asker(url: str | None, name: str | None, traces: Path) -> Any:
     """What asks the model `name` at `url`; None where neither is given."""
     from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
     from pipeline.errors import UserError
-    from pipeline.teacher.llm_judge import Asker
+    from pipeline.teacher.llm_judge import LLMJudgeClient
 
     if url is None and name is None:
         return None
     if url is None or name is None:
         raise UserError("--llm-url and --llm-model go together; give both or neither")
-    return Asker(LLMJudgeConfig(model=name), JudgeRuntime(base_url=url), traces)
+    return LLMJudgeClient(LLMJudgeConfig(model=name), JudgeRuntime(base_url=url), traces)
 
 
 def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
@@ -86,7 +86,7 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
 
     from pipeline import tables
     from pipeline.prompts import chats
-    from pipeline.teacher.ask import reached, requests_of
+    from pipeline.teacher.ask import requests_of, running_teacher
     from pipeline.teacher.estimate import estimate
     from pipeline.teacher.store import TraceStore
 
@@ -96,7 +96,7 @@ def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
         return
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
-    there = reached(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
+    there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
         found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
                          runtime=address, store=store, pilot=pilot)

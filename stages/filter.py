@@ -84,15 +84,16 @@ def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
 def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tuple[Any, Counts]:
     """The judged table after filter.llm_judge, and its share and cost."""
     from pipeline.judge.llm import LLMJudge
-    from pipeline.judge.table import second_look
-    from pipeline.teacher.llm_judge import Asker
+    from pipeline.judge.table import apply_llm_judge
+    from pipeline.teacher.llm_judge import LLMJudgeClient
 
     config, runtime = experiment.filter, experiment.runtime
     if config.llm_judge is None:
         return table, {}
-    asker = Asker(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
+    asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
     model = LLMJudge(asker)
-    table = second_look(table, problems.filter(problems["answer"].str.strip_chars() != ""), model)
+    with_gold = problems.filter(problems["answer"].str.strip_chars() != "")
+    table = apply_llm_judge(table, with_gold, model)
     by_model = table.filter(table["grader"] == "llm")
     return table, {"llm_judge": {"decided": len(by_model), "open": model.counts["open"],
                                  "share": len(by_model) / len(table),

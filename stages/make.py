@@ -17,7 +17,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT
-from pipeline.serving.disk import Room
+from pipeline.serving.disk import DiskFullGuard
 from pipeline.stage import Plan, execute, read_manifest
 from stages.graph import STAGES, plans
 
@@ -44,7 +44,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
         plan.stage.check(experiment)
     for plan in todo:
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
-        with Room(Path(f"{plan.folder}.partial")):
+        with DiskFullGuard(Path(f"{plan.folder}.partial")):
             manifest = execute(plan, experiment, inputs, _provenance())
         _close(plan, manifest, given if plan is chain[target] else None)
     if chain[target] not in todo:

@@ -13,12 +13,12 @@ from pipeline.stage import Counts, Stage
 def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write rows.parquet (token rows, or blocks of them) and a data set card."""
     from pipeline import tables
-    from pipeline.student.packing import Tally, block_tables
+    from pipeline.student.packing import Packer, block_tables
 
     packing = experiment.pack.packing
     packed = packing.type == "best_fit"
     longest = experiment.pack.max_tokens
-    tally = Tally(min(longest, packing.block) if packed else longest)
+    tally = Packer(min(longest, packing.block) if packed else longest)
     shape: dict[str, Any] = {}
     schema = tables.Block if packed else tables.TokenRow
     with tables.writer(schema, out / "rows.parquet") as writer:

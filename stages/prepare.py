@@ -47,10 +47,10 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
     """The first of each set of rows that ask the same, and (first, later) of those after it; ids
     must be unique."""
-    from pipeline.curate.normalise import as_typed
+    from pipeline.curate.normalise import same_text_key
 
     seen: dict[str, dict] = {}
-    pairs = [(seen.setdefault(as_typed(row["problem"]), row), row) for row in rows]
+    pairs = [(seen.setdefault(same_text_key(row["problem"]), row), row) for row in rows]
     ids = [row["problem_id"] for row in seen.values()]
     if len(set(ids)) != len(ids):
         double = next(i for i in ids if ids.count(i) > 1)
@@ -152,10 +152,11 @@ def files(experiment: Any) -> tuple[Path, ...]:
 
 
 def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
-    from pipeline.curate.normalise import as_typed
+    from pipeline.curate.normalise import same_text_key
 
-    train = {as_typed(row["problem"]) for row in tables["problems"]}
-    shared = [row["problem_id"] for row in tables["heldout"] if as_typed(row["problem"]) in train]
+    train = {same_text_key(row["problem"]) for row in tables["problems"]}
+    shared = [row["problem_id"] for row in tables["heldout"]
+              if same_text_key(row["problem"]) in train]
     if shared:
         raise UserError(f"{len(shared)} held-out problems are in the training set, "
                         f"first {shared[0]!r}")

@@ -48,7 +48,7 @@ def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
     if config.difficulty:
-        rows = _inside(experiment, inputs, rows, model, out)
+        rows = _within_band(experiment, inputs, rows, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
         if config.evaluate_every else []
     return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
@@ -93,12 +93,12 @@ def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 
 
-def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, Any]], model: str,
-            out: Path) -> list[dict[str, Any]]:
+def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, Any]],
+                 model: str, out: Path) -> list[dict[str, Any]]:
     """The problems inside the difficulty band, by the teacher's or the start model's scores."""
     from pipeline.config.evaluate import StudentSampling
     from pipeline.judge import JudgePool
-    from pipeline.rl.difficulty import inside, student_scores, teacher_scores
+    from pipeline.rl.difficulty import student_scores, teacher_scores, within_band
     from pipeline.rl.run import arguments
 
     config = experiment.rl
@@ -113,7 +113,7 @@ def _inside(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, An
                                     out / "difficulty.parquet", experiment.runtime.engine())
     else:
         scores = teacher_scores(inputs["filter"] / "judged.parquet")
-    return inside(rows, config.difficulty, scores,
+    return within_band(rows, config.difficulty, scores,
                   args.generation_batch_size // args.num_generations)
 
 

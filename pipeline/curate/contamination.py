@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.curate.normalise import OPERATORS, hashes_of, normal_words, spans, without
+from pipeline.curate.normalise import OPERATORS, comparable_words, hashes_of, spans, without
 from pipeline.curate.words import Words, chunks, runs
 
 NGRAM = 8
@@ -46,14 +46,14 @@ class Evaluation:
     """Evaluation problems, normalised once: `texts` maps a name to its problem's text."""
 
     def __init__(self, texts: Mapping[str, str]):
-        found = normal_words(list(texts.values()))
+        found = comparable_words(list(texts.values()))
         self.exact: dict[bytes, str] = {}
         for name, span in zip(texts, spans(found), strict=True):
             if len(span):
                 self.exact.setdefault(span.tobytes(), name)
         self.names = list(self.exact.values())
         self.texts = [texts[name] for name in self.names]
-        self.words = found if len(self.names) == len(texts) else normal_words(self.texts)
+        self.words = found if len(self.names) == len(texts) else comparable_words(self.texts)
         plain = without(self.words, OPERATORS)
         self.counts = np.diff(plain.offsets)
         self.indices = [_Index(plain, NGRAM)]
@@ -122,7 +122,7 @@ def contamination(problems: Sequence[str], evaluation: Evaluation,
     alike: list[Hit] = []
     met: list[list[np.ndarray]] = [[] for _ in evaluation.indices]
     for first, chunk in chunks(problems):
-        found = normal_words(chunk)
+        found = comparable_words(chunk)
         plain = without(found, OPERATORS)
         exact += _exact(found, evaluation, chunk, first)
         alike += _fuzzy(chunk, found, evaluation, fuzzy, first)
@@ -158,7 +158,7 @@ def _shared(hits: np.ndarray, index: _Index, problems: Sequence[str], names: Seq
         if share >= WHOLE or any(rare for _, _, rare in parts):
             size, start, _ = max(parts)
             best[row] = max(best.get(row, (0.0, 0, 0, 0)), (share, size, start, owner))
-    held = normal_words([problems[row] for row in best])
+    held = comparable_words([problems[row] for row in best])
     held = held if index.whole else without(held, OPERATORS)
     return [Hit(row, names[owner], "ngram", share, held.text(at + start, at + start + size - 1))
             for at, (row, (share, size, start, owner))

@@ -33,7 +33,7 @@ _MARKS = re.compile(r"""(?:\\[()\[\]]|(?<!\d)[.,:]|[.,:](?!\d)|'(?!['(])|[\s;?"â
 """Space, TeX's delimiters and a sentence's marks, but not the "." of 1.5 or the "'" of f'(x)."""
 
 
-def as_typed(text: str) -> str:
+def same_text_key(text: str) -> str:
     """`text` with one space for each stretch of space and marks, whatever the case of its words.
 
     A letter alone is a name, of which a and A are two.
@@ -48,7 +48,7 @@ def _fold(text: str) -> str:
     return _SYMBOL.sub(r" \1 ", unicodedata.normalize("NFKC", text).lower())
 
 
-def normal_words(texts: Sequence[str]) -> Words:
+def comparable_words(texts: Sequence[str]) -> Words:
     """The words of `texts` with synonyms unified and layout commands left out."""
     found = words([_fold(text) for text in texts])
     hashes = found.hashes.copy()

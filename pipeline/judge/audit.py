@@ -30,7 +30,7 @@ def bare(text: str) -> str:
     return text.casefold()
 
 
-def second_opinion(answer: str, gold: str) -> bool:
+def second_grader(answer: str, gold: str) -> bool:
     """Whether the bare spellings agree as strings, as rationals, or as sorted lists."""
     first, other = bare(answer[:2000]), bare(gold[:2000])
     if first == other or _parts(first) == _parts(other):

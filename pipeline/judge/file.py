@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge.audit import second_opinion
+from pipeline.judge.audit import second_grader
 from pipeline.judge.judge import default_pool, gold_answer
 from pipeline.judge.llm import LLMJudge
 from pipeline.judge.pool import JudgePool
@@ -119,7 +119,7 @@ def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[s
         if j.score is None or j.extracted is None or problem.kind in FIRST_ALONE:
             continue
         judged += 1
-        second = any(second_opinion(j.extracted, gold_answer(gold)) for gold in problem.golds)
+        second = any(second_grader(j.extracted, gold_answer(gold)) for gold in problem.golds)
         if second != (j.score == 1.0):
             table.append({"id": problem.problem_id, "gold": problem.answer, "second": second,
                           "extracted": j.extracted, "verdict": j.verdict, "grader": j.grader})

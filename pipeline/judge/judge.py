@@ -18,13 +18,13 @@ from pipeline.judge.gym import countdown, safe_for_scorer
 from pipeline.judge.math.compare import same
 from pipeline.judge.math.latex import MAX_ANSWER, clean
 from pipeline.judge.math.parse import parse
-from pipeline.judge.math.rational import TooLarge
-from pipeline.judge.pool import JudgePool, WorkerLost
+from pipeline.judge.math.rational import TooLargeError
+from pipeline.judge.pool import JudgePool, WorkerKilledError
 from pipeline.judge.verdict import Judgement, Policy, Problem, Verdict, judgement
 
 
 @dataclass(frozen=True)
-class Deferred:
+class WorkerTask:
     """An answer that the rules leave to a worker: the question, and how to read the reply."""
 
     task: str
@@ -42,17 +42,17 @@ def judge(completion: str | Completion, problem: Problem, *, opened: bool = Fals
     counts; the last box decides. Raises UserError for a problem whose kind is unknown or whose
     meta lacks what the kind needs, and nothing else.
     """
-    return finish(begin(completion, problem, opened=opened), pool or default_pool())
+    return resolve(judge_by_rules(completion, problem, opened=opened), pool or default_pool())
 
 
 def judge_answer(answer: str, problem: Problem, pool: JudgePool | None = None) -> Judgement:
     """The verdict on an answer already extracted (no thinking, no box)."""
     step = _by_kind(problem)(answer, [answer] if answer.strip() else [], problem)
-    return finish(step, pool or default_pool())
+    return resolve(step, pool or default_pool())
 
 
-def begin(completion: str | Completion, problem: Problem, *,
-          opened: bool = False) -> Judgement | Deferred:
+def judge_by_rules(completion: str | Completion, problem: Problem, *,
+          opened: bool = False) -> Judgement | WorkerTask:
     """The verdict where rules suffice, else the question for a worker."""
     grader = _by_kind(problem)
     if isinstance(completion, str):
@@ -68,7 +68,7 @@ def begin(completion: str | Completion, problem: Problem, *,
     return grader(completion.answer, [completion.answer], problem)
 
 
-def finish(step: Judgement | Deferred, pool: JudgePool) -> Judgement:
+def resolve(step: Judgement | WorkerTask, pool: JudgePool) -> Judgement:
     """The verdict on a deferred answer, from a worker of `pool`."""
     if isinstance(step, Judgement):
         return step
@@ -76,7 +76,7 @@ def finish(step: Judgement | Deferred, pool: JudgePool) -> Judgement:
         return step.read(pool.ask(step.task, step.arguments))
     except ValueError:
         return judgement("cannot_judge", step.extracted, step.grader)
-    except WorkerLost as lost:
+    except WorkerKilledError as lost:
         verdict: Verdict = "timeout" if lost.args[0] == "timeout" else "error"
         return judgement(verdict, step.extracted, step.grader)
 
@@ -103,7 +103,7 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     if gold and (is_prose(gold) or (parse(gold).kind == "opaque" and not _safe(gold))):
         return judgement("cannot_judge", gold, "rules")
     if gold and parse(gold).kind == "opaque":
-        return finish(_to_engine(gold, gold), pool or default_pool())
+        return resolve(_to_engine(gold, gold), pool or default_pool())
     if problem.kind == "code":
         check_tests(problem)
     if problem.kind in ("code", "gym"):
@@ -116,7 +116,7 @@ def check_gold(problem: Problem, pool: JudgePool | None = None) -> Judgement:
     return judge(text, problem, pool=pool)
 
 
-def _by_kind(problem: Problem) -> Callable[[str, list[str], Problem], Judgement | Deferred]:
+def _by_kind(problem: Problem) -> Callable[[str, list[str], Problem], Judgement | WorkerTask]:
     kinds = {"math": _math, "choice": _choice, "exact": _exact, "text": _exact, "gym": _gym,
              "code": _code}
     if problem.kind not in kinds:
@@ -125,7 +125,7 @@ def _by_kind(problem: Problem) -> Callable[[str, list[str], Problem], Judgement 
     return kinds[problem.kind]
 
 
-def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
+def _math(_: str, answers: list[str], problem: Problem) -> Judgement | WorkerTask:
     if not answers:
         return judgement("no_answer", None, "extract")
     steps = [_compare(", ".join(answers), gold, problem.policy, problem.problem)
@@ -133,13 +133,13 @@ def _math(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
     return min(steps, key=_doubt)
 
 
-def _doubt(step: Judgement | Deferred) -> int:
+def _doubt(step: Judgement | WorkerTask) -> int:
     """Orders what several spellings of a gold say of an answer: right, undecided, wrong."""
-    return 1 if isinstance(step, Deferred) or step.score is None else 0 if step.score else 2
+    return 1 if isinstance(step, WorkerTask) or step.score is None else 0 if step.score else 2
 
 
 @lru_cache(maxsize=100_000)
-def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | Deferred:
+def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | WorkerTask:
     verdict: Verdict
     gold = gold_answer(gold)
     if not gold:
@@ -150,7 +150,7 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
         return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, given)
-    except TooLarge:
+    except TooLargeError:
         return judgement("cannot_judge", answer, "rules")
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
         return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero
@@ -164,9 +164,9 @@ def _compare(answer: str, gold: str, policy: Policy, given: str) -> Judgement | 
     return _to_engine(gold, answer)
 
 
-def _to_engine(gold: str, answer: str) -> Deferred:
+def _to_engine(gold: str, answer: str) -> WorkerTask:
     verdicts: dict[bool | None, Verdict] = {None: "cannot_judge", True: "correct", False: "wrong"}
-    return Deferred("math", (gold, answer, True), answer, "math-verify",
+    return WorkerTask("math", (gold, answer, True), answer, "math-verify",
                     lambda reply: judgement(verdicts[reply], answer, "math-verify"))
 
 
@@ -220,7 +220,7 @@ def _exact(text: str, _: list[str], problem: Problem) -> Judgement:
     return judgement("correct" if right else unequal, answer.strip(), problem.kind)
 
 
-def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
+def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | WorkerTask:
     if not answers:
         return judgement("no_answer", None, "gym")
     meta, answer = problem.meta, answers[-1]
@@ -233,7 +233,7 @@ def _gym(_: str, answers: list[str], problem: Problem) -> Judgement | Deferred:
         raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
     if not safe_for_scorer(meta["task"], answer):
         return judgement("wrong", answer, "refused: not the form of an answer to this task")
-    return Deferred("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
+    return WorkerTask("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
                     lambda score: judgement("correct" if score >= 1 else "wrong", answer,
                                             "reasoning-gym", float(score)))
 

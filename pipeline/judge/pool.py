@@ -30,7 +30,7 @@ KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 START_SECONDS = 60.0
 
 
-class WorkerLost(RuntimeError):  # noqa: N818
+class WorkerKilledError(RuntimeError):
     """The worker was killed (args[0] "timeout") or died or ran out of memory ("error")."""
 
 
@@ -92,13 +92,13 @@ class Worker:
             buffer += chunk
         return dict(json.loads(buffer))
 
-    def _lost(self, why: str) -> WorkerLost:
+    def _lost(self, why: str) -> WorkerKilledError:
         """The process ended, another started if this one had ever been ready."""
         again = self.ready
         self.kill()
         if again:
             self.start()
-        return WorkerLost(why)
+        return WorkerKilledError(why)
 
     def kill(self) -> None:
         """End the process and reap it."""
@@ -177,16 +177,16 @@ class JudgePool:
         What the rules decide is decided here, one after the other; only what needs a worker is
         handed to threads that wait for one.
         """
-        from pipeline.judge.judge import Deferred, begin, finish
+        from pipeline.judge.judge import WorkerTask, judge_by_rules, resolve
 
-        rows = [begin(completion, problem)
+        rows = [judge_by_rules(completion, problem)
                 for completion, problem in zip(completions, problems, strict=True)]
-        waiting = [i for i, row in enumerate(rows) if isinstance(row, Deferred)]
+        waiting = [i for i, row in enumerate(rows) if isinstance(row, WorkerTask)]
         done = len(rows) - len(waiting)
         if progress and done:
             progress(done)
         with ThreadPoolExecutor(self.workers) as threads:
-            verdicts = threads.map(lambda i: finish(rows[i], self), waiting)
+            verdicts = threads.map(lambda i: resolve(rows[i], self), waiting)
             for count, (i, verdict) in enumerate(zip(waiting, verdicts, strict=True), start=1):
                 rows[i] = verdict
                 if progress:

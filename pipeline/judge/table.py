@@ -54,7 +54,7 @@ def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) 
         pass_rate=pl.col("score").mean().over("problem_id"))
 
 
-def second_look(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
+def apply_llm_judge(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
     """`judged`, where `model` has decided what the rules left open of `problems`."""
     known = judged["problem_id"].is_in(problems["problem_id"].implode())
     places = ((judged["verdict"] == "cannot_judge") & known).arg_true()

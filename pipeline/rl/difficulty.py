@@ -99,7 +99,7 @@ def student_scores(model: str, tokenizer_folder: Path, rows: Sequence[Mapping[st
     return teacher_scores(kept)
 
 
-def inside(rows: Sequence[dict[str, Any]], expression: str,
+def within_band(rows: Sequence[dict[str, Any]], expression: str,
            scores: Mapping[str, Sequence[float | None]], least: int) -> list[dict[str, Any]]:
     """The `rows` whose problem is inside the band; a UserError where fewer than `least` are."""
     outside = outside_band(expression, scores)

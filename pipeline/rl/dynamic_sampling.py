@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 
 from pipeline.rl.difficulty import outside_band
-from pipeline.rl.grpo_trainer import CompactGRPOTrainer
+from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
 
 REMEMBERED = 32
 """Newest scores of a problem that its running pass rate is the mean of."""
@@ -40,7 +40,7 @@ class EpochOrder(Sampler):
         return len(self.sampler)
 
 
-class CurriculumTrainer(CompactGRPOTrainer):
+class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
     """CompactGRPOTrainer with a difficulty band and dynamic sampling; both are off at first."""
 
     band = ""

@@ -22,9 +22,15 @@ import torch
 from trl import GRPOTrainer
 
 from pipeline.student.template import prompt_ids
-from pipeline.train.padding import end_to_end, level, padded, taught, trimmed
-from pipeline.train.rollouts import Rollouts
-from pipeline.train.weight_sync import refuse_another_model
+from pipeline.train.padding import (
+    drop_zero_advantage,
+    equal_reward_rows,
+    flatten,
+    trim_padding,
+    unflatten,
+)
+from pipeline.train.rollouts import RolloutMixin
+from pipeline.train.weight_sync import check_engine_matches_trainer
 
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
 """TRL's loss types that divide by the number of completions; the others divide by tokens."""
@@ -32,7 +38,7 @@ PER_MICRO_BATCH = ("bnpo",)
 """TRL's loss types whose value depends on which completions share a micro-batch."""
 
 
-class CompactGRPOTrainer(Rollouts, GRPOTrainer):
+class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
     """GRPOTrainer with the trimmed loss; for one process without vLLM, compact rollouts too."""
 
     def __init__(self, *args: Any, **given: Any):
@@ -54,7 +60,7 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
         self._judged = ~rewards.isnan().any(1)
         rewards[~self._judged] = torch.nan
         training = cast(Any, self.model).training
-        self._level = level(rewards, self.num_generations if training else
+        self._level = equal_reward_rows(rewards, self.num_generations if training else
                             self.num_generations_eval)
         return rewards
 
@@ -76,7 +82,7 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
 
     def _compare(self, batch: dict[str, Any]) -> None:
         """Look once, at the first rollout, whether the engine samples from the trained model."""
-        refuse_another_model(self, batch)
+        check_engine_matches_trainer(self, batch)
         self.compared = True
         if self._without_logprobs():
             del batch["sampling_per_token_logps"]
@@ -98,7 +104,7 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
         if self.beta == 0.0:
             mine: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
             most = int(self.accelerator.gather(mine).max())   # processes compare rows in the loss
-            batches = taught(batches, most, self.loss_type in MEANS_OVER_ROWS)
+            batches = drop_zero_advantage(batches, most, self.loss_type in MEANS_OVER_ROWS)
         return super().arranged(batches)
 
     def _order_is_free(self) -> bool:
@@ -134,16 +140,16 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
         for ids, mask in zip(input_ids.split(batch_size or len(input_ids)),
                              attention_mask.split(batch_size or len(input_ids)), strict=True):
             with self.accelerator.autocast():
-                outputs = model(**end_to_end(ids, mask.bool(), logits_to_keep), fused_lm_head=True)
+                outputs = model(**flatten(ids, mask.bool(), logits_to_keep), fused_lm_head=True)
             wanted = (outputs.log_probs, outputs.entropy)[:1 + compute_entropy]
-            parts.append([padded(values, mask.bool())[:, -logits_to_keep:] for values in wanted])
+            parts.append([unflatten(values, mask.bool())[:, -logits_to_keep:] for values in wanted])
         logps, *entropies = (torch.cat(values) for values in zip(*parts, strict=True))
         return logps, entropies[0] if entropies else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         metrics = self._metrics["train" if model.training else "eval"]
         before = {name: len(values) for name, values in metrics.items()}
-        loss = super()._compute_loss(model, trimmed(inputs)) * inputs["row_scale"]
+        loss = super()._compute_loss(model, trim_padding(inputs)) * inputs["row_scale"]
         if not self.accelerator.gather(inputs["completion_mask"].sum()).any():
             for name, values in metrics.items():    # means over no token, which TRL counts as 0
                 del values[before.get(name, 0):]

@@ -23,13 +23,13 @@ from pipeline.serving.processes import is_first
 from pipeline.student.template import end_ids, opens_thinking
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.train.guard import Clock
-from pipeline.train.launch import launched
+from pipeline.train.launch import worker_main
 from pipeline.train.log import read_lines, read_log
 
 CUT_OFF = "completions/clipped_ratio"
 
 
-class HandOn(TrainerCallback):
+class EndPhaseOnTruncation(TrainerCallback):
     """Ends a phase whose completions are cut off too often; reads what went before in its log."""
 
     def __init__(self, phase: Phase, folder: Path):
@@ -49,7 +49,7 @@ class HandOn(TrainerCallback):
             control.should_save = False  # a run that went on from here would train a step more
 
 
-class AlarmBell(TrainerCallback):
+class AlarmLogger(TrainerCallback):
     """Says each alarm once in a run, on stderr and in alarms.jsonl of `out`."""
 
     def __init__(self, limits: Any, folder: Path, out: Path, begin: int):
@@ -166,8 +166,8 @@ def _watch(job: RlJob, pool: Any, phase: Phase, folder: Path, begin: int, traine
             swap(job.out / "best")
         trainer.add_callback(held_out)
     if phase.until_cut_off is not None:
-        trainer.add_callback(HandOn(phase, folder))
-    trainer.add_callback(AlarmBell(config.alarms, folder, job.out, begin))
+        trainer.add_callback(EndPhaseOnTruncation(phase, folder))
+    trainer.add_callback(AlarmLogger(config.alarms, folder, job.out, begin))
 
 
 def _join_logs(out: Path, made: Sequence[Mapping[str, Any]]) -> None:
@@ -193,4 +193,4 @@ def run(job: RlJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launched(RlJob, run)
+    worker_main(RlJob, run)

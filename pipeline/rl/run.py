@@ -35,7 +35,7 @@ def arguments(given: dict[str, Any], out: Path, seed: int) -> Any:
     return trainer_arguments(GRPOConfig, "rl.trainer", {**DEFAULTS, **given}, out, seed)
 
 
-class RewardWatch(TrainerCallback):
+class StopOnZeroReward(TrainerCallback):
     """Stops a run whose accuracy is 0 for its first `patience` steps: nothing can be learned."""
 
     def __init__(self, patience: int):
@@ -80,7 +80,7 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     """
     from datasets import Dataset
 
-    from pipeline.rl.dynamic_sampling import CurriculumTrainer
+    from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
     from pipeline.student.decode import keep_freed_memory
 
     keep_freed_memory()
@@ -94,10 +94,10 @@ def train(model: str, tokenizer: Any, prompts: list[dict[str, Any]], rewards: di
     peft = lora_config(lora, "rl.lora", model)
     student = load_student(model, args)
     guard = Guard("rl", out / "log.jsonl", zero_loss_is_wrong=False)
-    trainer = CurriculumTrainer(
+    trainer = DynamicSamplingTrainer(
         model=student, reward_funcs=functions, args=args, processing_class=tokenizer,
         train_dataset=Dataset.from_list(prompts), engine=engine,
-        callbacks=[guard, *([RewardWatch(patience)] if "accuracy" in rewards else [])],
+        callbacks=[guard, *([StopOnZeroReward(patience)] if "accuracy" in rewards else [])],
         peft_config=peft)
     prepare(trainer)
     return fit(trainer, guard, out, tokenizer)

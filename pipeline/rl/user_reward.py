@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.stage import file_digest
 
 
-class Told:
+class UserCodeErrors:
     """Turns what the user's `file` raises into a UserError: `what`, the error and its line."""
 
     def __init__(self, what: str, file: str):
@@ -44,7 +44,7 @@ def own_files(keys: Iterable[str]) -> tuple[Path, ...]:
 @cache
 def _defined(file: str, digest: str) -> dict[str, Any]:
     """What `file` defines; it runs once for each text that it holds."""
-    with Told(f"{file} cannot be imported", file):
+    with UserCodeErrors(f"{file} cannot be imported", file):
         return run_path(file)
 
 
@@ -63,7 +63,7 @@ def _function(key: str) -> Callable[..., Any]:
                         "and cannot be called; name a function")
     given = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra",
              "log_metric", *Problem.column_names())
-    with Told(f"{key} cannot be called with {', '.join(given)}", file):
+    with UserCodeErrors(f"{key} cannot be called with {', '.join(given)}", file):
         signature(defined[name]).bind(**dict.fromkeys(given))
     return defined[name]
 
@@ -82,7 +82,7 @@ def own_reward(key: str) -> tuple[str, Callable[..., list[float | None]]]:
     runner = asyncio.Runner()       # one event loop for all calls, as TRL has
 
     def own(completions: list[Any], **columns: Any) -> list[float | None]:
-        with Told(f"{key} failed", file):
+        with UserCodeErrors(f"{key} failed", file):
             made = function(completions=completions, **columns)
             values = [*map(_number, runner.run(made) if iscoroutine(made) else made)]
         if len(values) != len(completions):

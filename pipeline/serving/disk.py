@@ -10,13 +10,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-LIST = "whole.json"
+WHOLE_FILES = "whole.json"
 FULL = re.compile(rf"(errno|os error) ({errno.ENOSPC}|{errno.EDQUOT})\b|"
                   r"unexpected pos \d|PytorchStreamWriter failed", re.IGNORECASE)
 """A full disk or quota as Python, Arrow, safetensors and polars word it, and as torch.save does."""
 
 
-class Room:
+class DiskFullGuard:
     """Where the disk is full while `folder` is made: a UserError, and no torn checkpoint stays."""
 
     def __init__(self, folder: Path):
@@ -29,7 +29,7 @@ class Room:
         if error is None or isinstance(error, UserError) or not FULL.search(str(error)):
             return
         for checkpoint in self.folder.rglob("checkpoint-*"):
-            if not (checkpoint / LIST).is_file():
+            if not (checkpoint / WHOLE_FILES).is_file():
                 shutil.rmtree(checkpoint, ignore_errors=True)
         raise UserError(f"no space is left for {self.folder} ({str(error).splitlines()[0]}); free "
                         "some and run the same command again: it goes on from what is whole"

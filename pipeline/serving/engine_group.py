@@ -35,7 +35,7 @@ def start(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """make(**options), a vllm.LLM; with `engines` above 1 in `options`, so many in its place."""
     options = dict(options)
     count = options.pop("engines", 1)
-    return make(**options) if count == 1 else Engines(count, options)
+    return make(**options) if count == 1 else EngineGroup(count, options)
 
 
 def check_engines(count: int, args: Any, section: str) -> None:
@@ -53,7 +53,7 @@ def one_engine(**options: Any) -> Any:
     return LLM(**options)
 
 
-class Engines:
+class EngineGroup:
     """`count` engines with `options` of vllm.LLM; a UserError where one of them ends.
 
     gpu_memory_utilization is divided among them. Each starts when the one before is ready, since

@@ -136,7 +136,7 @@ def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, **spread}
 
 
-def engines(options: Mapping[str, Any]) -> int:
+def data_parallel_size(options: Mapping[str, Any]) -> int:
     """Copies of the model, each with a queue of its own, that a server with `options` runs."""
     return int(_all_gpus(options).get("data_parallel_size", 1))
 

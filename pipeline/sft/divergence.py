@@ -59,7 +59,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Mix:
+class LossWeights:
     """The loss: (1 - cross_entropy) * divergence(beta) at `temperature` + cross_entropy * CE at 1.
 
     The divergence is not multiplied by the squared temperature.
@@ -91,7 +91,7 @@ def divergence(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Ten
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                       labels: torch.Tensor, teacher: TopK | Dense | None,
-                      mix: Mix) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                      mix: LossWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(loss, divergence, cross-entropy), each summed over the N tokens; the loss has gradients.
 
     `hidden` [N, H] are the student's states before its output `weight` [V, H] (and `bias` [V]) at
@@ -105,7 +105,7 @@ def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Te
         hidden, weight, bias, teacher.hidden, matrix, offset, mix.beta, mix.temperature)[0].sum()
     if not mix.cross_entropy:
         return gap, gap.detach(), torch.zeros_like(gap)
-    alone = Mix(cross_entropy=1.0, chunk_elements=mix.chunk_elements)
+    alone = LossWeights(cross_entropy=1.0, chunk_elements=mix.chunk_elements)
     nll = _Fused.apply(hidden, weight, bias, labels, None, alone)[0]  # type: ignore
     share = mix.cross_entropy
     return (1 - share) * gap + share * nll, gap.detach(), nll.detach()
@@ -175,7 +175,7 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
 
 
 def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | None,
-           mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
+           mix: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """([divergence, cross-entropy] sums, gradient [n, V]) of one chunk; overwrites `logits`."""
     grad = None
     values = torch.zeros(2, device=logits.device)
@@ -203,7 +203,7 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor,
     return value, grad.scatter_add_(1, labels[:, None], torch.full_like(grad[:, :1], -share))
 
 
-def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, mix: Mix,
+def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, mix: LossWeights,
             share: float) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums, gradient) over K + 1 bins; `share` of the cross-entropy joins from the same softmax.
 

@@ -15,7 +15,7 @@ import polars as pl
 
 from pipeline.completion import Messages
 from pipeline.errors import UserError
-from pipeline.sft.target_store import Scored
+from pipeline.sft.target_store import TopKLogprobs
 from pipeline.student.template import training_row
 
 
@@ -38,10 +38,10 @@ class TracesScorer:
         self.place = {_key(training_row(tokenizer, chats[problem], thinking, answer)[0]): place
                       for place, (problem, thinking, answer) in enumerate(spoken)}
 
-    def __call__(self, samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Scored]:
+    def __call__(self, samples: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TopKLogprobs]:
         return [self._score(ids, ids[places]) for ids, places in samples]
 
-    def _score(self, ids: np.ndarray, own: np.ndarray) -> Scored:
+    def _score(self, ids: np.ndarray, own: np.ndarray) -> TopKLogprobs:
         """One sample, whose trained tokens are `own`; K is one more than top_logprobs."""
         trace = self._trace(ids)
         known = self._aligned(trace, own.tolist())
@@ -54,7 +54,7 @@ class TracesScorer:
             outcomes[row, :len(named)], logps[row, :len(named)] = zip(*likeliest, strict=True)
         with np.errstate(divide="ignore"):
             rest = np.log(np.clip(1 - np.exp(logps.astype(np.float64)).sum(1), 1e-9, 1))
-        return Scored(outcomes, logps, rest)
+        return TopKLogprobs(outcomes, logps, rest)
 
     def _trace(self, ids: np.ndarray) -> dict[str, Any]:
         place = self.place.get(_key(ids))

@@ -7,20 +7,20 @@ from typing import Any
 import torch
 
 from pipeline.config.sft import LogitsMethod, Online, SftJob
-from pipeline.sft.divergence import Dense, Mix, TopK, distillation_loss
-from pipeline.sft.target_store import Targets
+from pipeline.sft.divergence import Dense, LossWeights, TopK, distillation_loss
+from pipeline.sft.target_store import TargetStore
 from pipeline.sft.teacher_scorer import hidden_states, load_teacher, output_layer
 from pipeline.student.token_rows import IGNORED
 from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary
 
 
-class Objective:
+class DistillationLoss:
     """The loss of a model and a batch, summed over its trained tokens.
 
     The teacher is `teacher`, or the batch's stored distributions, or neither (cross-entropy).
     """
 
-    def __init__(self, mix: Mix, teacher: Any = None):
+    def __init__(self, mix: LossWeights, teacher: Any = None):
         self.mix, self.teacher = mix, teacher
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -48,13 +48,14 @@ def method_of(job: SftJob, rows: Any, tokenizer: Any) -> tuple[Any, Any]:
     """(objective, targets of a batch) of the job's method; None where the trainer has its own."""
     method = job.sft.method
     if not isinstance(method, LogitsMethod):
-        return Objective(Mix(cross_entropy=1.0)) if job.sft.head == "limbeck" else None, None
+        plain = DistillationLoss(LossWeights(cross_entropy=1.0))
+        return plain if job.sft.head == "limbeck" else None, None
     if isinstance(method.source, Online):
         name = method.source.teacher
         check_vocabulary(bare_tokenizer(name), tokenizer, name)
-        mix = Mix(method.beta, method.source.temperature, method.cross_entropy)
-        return Objective(mix, load_teacher(name, method.source.dtype)), None
+        mix = LossWeights(method.beta, method.source.temperature, method.cross_entropy)
+        return DistillationLoss(mix, load_teacher(name, method.source.dtype)), None
     assert job.logits is not None
-    targets = Targets.read(job.logits, rows)
-    mix = Mix(method.beta, targets.facts["temperature"], method.cross_entropy)
-    return Objective(mix), targets.batch
+    targets = TargetStore.read(job.logits, rows)
+    mix = LossWeights(method.beta, targets.facts["temperature"], method.cross_entropy)
+    return DistillationLoss(mix), targets.batch

@@ -29,10 +29,10 @@ from pipeline.train.arguments import lora_config, trainer_arguments
 from pipeline.train.attention import lays_end_to_end
 from pipeline.train.fit import load_student
 from pipeline.train.guard import Guard
-from pipeline.train.padding import end_to_end, trimmed
-from pipeline.train.rollouts import Rollouts
-from pipeline.train.step_check import Checked
-from pipeline.train.weight_sync import refuse_far
+from pipeline.train.padding import flatten, trim_padding
+from pipeline.train.rollouts import RolloutMixin
+from pipeline.train.step_check import StepCheckMixin
+from pipeline.train.weight_sync import check_logprob_gap
 
 DEFAULTS: dict[str, Any] = {"gradient_checkpointing": False, "lr_scheduler_type": "cosine",
                             "eval_steps": 0.25}
@@ -50,7 +50,7 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
                              out, seed)
 
 
-class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
+class OnPolicyTrainer(StepCheckMixin, RolloutMixin, DistillationTrainer):
     """DistillationTrainer over prompts that are token ids already."""
 
     def __init__(self, *, rows: Rows, guard: Guard, **given: Any):
@@ -78,7 +78,7 @@ class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
         for prompt, row, theirs in zip(prompts[:COMPARED], rows, logprobs, strict=False):
             ours = self._logprobs(prompt, row)
             apart.append(ours - ours.new_tensor([torch.nan if p is None else p for p, in theirs]))
-        refuse_far(torch.cat(apart), self, "sft")
+        check_logprob_gap(torch.cat(apart), self, "sft")
         self.compared = True
         self.make_no_logprobs()
 
@@ -93,7 +93,7 @@ class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], items: Any) -> tuple:
         with self.accelerator.autocast():   # TRL calls the models' insides, past the trainer's own
-            return super()._compute_loss(unwrapped_student, trimmed(inputs), items)
+            return super()._compute_loss(unwrapped_student, trim_padding(inputs), items)
 
     def _get_last_hidden_state(self, unwrapped_model: Any, input_ids: torch.Tensor,
                                attention_mask: torch.Tensor, logits_to_keep: int,
@@ -104,7 +104,7 @@ class OnPolicyTrainer(Checked, Rollouts, DistillationTrainer):
             return super()._get_last_hidden_state(unwrapped_model, input_ids, attention_mask,
                                                   logits_to_keep, **seen)
         mask = attention_mask.bool()
-        inputs = end_to_end(input_ids, mask, logits_to_keep)
+        inputs = flatten(input_ids, mask, logits_to_keep)
         del inputs["labels"]
         states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
         whole = states.new_zeros(*mask.shape, states.shape[-1])

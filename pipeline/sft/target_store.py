@@ -37,7 +37,7 @@ SCHEMA = pa.schema([("row", pa.int64()), ("check", pa.int64()), ("counts", pa.li
 
 
 @dataclass(frozen=True)
-class Scored:
+class TopKLogprobs:
     """One row's distributions: `ids`, `logps` [n, K] likeliest first, `rest` [n] (log masses)."""
 
     ids: np.ndarray
@@ -45,7 +45,7 @@ class Scored:
     rest: np.ndarray
 
 
-Scorer = Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], list[Scored]]
+Scorer = Callable[[Sequence[tuple[np.ndarray, np.ndarray]]], list[TopKLogprobs]]
 """Scores samples given as (token ids, places of their trained tokens); K may be up to top_k."""
 
 
@@ -67,7 +67,8 @@ def score_rows(rows: Rows, scorer: Scorer, mass: float, shard_rows: int, out: Pa
     return _summary(rows, out)
 
 
-def _score(rows: Rows, chosen: Iterable[int], scorer: Scorer) -> list[tuple[int, list[Scored]]]:
+def _score(rows: Rows, chosen: Iterable[int],
+           scorer: Scorer) -> list[tuple[int, list[TopKLogprobs]]]:
     """(row, its samples' distributions) for rows `chosen`; every sample is scored alone."""
     owners, samples = [], []
     for i in chosen:
@@ -75,13 +76,13 @@ def _score(rows: Rows, chosen: Iterable[int], scorer: Scorer) -> list[tuple[int,
             owners.append(i)
             samples.append((rows.ids[i][start:end],
                             np.flatnonzero(rows.labels[i][start:end] != IGNORED)))
-    grouped: dict[int, list[Scored]] = {}
+    grouped: dict[int, list[TopKLogprobs]] = {}
     for i, scored in zip(owners, scorer(samples), strict=True):
         grouped.setdefault(i, []).append(scored)
     return list(grouped.items())
 
 
-def _row(rows: Rows, i: int, parts: list[Scored], mass: float) -> dict[str, Any]:
+def _row(rows: Rows, i: int, parts: list[TopKLogprobs], mass: float) -> dict[str, Any]:
     """One row of the table: each token's outcomes until they hold `mass`."""
     trimmed = [trim(part, mass) for part in parts]
     counts, ids, logps, rest = (np.concatenate(column) for column in zip(*trimmed, strict=True))
@@ -99,7 +100,7 @@ def decode(codes: np.ndarray) -> np.ndarray:
     return -np.square(codes.astype(np.float32) / 64)
 
 
-def trim(scored: Scored, mass: float) -> tuple[np.ndarray, ...]:
+def trim(scored: TopKLogprobs, mass: float) -> tuple[np.ndarray, ...]:
     """(counts [n], ids, logps of the outcomes kept, rest [n]); what is dropped joins the rest."""
     p = np.exp(scored.logps.astype(np.float64))
     before = np.cumsum(p, 1) - p
@@ -122,7 +123,7 @@ def _write(path: Path, table: list[dict[str, Any]], facts: dict[str, Any]) -> No
 
 def _summary(rows: Rows, out: Path) -> dict[str, Any]:
     """Counts over all shards, among them how often the likeliest outcome is the trace's token."""
-    targets = Targets.read(out, rows)
+    targets = TargetStore.read(out, rows)
     tokens = hits = 0
     rest = 0.0
     for i in range(len(rows)):
@@ -136,7 +137,7 @@ def _summary(rows: Rows, out: Path) -> dict[str, Any]:
             "outcomes_per_token": round(targets.outcomes / tokens, 2)}
 
 
-class Targets:
+class TargetStore:
     """Stored distributions of all rows, tied to the rows they were scored for."""
 
     def __init__(self, table: pa.Table, facts: dict[str, Any]):
@@ -145,7 +146,7 @@ class Targets:
         self.checks = table["check"].to_numpy()
 
     @classmethod
-    def read(cls, folder: Path, rows: Rows) -> Targets:
+    def read(cls, folder: Path, rows: Rows) -> TargetStore:
         """Read a logits folder; a UserError where it is broken or was scored for other rows."""
         paths = sorted(folder.glob("shard-*.parquet"))
         try:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.sft import LogitsConfig, Transformers, Vllm
 from pipeline.errors import UserError
-from pipeline.sft.target_store import Scored, Scorer
+from pipeline.sft.target_store import Scorer, TopKLogprobs
 
 Sample = tuple[np.ndarray, np.ndarray]
 
@@ -90,8 +90,8 @@ class TransformersScorer:
         self.vocabulary = vocabulary
 
     @torch.no_grad()
-    def __call__(self, samples: Sequence[Sample]) -> list[Scored]:
-        done: dict[int, Scored] = {}
+    def __call__(self, samples: Sequence[Sample]) -> list[TopKLogprobs]:
+        done: dict[int, TopKLogprobs] = {}
         for batch in self._batches(samples):
             states = self._states([samples[i] for i in batch])
             for i, rows in zip(batch, states, strict=True):
@@ -121,7 +121,7 @@ class TransformersScorer:
         return [state[torch.tensor(places - 1, device=device)]
                 for state, (_, places) in zip(states, samples, strict=True)]
 
-    def _top(self, states: torch.Tensor) -> Scored:
+    def _top(self, states: torch.Tensor) -> TopKLogprobs:
         """The likeliest outcomes at states [n, H], 1,024 tokens at a time."""
         weight, bias = output_layer(self.model)
         weight, bias = weight[:self.vocabulary], bias if bias is None else bias[:self.vocabulary]
@@ -133,7 +133,7 @@ class TransformersScorer:
             logps, ids = s.topk(k, -1)
             rest = s.scatter_(1, ids, -torch.inf).logsumexp(-1)
             found.append([x.cpu().numpy() for x in (ids, logps, rest)])
-        return Scored(*(np.concatenate(column) for column in zip(*found, strict=True)))
+        return TopKLogprobs(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 class VllmScorer:
@@ -148,13 +148,13 @@ class VllmScorer:
         self.params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k,
                                      flat_logprobs=True, detokenize=False)
 
-    def __call__(self, samples: Sequence[Sample]) -> list[Scored]:
+    def __call__(self, samples: Sequence[Sample]) -> list[TopKLogprobs]:
         prompts = [{"prompt_token_ids": ids.tolist()} for ids, _ in samples]
         outputs = self.engine.generate(prompts, self.params)
         return [self._top(output.prompt_logprobs, places)
                 for output, (_, places) in zip(outputs, samples, strict=True)]
 
-    def _top(self, flat: Any, places: np.ndarray) -> Scored:
+    def _top(self, flat: Any, places: np.ndarray) -> TopKLogprobs:
         """A sample's outcomes: of each place the first k ranks, the prompt's own token aside."""
         ids = np.zeros((len(places), self.k), np.int64)
         logps = np.full((len(places), self.k), -np.inf, np.float32)
@@ -170,4 +170,4 @@ class VllmScorer:
                 ids[row, rank - 1], logps[row, rank - 1] = token, value
         with np.errstate(divide="ignore"):
             rest = np.log(np.clip(1 - np.exp(logps.astype(np.float64)).sum(1), 1e-9, 1))
-        return Scored(ids, logps, rest)
+        return TopKLogprobs(ids, logps, rest)

@@ -20,14 +20,14 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config.sft import OnPolicyMethod, SftConfig, SftJob
 from pipeline.errors import UserError
-from pipeline.sft.loss import Objective, method_of
+from pipeline.sft.loss import DistillationLoss, method_of
 from pipeline.student.token_rows import ByLength, Collator, held_out, read_rows
 from pipeline.train import attention
 from pipeline.train.arguments import lora_config, trainer_arguments
 from pipeline.train.fit import fit, load_student
 from pipeline.train.guard import Clock, Guard
-from pipeline.train.launch import launched
-from pipeline.train.step_check import Checked
+from pipeline.train.launch import worker_main
+from pipeline.train.step_check import StepCheckMixin
 
 DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False, "lr_scheduler_type": "cosine", "eval_steps": 0.25,
@@ -109,12 +109,12 @@ class RisingLoss(TrainerCallback):
                   file=sys.stderr)
 
 
-class StudentTrainer(Checked, SFTTrainer):
+class StudentTrainer(StepCheckMixin, SFTTrainer):
     """SFTTrainer over row indices, with a check of every step and the loss of either method."""
 
-    objective: Objective | None
+    objective: DistillationLoss | None
 
-    def __init__(self, *, rows: Any, guard: Guard, objective: Objective | None = None,
+    def __init__(self, *, rows: Any, guard: Guard, objective: DistillationLoss | None = None,
                  **given: Any):
         self.rows, self.guard, self.chosen = rows, guard, given["train_dataset"]["row"]
         self.objective = objective
@@ -189,4 +189,4 @@ def train(job: SftJob) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    launched(SftJob, train)
+    worker_main(SftJob, train)

@@ -19,7 +19,7 @@ from pipeline.serving.vllm_server import vllm_server
 from pipeline.student import template as chat
 from pipeline.student.doctor import ANSWER, ASK, THINKING, Check
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.teacher.answer import DamagedError
+from pipeline.teacher.answer import MalformedReplyError
 from pipeline.teacher.dialects import read_json
 
 OPTIONS = {"enforce_eager": True, "max_model_len": 2048}
@@ -35,7 +35,7 @@ def examine_served(model: str, chat_template: Path | None = None) -> list[Check]
             options = {**OPTIONS, "chat_template": str(template)}
             with vllm_server(model, options, log=Path(folder) / "vllm.log") as url:
                 return [_prompt(tokenizer, model, url), _thinking(tokenizer, model, url)]
-    except (UserError, DamagedError) as error:
+    except (UserError, MalformedReplyError) as error:
         return [Check("vllm", False, str(error))]
 
 
@@ -48,11 +48,11 @@ def _ask(url: str, model: str, messages: list[dict[str, str]], **more: Any) -> l
         with urllib.request.urlopen(request, timeout=300) as response:
             reply = json.loads(response.read())
     except urllib.error.URLError as error:
-        raise DamagedError(f"vllm serve refused a chat completion: {error}") from None
+        raise MalformedReplyError(f"vllm serve refused a chat completion: {error}") from None
     read_json(reply)
     ids = reply.get("prompt_token_ids")
     if ids is None:
-        raise DamagedError("this vLLM does not return token ids; install 0.11 or later")
+        raise MalformedReplyError("this vLLM does not return token ids; install 0.11 or later")
     return ids
 
 

@@ -27,7 +27,7 @@ def table(rows: Iterable[Row]) -> pl.DataFrame:
     return tables.table_of(tables.TokenRow, [dict(zip(names, row, strict=True)) for row in rows])
 
 
-class Tally:
+class Packer:
     """Makes rows and counts what became of every trace; lengths in tokens."""
 
     def __init__(self, max_tokens: int):

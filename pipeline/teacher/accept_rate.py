@@ -14,7 +14,7 @@ from pipeline.judge.table import as_completion
 WAITING = 64
 
 
-class QuickJudge:
+class AcceptRate:
     """Counts what the judge accepts of the traces it is given, in a thread of its own.
 
     Where traces come faster than verdicts some are passed over; the share is of those judged.
@@ -26,7 +26,7 @@ class QuickJudge:
         self.pool, self.thread = JudgePool(1), ThreadPoolExecutor(1)
         self.room = threading.Semaphore(WAITING)
 
-    def __enter__(self) -> QuickJudge:
+    def __enter__(self) -> AcceptRate:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class DamagedError(Exception):
+class MalformedReplyError(Exception):
     """A body that holds no whole answer; `status` is the error code it carries, if it does."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:

@@ -35,7 +35,7 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
         missing = len(store.missing(requests, config.teacher, config.sampling))
         outcome = Outcome(reused=len(requests) - missing)
         if missing:
-            with (reached(config.teacher, runtime) as address,
+            with (running_teacher(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance,
                   _quick(problems, chats, runtime.teacher) as more):
                 ask = generate_in_batches if runtime.teacher.batch else generate
@@ -61,13 +61,13 @@ def _quick(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
         return
     from pipeline.judge import Problem
     from pipeline.problems.sources import has_gold
-    from pipeline.teacher.accept_rate import QuickJudge
+    from pipeline.teacher.accept_rate import AcceptRate
     from pipeline.teacher.request import dump
 
     known = {dump(chats[row["problem_id"]]): Problem.from_row(row)
              for row in problems.iter_rows(named=True)
              if has_gold(row) and row["kind"] not in ("text", "code")}
-    with QuickJudge(known) as judge:
+    with AcceptRate(known) as judge:
         yield {"quick": judge}
 
 
@@ -80,7 +80,7 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
 
 
 @contextmanager
-def reached(teacher: Any, runtime: Any) -> Iterator[Any]:
+def running_teacher(teacher: Any, runtime: Any) -> Iterator[Any]:
     """`runtime.teacher` with the address of the teacher, started here where it is local."""
     if teacher.type == "openai" or runtime.teacher.base_url:
         if not runtime.teacher.base_url:

@@ -28,7 +28,7 @@ class Server:
         self.shunned = time.monotonic() + SHUN_SECONDS
 
 
-class Spread:
+class LoadBalancer:
     """Sends to the server with the fewest samples in flight, so none idles while another queues."""
 
     def __init__(self, addresses: Iterable[str]) -> None:

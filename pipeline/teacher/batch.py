@@ -15,7 +15,7 @@ import openai
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import LockedError, StoppedError, UserError
 from pipeline.teacher import batch_files
-from pipeline.teacher.answer import DamagedError
+from pipeline.teacher.answer import MalformedReplyError
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.client import Client
 from pipeline.teacher.outcome import Outcome
@@ -43,7 +43,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
     left to the next. The store is locked only while something is submitted or stored.
     """
     requests = list(requests)
-    run = _Batches(teacher, sampling, runtime, store, on_progress)
+    run = BatchScheduler(teacher, sampling, runtime, store, on_progress)
     try:
         run.submit(requests)
         while batch_files.pending(run.folder):
@@ -60,7 +60,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
     return run.outcome
 
 
-class _Batches:
+class BatchScheduler:
     """The batches of one teacher in one store, and what came of those that ended meanwhile."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling, runtime: TeacherRuntime,
@@ -197,7 +197,7 @@ class _Batches:
             return                                       # its request is left unanswered
         try:
             reply = batch_files.reply_of(result, getattr(self.teacher, "opened", False))
-        except DamagedError as error:
+        except MalformedReplyError as error:
             self._failed(line, str(error))
             if self.client.adapts(line["body"], text):   # sent again in this run, in another form
                 self.sent.discard(line["custom_id"])

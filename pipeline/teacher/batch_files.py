@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from pipeline.errors import UserError
 from pipeline.teacher.answer import Reply
-from pipeline.teacher.dialects import read_json, shaped
+from pipeline.teacher.dialects import malformed_on_error, read_json
 from pipeline.teacher.request import Job, Keys, Request, jobs
 from pipeline.teacher.store import TraceStore
 
@@ -64,7 +64,7 @@ def job_of(line: dict[str, Any]) -> Job:
     return Job(key, line["body"]["messages"], range(int(sample), int(sample) + 1))
 
 
-def refuse_twice(missing: list[Request], keys: Keys, store: TraceStore) -> None:
+def check_not_in_batch(missing: list[Request], keys: Keys, store: TraceStore) -> None:
     """A UserError where any of `missing`, about to be asked directly, is in a batch on its way."""
     folder = folder_of(store, keys)
     waiting = {name for path in pending(folder) for name in sent_lines(path)}
@@ -75,7 +75,7 @@ def refuse_twice(missing: list[Request], keys: Keys, store: TraceStore) -> None:
                         f"them (or delete {folder} to ask anew all the same)")
 
 
-@shaped()
+@malformed_on_error()
 def reply_of(result: Any, opened: bool) -> Reply:
     """The reply in a line of a result file; DamagedError where it holds none."""
     return read_json((result.get("response") or {}).get("body") or result, opened=opened)

@@ -22,8 +22,8 @@ import openai
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
-from pipeline.teacher.answer import DamagedError, Reply
-from pipeline.teacher.balancer import Spread
+from pipeline.teacher.answer import MalformedReplyError, Reply
+from pipeline.teacher.balancer import LoadBalancer
 from pipeline.teacher.failures import AttemptError
 from pipeline.teacher.rate_limit import retry_after
 from pipeline.teacher.request import Job
@@ -53,7 +53,7 @@ class Client:
                              keepalive_expiry=30.0)
         patience = httpx2.Timeout(runtime.timeout, connect=30.0)
         self._http = openai.DefaultAioHttpClient(limits=many, timeout=patience)
-        self.spread = Spread(runtime.addresses())
+        self.spread = LoadBalancer(runtime.addresses())
         key = runtime.api_key().get_secret_value() or "none"
         self._head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",
                       "Accept": "application/json", "Accept-Encoding": "gzip, deflate",
@@ -100,7 +100,7 @@ class Client:
                 yield
         except (TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
             raise _lost(error, self.runtime, self.spread.none_left()) from None
-        except DamagedError as error:
+        except MalformedReplyError as error:
             status, reason = error.status, self.redact(str(error))
             raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
                           fatal=status in FATAL, refused=status in OVERLOADED,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, split_completion
-from pipeline.teacher.answer import Choice, DamagedError, Reply, clean_text, read_usage
+from pipeline.teacher.answer import Choice, MalformedReplyError, Reply, clean_text, read_usage
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 REASONING_LIKE = re.compile("reason|think|thought", re.IGNORECASE)
@@ -23,31 +23,31 @@ BROKEN = {None, "", "error", "abort", "insufficient_system_resource", "network_e
 
 
 @contextmanager
-def shaped() -> Iterator[None]:
+def malformed_on_error() -> Iterator[None]:
     """What is not built as the protocol says is damage, whichever way it is not."""
     try:
         yield
     except (AttributeError, TypeError, KeyError, RecursionError):
-        raise DamagedError("a body of an unknown shape") from None
+        raise MalformedReplyError("a body of an unknown shape") from None
 
 
-@shaped()
+@malformed_on_error()
 def read_json(body: Any, *, opened: bool = False) -> Reply:
     """The reply in a chat completion object; DamagedError where it holds none."""
     refuse_error(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise DamagedError("a body without choices")
+        raise MalformedReplyError("a body without choices")
     whole: dict[int, Choice] = {}
     broken: dict[int, str] = {}
     for index, raw in zip(_indices(choices), choices, strict=True):
         try:
             refuse_error(raw)
             whole[index] = read_choice(raw, opened)
-        except DamagedError as error:
+        except MalformedReplyError as error:
             broken[index] = str(error)
     if not whole:
-        raise DamagedError(next(iter(broken.values())))
+        raise MalformedReplyError(next(iter(broken.values())))
     model = clean_text(str(body.get("model") or ""))
     return Reply(whole, read_usage(body.get("usage")), model, broken)
 
@@ -62,7 +62,7 @@ def _indices(choices: list[Any]) -> Iterable[int]:
 def refuse_error(body: Any) -> None:
     """Raise DamagedError on what is no object or carries an error, as OpenRouter's 200s may."""
     if not isinstance(body, Mapping):
-        raise DamagedError("a body that is no JSON object")
+        raise MalformedReplyError("a body that is no JSON object")
     error = body.get("error")
     if not error:
         return
@@ -70,21 +70,21 @@ def refuse_error(body: Any) -> None:
     code = str(detail.get("code"))
     status = int(code) if code.isdigit() else None
     message = str(detail.get("message") or code)[:200]
-    raise DamagedError(f"an error inside the answer: {message}", status)
+    raise MalformedReplyError(f"an error inside the answer: {message}", status)
 
 
 def read_choice(raw: Mapping, opened: bool) -> Choice:
     """One element of `choices`; DamagedError where it is empty or did not end."""
     reason = raw.get("finish_reason") or raw.get("native_finish_reason")
     if reason in BROKEN or not isinstance(reason, str):
-        raise DamagedError(f"an answer that did not end (finish_reason {reason!r})")
+        raise MalformedReplyError(f"an answer that did not end (finish_reason {reason!r})")
     message = raw.get("message")
     if not isinstance(message, Mapping):
-        raise DamagedError("a choice without a message")
+        raise MalformedReplyError("a choice without a message")
     finish = FINISH.get(reason, reason)
     thinking, answer, closed = _split(message, opened)
     if not answer and not thinking:
-        raise DamagedError("an empty answer")
+        raise MalformedReplyError("an empty answer")
     return Choice(thinking, answer, finish, finish == "stop" and closed and bool(answer),
                   _logprobs(raw.get("logprobs")))
 

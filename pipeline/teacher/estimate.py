@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.teacher.answer import Usage
 from pipeline.teacher.budget import price_of
-from pipeline.teacher.rate_limit import local
+from pipeline.teacher.rate_limit import local_concurrency
 from pipeline.teacher.request import Job, Request, prompt_bound
 from pipeline.teacher.scheduler import generate
 from pipeline.teacher.store import TraceStore
@@ -91,7 +91,7 @@ def _hours(traces: int, seconds: float, tokens: float, together: float, teacher:
     As many at a time as the slots hold, but no faster than the rates in `runtime` allow.
     """
     slots = ((runtime.concurrency or 0) * together
-             or local(teacher, 1) * max(1, len(runtime.addresses()))
+             or local_concurrency(teacher, 1) * max(1, len(runtime.addresses()))
              or PRIOR_CONCURRENCY * together)
     minutes = [traces * seconds / slots / 60, traces / together / (runtime.rpm or math.inf),
                traces * tokens / (runtime.tpm or math.inf)]

@@ -21,7 +21,7 @@ class UnansweredError(UserError):
     """No request was answered, and none will be before something is mended."""
 
 
-class Hope:
+class FailureTracker:
     """Successes and failures of a run, and what they say of the endpoint.
 
     `earlier`: traces of the same requests that it gave before. `lost`: why no request seems to

@@ -28,17 +28,18 @@ def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
 
     `problems` is a records.Problem frame. A UserError where no trace belongs to any of them.
     """
-    from pipeline.curate.normalise import as_typed
+    from pipeline.curate.normalise import same_text_key
     from pipeline.problems.sources import raw_rows
 
-    known = {as_typed(row["problem"]): row["problem_id"] for row in problems.iter_rows(named=True)}
+    known = {same_text_key(row["problem"]): row["problem_id"]
+             for row in problems.iter_rows(named=True)}
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
     sums: Counter[str] = Counter()
     strange, waiting = "", []
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
         text = str(_column(row, teacher.problem_column, teacher))
-        if (name := known.get(as_typed(text))) is None:
+        if (name := known.get(same_text_key(text))) is None:
             left_out["of no prepared problem"] += 1
             strange = strange or " ".join(text.split())[:60]
             continue
@@ -68,7 +69,7 @@ def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
 def _traces(row: Mapping[str, Any], teacher: Any,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """The completions of a row: a text, a message, a conversation, or a list of texts."""
-    from pipeline.teacher.answer import DamagedError
+    from pipeline.teacher.answer import MalformedReplyError
     from pipeline.teacher.dialects import read_choice
 
     given = _column(row, teacher.completion_column, teacher)
@@ -80,7 +81,7 @@ def _traces(row: Mapping[str, Any], teacher: Any,
         try:
             choice = read_choice({"finish_reason": end or "stop", "message": _message(one)},
                                  teacher.opened)
-        except DamagedError:
+        except MalformedReplyError:
             left_out["empty"] += 1
             continue
         size = len(((choice.thinking or "") + choice.answer).encode())

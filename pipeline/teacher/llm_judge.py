@@ -17,7 +17,7 @@ from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
 
 
 @dataclass
-class Asker:
+class LLMJudgeClient:
     """Replies of `model` to chats. With `spend` off only those of the store `traces` are used."""
 
     model: LLMJudgeConfig

@@ -12,7 +12,7 @@ from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.answer import Reply
 from pipeline.teacher.client import Client
 from pipeline.teacher.dialects import REASONING_FIELDS
-from pipeline.teacher.failures import AttemptError, Hope
+from pipeline.teacher.failures import AttemptError, FailureTracker
 from pipeline.teacher.rate_limit import stated_rate
 from pipeline.teacher.request import Job
 from pipeline.teacher.sse import read_body
@@ -64,7 +64,7 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
     plain = runtime.model_copy(update={"stream": False})
     job = Job("", QUESTION, range(1))
     async with Client(teacher, sampling, plain) as client:
-        hope = Hope(teacher, runtime)
+        hope = FailureTracker(teacher, runtime)
         try:
             async with client.attempt(job):
                 text = await client.raw(client.body(job))

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from pipeline.config.teacher import Teacher, TeacherRuntime
-from pipeline.serving.vllm_server import engines
+from pipeline.serving.vllm_server import data_parallel_size
 
 MARGIN = 0.98
 """Share of a stated rate that is used: sent evenly at this, no way of counting finds it passed."""
@@ -23,7 +23,7 @@ SLOWER = 4.0
 """Rising ends where a token takes this many times as long as at best."""
 
 
-class Bucket:
+class TokenBucket:
     """Evenly spaced sending at `rate` units a second; None: as fast as you like."""
 
     def __init__(self, rate: float | None) -> None:
@@ -44,7 +44,7 @@ class Bucket:
         self._next = max(self._next, until)
 
 
-class Pace:
+class AdaptiveLimiter:
     """Slots that are refilled the moment they are free, first come, first served.
 
     Their number doubles with every round of answers until the endpoint objects (429, 503,
@@ -55,8 +55,8 @@ class Pace:
         self.slots = float(slots)
         self.ceiling = ceiling
         self.in_flight = 0
-        self._requests = Bucket(rpm and rpm / 60 * MARGIN)
-        self._tokens = Bucket(tpm and tpm / 60 * MARGIN)
+        self._requests = TokenBucket(rpm and rpm / 60 * MARGIN)
+        self._tokens = TokenBucket(tpm and tpm / 60 * MARGIN)
         self._fixed = rpm is not None, tpm is not None
         self._queue: deque[asyncio.Future[None]] = deque()
         self._doubling = True
@@ -175,9 +175,9 @@ AHEAD = 1.25
 START, CEILING = 8, 2048
 
 
-def slots(teacher: Teacher, runtime: TeacherRuntime, samples: int) -> tuple[int, int]:
+def concurrency_limits(teacher: Teacher, runtime: TeacherRuntime, samples: int) -> tuple[int, int]:
     """(at the start, at most) requests of `samples` or more, no more than files may be open."""
-    given = runtime.concurrency or local(teacher, samples) * len(runtime.addresses())
+    given = runtime.concurrency or local_concurrency(teacher, samples) * len(runtime.addresses())
     start, ceiling = given or START, given or CEILING
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < ceiling + 256:             # a connection is a file
@@ -188,8 +188,8 @@ def slots(teacher: Teacher, runtime: TeacherRuntime, samples: int) -> tuple[int,
     return min(start, most), min(ceiling, most)
 
 
-def local(teacher: Teacher, samples: int) -> int:
+def local_concurrency(teacher: Teacher, samples: int) -> int:
     """Requests for one local server; 0 where the teacher is none."""
     if teacher.type == "vllm" and isinstance(running := teacher.vllm.get("max_num_seqs"), int):
-        return math.ceil(AHEAD * running * engines(teacher.vllm) / samples)
+        return math.ceil(AHEAD * running * data_parallel_size(teacher.vllm) / samples)
     return LOCAL.get(teacher.type, 0)

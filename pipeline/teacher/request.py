@@ -81,7 +81,7 @@ def prompt_bound(job: Job) -> int:
                     for message in job.messages)
 
 
-class Waiting:
+class RequestQueue:
     """First jobs that go on, then those never sent, at last those of problems that failed.
 
     After a failure each problem is tried once in turn until one is answered: whether one alone is

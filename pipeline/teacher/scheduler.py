@@ -11,13 +11,13 @@ from typing import Any
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher.answer import Reply
-from pipeline.teacher.batch_files import refuse_twice
+from pipeline.teacher.batch_files import check_not_in_batch
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.client import Client
-from pipeline.teacher.failures import AttemptError, Hope
+from pipeline.teacher.failures import AttemptError, FailureTracker
 from pipeline.teacher.outcome import Display, Outcome
-from pipeline.teacher.rate_limit import Pace, slots
-from pipeline.teacher.request import Job, Keys, Request, Waiting, jobs, prompt_bound, runs
+from pipeline.teacher.rate_limit import AdaptiveLimiter, concurrency_limits
+from pipeline.teacher.request import Job, Keys, Request, RequestQueue, jobs, prompt_bound, runs
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.trace_rows import asked_row, trace_rows
 
@@ -39,10 +39,10 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         missing = store.missing(requests, teacher, sampling)
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
                           quick=quick)
-        refuse_twice(missing, Keys(teacher, sampling), store)
+        check_not_in_batch(missing, Keys(teacher, sampling), store)
         if missing:
             display = Display(outcome, on_progress)
-            run = _Run(missing, teacher, sampling, runtime, store, display)
+            run = Scheduler(missing, teacher, sampling, runtime, store, display)
             run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
             outcome.unsure_usd = run.budget.unsure_usd()
@@ -55,7 +55,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     return outcome
 
 
-class _Run:
+class Scheduler:
     """One call of generate: jobs waiting, tasks in flight, and what came of them."""
 
     def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
@@ -68,10 +68,11 @@ class _Run:
         self.client = Client(teacher, sampling, runtime)
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
-        self.hope = Hope(teacher, runtime, planned, self.outcome.reused)
-        self.waiting = Waiting(planned)
+        self.hope = FailureTracker(teacher, runtime, planned, self.outcome.reused)
+        self.waiting = RequestQueue(planned)
         fewest = min(len(job.samples) for job in planned)
-        self.pace = Pace(*slots(teacher, runtime, fewest), runtime.rpm, runtime.tpm)
+        limits = concurrency_limits(teacher, runtime, fewest)
+        self.pace = AdaptiveLimiter(*limits, runtime.rpm, runtime.tpm)
         self.tasks: set[asyncio.Task[None]] = set()
         self.ended = asyncio.Event()
         self.fatal: BaseException | None = None

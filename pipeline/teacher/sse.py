@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.teacher.answer import DamagedError, Reply
-from pipeline.teacher.dialects import BROKEN, read_json, refuse_error, shaped
+from pipeline.teacher.answer import MalformedReplyError, Reply
+from pipeline.teacher.dialects import BROKEN, malformed_on_error, read_json, refuse_error
 
 
 class Assembler:
@@ -31,7 +31,7 @@ class Assembler:
         """
         try:
             self._take(line)
-        except DamagedError as error:
+        except MalformedReplyError as error:
             if not self.any_ended():
                 raise
             self.broke = str(error)
@@ -41,7 +41,7 @@ class Assembler:
         ends = [choice["finish_reason"] for choice in self.choices.values()]
         return any(isinstance(end, str) and end not in BROKEN for end in ends)
 
-    @shaped()
+    @malformed_on_error()
     def _take(self, line: str) -> None:
         name, _, value = line.rstrip("\r").partition(":")
         value = value.strip()
@@ -50,7 +50,7 @@ class Assembler:
         try:
             event = json.loads(value)
         except (ValueError, RecursionError):
-            raise DamagedError(f"a stream event that is not JSON: {value[:80]!r}") from None
+            raise MalformedReplyError(f"a stream event that is not JSON: {value[:80]!r}") from None
         refuse_error(event)
         self.head.update({k: event[k] for k in ("usage", "model") if event.get(k)})
         for position, raw in enumerate(event.get("choices") or []):
@@ -67,11 +67,11 @@ class Assembler:
         tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
         choice["tokens"] += tokens if isinstance(tokens, list) else [tokens] if tokens else []
 
-    @shaped()
+    @malformed_on_error()
     def reply(self) -> Reply:
         """The reply so far; DamagedError where no choice is whole."""
         if not self.choices:
-            raise DamagedError("a stream without an answer")
+            raise MalformedReplyError("a stream without an answer")
         choices = [{"index": index, "finish_reason": choice["finish_reason"],
                     "message": {n: _join(pieces) for n, pieces in choice["pieces"].items()},
                     "logprobs": {"content": choice["tokens"] or None}}
@@ -97,7 +97,7 @@ def read_body(text: str, *, opened: bool = False) -> Reply:
 
     text = "\n".join(line for line in text.strip().split("\n") if not line.startswith(":")).strip()
     if not text:
-        raise DamagedError("an empty body")
+        raise MalformedReplyError("an empty body")
     if text.startswith(("data:", "event:")):
         assembler = Assembler(opened)
         for line in text.split("\n"):
@@ -107,5 +107,5 @@ def read_body(text: str, *, opened: bool = False) -> Reply:
         body = json.loads(text)
     except (ValueError, RecursionError):
         kind = "HTML" if text.startswith("<") else "not whole JSON"
-        raise DamagedError(f"a body that is {kind}: {text[:80]!r}") from None
+        raise MalformedReplyError(f"a body that is {kind}: {text[:80]!r}") from None
     return read_json(body, opened=opened)

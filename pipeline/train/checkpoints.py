@@ -12,7 +12,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from pipeline.serving.disk import LIST
+from pipeline.serving.disk import WHOLE_FILES
 
 
 def steps(folder: Path) -> list[Path]:
@@ -23,17 +23,18 @@ def steps(folder: Path) -> list[Path]:
 
 def mark_whole(checkpoint: Path) -> None:
     """Write the list of the finished `checkpoint`."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != LIST)
+    files = sorted(path for path in checkpoint.rglob("*")
+                   if path.is_file() and path.name != WHOLE_FILES)
     listed = {str(path.relative_to(checkpoint)): _fingerprint(path) for path in files}
-    partial = checkpoint / (LIST + ".partial")
+    partial = checkpoint / (WHOLE_FILES + ".partial")
     partial.write_text(json.dumps(listed), encoding="utf-8")
-    partial.replace(checkpoint / LIST)
+    partial.replace(checkpoint / WHOLE_FILES)
 
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether every file of `checkpoint` is there as it was when it was finished."""
     try:
-        listed = json.loads((checkpoint / LIST).read_text(encoding="utf-8"))
+        listed = json.loads((checkpoint / WHOLE_FILES).read_text(encoding="utf-8"))
         return all(_fingerprint(checkpoint / name) == known for name, known in listed.items())
     except (OSError, ValueError):
         return False
@@ -52,7 +53,7 @@ def last_whole(folder: Path) -> Path | None:
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; called when the newest is whole."""
     for checkpoint in steps(folder)[:-keep]:
-        (checkpoint / LIST).unlink(missing_ok=True)
+        (checkpoint / WHOLE_FILES).unlink(missing_ok=True)
         shutil.rmtree(checkpoint)
 
 

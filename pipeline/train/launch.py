@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.config.rl import RlJob
 from pipeline.config.sft import SftJob
 from pipeline.errors import UserError
-from pipeline.serving.disk import Room
+from pipeline.serving.disk import DiskFullGuard
 from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
 
 
@@ -92,14 +92,14 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
     return json.loads(counts.read_text(encoding="utf-8"))
 
 
-def launched(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
+def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
     """What a launched module does: `train` the job of `kind` that the command line names.
 
     The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
     """
     job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        with Room(job.out):
+        with DiskFullGuard(job.out):
             counts = train(job)
             if is_first():
                 (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")

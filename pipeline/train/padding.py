@@ -9,7 +9,7 @@ import torch
 from pipeline.student.token_rows import IGNORED, bounds
 
 
-def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, Any]:
+def flatten(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, Any]:
     """A model's inputs for `ids` [rows, columns] without what `mask` leaves out, as one row.
 
     The last `kept` columns, the completions, are its labels; every row starts with its prompt, so
@@ -21,14 +21,14 @@ def end_to_end(ids: torch.Tensor, mask: torch.Tensor, kept: int) -> dict[str, An
             **bounds(mask.sum(1).tolist(), ids.device)}
 
 
-def padded(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def unflatten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """[rows, columns] of `mask`, 0 where it is, from the values [1, tokens - 1] of all tokens but
     the first."""
     whole = torch.nn.functional.pad(values[0], (1, 0))
     return whole.new_zeros(mask.shape).masked_scatter(mask, whole)
 
 
-def level(rewards: torch.Tensor, group: int | None) -> torch.Tensor:
+def equal_reward_rows(rewards: torch.Tensor, group: int | None) -> torch.Tensor:
     """Whether a row's `group` earned the same by every function that decided [rows], from `rewards`
     [rows, functions], NaN where none did.
 
@@ -39,7 +39,8 @@ def level(rewards: torch.Tensor, group: int | None) -> torch.Tensor:
     return ~spread.any(1).repeat_interleave(group or 1)
 
 
-def taught(batches: list[dict[str, Any]], rows: int, means: bool) -> list[dict[str, Any]]:
+def drop_zero_advantage(batches: list[dict[str, Any]], rows: int,
+                        means: bool) -> list[dict[str, Any]]:
     """The micro-batches without rows of advantage 0, which have no gradient.
 
     The shortest of these stay where the others do not make up `rows` and fill every micro-batch
@@ -59,7 +60,7 @@ def taught(batches: list[dict[str, Any]], rows: int, means: bool) -> list[dict[s
             for places in order.view(len(batches), -1)]
 
 
-def dealt(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
+def rebalance(batches: list[dict[str, Any]], mixed: bool) -> list[dict[str, Any]]:
     """The micro-batches' rows dealt out again, as many to each as before.
 
     In the order of their completions' lengths, so that little is padded; `mixed`, where nothing is
@@ -86,7 +87,7 @@ def _joined(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], dic
             for name in first if name not in shared}, shared
 
 
-def trimmed(inputs: dict[str, Any]) -> dict[str, Any]:
+def trim_padding(inputs: dict[str, Any]) -> dict[str, Any]:
     """`inputs` without the last columns, in which no completion of the micro-batch has loss.
 
     Tensors as wide as `completion_mask` [rows, columns] are cut, prompts are left alone.

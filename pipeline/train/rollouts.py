@@ -17,11 +17,11 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline.student.decode import decode
 from pipeline.train.attention import lays_end_to_end
-from pipeline.train.padding import dealt
+from pipeline.train.padding import rebalance
 from pipeline.train.weight_sync import engine_options, sync_weights
 
 
-class Rollouts(Trainer):
+class RolloutMixin(Trainer):
     """Mixed into TRL's GRPOTrainer and DistillationTrainer.
 
     `engine` holds options of vllm.LLM for a colocated engine, under its own names. A step's log
@@ -75,7 +75,7 @@ class Rollouts(Trainer):
 
     def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches' rows dealt out again, so that little or nothing is padded."""
-        return dealt(batches, self.without_padding())
+        return rebalance(batches, self.without_padding())
 
     def without_padding(self) -> bool:
         """Whether the student's attention knows samples laid end to end."""

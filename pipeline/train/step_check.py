@@ -19,7 +19,7 @@ from pipeline.student.token_rows import Rows
 from pipeline.train.guard import Guard
 
 
-class Checked(Trainer):
+class StepCheckMixin(Trainer):
     """A trainer, mixed into TRL's, that stops before a step that is not finite or learns nothing.
 
     `rows` gives the names and `guard` the folder; a batch says in `rows` or `row` what it is of.

@@ -56,7 +56,7 @@ def sync_weights(generation: Any) -> None:
     generation.llm.reset_prefix_cache()
 
 
-def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
+def check_engine_matches_trainer(trainer: Any, batch: Mapping[str, Any]) -> None:
     """Raise a UserError where the engine's log-probabilities of a rollout are not the trainer's.
 
     `batch` is what TRL makes of a rollout: `sampling_per_token_logps` [rows, columns] are the
@@ -69,10 +69,10 @@ def refuse_another_model(trainer: Any, batch: Mapping[str, Any]) -> None:
             ours, *_ = trainer._get_per_token_logps_and_entropies(
                 trainer.model, ids, torch.cat([batch["prompt_mask"], mask], 1), mask.shape[1],
                 trainer.args.per_device_train_batch_size)
-    refuse_far((ours - batch["sampling_per_token_logps"])[mask.bool()], trainer, "rl")
+    check_logprob_gap((ours - batch["sampling_per_token_logps"])[mask.bool()], trainer, "rl")
 
 
-def refuse_far(apart: torch.Tensor, trainer: Any, stage: str) -> None:
+def check_logprob_gap(apart: torch.Tensor, trainer: Any, stage: str) -> None:
     """Raise a UserError where log-probabilities are `apart` [tokens] as one model's never are.
 
     Their mean is taken over the tokens of all processes.

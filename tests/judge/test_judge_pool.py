@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from pipeline.judge import Judgement, JudgePool, Problem, judge
 from pipeline.judge.gym import safe_for_scorer
-from pipeline.judge.judge import Deferred, begin, finish
-from pipeline.judge.pool import WorkerLost
+from pipeline.judge.judge import WorkerTask, judge_by_rules, resolve
+from pipeline.judge.pool import WorkerKilledError
 from pipeline.judge.verdict import judgement
 
 PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
@@ -85,7 +85,8 @@ def test_pieces_repeated_in_any_order_are_judged_in_bounded_time() -> None:
         text = "".join(draw.choices(PIECES, k=draw.randint(1, 5))) * draw.choice([12, 30, 300])
         answer = text[:1900] + "".join(draw.choices(PIECES, k=draw.randint(0, 2)))
         before = time.monotonic()
-        begin(f"\\boxed{{{answer}}}", Problem("p", "", draw.choice(["5", "x=3", "5 cm", "(1, 2)"])))
+        gold = draw.choice(["5", "x=3", "5 cm", "(1, 2)"])
+        judge_by_rules(f"\\boxed{{{answer}}}", Problem("p", "", gold))
         safe_for_scorer("puzzle24", answer[:300])
         assert time.monotonic() - before < 6, answer[:40]
 
@@ -104,24 +105,24 @@ def test_known_resource_attacks_end_in_time_from_everywhere(
 
 def test_a_worker_that_hangs_or_dies_costs_its_own_request_alone() -> None:
     with JudgePool(workers=1, seconds=1.0) as pool:
-        with pytest.raises(WorkerLost, match="timeout"):
+        with pytest.raises(WorkerKilledError, match="timeout"):
             pool.ask("sleep", [30])
         assert pool.ask("sleep", [0.0]) is True
         process = pool._all[0].process
         assert process is not None
         threading.Timer(0.2, lambda: os.kill(process.pid, signal.SIGKILL)).start()
-        with pytest.raises(WorkerLost, match="error"):
+        with pytest.raises(WorkerKilledError, match="error"):
             pool.ask("sleep", [0.7])
         assert pool.ask("sleep", [0.01]) is True
 
 
 def test_an_answer_that_needs_more_than_a_gigabyte_dies_alone_as_an_error() -> None:
-    deferred = Deferred("allocate", (1200,), "1", "engine", lambda reply: judgement(
+    deferred = WorkerTask("allocate", (1200,), "1", "engine", lambda reply: judgement(
         "correct" if reply else "wrong", "1", "engine"))
     with JudgePool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
         fine = threads.submit(pool.ask, "sleep", [0.2])
         before = time.monotonic()
-        lost = finish(deferred, pool)
+        lost = resolve(deferred, pool)
         assert (lost.verdict, lost.score) == ("error", None) and time.monotonic() - before < 6
         assert fine.result() is True and pool.ask("allocate", [300]) is True
 
@@ -235,7 +236,7 @@ def test_no_answer_is_evaluated_in_the_worker_either(tmp_path: Path,
                        f"x = {payload}", f"\\begin{{pmatrix}}{payload}\\end{{pmatrix}}",
                        "\\frac{1}{2} + \\sqrt{7}", "1+1", "(1, 2)", "\\{1, 2\\}"):
             for gold in ("5", "\\pi", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", answer):
-                with contextlib.suppress(ValueError, WorkerLost):
+                with contextlib.suppress(ValueError, WorkerKilledError):
                     pool.ask("math", [gold, answer, True])
     assert not log.exists() and not marker.exists()
     control = "exec(compile('eval(\"1 + 1\")', 'verify/engine.py', 'exec'))"

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, judge
 from pipeline.judge.code import sandbox
 from pipeline.judge.code.grade import run_stdio, run_tests
-from pipeline.judge.code.sandbox import Limits, SandboxMissing, run
+from pipeline.judge.code.sandbox import Limits, SandboxMissingError, run
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "sandbox_escape_cases.json"
 LIMITS = Limits(seconds=4, memory_mb=256)
@@ -25,7 +25,7 @@ LIMITS = Limits(seconds=4, memory_mb=256)
 def _needs_a_sandbox() -> None:
     try:
         sandbox.probe()
-    except SandboxMissing as missing:
+    except SandboxMissingError as missing:
         pytest.skip(str(missing))
 
 
@@ -41,7 +41,7 @@ def test_without_bubblewrap_code_is_refused_and_never_run(monkeypatch: pytest.Mo
     sandbox.probe.cache_clear()
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     monkeypatch.setattr(sandbox, "Box", None)
-    with pytest.raises(SandboxMissing, match="install bubblewrap"):
+    with pytest.raises(SandboxMissingError, match="install bubblewrap"):
         judge(fenced("x = 1"), code_problem(test_list=["assert x == 1"]))
     sandbox.probe.cache_clear()
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.rl import Alarms
 from pipeline.rl.alarms import crossings
-from pipeline.rl.phases import AlarmBell
+from pipeline.rl.phases import AlarmLogger
 from pipeline.train.log import read_lines
 
 HEALTHY = [{"step": s, "kl": 0.002 * s, "entropy": 0.4 - 0.003 * s, "reward": 0.3 + 0.008 * s,
@@ -74,7 +74,7 @@ def test_values_that_are_missing_or_not_finite_are_passed_over():
 
 def ring(folder, rows, begin=0, done=0):
     """A run's steps through the bell, from step `done` on."""
-    bell = AlarmBell(Alarms(window=2), folder, folder, begin)
+    bell = AlarmLogger(Alarms(window=2), folder, folder, begin)
     state = SimpleNamespace(global_step=done, is_world_process_zero=True)
     bell.on_train_begin(None, state, None)
     for row in rows:

@@ -11,11 +11,11 @@ from pipeline.errors import UserError
 from pipeline.rl.difficulty import (
     check_band,
     check_phases,
-    inside,
     outside_band,
     phase_trainers,
     student_scores,
     teacher_scores,
+    within_band,
 )
 
 LONGER = {"trainer": {"max_completion_length": 16, "num_generations": 8}}
@@ -92,10 +92,10 @@ def test_the_band_drops_what_is_known_to_lie_outside():
     assert outside_band("0 < pass_rate < 1", scores) == {"never", "always", "once"}
     assert outside_band("samples < 2 or 0 < pass_rate < 1", scores) == {"never", "always"}
     rows = [{"problem_id": name} for name in [*scores, "unseen"]]
-    kept = inside(rows, "0 < pass_rate < 1", scores, 3)
+    kept = within_band(rows, "0 < pass_rate < 1", scores, 3)
     assert [row["problem_id"] for row in kept] == ["some", "unjudged", "unseen"]
     with pytest.raises(UserError, match="leaves 3 of 6 problems and one generation needs 4"):
-        inside(rows, "0 < pass_rate < 1", scores, 4)
+        within_band(rows, "0 < pass_rate < 1", scores, 4)
     for bad in ("pass_rate", "tokens > 3", "__import__('os')"):
         with pytest.raises(UserError):
             check_band(bad)

@@ -5,7 +5,7 @@ import pytest
 import tiny_rl
 import torch
 
-from pipeline.rl.dynamic_sampling import CurriculumTrainer, place
+from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer, place
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,13 @@ def start(tmp_path_factory):
 @pytest.fixture
 def trained(monkeypatch):
     """[(trainer, inputs)] of every micro-batch that a run trains on."""
-    seen, real = [], CurriculumTrainer._compute_loss
+    seen, real = [], DynamicSamplingTrainer._compute_loss
 
     def spy(self, model, inputs):
         seen.append((self, inputs))
         return real(self, model, inputs)
 
-    monkeypatch.setattr(CurriculumTrainer, "_compute_loss", spy)
+    monkeypatch.setattr(DynamicSamplingTrainer, "_compute_loss", spy)
     return seen
 
 

@@ -20,7 +20,7 @@ ROWS = [{"prompt": [{"role": "user", "content": f"{a} and {a + 1} make?"}]} for 
 def trainer(tmp_path, reward, steps=2, kind=None, attention=None, **given):
     from datasets import Dataset
 
-    from pipeline.rl.grpo_trainer import CompactGRPOTrainer
+    from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
     from pipeline.rl.run import arguments
 
     settings = {"max_steps": steps, "num_generations": 4, "per_device_train_batch_size": 8,
@@ -34,7 +34,7 @@ def trainer(tmp_path, reward, steps=2, kind=None, attention=None, **given):
         with torch.no_grad():  # away from the reference, so that the KL term pulls
             model.model.embed_tokens.weight += 0.05
     rewards = reward if isinstance(reward, list) else [reward]
-    made = (kind or CompactGRPOTrainer)(
+    made = (kind or PaddingFreeGRPOTrainer)(
         model=model, reward_funcs=rewards, args=arguments(settings, tmp_path, 0),
         train_dataset=Dataset.from_list(ROWS), processing_class=TOKENIZER)
     made.eos_token_ids = [TOKENIZER.eos_token_id, *range(260, 300)]  # so that lengths differ
@@ -103,10 +103,10 @@ def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkey
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
 def test_completions_of_like_length_share_a_micro_batch_and_the_update_stays(
         tmp_path, monkeypatch, loss):
-    from pipeline.rl.grpo_trainer import CompactGRPOTrainer
+    from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
 
     seen = []
-    real = CompactGRPOTrainer._compute_loss
+    real = PaddingFreeGRPOTrainer._compute_loss
 
     def watched(self, model, inputs):
         seen.extend(inputs["completion_mask"].sum(1).tolist())
@@ -118,10 +118,10 @@ def test_completions_of_like_length_share_a_micro_batch_and_the_update_stays(
         made.train()
         return weights(made)
 
-    monkeypatch.setattr(CompactGRPOTrainer, "_compute_loss", watched)
+    monkeypatch.setattr(PaddingFreeGRPOTrainer, "_compute_loss", watched)
     sorted_weights, first = run(), seen[:16]
     assert first == sorted(first) and first[0] < first[-1]
-    monkeypatch.setattr(CompactGRPOTrainer, "_order_is_free", lambda self: False)
+    monkeypatch.setattr(PaddingFreeGRPOTrainer, "_order_is_free", lambda self: False)
     seen.clear()
     torch.testing.assert_close(sorted_weights, run(), atol=1e-5, rtol=0)
     assert seen[:16] != first
@@ -152,28 +152,28 @@ def test_rows_laid_end_to_end_give_the_weights_of_padded_rows(tmp_path, monkeypa
 
 def test_rows_laid_end_to_end_leave_out_padding_and_come_back_in_place():
     from pipeline.student.token_rows import IGNORED
-    from pipeline.train.padding import end_to_end, padded
+    from pipeline.train.padding import flatten, unflatten
 
     mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
     ids = torch.arange(10).view(2, 5)
-    given = end_to_end(ids, mask, 2)
+    given = flatten(ids, mask, 2)
     assert given["input_ids"].tolist() == [[1, 2, 3, 5, 6, 7, 8, 9]]
     assert given["labels"].tolist() == [[IGNORED, IGNORED, 3, IGNORED, IGNORED, IGNORED, 8, 9]]
     assert given["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
     assert given["cu_seq_lens_q"].tolist() == [0, 3, 8] and given["max_length_q"] == 5
-    back = padded(given["input_ids"][:, 1:].float(), mask)
+    back = unflatten(given["input_ids"][:, 1:].float(), mask)
     assert back.tolist() == [[0, 0, 2, 3, 0], [5, 6, 7, 8, 9]]
 
 
 def test_without_padding_every_micro_batch_gets_about_as_many_tokens_and_each_row_once():
-    from pipeline.train.padding import dealt
+    from pipeline.train.padding import rebalance
 
     lengths = torch.randperm(48, generator=torch.Generator().manual_seed(1)) + 1
     mask = (torch.arange(48) < lengths[:, None]).int()
     batches = [{"completion_mask": rows, "prompt_mask": torch.ones(len(rows), 5), "names": names,
                 "num_items_in_batch": torch.tensor(9)}
                for rows, names in zip(mask.chunk(6), torch.arange(48).chunk(6), strict=True)]
-    got = dealt(batches, True)
+    got = rebalance(batches, True)
     assert {len(batch["names"]) for batch in got} == {8}
     assert sorted(torch.cat([batch["names"] for batch in got]).tolist()) == list(range(48))
     tokens = [int(batch["completion_mask"].sum()) for batch in got]
@@ -187,7 +187,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
     from pipeline.rl import grpo_trainer as grpo
 
     seen = []
-    real = grpo.CompactGRPOTrainer._compute_loss
+    real = grpo.PaddingFreeGRPOTrainer._compute_loss
 
     def watched(self, model, inputs):
         seen.append(len(inputs["advantages"]))
@@ -203,7 +203,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
         made.train()
         return weights(made)
 
-    monkeypatch.setattr(grpo.CompactGRPOTrainer, "_compute_loss", watched)
+    monkeypatch.setattr(grpo.PaddingFreeGRPOTrainer, "_compute_loss", watched)
     fewer = run()
     assert len(seen) == 16 and sum(seen) <= 32
     monkeypatch.setattr(grpo, "taught", lambda batches, rows, means: batches)
@@ -212,7 +212,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
 
 
 def test_rows_left_without_advantage_only_fill_up_and_are_the_shortest():
-    from pipeline.train.padding import taught
+    from pipeline.train.padding import drop_zero_advantage
 
     def batch(advantages, lengths):
         mask = (torch.arange(9) < torch.tensor(lengths)[:, None]).int()
@@ -220,14 +220,15 @@ def test_rows_left_without_advantage_only_fill_up_and_are_the_shortest():
                 "row_scale": torch.tensor(2.0), "ref_per_token_logps": None}
 
     whole = [batch([0.5, 0.0, 0.0], [9, 4, 2]), batch([-0.5, 0.0, 1.0], [5, 3, 7])]
-    got = taught(whole, 3, True)
+    got = drop_zero_advantage(whole, 3, True)
     assert [value["advantages"].tolist() for value in got] == [[-0.5, 1.0], [0.5, 0.0]]
     assert got[1]["completion_mask"].sum(1).tolist() == [9, 2]
-    assert got[0]["row_scale"] == pytest.approx(2.0 * 4 / 6) and taught(whole, 3, False)[0][
-        "row_scale"] == 2.0
+    assert got[0]["row_scale"] == pytest.approx(2.0 * 4 / 6)
+    assert drop_zero_advantage(whole, 3, False)[0]["row_scale"] == 2.0
     assert got[0]["ref_per_token_logps"] is None
-    assert len(taught(whole, 5, True)[0]["advantages"]) == 3   # another process has as many
-    nothing = taught([batch([0.0, 0.0], [3, 1]), batch([0.0, 0.0], [2, 4])], 0, True)
+    # another process has as many
+    assert len(drop_zero_advantage(whole, 5, True)[0]["advantages"]) == 3
+    nothing = drop_zero_advantage([batch([0.0, 0.0], [3, 1]), batch([0.0, 0.0], [2, 4])], 0, True)
     assert [value["completion_mask"].sum().item() for value in nothing] == [1, 2]
 
 
@@ -240,11 +241,11 @@ def test_a_loss_that_depends_on_its_micro_batch_keeps_the_library_s_order(tmp_pa
 
 
 def test_a_micro_batch_without_any_loss_is_trimmed_to_one_column():
-    from pipeline.train.padding import trimmed
+    from pipeline.train.padding import trim_padding
 
     inputs = {"completion_mask": torch.zeros(2, 5), "completion_ids": torch.ones(2, 5),
               "prompt_mask": torch.ones(2, 5), "advantages": torch.zeros(2)}
-    got = trimmed(inputs)
+    got = trim_padding(inputs)
     assert got["completion_ids"].shape == (2, 1) and got["prompt_mask"].shape == (2, 5)
 
 
@@ -271,23 +272,23 @@ def test_groups_of_equal_reward_are_counted_one_by_one(tmp_path, scale):
 
 
 def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
-    from pipeline.rl.run import RewardWatch
+    from pipeline.rl.run import StopOnZeroReward
 
     def accuracy(completions, **columns):
         return [0.0] * len(completions)
 
     made = trainer(tmp_path, accuracy, steps=6, save_strategy="steps", save_steps=2)
-    made.add_callback(RewardWatch(3))
+    made.add_callback(StopOnZeroReward(3))
     with pytest.raises(UserError, match="first 3 steps"):
         made.train()
     again = trainer(tmp_path, accuracy, steps=6)
-    again.add_callback(RewardWatch(3))
+    again.add_callback(StopOnZeroReward(3))
     with pytest.raises(UserError, match="first 3 steps"):       # and not three steps later
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
 
 
 def test_a_resumed_run_knows_that_something_was_right_before(tmp_path):
-    from pipeline.rl.run import RewardWatch
+    from pipeline.rl.run import StopOnZeroReward
 
     right = [1.0]
 
@@ -297,7 +298,7 @@ def test_a_resumed_run_knows_that_something_was_right_before(tmp_path):
     trainer(tmp_path, accuracy, steps=2, save_strategy="steps", save_steps=2).train()
     right[0] = 0.0
     again = trainer(tmp_path, accuracy, steps=6)
-    again.add_callback(RewardWatch(3))
+    again.add_callback(StopOnZeroReward(3))
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
     assert again.state.global_step == 6
 
@@ -448,7 +449,7 @@ def test_a_control_token_spelt_out_in_a_problem_is_text_to_the_trainer(tmp_path)
 
 
 def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_path):
-    from pipeline.rl.dynamic_sampling import CurriculumTrainer
+    from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
 
     calls = []
 
@@ -457,7 +458,7 @@ def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_pat
         return [1.0 if len(calls) == 1 else [None, 1.0, 0.0, 1.0][i % 4]
                 for i in range(len(completions))]
 
-    made = trainer(tmp_path, reward, kind=CurriculumTrainer, loss_type="grpo")
+    made = trainer(tmp_path, reward, kind=DynamicSamplingTrainer, loss_type="grpo")
     made.rounds = 1
     batch = rollout(made)
     assert len(calls) == 2 and batch["judged"].tolist() == [0, 1, 1, 1] * 2

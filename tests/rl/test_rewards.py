@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.judge import JudgePool, Problem, judge
 from pipeline.judge.code import sandbox
-from pipeline.judge.code.sandbox import SandboxMissing
+from pipeline.judge.code.sandbox import SandboxMissingError
 from pipeline.rl.rewards import (
     accuracy_reward,
     format_reward,
@@ -87,7 +87,7 @@ def test_tags_serve_every_kind_of_problem(text: str, kind: str, answer: str, met
 def test_code_is_rewarded_by_the_judges_sandbox_through_the_same_rows() -> None:
     try:
         sandbox.probe()
-    except SandboxMissing as missing:
+    except SandboxMissingError as missing:
         pytest.skip(str(missing))
     meta = {"test_list": ["assert double(2) == 4", "assert double(0) == 0"]}
     texts = [f"<think>x</think>```python\ndef double(n):\n    return {body}\n```"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config.experiment import Runtime
 from pipeline.errors import UserError
-from pipeline.serving.engine_group import Engines, check_engines, start
+from pipeline.serving.engine_group import EngineGroup, check_engines, start
 from tests.teacher.test_probe_and_estimate import gone
 
 HERE = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ class Fake:
 def pair(monkeypatch):
     for name in SEEN:
         monkeypatch.setenv(name, "1")        # as under accelerate, on several GPUs
-    made = Engines(2, {"seed": 3, "distributed_executor_backend": "external_launcher",
+    made = EngineGroup(2, {"seed": 3, "distributed_executor_backend": "external_launcher",
                        "gpu_memory_utilization": 0.5}, Fake)
     yield made
     made.close()
@@ -113,7 +113,7 @@ def test_every_engine_reads_each_weight_while_it_stands(pair):
 
 @pytest.mark.parametrize("given", [{}, {"kv_cache_memory_bytes": 10**9}])
 def test_engines_start_one_by_one_unless_their_memory_is_given(given, tmp_path):
-    made = Engines(2, {"folder": str(tmp_path), **given}, Fake)
+    made = EngineGroup(2, {"folder": str(tmp_path), **given}, Fake)
     assert len(made.generate([1, 2], "params")) == 2
     made.close()
 
@@ -127,7 +127,7 @@ def test_an_engine_that_ends_is_named_and_none_is_left(pair):
 
 def test_engines_that_cannot_start_say_so(tmp_path, capfd):
     with pytest.raises(UserError, match="a vLLM engine ended with code 1"):
-        Engines(2, {"folder": str(tmp_path / "missing")}, Fake)
+        EngineGroup(2, {"folder": str(tmp_path / "missing")}, Fake)
     assert "FileNotFoundError" in capfd.readouterr().err
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from pipeline.sft.divergence import Dense, Mix, TopK, distillation_loss
+from pipeline.sft.divergence import Dense, LossWeights, TopK, distillation_loss
 
 N, H, V = 13, 16, 60
 BETAS, TEMPERATURES = (0.0, 0.1, 0.5, 0.9, 1.0), (0.5, 1.0, 2.0)
@@ -57,7 +57,7 @@ def assert_same(hidden, weight, labels, signal, expected, mix):
                          itertools.product(BETAS, TEMPERATURES, (0.0, 0.3, 1.0)))
 def test_with_every_outcome_known_value_and_gradient_are_the_dense_ones(beta, temperature, share):
     hidden, weight, labels, states, teacher = setup()
-    mix = Mix(beta, temperature, share, chunk_elements=4 * V)
+    mix = LossWeights(beta, temperature, share, chunk_elements=4 * V)
     expected = dense_loss(hidden @ weight.T, labels, states @ teacher.T, mix)
     assert_same(hidden, weight, labels, top_k(states @ teacher.T, V, temperature), expected, mix)
     assert_same(hidden, weight, labels, Dense(states, teacher), expected, mix)
@@ -66,7 +66,7 @@ def test_with_every_outcome_known_value_and_gradient_are_the_dense_ones(beta, te
 @pytest.mark.parametrize(("beta", "k"), itertools.product(BETAS, (1, 5, 59)))
 def test_the_rest_is_one_more_outcome_of_a_true_divergence(beta, k):
     hidden, weight, labels, states, teacher = setup()
-    signal, mix = top_k(states @ teacher.T, k), Mix(beta, chunk_elements=4 * V)
+    signal, mix = top_k(states @ teacher.T, k), LossWeights(beta, chunk_elements=4 * V)
 
     def binned(logits):
         s = torch.log_softmax(logits, -1)
@@ -82,11 +82,11 @@ def test_the_rest_is_one_more_outcome_of_a_true_divergence(beta, k):
 
 def test_what_top_k_loses_is_the_rests_mass_times_the_divergence_inside_it():
     hidden, weight, labels, states, teacher = setup()
-    dense = dense_loss(hidden @ weight.T, labels, states @ teacher.T, Mix())
+    dense = dense_loss(hidden @ weight.T, labels, states @ teacher.T, LossWeights())
     s, t = (torch.log_softmax(x, -1) for x in (hidden @ weight.T, states @ teacher.T))
     for k in (1, 4, 16, 40):
         signal = top_k(states @ teacher.T, k)
-        sparse, *_ = distillation_loss(hidden, weight, None, labels, signal, Mix())
+        sparse, *_ = distillation_loss(hidden, weight, None, labels, signal, LossWeights())
         kept = torch.zeros_like(s, dtype=torch.bool).scatter(1, signal.ids, True)
         tails = [torch.log_softmax(x.masked_fill(kept, -math.inf), -1) for x in (s, t)]
         inside = torch.where(kept, 0.0, tails[1].exp() * (tails[1] - tails[0])).sum(-1)
@@ -99,15 +99,15 @@ def test_a_student_of_another_padded_width_learns_over_its_own_outcomes(width):
     hidden, weight, labels, states, teacher = setup(vocabulary=width)
     theirs = states @ teacher.T
     theirs = torch.cat([theirs, torch.full((N, max(0, width - V)), -math.inf)], 1)[:, :width]
-    expected = dense_loss(hidden @ weight.T, labels, theirs, Mix(0.0))
-    assert_same(hidden, weight, labels, Dense(states, teacher), expected, Mix(0.0))
+    expected = dense_loss(hidden @ weight.T, labels, theirs, LossWeights(0.0))
+    assert_same(hidden, weight, labels, Dense(states, teacher), expected, LossWeights(0.0))
 
 
 def test_chunks_change_nothing():
     hidden, weight, labels, states, teacher = setup()
     signal = top_k(states @ teacher.T, 8)
     made = [torch.autograd.grad(distillation_loss(
-        hidden, weight, None, labels, signal, Mix(0.3, 1.5, 0.2, chunk_elements=size))[0],
+        hidden, weight, None, labels, signal, LossWeights(0.3, 1.5, 0.2, chunk_elements=size))[0],
         [hidden, weight]) for size in (1, 5 * V, 1 << 20)]
     for other in made[1:]:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(made[0], other, strict=True))
@@ -118,7 +118,8 @@ def test_a_student_far_from_the_teacher_still_has_a_finite_loss_and_gradient():
     for beta, scale in itertools.product(BETAS, (1e2, 1e4)):
         loud = (hidden.detach() * scale).requires_grad_()
         for signal in (top_k(states @ teacher.T * 50, 5), Dense(states * 50, teacher)):
-            loss, *_ = distillation_loss(loud, weight, None, labels, signal, Mix(beta, 1.0, 0.1))
+            weights = LossWeights(beta, 1.0, 0.1)
+            loss, *_ = distillation_loss(loud, weight, None, labels, signal, weights)
             gradients = torch.autograd.grad(loss, [loud, weight])
             assert torch.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients)
 
@@ -128,15 +129,16 @@ def test_a_nan_in_the_student_reaches_the_loss():
     poisoned = hidden.detach().clone()
     poisoned[3, 0] = math.nan
     for signal in (top_k(states @ teacher.T, 5), Dense(states, teacher)):
-        loss, *_ = distillation_loss(poisoned.requires_grad_(), weight, None, labels, signal, Mix())
+        loss, *_ = distillation_loss(poisoned.requires_grad_(), weight, None, labels, signal,
+                                     LossWeights())
         assert torch.isnan(loss)
 
 
 def test_bfloat16_autocast_is_close_to_float32():
     hidden, weight, labels, states, teacher = setup()
     signal = top_k(states @ teacher.T, 8)
-    exact, *_ = distillation_loss(hidden, weight, None, labels, signal, Mix())
+    exact, *_ = distillation_loss(hidden, weight, None, labels, signal, LossWeights())
     with torch.autocast("cpu", torch.bfloat16):
-        rough, *_ = distillation_loss(hidden, weight, None, labels, signal, Mix())
+        rough, *_ = distillation_loss(hidden, weight, None, labels, signal, LossWeights())
     assert abs(rough - exact) < 0.02 * exact
     assert rough.dtype == torch.float32

@@ -18,7 +18,7 @@ from pipeline.sft.on_policy import prompts_of, same_width
 from pipeline.student.template import prompt_ids
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.train.rollouts import Rollouts
+from pipeline.train.rollouts import RolloutMixin
 from tests.rl.test_rl_vllm import Engine
 from tests.sft.test_sft import packed
 
@@ -193,7 +193,7 @@ def test_leaving_out_padding_and_dealing_rows_out_again_changes_no_update(
                       **trainer))
         return load_file(tmp_path / name / "model/model.safetensors")
 
-    monkeypatch.setattr(Rollouts, "sampled", answers)
+    monkeypatch.setattr(RolloutMixin, "sampled", answers)
     ours = [trained("padded"), trained("end_to_end", model_init_kwargs={
         "attn_implementation": "limbeck_varlen"})]
     monkeypatch.setattr("pipeline.train.rollouts.dealt", lambda batches, mixed: batches)

@@ -19,7 +19,7 @@ from pipeline.config.experiment import Runtime
 from pipeline.config.sft import LogitsConfig, SftJob
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
-from pipeline.sft.target_store import Scored, Targets, score_rows, trim
+from pipeline.sft.target_store import TargetStore, TopKLogprobs, score_rows, trim
 from pipeline.sft.teacher_scorer import TransformersScorer, VllmScorer, make_scorer
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import check_vocabulary
@@ -60,7 +60,7 @@ def logits_job(tiny, out, stored_in=None, source=None, method=None, **trainer) -
 
 def test_each_stored_distribution_is_the_one_that_predicts_its_token(tiny, teacher, stored):
     out, counts = stored
-    rows, targets = read_rows(tiny / "rows.parquet"), Targets.read(out, read_rows(
+    rows, targets = read_rows(tiny / "rows.parquet"), TargetStore.read(out, read_rows(
         tiny / "rows.parquet"))
     model = AutoModelForCausalLM.from_pretrained(teacher).eval()
     for i in (0, 7, 47):
@@ -101,7 +101,7 @@ def test_an_interrupted_scoring_goes_on_at_the_missing_shard(tiny, teacher, tmp_
         score_rows(rows, scorer, 1.0, 10, tmp_path, {"temperature": 1.0}, lambda n: None)
     score_rows(rows, scorer, 1.0, 10, tmp_path, {"temperature": 1.0}, lambda n: None)
     assert calls == [10, 10, 10, 10, 10, 8]
-    again, whole = (Targets.read(folder, rows) for folder in (tmp_path, stored[0]))
+    again, whole = (TargetStore.read(folder, rows) for folder in (tmp_path, stored[0]))
     assert all(torch.equal(again.of_row(i).ids, whole.of_row(i).ids) for i in range(len(rows)))
 
 
@@ -109,7 +109,7 @@ def test_distributions_of_other_rows_and_broken_files_are_refused(tiny, stored, 
     other = read_rows(tiny_sft.build(tmp_path / "other", rows=48, seed=1) / "rows.parquet")
     other.labels[3][-1] = IGNORED
     with pytest.raises(UserError, match="other token rows"):
-        Targets.read(stored[0], other)
+        TargetStore.read(stored[0], other)
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in stored[0].glob("shard-*"):
@@ -117,12 +117,12 @@ def test_distributions_of_other_rows_and_broken_files_are_refused(tiny, stored, 
         content[len(content) // 2] ^= 1
         (broken / path.name).write_bytes(bytes(content))
     with pytest.raises(UserError, match="cannot be read"):
-        Targets.read(broken, read_rows(tiny / "rows.parquet"))
+        TargetStore.read(broken, read_rows(tiny / "rows.parquet"))
 
 
 def test_trimming_keeps_all_probability():
     logps = np.log(np.array([[0.6, 0.3, 0.05, 0.04], [0.25, 0.25, 0.25, 0.25]]))
-    scored = Scored(np.tile(np.arange(4), (2, 1)), logps, np.log(np.array([0.01, 1e-30])))
+    scored = TopKLogprobs(np.tile(np.arange(4), (2, 1)), logps, np.log(np.array([0.01, 1e-30])))
     counts, ids, kept, rest = trim(scored, 0.89)
     assert counts.tolist() == [2, 4] and ids.tolist() == [0, 1, 0, 1, 2, 3]
     first = np.exp(kept[:2]).sum() + np.exp(rest[0])

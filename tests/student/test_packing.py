@@ -17,7 +17,7 @@ from pipeline.config.student import PackConfig
 from pipeline.errors import UserError
 from pipeline.student import packing as pack
 from pipeline.student.packing import (
-    Tally,
+    Packer,
     balance,
     best_fit,
     block_tables,
@@ -39,7 +39,7 @@ def traces(thinkings, answers=None):
 
 def token_rows(kept, tokenizer, max_tokens, too_long="drop"):
     """(frame, counts) of the rows that the stage makes of `kept`."""
-    tally = Tally(max_tokens)
+    tally = Packer(max_tokens)
     rows = [row for trace in kept.iter_rows(named=True)
             for row in tally.rows_of(trace, CHATS, tokenizer, too_long, lambda n: None)]
     return table(rows), tally.counts()

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pipeline.config.teacher import OpenAITeacher, Sampling
-from pipeline.teacher.answer import Choice, DamagedError, Usage, read_usage
+from pipeline.teacher.answer import Choice, MalformedReplyError, Usage, read_usage
 from pipeline.teacher.budget import Price
 from pipeline.teacher.request import Job
 from pipeline.teacher.sse import read_body
@@ -164,7 +164,7 @@ def test_several_choices_keep_their_index(form):
     whole(deepseek(THINKING, ANSWER), None), whole(deepseek(THINKING, ANSWER), "error"),
     streamed(deepseek(THINKING, ANSWER), None), "[" * 100_000])
 def test_what_is_not_an_answer_is_damage(body):
-    with pytest.raises(DamagedError):
+    with pytest.raises(MalformedReplyError):
         read_body(body)
 
 
@@ -197,7 +197,7 @@ def test_any_part_replaced_by_junk_is_damage_or_an_answer_that_is_stored(junk, t
             inner[path[-1]] = junk
             try:
                 reply = read_body(make(tree))
-            except DamagedError:
+            except MalformedReplyError:
                 continue
             assert all(choice.thinking or choice.answer for choice in reply.choices.values())
             (row,) = trace_rows(job, reply, Price(output=1), 0.5, teacher, sampling)

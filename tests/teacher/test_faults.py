@@ -12,7 +12,13 @@ import pytest
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.rate_limit import Bucket, Pace, retry_after, seconds_of, stated_rate
+from pipeline.teacher.rate_limit import (
+    AdaptiveLimiter,
+    TokenBucket,
+    retry_after,
+    seconds_of,
+    stated_rate,
+)
 from tests.fault_server import Answer, FaultServer, completion, stream
 
 TEACHER = OpenAITeacher(model="m")
@@ -167,7 +173,7 @@ def test_the_stricter_of_requests_and_tokens_a_minute_is_used_to_95_percent(
             await pace.slot(tokens)
             pace.free()
 
-    pace = Pace(8, 64, **rates)
+    pace = AdaptiveLimiter(8, 64, **rates)
     monkeypatch.setattr("pipeline.teacher.rate_limit.time.monotonic", lambda: now[0])
     monkeypatch.setattr("pipeline.teacher.rate_limit.asyncio.sleep", sleep)
     coroutine = send(1001)
@@ -380,7 +386,7 @@ def test_rates_are_read_from_headers():
 
 
 def test_slots_shrink_on_refusal_and_rise_on_answers():
-    pace = Pace(8, 64, None, None)
+    pace = AdaptiveLimiter(8, 64, None, None)
     for _ in range(100):
         pace.in_flight = int(pace.slots)
         pace.answered(1.0, 100)
@@ -390,7 +396,7 @@ def test_slots_shrink_on_refusal_and_rise_on_answers():
     once = pace.slots
     pace.refused(None, sent)
     assert once == pace.slots < 64
-    assert Bucket(None).wait(5) == 0
+    assert TokenBucket(None).wait(5) == 0
 
 
 @pytest.mark.parametrize("indices", [[1, 2, 3, 4], [0] * 4, [7, 7, 7, 7], [9, 3, -1, 10**9],

@@ -29,7 +29,7 @@ from pipeline.config.teacher import (
 from pipeline.errors import UserError
 from pipeline.judge import Problem
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.accept_rate import QuickJudge
+from pipeline.teacher.accept_rate import AcceptRate
 from pipeline.teacher.request import dump
 from pipeline.teacher.solver import serve
 from stages.generate import summary
@@ -407,7 +407,7 @@ def test_the_share_that_the_judge_accepts_is_shown_while_traces_come(tmp_path):
              for i, asked in enumerate(requests(40))}
     lines = []
     server = FaultServer(lambda call: Answer(completion("\\boxed{0}"), delay=0.02))
-    with server.running() as url, TraceStore(tmp_path) as store, QuickJudge(golds) as quick:
+    with server.running() as url, TraceStore(tmp_path) as store, AcceptRate(golds) as quick:
         generate([*requests(40), Request("no gold", 0, [{"role": "user", "content": "?"}])],
                  teacher=TEACHER, sampling=SAMPLING, store=store, quick=quick,
                  runtime=TeacherRuntime(base_url=url, concurrency=2),

@@ -17,9 +17,9 @@ from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime, Vll
 from pipeline.errors import UserError
 from pipeline.serving.vllm_server import vllm_servers
 from pipeline.teacher import Request, TraceStore, generate
-from pipeline.teacher.ask import reached
-from pipeline.teacher.balancer import Spread
-from pipeline.teacher.rate_limit import slots
+from pipeline.teacher.ask import running_teacher
+from pipeline.teacher.balancer import LoadBalancer
+from pipeline.teacher.rate_limit import concurrency_limits
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher.test_probe_and_estimate import gone
 
@@ -99,7 +99,7 @@ def of_the_stage(log, **teacher):
     made = VllmTeacher(model="m", servers=2, **teacher)
     runtime = SimpleNamespace(teacher=TeacherRuntime(max_wait=0.2, concurrency=8),
                               traces=log.parent)
-    return made, reached(made, runtime)
+    return made, running_teacher(made, runtime)
 
 
 def test_both_servers_work_and_are_stopped(log):
@@ -198,7 +198,7 @@ def test_no_server_idles_while_another_queues(tmp_path):
 
 
 def test_a_free_request_goes_where_the_fewest_samples_are_in_flight():
-    spread = Spread(["http://a/v1", "http://b/v1/"])
+    spread = LoadBalancer(["http://a/v1", "http://b/v1/"])
     with spread.freest(8) as first, spread.freest(3) as second:
         assert {str(first.url), str(second.url)} == {
             "http://a/v1/chat/completions", "http://b/v1/chat/completions"}
@@ -210,7 +210,7 @@ def test_a_free_request_goes_where_the_fewest_samples_are_in_flight():
 
 
 def test_a_server_that_lets_time_run_out_comes_last_too():
-    spread = Spread(["http://a/v1", "http://b/v1"])
+    spread = LoadBalancer(["http://a/v1", "http://b/v1"])
 
     async def hang():
         async with asyncio.timeout(0.01):
@@ -224,7 +224,7 @@ def test_a_server_that_lets_time_run_out_comes_last_too():
 
 
 def test_a_server_that_failed_comes_last_until_its_time_is_over_or_it_answers(monkeypatch):
-    spread = Spread(["http://a/v1", "http://b/v1"])
+    spread = LoadBalancer(["http://a/v1", "http://b/v1"])
     with pytest.raises(ConnectionError), spread.freest(1) as ill:
         raise ConnectionError
     with spread.freest(1) as well, spread.freest(1) as again:
@@ -246,8 +246,9 @@ def test_requests_in_flight_keep_the_queue_of_every_engine_filled(options, gpus,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     runtime = TeacherRuntime(base_url="http://a/v1", mirrors=["http://b/v1"])
     teacher = VllmTeacher(model="m", servers=2, vllm=options)
-    assert slots(teacher, runtime, samples) == (wanted, wanted)
-    assert slots(teacher, runtime.model_copy(update={"concurrency": 5}), samples) == (5, 5)
+    assert concurrency_limits(teacher, runtime, samples) == (wanted, wanted)
+    five = runtime.model_copy(update={"concurrency": 5})
+    assert concurrency_limits(teacher, five, samples) == (5, 5)
 
 
 def test_the_number_of_servers_is_not_part_of_the_key():

@@ -247,12 +247,12 @@ def test_a_full_disk_is_one_sentence_no_torn_checkpoint_stays_and_the_next_run_g
     monkeypatch.setattr(sys, "argv", ["sft", str(path)])
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(where, name, full)
-        launch.launched(SftJob, train)
+        launch.worker_main(SftJob, train)
     said = (tmp_path / "failure.txt").read_text()
     assert str(tmp_path) in said and str(error) in said and "run the same command again" in said
     assert capfd.readouterr().err.splitlines()[-1] == said
     assert [path.name for path in checkpoints.steps(tmp_path / "checkpoints")] == ["checkpoint-2"]
-    launch.launched(SftJob, train)
+    launch.worker_main(SftJob, train)
     assert "going on from checkpoint-2" in capfd.readouterr().err
     assert json.loads((tmp_path / "counts.json").read_text())["steps"] == 8
 
@@ -315,7 +315,7 @@ def weights_after_kills(tiny, out, kills, seed, **trainer):
 def _due(out, step, saving):
     """Whether checkpoint `step` is being written (saving), or finished."""
     folder = out / "checkpoints" / f"checkpoint-{step}"
-    return folder.exists() and (saving or (folder / disk.LIST).exists())
+    return folder.exists() and (saving or (folder / disk.WHOLE_FILES).exists())
 
 
 def assert_killed_equals_uninterrupted(tiny, tmp_path, kills, **trainer):

@@ -30,7 +30,7 @@ _UIDS = itertools.cycle(range(61_000, 64_000))
 WATCH_SECONDS = 0.01
 
 
-class SandboxMissing(UserError):  # noqa: N818
+class SandboxMissingError(UserError):
     """No sandbox works on this machine; the message says why and what to install."""
 
 
@@ -215,8 +215,9 @@ def probe() -> None:
     remedy = "code is not judged without one; install bubblewrap (apt-get install bubblewrap) " \
              "and allow it to make namespaces"
     if not shutil.which("bwrap"):
-        raise SandboxMissing(f"no sandbox: bwrap is not installed; {remedy}")
+        raise SandboxMissingError(f"no sandbox: bwrap is not installed; {remedy}")
     check = "import os;print(os.getuid()!=0 and not os.path.exists('/etc/passwd') and 'boxed')"
     with Box("script", {"code": check, "input": ""}, Limits(seconds=20)) as box:
         if not box.read().startswith(b"boxed"):
-            raise SandboxMissing(f"no sandbox: bwrap is installed but cannot make a box; {remedy}")
+            raise SandboxMissingError("no sandbox: bwrap is installed but cannot make a box; "
+                                      f"{remedy}")

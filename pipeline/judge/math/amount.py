@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from pipeline.judge.math.latex import FUNCTIONS
 from pipeline.judge.math.node import Node
-from pipeline.judge.math.parser import Tree, Unreadable, read
+from pipeline.judge.math.parser import Tree, UnreadableError, read
 from pipeline.judge.math.phrases import number_word, words
 from pipeline.judge.math.units import unit_of
 
@@ -49,7 +49,7 @@ def amount(text: str) -> Node:
         return Node("value", text, tree=tree, unit=unit or "°" * (tree[0] == "+"), label=label)
     try:
         return Node("value", text, tree=read(number.strip()), unit=unit.strip(), label=label)
-    except Unreadable:
+    except UnreadableError:
         return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)
 
 

@@ -14,15 +14,15 @@ from pipeline.judge.math.node import (
     any_of,
     cross_equal,
     distinct,
-    endless,
     ends_of,
+    is_infinite,
     labels_of,
     spread,
 )
 from pipeline.judge.math.parse import parse
-from pipeline.judge.math.parser import Tree, Unreadable, read
+from pipeline.judge.math.parser import Tree, UnreadableError, read
 from pipeline.judge.math.phrases import key, phrase_of, without_aside, without_remark, words
-from pipeline.judge.math.rational import TooLarge, Unsure
+from pipeline.judge.math.rational import TooLargeError, UnsureError
 from pipeline.judge.math.values import Quantities
 from pipeline.judge.verdict import Policy
 
@@ -86,7 +86,7 @@ class Comparison(Quantities):
             return True
         if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
             return said[1].lower() == left
-        if endless(a) and endless(b):
+        if is_infinite(a) and is_infinite(b):
             return True
         if (a.kind == "value" and b.kind == "text") or (
                 a.kind == "text" and len(left.split()) == 1):
@@ -150,7 +150,7 @@ class Comparison(Quantities):
             try:
                 pairs = [cross_equal(x, y, a.items[0], b.items[0])
                          for x, y in zip(a.items[1:], b.items[1:], strict=True)]
-            except (Unsure, Unreadable):
+            except (UnsureError, UnreadableError):
                 return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
             return all(pairs)
         ratio, other = (a, b) if a.kind == "ratio" else (b, a)
@@ -197,7 +197,7 @@ def substituted(a: Node, b: Node) -> bool | None:
         left, right = (numeric.replaced(side, ("v", name), b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return numeric.equal(left, right)
-    except Unsure:
+    except UnsureError:
         return None
 
 
@@ -211,9 +211,9 @@ def equations(a: Node, b: Node) -> bool | None:
         return False
     try:
         sign = numeric.ratio(left, right)
-    except TooLarge:
+    except TooLargeError:
         raise
-    except Unsure:
+    except UnsureError:
         return None
     return sign is not None and (sign > 0 or op in ("=", "\\ne"))
 
@@ -226,7 +226,7 @@ def _difference(node: Node) -> tuple[Tree, str] | None:
         return None
     try:
         left, right = read(match[1].strip()), read(match[3].strip())
-    except Unreadable:
+    except UnreadableError:
         return None
     if match[2] in (">", "\\ge"):
         left, right = right, left

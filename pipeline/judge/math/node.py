@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.judge.math import numeric
-from pipeline.judge.math.parser import Tree, Unreadable
+from pipeline.judge.math.parser import Tree, UnreadableError
 from pipeline.judge.math.phrases import key, words
 
 
@@ -66,13 +66,13 @@ def ends_of(node: Node) -> str:
 
 def cross_equal(x: Node, y: Node, first: Node, other: Node) -> bool:
     if None in (x.tree, y.tree, first.tree, other.tree):
-        raise Unreadable("no values")
+        raise UnreadableError("no values")
     for node in (x, y, first, other):
         if node.tree == ("n", 0):
-            raise Unreadable("a zero in a ratio")
+            raise UnreadableError("a zero in a ratio")
     return numeric.equal(("/", x.tree, first.tree), ("/", y.tree, other.tree))
 
 
-def endless(node: Node) -> bool:
+def is_infinite(node: Node) -> bool:
     return node.tree == ("c", "oo") or \
         words(node.text) in ("infinitely many", "infinite", "infinity")

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.judge.math.parser import Tree
-from pipeline.judge.math.rational import TooLarge, Unsure, exact, small
+from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, small
 
 
 @lru_cache(maxsize=20_000)
@@ -65,9 +65,9 @@ def _evaluate(tree: Tree, point: Mapping[str, Any]) -> Any:
     try:
         value = _node(tree, point, mp)
     except (ZeroDivisionError, ValueError, OverflowError, TypeError) as error:
-        raise Unsure(str(error)) from None
+        raise UnsureError(str(error)) from None
     if (value != 0 and not -1000 < mp.mag(value) < 1000) or not mp.isfinite(value):
-        raise TooLarge("value out of bounds")
+        raise TooLargeError("value out of bounds")
     return value
 
 
@@ -80,7 +80,7 @@ def _node(tree: Tree, point: Mapping[str, Any], mp: Any) -> Any:
         return point[tree[1]]
     if head == "c":
         if tree[1] == "oo":
-            raise Unsure("infinity")
+            raise UnsureError("infinity")
         return {"pi": +mp.pi, "e": +mp.e, "i": mp.mpc(0, 1)}[tree[1]]
     if head == "f":
         return _function(tree[1], [_evaluate(part, point) for part in tree[2:]], mp)
@@ -97,11 +97,11 @@ def _sum(parts: list[Any], mp: Any) -> Any:
     total, largest = mp.fsum(parts), max(map(abs, parts))
     smallest = min((abs(part) for part in parts if part != 0), default=largest)
     if smallest < largest * mp.mpf("1e-20"):
-        raise Unsure("terms too far apart")
+        raise UnsureError("terms too far apart")
     if abs(total) < largest * mp.mpf("1e-42"):
         return mp.mpf(0)
     if abs(total) < largest * mp.mpf("1e-12"):
-        raise Unsure("terms cancel")
+        raise UnsureError("terms cancel")
     return total
 
 
@@ -109,7 +109,7 @@ def _raise(base: Any, exponent: Any, mp: Any) -> Any:
     if base == 0 or abs(exponent * mp.log(abs(base) + 1e-99)) > 1500:
         if base == 0 and mp.re(exponent) > 0:
             return base
-        raise TooLarge("power out of bounds")
+        raise TooLargeError("power out of bounds")
     real = mp.im(base) == 0 and mp.re(base) < 0 and mp.im(exponent) == 0
     if real and (odd := mp.nint(1 / exponent)) % 2 == 1 and abs(exponent * odd - 1) < 1e-40:
         return -((-base) ** exponent)
@@ -124,7 +124,7 @@ _NAMES = frozenset(["ln", "exp", "sin", "cos", "tan", "cot", "sec", "csc", "arcs
 def _function(name: str, arguments: list[Any], mp: Any) -> Any:
     first = arguments[0]
     if any(abs(argument) > 10_000 for argument in arguments):
-        raise TooLarge("argument out of bounds")
+        raise TooLargeError("argument out of bounds")
     if name == "abs":
         return abs(first)
     if name == "degree":
@@ -134,7 +134,7 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
     if name == "log":
         return mp.log(first, 10)
     if name not in _NAMES:
-        raise Unsure(f"no value for {name}")
+        raise UnsureError(f"no value for {name}")
     return getattr(mp, "expj" if name == "cis" else name.replace("arc", "a"))(first)
 
 

@@ -17,13 +17,13 @@ from pipeline.judge.math.phrases import congruence, distance, without_aside
 from pipeline.judge.math.split import (
     CLOSE,
     OPEN,
+    evaluates_to,
     in_order,
+    is_bracketed,
     is_label,
-    nearly,
-    one_group,
+    rounds_to,
     split_relation,
     split_top,
-    worked_out,
 )
 
 _MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
@@ -136,7 +136,7 @@ def _related(text: str, depth: int) -> Node | None:
     parts, ops = split_relation(text)
     if not ops:
         return None
-    while ops and ops[-1] == "\\approx" and nearly(*parts[-2:]):
+    while ops and ops[-1] == "\\approx" and rounds_to(*parts[-2:]):
         parts, ops = parts[:-1], ops[:-1]
     if ops == ["\\approx"] and (not parts[0] or is_label(parts[0])):
         return _parse(parts[1], depth + 1)
@@ -144,7 +144,7 @@ def _related(text: str, depth: int) -> Node | None:
         return _parse(parts[0], depth + 1)
     if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
         return _labelled(text, parts, ops, depth)
-    if ops == ["="] and worked_out(*parts):
+    if ops == ["="] and evaluates_to(*parts):
         return _parse(parts[1], depth + 1)
     if set(ops) <= {"<", ">", "\\le", "\\ge"} and (bound := _bounds(text, parts, ops, depth)):
         return bound
@@ -199,7 +199,7 @@ def _bracketed(text: str, depth: int) -> Node | None:
     """(a, b), [a, b), {a, b} and {x | condition}; one bracketed thing is that thing."""
     if named := _POINT.match(text):
         text = text[named.end():]
-    if text[0] not in OPEN or text[-1] not in CLOSE or not one_group(text):
+    if text[0] not in OPEN or text[-1] not in CLOSE or not is_bracketed(text):
         return None
     inner = text[1:-1].strip()
     if text[0] == "⦃":

@@ -17,8 +17,10 @@ MAX_DEPTH = 40
 Tree = tuple[Any, ...]
 
 
-class Unreadable(ValueError):  # noqa: N818
+class UnreadableError(ValueError):
     """The text is no expression that this reader knows."""
+
+
 TOKEN = re.compile(r"\\[A-Za-z]+|‹[^›]*›|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?|[A-Za-z]+|\S")
 _GREEK = frozenset([
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "psi",
@@ -33,7 +35,7 @@ def read(text: str) -> Tree:
     reader = _Reader(_letters(TOKEN.findall(text)))
     tree = reader.sum()
     if reader.peek():
-        raise Unreadable(f"{reader.peek()!r} is left over")
+        raise UnreadableError(f"{reader.peek()!r} is left over")
     return tree
 
 
@@ -54,7 +56,7 @@ class _Reader:
 
     def __init__(self, tokens: list[str]) -> None:
         if len(tokens) > 500:
-            raise Unreadable("more than 500 tokens")
+            raise UnreadableError("more than 500 tokens")
         self.tokens, self.at, self.depth = tokens, 0, 0
 
     def peek(self) -> str:
@@ -98,7 +100,7 @@ class _Reader:
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
                 if (right[0] == "n" and token[0].isdigit()) or ("n", Fraction(0)) in (tree, right):
-                    raise Unreadable("two numbers without an operator")
+                    raise UnreadableError("two numbers without an operator")
                 whole = mixed and right[0] == "/" and right[1][0] == right[2][0] == "n"
                 tree = ("+" if whole else "*", tree, right)
             else:
@@ -126,7 +128,7 @@ class _Reader:
                 return base
 
     def fail(self) -> Any:
-        raise Unreadable(f"unexpected {self.peek()!r}")
+        raise UnreadableError(f"unexpected {self.peek()!r}")
 
     def argument(self) -> Tree:
         """A braced group, one digit, one letter or one command, as TeX reads an argument."""
@@ -152,7 +154,7 @@ class _Reader:
     def atom(self) -> Tree:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Unreadable("nested too deep")
+            raise UnreadableError("nested too deep")
         tree = self._atom()
         self.depth -= 1
         return tree
@@ -172,12 +174,12 @@ class _Reader:
             return self.symbol(token)
         if token[:1] == "\\":
             return self.command(token[1:])
-        raise Unreadable(f"unexpected {token!r}")
+        raise UnreadableError(f"unexpected {token!r}")
 
     def number(self, token: str) -> Tree:
         exponent = re.split("[eE]", token)[1:]
         if len(token) > 400 or (exponent and abs(int(exponent[0])) > 300):
-            raise Unreadable("number too long")
+            raise UnreadableError("number too long")
         if self.take("_"):
             return ("v", f"{token}_{self.subscript()}")
         return ("n", Fraction(token))
@@ -212,7 +214,7 @@ class _Reader:
         if name in ("lfloor", "lceil"):
             tree = self.sum()
             return ("f", name[1:], tree) if self.take("\\r" + name[1:]) else self.fail()
-        raise Unreadable(f"unknown command {name!r}")
+        raise UnreadableError(f"unknown command {name!r}")
 
     def root(self) -> Tree:
         index: Tree = ("n", Fraction(2))

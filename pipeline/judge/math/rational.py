@@ -11,11 +11,11 @@ from pipeline.judge.math.parser import Tree
 MAX_BITS = 20_000
 
 
-class Unsure(ArithmeticError):  # noqa: N818
+class UnsureError(ArithmeticError):
     """The value is out of bounds or cannot be told from another safely."""
 
 
-class TooLarge(Unsure):
+class TooLargeError(UnsureError):
     """A number that no grader should write out: the engine is not asked either."""
 
 
@@ -42,7 +42,7 @@ def _combine(head: str, parts: list[Fraction]) -> Fraction | None:
         return _factorial(parts[0])
     if head == "/":
         if parts[1] == 0:
-            raise Unsure("division by zero")
+            raise UnsureError("division by zero")
         return parts[0] / parts[1]
     return _power(*parts)
 
@@ -52,7 +52,7 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction | None:
         return _exact_root(base, exponent)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(exponent) * bits > MAX_BITS or (base == 0 and exponent <= 0):
-        raise TooLarge("power out of bounds")
+        raise TooLargeError("power out of bounds")
     return base ** int(exponent)
 
 
@@ -66,14 +66,14 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
 
 def _factorial(n: Fraction) -> Fraction:
     if n.denominator != 1 or not 0 <= n <= 1000:
-        raise TooLarge("factorial out of bounds")
+        raise TooLargeError("factorial out of bounds")
     return Fraction(factorial(int(n)))
 
 
 def small(value: Fraction | None) -> Fraction | None:
     if value is not None and \
             max(value.numerator.bit_length(), value.denominator.bit_length()) > MAX_BITS:
-        raise TooLarge("number out of bounds")
+        raise TooLargeError("number out of bounds")
     return value
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from pipeline.judge.math.numeric import number
-from pipeline.judge.math.parser import Unreadable, read
-from pipeline.judge.math.rational import Unsure, exact
+from pipeline.judge.math.parser import UnreadableError, read
+from pipeline.judge.math.rational import UnsureError, exact
 
 OPEN, CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
@@ -36,20 +36,20 @@ def split_top(text: str, separators: str) -> list[str]:
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
 
 
-def nearly(exactly: str, roughly: str) -> bool:
+def rounds_to(exactly: str, roughly: str) -> bool:
     """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
     try:
         first, second = (number(read(_AFTER.sub("", side))) for side in (exactly, roughly))
-    except (Unreadable, Unsure, KeyError):
+    except (UnreadableError, UnsureError, KeyError):
         return False
     return bool(abs(first - second) <= abs(first) / 100)
 
 
-def worked_out(left: str, right: str) -> bool:
+def evaluates_to(left: str, right: str) -> bool:
     """Whether `left` is arithmetic that comes to `right`: 35 + 70 = 105 offers one answer."""
     try:
         first, second = exact(read(left)), exact(read(_AFTER.sub("", right)))
-    except (Unreadable, Unsure):
+    except (UnreadableError, UnsureError):
         return False
     return first is not None and first == second and read(left)[0] != "n"
 
@@ -59,7 +59,7 @@ def in_order(points: list[str]) -> list[str]:
     try:
         sized = {number(read(point)): point for point in points}
         return [sized[size] for size in sorted(sized)]
-    except (Unreadable, Unsure, KeyError, TypeError):
+    except (UnreadableError, UnsureError, KeyError, TypeError):
         return []
 
 
@@ -81,7 +81,7 @@ def split_relation(text: str) -> tuple[list[str], list[str]]:
     return [*parts, text[start:].strip()], ops
 
 
-def one_group(text: str) -> bool:
+def is_bracketed(text: str) -> bool:
     """Whether the first bracket of `text` is closed by its last."""
     depth = 0
     for position, char in enumerate(text):

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.judge.math import numeric
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
-from pipeline.judge.math.rational import TooLarge, Unsure, exact, places
+from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, places
 from pipeline.judge.math.units import coarsely, reduced, rounds, school_pi, unit_of, zeros
 from pipeline.judge.verdict import Policy
 
@@ -87,14 +87,14 @@ class Quantities:
         if a == b or _bare_numeral(a, b) or _bare_numeral(b, a):
             return True
         try:
-            if numeric.equal(*(alike(a, b) or (a, b))):
+            if numeric.equal(*(same_ellipsis_sum(a, b) or (a, b))):
                 return True
             if self.near(a, b):
                 return True
             return self.renamed(a, b)
-        except TooLarge:
+        except TooLargeError:
             raise
-        except Unsure:
+        except UnsureError:
             return False if numeric.holds(a, "c", "oo") != numeric.holds(b, "c", "oo") else None
 
     def near(self, a: Tree, b: Tree) -> bool:
@@ -158,7 +158,7 @@ _DOTS: Tree = ("v", "…")
 _SUM: Tree = ("v", "Σ")
 
 
-def alike(a: Tree, b: Tree) -> tuple[Tree, Tree] | None:
+def same_ellipsis_sum(a: Tree, b: Tree) -> tuple[Tree, Tree] | None:
     """Both trees with their dotted sum as one symbol, where it is the same sum; else None."""
     first, second = list(_dotted(a)), list(_dotted(b))
     if len(first) != 1 or len(second) != 1 or not _same(first[0], second[0]):
