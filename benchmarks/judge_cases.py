@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.agreement import read
-from pipeline.verify import Judgement, JudgePool, Policy, Problem
+from pipeline.judge import Judgement, JudgePool, Policy, Problem
 
 TABLE = Path(__file__).parents[1] / "tests" / "judge_cases.jsonl"
 LABELS = ("correct", "wrong", "undecided")

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 OPEN, CLOSE = "<think>", "</think>"
 Messages = Sequence[Mapping[str, Any]]
 """A chat: role and content of each message."""
+Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
+                  "cut_off", "cannot_judge", "timeout", "error"]
+"""What the judge may say of a completion."""
+VERDICTS: tuple[str, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
+from pipeline.completion import VERDICTS
 from pipeline.errors import UserError
-
-VERDICTS = ("correct", "wrong", "no_answer", "unclosed_thinking", "several_answers", "cut_off",
-            "cannot_judge", "timeout", "error")
 
 
 class Problem(dy.Schema):

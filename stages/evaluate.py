@@ -68,17 +68,17 @@ def _sets(experiment: Any) -> dict[str, EvaluationSet]:
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
     """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
     """
-    from pipeline.judge import Problem, check_gold
-    from pipeline.problems.sources import GRADED, has_gold, load_rows
+    from pipeline.judge import Problem, check_gold, has_gold, needs_answer
+    from pipeline.problems.sources import load_rows
 
-    rows = load_rows(one, seed)
+    rows = load_rows(one, seed, needs_answer)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
     for row in rows:
         if not has_gold(row):
             raise UserError(f"problem {row['problem_id']} of {name} has no answer to judge by; "
                             "write it, or take the problem out")
-        if row["kind"] not in GRADED:
+        if not needs_answer(row["kind"]):
             check_gold(Problem.from_row(row))
     return rows
 

@@ -102,9 +102,8 @@ def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tup
 
 def _majority(experiment: Any, table: Any, problems: Any) -> Any:
     """The judged table after filter.majority."""
-    from pipeline.judge import JudgePool
+    from pipeline.judge import JudgePool, has_gold
     from pipeline.judge.table import by_majority
-    from pipeline.problems.sources import has_gold
 
     if experiment.filter.majority is None:
         return table
@@ -132,7 +131,7 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Itera
 def _counts(decided: Any, problems: Any) -> Counts:
     """What the manifest keeps; verdicts and bands are of problems with a gold."""
     from pipeline.curate.select import BANDS
-    from pipeline.problems.sources import has_gold
+    from pipeline.judge import has_gold
 
     bare = {row["problem_id"] for row in problems.iter_rows(named=True) if not has_gold(row)}
     without, gold = (decided.filter(decided["problem_id"].is_in(bare) == where)

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.config.problems import EvaluationSet, PrepareConfig
 from pipeline.errors import UserError
-from pipeline.problems.sources import evaluation_sets, has_gold, is_file, load_rows, short_names
+from pipeline.judge import has_gold, needs_answer
+from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts, Stage
 
@@ -19,7 +20,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     from pipeline import tables as records
 
     config = experiment.prepare
-    loaded = load_rows(config, experiment.seed)
+    loaded = load_rows(config, experiment.seed, needs_answer)
     rows, again = _distinct(loaded)
     _say_what_contradicts(again)
     good = _check_golds(rows, config)
@@ -113,7 +114,8 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     texts: dict[str, str] = {}
     sets = _evaluation_sets(config)
     for name, short in short_names(sets).items():
-        rows = tables["heldout"] if name == "heldout" else _distinct(load_rows(sets[name], seed))[0]
+        rows = tables["heldout"] if name == "heldout" else _distinct(
+            load_rows(sets[name], seed, needs_answer))[0]
         texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),

@@ -86,7 +86,7 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
 def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
     """The problems of a table with their prompts; without a gold there is no reward."""
     from pipeline import tables
-    from pipeline.problems.sources import has_gold
+    from pipeline.judge import has_gold
 
     problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
     asked = chats(experiment.generate.prompt, problems)

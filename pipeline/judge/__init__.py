@@ -1,8 +1,9 @@
 """The judge: one verifier for filter, rewards and evaluation. See judge.py."""
 
 from pipeline.judge.judge import check_gold, judge, judge_answer
+from pipeline.judge.kinds import has_gold, needs_answer
 from pipeline.judge.pool import JudgePool
 from pipeline.judge.verdict import Judgement, Policy, Problem, refuse_if_broken
 
-__all__ = ["JudgePool", "Judgement", "Policy", "Problem", "check_gold", "judge", "judge_answer",
-           "refuse_if_broken"]
+__all__ = ["JudgePool", "Judgement", "Policy", "Problem", "check_gold", "has_gold", "judge",
+           "judge_answer", "needs_answer", "refuse_if_broken"]

@@ -1,11 +1,15 @@
-"""Multiple choice and exact answers."""
+"""Multiple choice, exact answers and texts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from pipeline.judge.extract import boxes
+from pipeline.completion import Verdict
+from pipeline.judge.extract import boxes, extract
+from pipeline.judge.math.grade import gold_answer
 from pipeline.judge.math.latex import clean
+from pipeline.judge.verdict import Judgement, Problem, judgement
 
 _LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?!I [a-z])([A-J])(?![A-Za-z'’]|\s*[=+<>])")
 _LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
@@ -51,3 +55,24 @@ def exact_key(text: str) -> str:
         return text.strip().rstrip("0").rstrip(".")
     text = re.sub(r"\b(?:a|an|the)\b", " ", text.casefold())
     return " ".join(re.sub(r"(?<!\d)[.,!?;:\"'](?!\d)|[.,!?;:\"']+$", " ", text).split())
+
+
+def grade_choice(text: str, _: Sequence[str], problem: Problem) -> Judgement:
+    gold, found = letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), letters(text)
+    if not gold:
+        return judgement("cannot_judge", ", ".join(found) or None, "choice")
+    if not found:
+        return judgement("no_answer", None, "choice")
+    several = len(found) > 1 and len(gold) == 1
+    verdict: Verdict = "correct" if found == gold else "several_answers" if several else "wrong"
+    return judgement(verdict, ", ".join(found), "choice")
+
+
+def grade_text(text: str, _: Sequence[str], problem: Problem) -> Judgement:
+    """Equal or not; of a text that differs only a reader can tell whether it says the same."""
+    unequal: Verdict = "cannot_judge" if problem.kind == "text" else "wrong"
+    answer = ", ".join(extract(text, "any")) if "boxed" in text or "<answer>" in text else text
+    if not problem.answer.strip():
+        return judgement("cannot_judge", answer.strip(), problem.kind)
+    right = exact_key(answer) == exact_key(problem.answer)
+    return judgement("correct" if right else unequal, answer.strip(), problem.kind)

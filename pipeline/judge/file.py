@@ -19,16 +19,13 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.judge.audit import second_grader
-from pipeline.judge.judge import default_pool, gold_answer
+from pipeline.judge.judge import default_pool
+from pipeline.judge.kinds import KINDS, kind_name
 from pipeline.judge.llm import LLMJudge
+from pipeline.judge.math.grade import gold_answer
 from pipeline.judge.pool import JudgePool
 from pipeline.judge.verdict import Policy, Problem, make_policy
 from pipeline.problems.files import read_rows
-
-KINDS = {"multiple_choice": "choice", "free_text": "exact", "skip": "math"}
-"""Names that other suites use for our kinds."""
-FIRST_ALONE = ("text", "code", "gym")
-"""Kinds that the second grader cannot judge."""
 
 
 def parse_policy(settings: Iterable[str]) -> Policy:
@@ -48,8 +45,9 @@ def parse_policy(settings: Iterable[str]) -> Policy:
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
     gold, named = row.get("gold", row.get("answer")), str(row.get("kind") or "math")
-    kind = KINDS.get(named, named)
-    spellings = list(map(str, gold)) if isinstance(gold, list) and kind == "math" else []
+    kind = kind_name(named)
+    several = kind in KINDS and KINDS[kind].spellings
+    spellings = list(map(str, gold)) if isinstance(gold, list) and several else []
     if isinstance(gold, list) and gold:
         gold = spellings[0] if spellings else ", ".join(map(str, gold))
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
@@ -109,14 +107,14 @@ def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[s
 
     Returns {"judged", "disagreements", "rate", "table"}: a table row holds id, gold, extracted,
     verdict, grader and `second`, the second grader's opinion. Rows without a score, and kinds
-    in FIRST_ALONE, are left out and counted in "left_out".
+    that are not `audited`, are left out and counted in "left_out".
     """
     sample = random.Random(seed).sample(list(rows), min(n, len(rows)))
     problems = [to_problem(row, i, Policy()) for i, row in enumerate(sample, start=1)]
     texts = [response_of(row, i) for i, row in enumerate(sample, start=1)]
     table, judged = [], 0
     for problem, j in zip(problems, default_pool().judge_many(texts, problems), strict=True):
-        if j.score is None or j.extracted is None or problem.kind in FIRST_ALONE:
+        if j.score is None or j.extracted is None or not KINDS[problem.kind].audited:
             continue
         judged += 1
         second = any(second_grader(j.extracted, gold_answer(gold)) for gold in problem.golds)

@@ -1,6 +1,6 @@
 """Countdown, judged here: an expression that uses every number once and reaches the target.
 
-Other reasoning-gym tasks go to their own scorer in a worker (see engine.gym_score), their answers
+Other reasoning-gym tasks go to their own scorer in a worker (worker.gym_score), their answers
 past safe_for_scorer().
 """
 
@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
 
 _SPELLING = ((re.compile(r"\\(?:times|cdot|ast)|×|·|∗"), "*"), (re.compile(r"\\div|÷"), "/"),
              (re.compile(r"[−–]"), "-"),
@@ -81,3 +84,28 @@ def _value(node: ast.expr, used: Counter[int]) -> Fraction | int:
     if not isinstance(node, ast.BinOp) or type(node.op) not in _OPERATIONS:
         raise ValueError("not arithmetic")
     return _OPERATIONS[type(node.op)](_value(node.left, used), _value(node.right, used))
+
+
+def grade(_: str, answers: Sequence[str], problem: Problem) -> Judgement | WorkerTask:
+    if not answers:
+        return judgement("no_answer", None, "gym")
+    meta, answer = problem.meta, answers[-1]
+    if meta.get("task") == "countdown" and "numbers" in meta:
+        if len(answers) > 1:
+            return judgement("several_answers", ", ".join(answers), "countdown")
+        verdict = countdown(answer, meta["numbers"], meta["target"])
+        return judgement(verdict, answer, "countdown")  # type: ignore[arg-type]
+    if "entry" not in meta or "task" not in meta:
+        raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
+    if not safe_for_scorer(meta["task"], answer):
+        return judgement("wrong", answer, "refused: not the form of an answer to this task")
+    return WorkerTask("gym", (meta["task"], meta["entry"], answer), answer, "reasoning-gym",
+                    lambda score: judgement("correct" if score >= 1 else "wrong", answer,
+                                            "reasoning-gym", float(score)))
+
+
+def check_gold(problem: Problem) -> Judgement | WorkerTask:
+    """The gold scored as an answer; correct, unchecked, where there is none."""
+    if not problem.answer:
+        return judgement("correct", None, "unchecked")
+    return grade(problem.answer, [problem.answer] if problem.answer.strip() else [], problem)

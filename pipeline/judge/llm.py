@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from pipeline.completion import Messages
+from pipeline.judge.kinds import KINDS
 from pipeline.judge.verdict import Judgement, Problem, judgement
 from pipeline.prompts import render
 
@@ -35,16 +36,13 @@ _EVERYDAY = re.compile(
 """Talk to the grader too, but where an answer has so many words only part of what it says."""
 PROSE = 8
 MAX_PROBLEM = 4000
-MAX_ANSWER = {"math": 300, "exact": 300, "text": 4000}
-"""Characters, by kind whose answers can be compared with a gold: gym and code have many right ones.
-"""
 
 
 def presentable(answer: str | None, kind: str = "math") -> bool:
     """Whether `answer` may be shown to a model: short, with content, and no talk to the grader."""
-    if not answer or len(answer) > MAX_ANSWER[kind] or plain(answer) != answer:
+    if not answer or len(answer) > KINDS[kind].llm_chars or plain(answer) != answer:
         return False
-    prose = kind == "text" and len(answer.split()) >= PROSE
+    prose = KINDS[kind].llm_prose and len(answer.split()) >= PROSE
     if not prose and ("\n" in answer.strip() or _EVERYDAY.search(answer)):
         return False
     return bool(re.search(r"\w", answer)) and not _ORDERS.search(answer)
@@ -90,7 +88,7 @@ class LLMJudge:
         return out
 
     def _asks(self, given: Judgement, problem: Problem) -> bool:
-        return given.verdict == "cannot_judge" and problem.kind in MAX_ANSWER and \
+        return given.verdict == "cannot_judge" and bool(KINDS[problem.kind].llm_chars) and \
             bool(problem.answer.strip()) and presentable(given.extracted, problem.kind)
 
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.completion import Completion
-from pipeline.judge.verdict import Judgement, Problem
+from pipeline.judge.verdict import Judgement, Problem, WorkerTask
 
 ROOT = Path(__file__).parents[2]
 KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -177,7 +177,7 @@ class JudgePool:
         What the rules decide is decided here, one after the other; only what needs a worker is
         handed to threads that wait for one.
         """
-        from pipeline.judge.judge import WorkerTask, judge_by_rules, resolve
+        from pipeline.judge.judge import judge_by_rules, resolve
 
         rows = [judge_by_rules(completion, problem)
                 for completion, problem in zip(completions, problems, strict=True)]

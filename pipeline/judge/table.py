@@ -11,6 +11,7 @@ import polars as pl
 
 from pipeline.completion import Completion
 from pipeline.judge import Judgement, JudgePool, Problem, check_gold, judge_answer, refuse_if_broken
+from pipeline.judge.kinds import KINDS
 from pipeline.judge.llm import LLMJudge, majority_answer
 from pipeline.progress import progress
 
@@ -91,7 +92,7 @@ def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judge
     """`answers` judged by the one that most of them equal; [] where there is none."""
     gold = majority_answer(
         answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
-    if gold is None or (problem.kind == "math" and _SAYING.fullmatch(gold)):
+    if gold is None or (KINDS[problem.kind].spellings and _SAYING.fullmatch(gold)):
         return []
     if check_gold(replace(problem, answer=gold), pool).score != 1.0:
         return []
@@ -113,7 +114,7 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
     wrong: dict[str, list[str]] = {}
     for problem, judgement in judged:
         answer = judgement.extracted
-        if problem.kind == "math" and answer is not None and judgement.score is not None:
+        if KINDS[problem.kind].spellings and answer is not None and judgement.score is not None:
             if judgement.score == 1.0:
                 answer = problem.answer
             else:

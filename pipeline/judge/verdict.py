@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+from pipeline.completion import Verdict
 from pipeline.errors import UserError
 
 VERSION = "5"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
-Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several_answers",
-                  "cut_off", "cannot_judge", "timeout", "error"]
 UNSCORED = ("cannot_judge", "timeout", "error")
 
 
@@ -48,7 +47,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem to judge against. `kind`: math, choice, exact, text, code or gym."""
+    """One problem to judge against; `kind` is one of kinds.KINDS."""
 
     problem_id: str
     problem: str
@@ -86,6 +85,17 @@ class Judgement:
     extracted: str | None
     grader: str
     version: str = VERSION
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """An answer that the rules leave to a worker: the question, and how to read the reply."""
+
+    task: str
+    arguments: tuple[Any, ...]
+    extracted: str
+    grader: str
+    read: Callable[[Any], Judgement]
 
 
 def make_policy(overrides: dict[str, Any], base: Policy = Policy()) -> Policy:

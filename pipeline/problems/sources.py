@@ -9,16 +9,13 @@ import random
 import re
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
 from pipeline.errors import UserError
-
-GRADED = ("math", "choice", "exact", "text")
-"""Kinds whose gold is an answer; code and gym are judged by tests and scorers."""
 
 
 def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
@@ -35,11 +32,6 @@ def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
             raise UserError(f"{key} names {name} twice; name it once")
         sets[name] = one
     return sets
-
-
-def has_gold(row: dict[str, Any]) -> bool:
-    """Whether a records.Problem row can be judged: code and gym need no answer."""
-    return bool(row["answer"].strip()) or row["kind"] not in GRADED
 
 
 def is_file(name: str) -> bool:
@@ -89,15 +81,19 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
             for index, (entry, more) in enumerate(zip(made, known, strict=True))]
 
 
-def load_rows(source: Source, seed: int) -> list[dict[str, str]]:
-    """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`."""
+def load_rows(source: Source, seed: int,
+              needs_answer: Callable[[str], bool] = bool) -> list[dict[str, str]]:
+    """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`.
+
+    Raises UserError if a row has no answer and its kind `needs_answer` (as any kind by default).
+    """
     if source.problems == EMBEDDED:
         rows = countdown_rows(seed)
     elif source.problems.startswith(GYM):
         rows = gym_rows(source, seed)
     else:
         raw = raw_rows(source.problems, source.subset, source.split)
-        rows = [_to_row(row, index, source) for index, row in enumerate(raw, start=1)]
+        rows = [_to_row(row, index, source, needs_answer) for index, row in enumerate(raw, start=1)]
         random.Random(seed).shuffle(rows)
     if not rows:
         raise UserError(f"{source.problems} holds no problems; check prepare.problems")
@@ -120,13 +116,14 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
                         "or .parquet file, or check the network") from None
 
 
-def _to_row(row: dict[str, Any], index: int, source: Source) -> dict[str, str]:
+def _to_row(row: dict[str, Any], index: int, source: Source,
+            needs_answer: Callable[[str], bool]) -> dict[str, str]:
     """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent,
     and so is NaN, which pandas writes for it.
     """
     row = {name: None if _is_nan(value) else value for name, value in row.items()}
     where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
-    text, golds = _texts(row, where, source, kind)
+    text, golds = _texts(row, where, source, kind, needs_answer(kind))
     if not text.strip():
         raise UserError(f"{where} has nothing in "
                         f"{source.problem_column!r}; write the problem or take the row out")
@@ -143,7 +140,8 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[str, list[str]]:
+def _texts(row: dict[str, Any], where: str, source: Source, kind: str,
+           needs_answer: bool) -> tuple[str, list[str]]:
     """The problem, and its gold in every spelling given: none, one, or for math several."""
     text, gold = row.get(source.problem_column), row.get(source.answer_column)
     if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
@@ -151,7 +149,7 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str) -> tuple[
             gold = literal_eval(gold)
     golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
              and not _is_nan(one)]
-    needless = source.answer_optional or kind not in GRADED
+    needless = source.answer_optional or not needs_answer
     for column, there in ((source.problem_column, text is not None),
                           (source.answer_column, golds or needless)):
         if not there:

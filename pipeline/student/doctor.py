@@ -190,10 +190,10 @@ def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
 def _golds(problems: str) -> tuple[bool, str]:
     """Whether the judge takes every gold answer for right where it is given as the answer."""
     from pipeline.config.problems import Source
-    from pipeline.judge import Problem, check_gold
+    from pipeline.judge import Problem, check_gold, needs_answer
     from pipeline.problems.sources import load_rows
 
-    rows = load_rows(Source(problems=problems), 0)
+    rows = load_rows(Source(problems=problems), 0, needs_answer)
     bad = [row for row in rows if check_gold(Problem.from_row(row)).score != 1.0]
     if not bad:
         return True, f"all {len(rows):,} pass their own check"

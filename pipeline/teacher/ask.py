@@ -59,14 +59,14 @@ def _quick(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
     if problems is None or runtime.batch or not runtime.quick_judge:
         yield {}
         return
-    from pipeline.judge import Problem
-    from pipeline.problems.sources import has_gold
+    from pipeline.judge import Problem, has_gold
+    from pipeline.judge.kinds import kind_of
     from pipeline.teacher.accept_rate import AcceptRate
     from pipeline.teacher.request import dump
 
-    known = {dump(chats[row["problem_id"]]): Problem.from_row(row)
-             for row in problems.iter_rows(named=True)
-             if has_gold(row) and row["kind"] not in ("text", "code")}
+    judged = [Problem.from_row(row) for row in problems.iter_rows(named=True) if has_gold(row)]
+    known = {dump(chats[problem.problem_id]): problem for problem in judged
+             if kind_of(problem).live}
     with AcceptRate(known) as judge:
         yield {"quick": judge}
 

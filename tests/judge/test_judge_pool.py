@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 
 from pipeline.judge import Judgement, JudgePool, Problem, judge
 from pipeline.judge.gym import safe_for_scorer
-from pipeline.judge.judge import WorkerTask, judge_by_rules, resolve
+from pipeline.judge.judge import judge_by_rules, resolve
 from pipeline.judge.pool import WorkerKilledError
-from pipeline.judge.verdict import judgement
+from pipeline.judge.verdict import WorkerTask, judgement
 
 PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "resource_attacks.json"

@@ -67,7 +67,8 @@ def test_only_what_follows_closed_thinking_counts() -> None:
     assert verdict("<think>\\boxed{5}</think>", "5") == "no_answer"
     assert verdict("<think>\\boxed{5}</think> \\boxed{6}", "5") == "wrong"
     assert verdict("<think>\\boxed{6}</think> \\boxed{5}", "5") == "correct"
-    assert judge("\\boxed{5}", Problem("p", "", "5"), opened=True).verdict == "unclosed_thinking"
+    opened = judge("\\boxed{5}", Problem("p", "", "5"), prompt_opens_thinking=True)
+    assert opened.verdict == "unclosed_thinking"
 
 
 def test_a_box_that_never_closes_is_no_answer() -> None:

@@ -472,6 +472,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
 
     import pipeline.train.rollouts as rollouts
     from pipeline.judge import JudgePool
+    from pipeline.judge.verdict import WorkerTask
     from pipeline.rl.rewards import accuracy_reward
 
     rules = importlib.import_module("pipeline.judge.judge")  # the package's `judge` is a function
@@ -480,14 +481,14 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     rows = [TOKENIZER(text, add_special_tokens=False)["input_ids"] + [TOKENIZER.eos_token_id]
             for text in said]
     monkeypatch.setattr(rollouts, "decode", lambda *a, **k: rows * 2)
-    real = rules.begin
+    real = rules.judge_by_rules
 
-    def begin(completion, problem, *, opened=False):
+    def hanging(completion, problem, *, prompt_opens_thinking=False):
         if "hang" in completion.answer:
-            return rules.Deferred("sleep", (60,), "4", "math-verify", lambda reply: reply)
-        return real(completion, problem, opened=opened)
+            return WorkerTask("sleep", (60,), "4", "math-verify", lambda reply: reply)
+        return real(completion, problem, prompt_opens_thinking=prompt_opens_thinking)
 
-    monkeypatch.setattr(rules, "begin", begin)
+    monkeypatch.setattr(rules, "judge_by_rules", hanging)
     asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
     monkeypatch.setattr("test_grpo_trainer.ROWS", asked)
     with JudgePool(2, seconds=2.0) as pool:

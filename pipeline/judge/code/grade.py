@@ -64,7 +64,7 @@ def check_tests(problem: Problem) -> None:
         raise UserError(f"{said}: inputs and outputs in its meta differ in length")
 
 
-def judge_code(text: str, problem: Problem) -> Judgement:
+def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
     """correct where every test passes. UserError without tests, or without a working sandbox."""
     check_tests(problem)
     program = program_of(text, problem)
@@ -142,3 +142,9 @@ def _relay(tests: Box, solution: Box) -> bool | None:
             return None
         tests.send(answer)
     return None
+
+
+def check_gold(problem: Problem) -> Judgement:
+    """correct, unchecked, where there are tests: a program is not needed."""
+    check_tests(problem)
+    return judgement("correct", None, "unchecked")

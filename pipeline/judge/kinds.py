@@ -1,0 +1,78 @@
+"""The kinds of problems: a kind is a function that grades an answer and a line in KINDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.judge import choice, gym
+from pipeline.judge.code import grade as code
+from pipeline.judge.math import grade as math
+from pipeline.judge.verdict import Judgement, Problem, WorkerTask
+
+Grade = Callable[[str, Sequence[str], Problem], Judgement | WorkerTask]
+"""Of the response after its thinking, the answers stated in it, and the problem."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind is graded, and what the stages need to know of it."""
+
+    grade: Grade
+    check_gold: Callable[[Problem], Judgement | WorkerTask | None] = lambda problem: None
+    """The verdict on the gold; None where it is judged as an answer that a response states."""
+    graded: bool = True
+    """The gold is an answer, which every problem must have."""
+    extracts: bool = False
+    """Answers are looked for as extract.py says; else `grade` reads the whole response."""
+    boxes_gold: bool = True
+    """A response would state the gold in a box."""
+    llm_chars: int = 0
+    """Characters of an answer that a model may compare with the gold; 0 for none."""
+    llm_prose: bool = False
+    """Answers may be several sentences."""
+    audited: bool = True
+    """The second grader can judge it."""
+    live: bool = True
+    """Judged while the teacher is still asked, for the share accepted so far."""
+    spellings: bool = False
+    """A gold may come in several spellings, and answers are compared beyond their text."""
+    aliases: tuple[str, ...] = ()
+    """What other suites call it."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "math": Kind(math.grade, math.check_gold, extracts=True, llm_chars=300, spellings=True,
+                 aliases=("skip",)),
+    "choice": Kind(choice.grade_choice, aliases=("multiple_choice",)),
+    "exact": Kind(choice.grade_text, boxes_gold=False, llm_chars=300, aliases=("free_text",)),
+    "text": Kind(choice.grade_text, boxes_gold=False, llm_chars=4000, llm_prose=True,
+                 audited=False, live=False),
+    "gym": Kind(gym.grade, gym.check_gold, graded=False, extracts=True, audited=False),
+    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False)}
+_BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
+
+
+def kind_of(problem: Problem) -> Kind:
+    """The kind of `problem`. Raises UserError if there is no such kind."""
+    if problem.kind not in KINDS:
+        raise UserError(f"problem {problem.problem_id!r} has kind {problem.kind!r}; known kinds: "
+                        + ", ".join(KINDS))
+    return KINDS[problem.kind]
+
+
+def kind_name(name: str) -> str:
+    """Our name of what another suite calls `name`."""
+    return _BY_ALIAS.get(name, name)
+
+
+def needs_answer(kind: str) -> bool:
+    """Whether problems of `kind` are judged by their gold answer, not by tests or a scorer."""
+    return kind in KINDS and KINDS[kind].graded
+
+
+def has_gold(row: Mapping[str, Any]) -> bool:
+    """Whether a row of tables.Problem can be judged."""
+    return bool(row["answer"].strip()) or not needs_answer(row["kind"])
