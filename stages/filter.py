@@ -20,11 +20,11 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     import polars as pl
 
     from pipeline import tables
-    from pipeline.curate.select import refuse_empty
+    from pipeline.curate.select import check_any_kept
 
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     decided, extra = _decided(experiment, inputs, problems)
-    refuse_empty(decided, experiment.filter)
+    check_any_kept(decided, experiment.filter)
     columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
     start = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
@@ -53,7 +53,7 @@ def check(experiment: Any) -> None:
     """Refuse an expression that cannot work before any work is done."""
     from pipeline.curate import select as curate
 
-    curate.check(experiment.filter)
+    curate.check_filter(experiment.filter)
     if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
         raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
                         "https://api.deepseek.com/v1")

@@ -16,13 +16,13 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
     from pipeline import tables
     from pipeline.teacher.ask import ask_teacher
-    from pipeline.teacher.from_file import given_traces
+    from pipeline.teacher.from_file import import_traces
 
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
         if isinstance(config.teacher, FileTeacher):
-            return given_traces(config.teacher, problems, config.samples, file.write)
+            return import_traces(config.teacher, problems, config.samples, file.write)
         asked = chats(config.prompt, problems.iter_rows(named=True))
         counts = ask_teacher(experiment, asked, config.samples, file.write, problems)
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,

@@ -80,7 +80,7 @@ def widened(path: Path, prepared: Path, names: set[str], language: str) -> pl.La
     more: dict[str, pl.Expr] = {}
     if {"completion_tokens", "thinking", "answer"} <= set(known):
         more = {"tokens": pl.col("completion_tokens")}
-        more |= {name: FEATURES[name](language) for name in names & set(FEATURES)}
+        more |= {name: FEATURES[name].expression(language) for name in names & set(FEATURES)}
     if "pass_rate" in known:
         more["difficulty"] = difficulty()
     return rows.with_columns(**{name: more[name] for name in sorted(names & set(more))})

@@ -1,24 +1,24 @@
-"""What can be said of a trace without judging it: the columns that filter's rules are made of.
+"""Features of a trace that need no judge: columns for filter.keep and filter's rules.
 
-Each is computed only where an expression or a rule names it; all are vectorised over a table.
+FEATURES is the one list of them. A new feature is a function here and a line there. Each is
+computed only if an expression or a rule names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import polars as pl
 
+from pipeline.curate.scripts import LATIN, SCRIPTS, WORD_PER_CHARACTER, pattern
 from pipeline.curate.words import repetition
 from pipeline.errors import UserError
 
-CJK = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]"
-LATIN = r"\p{Latin}+"
+LANGUAGES = sorted(language for language in SCRIPTS if language != "el")
+"""Those that filter.language may name: Greek letters are mathematics in a trace."""
 _OTHER = (r"[\p{L}&&[^\p{Latin}\p{Common}\p{Greek}\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}]]+")
-_SCRIPTS = {"zh": r"\p{Han}", "ja": r"[\p{Han}\p{Hiragana}\p{Katakana}]", "ko": r"\p{Hangul}",
-            "ru": r"\p{Cyrillic}+", "uk": r"\p{Cyrillic}+", "ar": r"\p{Arabic}+",
-            "he": r"\p{Hebrew}+", "hi": r"\p{Devanagari}+", "th": r"\p{Thai}+"}
-_SCRIPTS |= dict.fromkeys(("en", "de", "fr", "es", "it", "pt", "nl", "pl", "vi", "tr"), LATIN)
+_WORDS = (pattern(LATIN), pattern(WORD_PER_CHARACTER), _OTHER)
 _MARKUP = r"\$[^$]*\$|\\\([^)]*\\\)|\\[A-Za-z]+|`[^`]*`"
 _BOX = r"\\boxed\{.*\}"
 SUMMARY_WORDS = 5
@@ -28,59 +28,66 @@ _answer = pl.col("answer").fill_null("")
 
 
 def _language_share(language: str) -> pl.Expr:
-    """Share of the thinking's words in the script of `language` (1 where there are none).
+    """Share of the thinking's words in the script of `language` (1 if it has no words).
 
-    After the language-consistency reward of DeepSeek-R1 (arXiv 2501.12948, 2.3.2). Scripts tell
-    languages apart, so English with Chinese is seen and English with German is not. Formulas and
-    Greek letters count for nothing; a CJK character counts as a word.
+    After the language-consistency reward of DeepSeek-R1 (arXiv 2501.12948, 2.3.2). Formulas and
+    Greek letters are ignored. Raises UserError if the language is unknown.
     """
-    if language not in _SCRIPTS:
+    if language not in LANGUAGES:
         raise UserError(f"filter.language={language!r} is not known; "
-                        f"there are {', '.join(sorted(_SCRIPTS))}")
+                        f"there are {', '.join(LANGUAGES)}")
     prose = _thinking.str.replace_all(_MARKUP, " ")
-    words = pl.sum_horizontal(prose.str.count_matches(p).cast(pl.Float64)
-                              for p in (LATIN, CJK, _OTHER))
-    right = prose.str.count_matches(_SCRIPTS[language])
-    return pl.when(words == 0).then(1.0).otherwise(right / words)
+    words = pl.sum_horizontal(prose.str.count_matches(word).cast(pl.Float64) for word in _WORDS)
+    in_script = prose.str.count_matches(pattern(SCRIPTS[language]))
+    return pl.when(words == 0).then(1.0).otherwise(in_script / words)
 
 
 def _thinking_tokens(language: str) -> pl.Expr:
-    """The thinking's share of the completion's tokens, by characters: an estimate."""
-    part, whole = _thinking.str.len_chars(), _answer.str.len_chars()
-    share = part.cast(pl.Float64) / (part + whole).cast(pl.Float64).replace(0.0, 1.0)
+    """Tokens of the thinking, estimated by its share of the completion's characters."""
+    thinking, answer = _thinking.str.len_chars(), _answer.str.len_chars()
+    share = thinking.cast(pl.Float64) / (thinking + answer).cast(pl.Float64).replace(0.0, 1.0)
     return (pl.col("completion_tokens") * share).round().cast(pl.Int64)
 
 
 def _has_summary(language: str) -> pl.Expr:
-    """Whether the answer says anything besides the boxed result (SUMMARY_WORDS words or more)."""
+    """Whether the answer has SUMMARY_WORDS or more words besides the boxed result."""
     return _answer.str.replace_all(_BOX, " ").str.count_matches(r"\w+") >= SUMMARY_WORDS
 
 
 def _longest_paragraph(language: str) -> pl.Expr:
-    """Characters of the thinking's longest stretch without an empty line."""
+    """Characters of the thinking's longest paragraph."""
     return _thinking.str.split("\n\n").list.eval(pl.element().str.len_chars()).list.max()
 
 
 def _repetition(language: str) -> pl.Expr:
-    """Share of the completion's 20-word runs that came before in it; see shingles.repetition."""
+    """Share of the completion's 20-word runs that occurred before in it (words.repetition)."""
     def shares(texts: pl.Series) -> pl.Series:
         return pl.Series(texts.name, repetition(texts.to_list()), pl.Float64)
 
     return (_thinking + "\n" + _answer).map_batches(shares, return_dtype=pl.Float64)
 
 
-FEATURES: dict[str, Callable[[str], pl.Expr]] = {
-    "thinking_chars": lambda language: _thinking.str.len_chars().cast(pl.Int64),
-    "answer_chars": lambda language: _answer.str.len_chars().cast(pl.Int64),
-    "has_thinking": lambda language: _thinking.str.len_chars() > 0,
-    "has_code": lambda language: _thinking.str.contains("```", literal=True),
-    "thinking_tokens": _thinking_tokens, "language_share": _language_share,
-    "has_summary": _has_summary, "longest_paragraph": _longest_paragraph,
-    "repetition": _repetition,
+class Feature(NamedTuple):
+    """A column's type, and its expression for the language of filter.language."""
+
+    dtype: Any
+    expression: Callable[[str], pl.Expr]
+
+
+FEATURES: dict[str, Feature] = {
+    "thinking_chars": Feature(pl.Int64, lambda language: _thinking.str.len_chars().cast(pl.Int64)),
+    "answer_chars": Feature(pl.Int64, lambda language: _answer.str.len_chars().cast(pl.Int64)),
+    "thinking_tokens": Feature(pl.Int64, _thinking_tokens),
+    "has_thinking": Feature(pl.Boolean, lambda language: _thinking.str.len_chars() > 0),
+    "has_code": Feature(pl.Boolean, lambda language: _thinking.str.contains("```", literal=True)),
+    "has_summary": Feature(pl.Boolean, _has_summary),
+    "longest_paragraph": Feature(pl.Int64, _longest_paragraph),
+    "language_share": Feature(pl.Float64, _language_share),
+    "repetition": Feature(pl.Float64, _repetition),
 }
 
 
-def describe(traces: pl.DataFrame, names: Iterable[str], language: str = "en") -> pl.DataFrame:
-    """`traces` with the columns of FEATURES that `names` asks for."""
-    return traces.with_columns(**{name: FEATURES[name](language) for name in names
+def add_features(traces: pl.DataFrame, names: Iterable[str], language: str = "en") -> pl.DataFrame:
+    """`traces` with those of `names` that are features as columns."""
+    return traces.with_columns(**{name: FEATURES[name].expression(language) for name in names
                                   if name in FEATURES})

@@ -1,7 +1,7 @@
 """Near-duplicates by MinHash (Broder 1997) and banded locality-sensitive hashing.
 
-Word hashes are made here in bulk, since building shingles in Python is what dominates elsewhere;
-the signatures are rensa's R-MinHash over all of a text's shingles.
+Word hashes are computed in bulk, since building shingles in Python would dominate; the signatures
+are rensa's R-MinHash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.curate.words import chunks, mix, ngrams, words
 
 PERMUTATIONS = 128
 RECALL = 0.99
-"""Chance that the bands bring a pair right at the threshold to comparison."""
+"""Probability that a pair exactly at the threshold is compared."""
 
 
 def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
@@ -31,14 +31,14 @@ def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
 
 
 def rows_per_band(threshold: float) -> int:
-    """The most signature rows a band may have so that RECALL holds at `threshold`."""
+    """The largest band (in signature rows) that gives RECALL at `threshold`."""
     wide = [rows for rows in range(1, 33)
             if 1 - (1 - threshold ** rows) ** (PERMUTATIONS // rows) >= RECALL]
     return max(wide, default=1)
 
 
 def _bands(signature: np.ndarray, rows: int) -> np.ndarray:
-    """One uint64 key a band: [bands, texts]."""
+    """uint64 keys [bands, texts]."""
     keys = []
     for start in range(0, PERMUTATIONS - rows + 1, rows):
         key = np.zeros(len(signature), np.uint64)
@@ -52,15 +52,15 @@ def similarity(signature: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Estimated Jaccard similarity of the texts in each pair of rows: float64 [pairs]."""
     out = np.empty(len(pairs))
     for start in range(0, len(pairs), 1 << 16):
-        some = pairs[start:start + (1 << 16)]
-        out[start:start + len(some)] = (signature[some[:, 0]] == signature[some[:, 1]]).mean(axis=1)
+        part = pairs[start:start + (1 << 16)]
+        out[start:start + len(part)] = (signature[part[:, 0]] == signature[part[:, 1]]).mean(axis=1)
     return out
 
 
-def _pairs_within(signature: np.ndarray, rows: int) -> np.ndarray:
-    """Candidates (earlier, later): each text with the first and the last before it in a bucket.
+def _candidates(signature: np.ndarray, rows: int) -> np.ndarray:
+    """Pairs (earlier, later): each text with the first and the previous one of its bucket.
 
-    That keeps the number linear where a bucket is large; other bands bring what one leaves out.
+    That keeps the number of pairs linear in large buckets; other bands find what one misses.
     """
     found = [np.zeros((0, 2), np.int64)]
     for key in _bands(signature, rows):
@@ -75,8 +75,8 @@ def _pairs_within(signature: np.ndarray, rows: int) -> np.ndarray:
 
 
 def near_duplicates(signature: np.ndarray, threshold: float) -> np.ndarray:
-    """For each text the index of the earlier, kept text that it nearly repeats, else -1."""
-    pairs = _pairs_within(signature, rows_per_band(threshold))
+    """For each text the index of the earlier kept text that it nearly repeats, else -1."""
+    pairs = _candidates(signature, rows_per_band(threshold))
     close = pairs[similarity(signature, pairs) >= threshold]
     of = np.full(len(signature), -1, np.int64)
     for first, later in close[np.lexsort((close[:, 0], close[:, 1]))]:

@@ -1,10 +1,9 @@
-"""A problem as it is compared: two rules, for the same text and for the same problem.
+"""Normalises problems for comparison, strictly (same_text_key) or loosely (comparable_words).
 
-`as_typed` decides silently that a problem is there twice, so nothing that may tell two apart is
-left out: "left" is no LaTeX command there, a drawing counts, and so does every sign that may be
-mathematics, brackets among them. `normal_words`, for likeness that is reported, sees through
-typesetting: LaTeX layout and synonyms do not count, nor do drawings. The case of words and the
-marks of a sentence count in neither, the signs of arithmetic in both.
+`same_text_key` drops duplicates silently, so it keeps all that may tell two problems apart:
+drawings, LaTeX commands, every sign that may be mathematics. `comparable_words`, for similarity
+that is reported, ignores LaTeX layout, synonyms and drawings. Both ignore case and punctuation and
+keep signs of arithmetic.
 """
 
 from __future__ import annotations
@@ -20,23 +19,25 @@ import numpy as np
 
 from pipeline.curate.words import Words, words
 
-_NOISE = ("left", "right", "displaystyle", "text", "mathrm", "mathbf", "quad", "big", "limits")
-_SAME = {"dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*", "·": "*",
-         "−": "-", "–": "-", "div": "/", "÷": "/", "leq": "le", "≤": "le", "geq": "ge", "≥": "ge",
-         "degrees": "circ", "°": "circ", "π": "pi", "√": "sqrt", "percent": "%"}
+_LAYOUT_COMMANDS = ("left", "right", "displaystyle", "text", "mathrm", "mathbf", "quad", "big",
+                    "limits")
+_SYNONYMS = {
+    "dfrac": "frac", "tfrac": "frac", "times": "*", "cdot": "*", "×": "*", "·": "*", "−": "-",
+    "–": "-", "div": "/", "÷": "/", "leq": "le", "≤": "le", "geq": "ge", "≥": "ge",
+    "degrees": "circ", "°": "circ", "π": "pi", "√": "sqrt", "percent": "%"}
 OPERATORS = tuple("+-*/=<>^!%|")
 _SYMBOL = re.compile("([×·−–÷≤≥°π√])")
 _DRAWING = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _MARKS = re.compile(r"""(?:\\[()\[\]]|(?<!\d)[.,:]|[.,:](?!\d)|'(?!['(])|[\s;?"“”„‘’«»`´¿¡…$\\~&#"""
                     r"""@。，、；：？\u00ad\u200b-\u200f\u2060\ufeff])++""")
-"""Space, TeX's delimiters and a sentence's marks, but not the "." of 1.5 or the "'" of f'(x)."""
+"""Space, TeX delimiters and punctuation, but not the "." of 1.5 or the "'" of f'(x)."""
 
 
 def same_text_key(text: str) -> str:
-    """`text` with one space for each stretch of space and marks, whatever the case of its words.
+    """`text` with one space for each stretch of space and punctuation, its words in lower case.
 
-    A letter alone is a name, of which a and A are two.
+    A single letter is a name and keeps its case.
     """
     return _MARKS.sub(" ", _WORD.sub(lambda word: word[0].casefold(), text)).strip()
 
@@ -49,31 +50,32 @@ def _fold(text: str) -> str:
 
 
 def comparable_words(texts: Sequence[str]) -> Words:
-    """The words of `texts` with synonyms unified and layout commands left out."""
+    """The words of `texts` with synonyms unified and without layout commands."""
     found = words([_fold(text) for text in texts])
     hashes = found.hashes.copy()
-    names, meant = hashes_of(tuple(_SAME)), hashes_of(tuple(_SAME.values()))
+    names, meant = hashes_of(tuple(_SYNONYMS)), hashes_of(tuple(_SYNONYMS.values()))
     order = np.argsort(names)
     at = np.minimum(np.searchsorted(names[order], hashes), len(names) - 1)
     known = names[order][at] == hashes
     hashes[known] = meant[order][at[known]]
     raised, degrees = words(["^", "circ"]).hashes
     degree = np.append((hashes[:-1] == raised) & (hashes[1:] == degrees), False)[:len(hashes)]
-    return _where(replace(found, hashes=hashes), ~np.isin(hashes, hashes_of(_NOISE)) & ~degree)
+    keep = ~np.isin(hashes, hashes_of(_LAYOUT_COMMANDS)) & ~degree
+    return _filtered(replace(found, hashes=hashes), keep)
 
 
 @lru_cache(maxsize=8)
-def hashes_of(some: tuple[str, ...]) -> np.ndarray:
+def hashes_of(names: tuple[str, ...]) -> np.ndarray:
     """The hash of each of these words."""
-    return words(some).hashes
+    return words(names).hashes
 
 
-def without(found: Words, some: tuple[str, ...]) -> Words:
-    """`found` less the words in `some`."""
-    return _where(found, ~np.isin(found.hashes, hashes_of(some)))
+def without(found: Words, excluded: tuple[str, ...]) -> Words:
+    """`found` without the words in `excluded`."""
+    return _filtered(found, ~np.isin(found.hashes, hashes_of(excluded)))
 
 
-def _where(found: Words, keep: np.ndarray) -> Words:
+def _filtered(found: Words, keep: np.ndarray) -> Words:
     before = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep)))
     return Words(found.blob, found.hashes[keep], found.starts[keep], found.ends[keep],
                  before[found.offsets])

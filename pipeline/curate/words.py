@@ -1,6 +1,6 @@
-"""Texts as arrays of word hashes and n-gram hashes: the ground of dedup, decontamination, loops.
+"""Texts as arrays of word and n-gram hashes, for duplicates, contamination and repetition.
 
-A word is a run of letters and digits, lower-cased, or one operator sign. Hashes are 64-bit, the
+A word is a run of letters and digits, lower-cased, or one operator sign. Hashes are 64-bit and the
 same in every process. Everything is vectorised over about a megabyte of text at a time.
 """
 
@@ -21,7 +21,7 @@ _OPERATORS = b"+-*/=<>^!%|"
 
 
 def _kinds() -> np.ndarray:
-    """0 separator, 1 letter, digit or part of a longer UTF-8 sequence, 2 operator; by byte."""
+    """Each byte's kind: 0 separator, 1 letter, digit or part of a UTF-8 sequence, 2 operator."""
     kinds = np.zeros(256, np.uint8)
     kinds[[byte for byte in range(256) if byte >= 128 or chr(byte).isalnum()]] = 1
     kinds[list(_OPERATORS)] = 2
@@ -34,9 +34,9 @@ _LOWER = bytes(byte + 32 if 65 <= byte <= 90 else byte for byte in range(256))
 
 @dataclass(frozen=True)
 class Words:
-    """The words of some texts: text t holds words offsets[t] to offsets[t + 1].
+    """The words of some texts: text t has words offsets[t] to offsets[t + 1].
 
-    `hashes` (uint64) is one a word; `starts` and `ends` are its bytes in `blob`.
+    `hashes` is uint64 [words]; `starts` and `ends` are each word's bytes in `blob`.
     """
 
     blob: bytes
@@ -46,7 +46,7 @@ class Words:
     offsets: np.ndarray
 
     def text(self, first: int, last: int) -> str:
-        """What stands in the text from word `first` to word `last`, both included."""
+        """The text from word `first` to word `last`, both included."""
         return self.blob[self.starts[first]:self.ends[last]].decode("utf-8", "replace")
 
 
@@ -88,33 +88,33 @@ def words(texts: Sequence[str]) -> Words:
 
 
 def chunks(texts: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """(index of the first, texts) of stretches of about CHUNK characters, to bound memory."""
-    first, held, size = 0, [], 0
+    """Yield (index of the first, texts) of chunks of about CHUNK characters, to bound memory."""
+    first, chunk, size = 0, [], 0
     for index, text in enumerate(texts):
-        held.append(text)
+        chunk.append(text)
         size += len(text)
         if size >= CHUNK:
-            yield first, held
-            first, held, size = index + 1, [], 0
-    if held:
-        yield first, held
+            yield first, chunk
+            first, chunk, size = index + 1, [], 0
+    if chunk:
+        yield first, chunk
 
 
 def ngrams(found: Words, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hashes, first words, offsets) of the runs of `n` words that stay within a text.
+    """(hashes, first words, offsets) of the runs of `n` words within a text.
 
-    A text of fewer words is one run, of all it has; one without words has none.
+    A text of fewer words is one run of all of them; one without words has none.
     """
     counts = np.diff(found.offsets)
     runs = np.where(counts >= n, counts - n + 1, np.minimum(counts, 1))
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(runs)))
     firsts = np.arange(offsets[-1]) + np.repeat(found.offsets[:-1] - offsets[:-1], runs)
     padded = np.concatenate((found.hashes, np.zeros(n, np.uint64)))
-    hashes = _fold([padded[step:step + len(found.hashes)] for step in range(n)])[firsts]
+    hashes = _combine([padded[step:step + len(found.hashes)] for step in range(n)])[firsts]
     for run in np.flatnonzero(np.repeat(counts < n, runs)):
         first = firsts[run]
         length = counts[np.searchsorted(found.offsets, first, side="right") - 1]
-        hashes[run] = _fold([padded[first + step:first + step + 1] for step in range(length)])[0]
+        hashes[run] = _combine([padded[first + step:first + step + 1] for step in range(length)])[0]
     return mix(hashes), firsts, offsets
 
 
@@ -125,14 +125,14 @@ def runs(found: Words, n: int,
     if starts is None:
         starts = np.flatnonzero(np.arange(len(ends)) + n <= ends)
         padded = np.concatenate((found.hashes, np.zeros(n, np.uint64)))
-        hashes = _fold([padded[step:step + len(ends)] for step in range(n)])[starts]
+        hashes = _combine([padded[step:step + len(ends)] for step in range(n)])[starts]
     else:
         starts = starts[starts + n <= ends[starts]]
-        hashes = _fold([found.hashes[starts + step] for step in range(n)])
+        hashes = _combine([found.hashes[starts + step] for step in range(n)])
     return mix(hashes), starts
 
 
-def _fold(columns: list[np.ndarray]) -> np.ndarray:
+def _combine(columns: list[np.ndarray]) -> np.ndarray:
     hashes = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
         hashes = hashes * _STEP + column
@@ -140,7 +140,7 @@ def _fold(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def repetition(texts: Sequence[str], n: int = 20) -> list[float]:
-    """Share of each text's n-word runs that occurred before in it: near 1 in a loop."""
+    """Share of each text's n-word runs that occurred before in it; near 1 for a loop."""
     out: list[float] = []
     for _, chunk in chunks(texts):
         hashes, _, offsets = ngrams(words(chunk), n)

@@ -15,8 +15,10 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_rows(source: Path | str) -> list[dict[str, Any]]:
-    """The rows of a JSONL, JSON (an array), CSV, TSV or Parquet file, or of standard input ("-",
-    JSONL). Every field of a CSV row is text."""
+    """The rows of a JSONL, JSON (array), CSV, TSV or Parquet file, or of "-" (JSONL from stdin).
+
+    Fields of CSV rows are strings.
+    """
     if str(source) == "-":
         with open(0, encoding="utf-8-sig", closefd=False) as lines:
             return list(_read_lines(lines, "standard input"))
@@ -35,11 +37,12 @@ def read_rows(source: Path | str) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         if path.suffix in SEPARATORS:
             return list(_read_csv(lines, str(path), SEPARATORS[path.suffix]))
-        return list(_read_lines(_unpacked(lines) if path.suffix == ".json" else lines, str(path)))
+        json_lines = _array_lines(lines) if path.suffix == ".json" else lines
+        return list(_read_lines(json_lines, str(path)))
 
 
-def _unpacked(lines: Iterable[str]) -> Iterator[str]:
-    """The rows of a JSON array as JSON lines; what holds no array is lines as it stands."""
+def _array_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The rows of a JSON array as JSON lines; other text is split into its lines."""
     text = "".join(lines)
     yield from map(json.dumps, json.loads(text)) if text.lstrip().startswith("[") \
         else text.split("\n")

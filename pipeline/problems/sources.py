@@ -1,5 +1,4 @@
-"""Problem sets: embedded countdown, reasoning-gym, a JSONL, CSV or Parquet file, or a hub data
-set."""
+"""Loads problems: embedded countdown, reasoning-gym, a local file or a hub data set."""
 
 from __future__ import annotations
 
@@ -18,19 +17,18 @@ from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
 from pipeline.errors import UserError
 
 
-def evaluation_sets(given: Sequence[str | EvaluationSet], key: str,
+def evaluation_sets(entries: Sequence[str | EvaluationSet], key: str,
                     problem_column: str = "problem") -> dict[str, EvaluationSet]:
-    """{name: set} of what the config key `key` lists; a plain name's texts are in `problem_column`.
-    """
+    """{name: set} of the entries of config key `key`; `problem_column` is for plain names."""
     sets: dict[str, EvaluationSet] = {}
-    for one in given:
-        if isinstance(one, str):
-            one = EvaluationSet(problems=one, problem_column=problem_column)
-        name = "/".join(filter(None, (one.problems, one.subset)))
-        name = f"{name}/{one.split}" if name in sets and sets[name].split != one.split else name
+    for entry in entries:
+        if isinstance(entry, str):
+            entry = EvaluationSet(problems=entry, problem_column=problem_column)
+        name = "/".join(filter(None, (entry.problems, entry.subset)))
+        name = f"{name}/{entry.split}" if name in sets and sets[name].split != entry.split else name
         if name in sets:
             raise UserError(f"{key} names {name} twice; name it once")
-        sets[name] = one
+        sets[name] = entry
     return sets
 
 
@@ -42,28 +40,29 @@ def is_file(name: str) -> bool:
 
 
 def short_names(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
-    """{name: the stem of its file or hub id}, or the whole name where two have the same stem."""
-    stems = {name: Path(one.problems).stem for name, one in sets.items()}
+    """{name: the stem of its file or hub id}; the full name if two have the same stem."""
+    stems = {name: Path(entry.problems).stem for name, entry in sets.items()}
     times = Counter(stems.values())
     return {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
 
 
 def countdown_rows(seed: int) -> list[dict[str, str]]:
-    """Every embedded problem as a records.Problem row without its split, shuffled by `seed`."""
+    """Every embedded problem as a tables.Problem row without its split, shuffled by `seed`."""
     from pipeline.problems.countdown import instances, tries
 
     rows = []
-    for one in instances(seed):
-        gold = next(t.expression for t in tries(one.numbers) if t.value == one.target)
-        meta = {"task": "countdown", "numbers": list(one.numbers), "target": one.target}
-        name = "-".join(map(str, one.numbers))
-        rows.append({"problem_id": f"countdown-{name}-{one.target}", "problem": one.text,
+    for instance in instances(seed):
+        numbers, target = instance.numbers, instance.target
+        gold = next(found.expression for found in tries(numbers) if found.value == target)
+        meta = {"task": "countdown", "numbers": list(numbers), "target": target}
+        name = "-".join(map(str, numbers))
+        rows.append({"problem_id": f"countdown-{name}-{target}", "problem": instance.text,
                      "answer": gold, "kind": "gym", "source": EMBEDDED, "meta": json.dumps(meta)})
     return rows
 
 
 def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
-    """Problems of a reasoning-gym task, made from `seed`; the judge scores them by its scorer."""
+    """Problems of a reasoning-gym task, generated from `seed`; the judge uses the task's scorer."""
     import reasoning_gym
 
     task = source.problems.removeprefix(GYM)
@@ -71,7 +70,7 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
         made = list(reasoning_gym.create_dataset(task, size=source.limit or 1000, seed=seed,
                                                  **source.options))
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"reasoning-gym makes no {task!r} problems: {error}; mend "
+        raise UserError(f"reasoning-gym makes no {task!r} problems: {error}; fix "
                         "prepare.problems or prepare.options") from None
     known = [{name: entry["metadata"][name] for name in ("numbers", "target")}
              if task == "countdown" else {} for entry in made]
@@ -101,7 +100,7 @@ def load_rows(source: Source, seed: int,
 
 
 def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a file or, where `name` is none, of a split of a hub data set, left on disk."""
+    """The rows of a file or of a split of a hub data set, which stay on disk."""
     from pipeline.problems.files import read_rows
 
     if is_file(name):
@@ -118,15 +117,14 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
 
 def _to_row(row: dict[str, Any], index: int, source: Source,
             needs_answer: Callable[[str], bool]) -> dict[str, str]:
-    """Row `index`, from 1, as a records.Problem row without its split; null is as good as absent,
-    and so is NaN, which pandas writes for it.
-    """
+    """Row `index`, from 1, as a tables.Problem row without its split."""
+    # Null counts as absent, and so does NaN, which pandas writes for it.
     row = {name: None if _is_nan(value) else value for name, value in row.items()}
     where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
     text, golds = _texts(row, where, source, kind, needs_answer(kind))
     if not text.strip():
         raise UserError(f"{where} has nothing in "
-                        f"{source.problem_column!r}; write the problem or take the row out")
+                        f"{source.problem_column!r}; add the problem or remove the row")
     name = row.get("id")
     name = f"{Path(source.problems).stem}-{index - 1}" if name in (None, "") else name
     golds = list(dict.fromkeys(filter(None, (_gold(gold, where, source) for gold in golds))))
@@ -142,26 +140,26 @@ def _is_nan(value: Any) -> bool:
 
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str,
            needs_answer: bool) -> tuple[str, list[str]]:
-    """The problem, and its gold in every spelling given: none, one, or for math several."""
+    """The problem and the spellings of its gold: none, one, or for math several."""
     text, gold = row.get(source.problem_column), row.get(source.answer_column)
     if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
         with suppress(SyntaxError, ValueError):     # a list as CSV holds it
             gold = literal_eval(gold)
-    golds = [one for one in (gold if isinstance(gold, list) else [gold]) if one is not None
-             and not _is_nan(one)]
-    needless = source.answer_optional or not needs_answer
-    for column, there in ((source.problem_column, text is not None),
-                          (source.answer_column, golds or needless)):
-        if not there:
+    golds = [value for value in (gold if isinstance(gold, list) else [gold])
+             if value is not None and not _is_nan(value)]
+    optional = source.answer_optional or not needs_answer
+    for column, present in ((source.problem_column, text is not None),
+                            (source.answer_column, golds or optional)):
+        if not present:
             raise UserError(f"{where} has no {column!r}; set prepare.problem_column and "
                             "prepare.answer_column, or for an evaluation set {problems: FILE, "
                             f"problem_column: NAME}} (its columns: {', '.join(row)})")
     for value in (text, *golds):
         if not isinstance(value, str | int | float):
-            raise UserError(f"{where} holds {value!r:.60} where a text or a number belongs; name "
+            raise UserError(f"{where} holds {value!r:.60} instead of a text or a number; name "
                             "another column, or take the text out of it")
         if half := re.search("[\ud800-\udfff]", str(value)):
-            raise UserError(f"{where} holds {half[0]!r}, half a character; mend the text")
+            raise UserError(f"{where} holds {half[0]!r}, half a character; fix the text")
     if len(golds) > 1 and kind != "math":
         raise UserError(f"{where} has {len(golds)} answers; only kind math takes several "
                         "spellings of one answer")
@@ -169,7 +167,7 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str,
 
 
 def _meta(meta: Any, where: str, golds: list[str]) -> str:
-    """`meta` as JSON without nulls, which Parquet gives to a field that only other rows have."""
+    """`meta` as JSON without nulls, which Parquet adds for fields of other rows."""
     try:
         meta = json.loads(meta) if isinstance(meta, str) else meta
         known = {key: value for key, value in meta.items() if value is not None}

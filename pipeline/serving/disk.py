@@ -1,4 +1,4 @@
-"""Turns a full disk into one sentence and removes what is not whole."""
+"""Turns a full disk into one sentence and removes incomplete checkpoints."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from pipeline.errors import UserError
 
 WHOLE_FILES = "whole.json"
-FULL = re.compile(rf"(errno|os error) ({errno.ENOSPC}|{errno.EDQUOT})\b|"
+DISK_FULL = re.compile(rf"(errno|os error) ({errno.ENOSPC}|{errno.EDQUOT})\b|"
                   r"unexpected pos \d|PytorchStreamWriter failed", re.IGNORECASE)
-"""A full disk or quota as Python, Arrow, safetensors and polars word it, and as torch.save does."""
+"""Errors of a full disk or quota in Python, Arrow, safetensors, polars and torch.save."""
 
 
 class DiskFullGuard:
-    """Where the disk is full while `folder` is made: a UserError, and no torn checkpoint stays."""
+    """Turns "disk full" into a UserError and deletes unfinished checkpoints in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -26,11 +26,11 @@ class DiskFullGuard:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, UserError) or not FULL.search(str(error)):
+        if error is None or isinstance(error, UserError) or not DISK_FULL.search(str(error)):
             return
         for checkpoint in self.folder.rglob("checkpoint-*"):
             if not (checkpoint / WHOLE_FILES).is_file():
                 shutil.rmtree(checkpoint, ignore_errors=True)
         raise UserError(f"no space is left for {self.folder} ({str(error).splitlines()[0]}); free "
-                        "some and run the same command again: it goes on from what is whole"
-                        ) from None
+                        "some and run the same command again: it resumes from the last complete "
+                        "checkpoint") from None

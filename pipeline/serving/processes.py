@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+STOP_SECONDS = 45.0
+
 
 def is_first() -> bool:
-    """Whether this process writes the job's files; for where no trainer is there to ask."""
+    """Whether this process is the one that writes files, if no trainer is there to ask."""
     return os.environ.get("RANK", "0") == "0"
-
-
-STOP_SECONDS = 45.0
 
 
 def gpu_count() -> int:
@@ -29,7 +28,7 @@ def gpu_count() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """Their names as CUDA_VISIBLE_DEVICES takes them."""
+    """GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return gpu_names(visible)
@@ -47,16 +46,14 @@ def gpu_names(gpus: str) -> list[str]:
 @contextmanager
 def process_group(command: list[str], environment: Mapping[str, str],
                   **streams: Any) -> Iterator[subprocess.Popen]:
-    """`command` in a process group that ends with the block, and with this process if killed.
-
-    SIGTERM comes first: a launcher hands it on to processes that lead groups of their own.
-    """
+    """Run `command` in a process group that ends with the block, or with this process."""
     with subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
                           start_new_session=True, preexec_fn=die_with_parent,
                           **streams) as process:
         try:
             yield process
         finally:
+            # SIGTERM first: a launcher passes it on to processes in groups of their own.
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -65,13 +62,13 @@ def process_group(command: list[str], environment: Mapping[str, str],
 
 
 def die_with_parent() -> None:
-    """Linux: ask for SIGTERM when the parent dies, which a kill -9 of it cannot prevent."""
+    """Ask Linux for SIGTERM when the parent dies, even by kill -9."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)       # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
-    """A port of this host on which nothing listened a moment ago."""
+    """A port of this host on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""A local vLLM server as a context manager: started, waited for, and stopped whatever happens."""
+"""Local vLLM servers as context managers, which are always stopped."""
 
 from __future__ import annotations
 
@@ -21,76 +21,76 @@ from pipeline.config.experiment import PARALLEL
 from pipeline.errors import UserError
 from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_group, visible_gpus
 
-UTILIZATION = 0.9
-"""Share of a GPU's memory for several servers together, where no option says."""
+GPU_MEMORY_UTILIZATION = 0.9
+"""Share of a GPU's memory for several servers together, by default."""
 TAIL_LINES = 25
 
 
 @contextmanager
 def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
-                patience: float = 1800.0,
+                timeout: float = 1800.0,
                 environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """Serve `model` by `vllm serve` with `options` under its own names; yields the base_url.
 
-    Every GPU is used: one copy of the model on each, unless an option of PARALLEL says otherwise.
-    `environment` is laid over this process's. UserError, with the end of `log`, where it does not
-    answer within `patience` seconds.
+    Each GPU holds one copy of the model, unless `options` has a key of PARALLEL. `environment` is
+    added to this process's. Raises UserError, with the end of `log`, if the server does not answer
+    within `timeout` seconds.
     """
-    with vllm_servers(model, options, 1, log=log, patience=patience,
+    with vllm_servers(model, options, 1, log=log, timeout=timeout,
                       environment=environment) as (url,):
         yield url
 
 
 @contextmanager
 def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Path,
-                 patience: float = 1800.0,
+                 timeout: float = 1800.0,
                  environment: Mapping[str, str] | None = None) -> Iterator[list[str]]:
-    """As vllm_server, `count` of them that share the GPUs, with logs LOG-1, LOG-2, ...
+    """Start `count` servers that share the GPUs, with logs LOG-1, LOG-2, ...
 
-    gpu_memory_utilization is divided among them. Each starts when the one before answers: what
-    others take while vLLM measures its memory, it counts as its own (vllm/v1/worker/gpu_worker.py).
-    Given kv_cache_memory_bytes, which holds for each, it measures nothing and all start at once.
+    gpu_memory_utilization is divided among them. With kv_cache_memory_bytes, which each gets, all
+    start at once; else one after another, since vLLM counts what others allocate while it measures
+    its memory (vllm/v1/worker/gpu_worker.py).
     """
     if shutil.which("vllm") is None:
         raise UserError("vllm is not installed; run pip install '.[vllm]' in limbeck's checkout, "
                         "or use a teacher of type openai or solver")
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
-    share = share_of(options, count)
+    share = split_gpu_memory(options, count)
     with contextlib.ExitStack() as stack:
         servers: dict[str, Callable[[float], None]] = {}
-        for each in logs:
-            url, wait = stack.enter_context(_launched(model, share, each, environment or {}))
+        for path in logs:
+            url, wait = stack.enter_context(_launch_server(model, share, path, environment or {}))
             servers[url] = wait
             if options.get("kv_cache_memory_bytes") is None:
-                wait(patience)
+                wait(timeout)
         for wait in servers.values():
-            wait(patience)
+            wait(timeout)
         yield list(servers)
 
 
 @contextmanager
-def _launched(model: str, options: Mapping[str, Any], log: Path,
+def _launch_server(model: str, options: Mapping[str, Any], log: Path,
               environment: Mapping[str, str]) -> Iterator[tuple[str, Callable[[float], None]]]:
-    """(base_url, what waits so many seconds for it) of a server that may not answer yet."""
+    """Yield (base_url, wait(timeout)) of a server that may not answer yet."""
     port = free_port()
     command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
                *flags(_all_gpus(options))]
     log.parent.mkdir(parents=True, exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
-    with log.open("wb") as sink, process_group(
-            command, {**kept, **environment}, stdout=sink, stderr=subprocess.STDOUT) as process:
-        yield f"http://127.0.0.1:{port}/v1", partial(_wait, process,
+    inherited = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
+    with log.open("wb") as sink, process_group(command, {**inherited, **environment}, stdout=sink,
+                                               stderr=subprocess.STDOUT) as process:
+        yield f"http://127.0.0.1:{port}/v1", partial(_wait_until_ready, process,
                                                      f"http://127.0.0.1:{port}/health", log)
 
 
-def share_of(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
+def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
     """The options of one of `count` engines or servers on the same GPUs."""
     if count == 1:
         return options
-    total = options.get("gpu_memory_utilization") or UTILIZATION
+    total = options.get("gpu_memory_utilization") or GPU_MEMORY_UTILIZATION
     if not isinstance(total, int | float):
-        raise UserError(f"gpu_memory_utilization={total!r} is no number, so {count} engines cannot "
-                        "share it; give one such as 0.9")
+        raise UserError(f"gpu_memory_utilization={total!r} is not a number, so {count} engines "
+                        "cannot share it; set a number such as 0.9")
     return {**options, "gpu_memory_utilization": round(total / count, 4)}
 
 
@@ -99,21 +99,22 @@ def rollout_server(model: str, options: Mapping[str, Any], gpus: str,
                    log: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Serve `model` on `gpus` to a TRL trainer that samples there and sends its weights.
 
-    Yields (the GRPOConfig keys that make it do so, the GPUs left to it); a UserError where none
-    is. TRL 1.16 asks for what trl/scripts/vllm_serve.py sets: the endpoints of vLLM's development
-    mode, NCCL for the weights, log-probabilities after the temperature.
+    Yields (GRPOConfig keys for the trainer, the other GPUs). Raises UserError if no GPU is left.
     """
-    own = gpu_names(gpus)
-    left = [name for name in visible_gpus() if name not in own]
-    if not left:
-        raise UserError(f"rl.server_gpus={gpus} leaves no GPU for training; the server needs GPUs "
-                        "of its own, or set rl.trainer.use_vllm=true without rl.server")
-    given = {"tensor_parallel_size": len(own), "dtype": "bfloat16", **options,
-             "weight_transfer_config": {"backend": "nccl"}, "logprobs_mode": "processed_logprobs"}
-    seen = {"CUDA_VISIBLE_DEVICES": ",".join(own), "VLLM_SERVER_DEV_MODE": "1"}
-    with vllm_server(model, given, log=log, environment=seen) as url:
+    server_gpus = gpu_names(gpus)
+    other_gpus = [name for name in visible_gpus() if name not in server_gpus]
+    if not other_gpus:
+        raise UserError(f"rl.server_gpus={gpus} leaves no GPU for training; give the server fewer "
+                        "GPUs, or set rl.trainer.use_vllm=true without rl.server")
+    # What trl/scripts/vllm_serve.py of TRL 1.16 sets: the endpoints of vLLM's development mode,
+    # NCCL for the weights, log-probabilities after the temperature.
+    trl_options = {
+        "tensor_parallel_size": len(server_gpus), "dtype": "bfloat16", **options,
+        "weight_transfer_config": {"backend": "nccl"}, "logprobs_mode": "processed_logprobs"}
+    environment = {"CUDA_VISIBLE_DEVICES": ",".join(server_gpus), "VLLM_SERVER_DEV_MODE": "1"}
+    with vllm_server(model, trl_options, log=log, environment=environment) as url:
         yield {"use_vllm": True, "vllm_mode": "server",
-               "vllm_server_base_url": url.removesuffix("/v1")}, ",".join(left)
+               "vllm_server_base_url": url.removesuffix("/v1")}, ",".join(other_gpus)
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -132,8 +133,9 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
     count = gpu_count()
-    spread = {"data_parallel_size": count} if count > 1 and not PARALLEL & set(options) else {}
-    return {**options, **spread}
+    if count > 1 and not PARALLEL & set(options):
+        return {**options, "data_parallel_size": count}
+    return dict(options)
 
 
 def data_parallel_size(options: Mapping[str, Any]) -> int:
@@ -146,9 +148,9 @@ def has_vllm() -> bool:
     return find_spec("vllm") is not None
 
 
-def _wait(process: subprocess.Popen, url: str, log: Path, patience: float) -> None:
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
+def _wait_until_ready(process: subprocess.Popen, url: str, log: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
         if process.poll() is not None:
             raise UserError(f"vllm serve ended with code {process.returncode} before it answered; "
                             f"the end of {log}:\n{tail(log)}")
@@ -157,7 +159,7 @@ def _wait(process: subprocess.Popen, url: str, log: Path, patience: float) -> No
             if answer.status == 200:
                 return
         time.sleep(0.25)
-    raise UserError(f"vllm serve did not answer within {patience:g} s; the end of {log}:\n"
+    raise UserError(f"vllm serve did not answer within {timeout:g} s; the end of {log}:\n"
                     f"{tail(log)}")
 
 

@@ -57,11 +57,11 @@ def _by_vllm(model: str, end: list[int], prompts: list[list[int]], sampling: Stu
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import LLM, SamplingParams
 
-    from pipeline.serving.engine_group import start
+    from pipeline.serving.engine_group import start_engines
 
     longest = max(map(len, prompts)) + sampling.max_tokens
     given = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
-    llm = start(LLM, {"model": model, "seed": seed, **given, **engine})
+    llm = start_engines(LLM, {"model": model, "seed": seed, **given, **engine})
     params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
                             max_tokens=sampling.max_tokens, stop_token_ids=end)
     try:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-_HOME = {"generate": "scheduler", "Outcome": "outcome", "Request": "request",
+_MODULES = {"generate": "scheduler", "Outcome": "outcome", "Request": "request",
          "TraceStore": "store"}
 
 
 def __getattr__(name: str) -> Any:
-    """The package's names, imported when first used: a config needs none of the libraries."""
+    """Import the package's names at first use, since they load heavy libraries."""
     from importlib import import_module
 
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'pipeline.teacher' has no attribute {name!r}")
-    return getattr(import_module(f"pipeline.teacher.{_HOME[name]}"), name)
+    return getattr(import_module(f"pipeline.teacher.{_MODULES[name]}"), name)

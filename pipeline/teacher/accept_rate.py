@@ -1,4 +1,4 @@
-"""Judges traces while more are asked: the share accepted so far, on the progress line."""
+"""Judges traces while more are asked, for the share accepted so far on the progress line."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from pipeline.judge import JudgePool, Problem
 from pipeline.judge.table import as_completion
 
-WAITING = 64
+MAX_WAITING = 64
 
 
 class AcceptRate:
     """Counts what the judge accepts of the traces it is given, in a thread of its own.
 
-    Where traces come faster than verdicts some are passed over; the share is of those judged.
-    `problems` are by the `messages` column of the trace store; traces of others are passed over.
+    `problems` are keyed by the `messages` column of the trace store; other traces are skipped, and
+    so are some if traces come faster than verdicts.
     """
 
     def __init__(self, problems: Mapping[str, Problem]) -> None:
         self.problems, self.judged, self.accepted = problems, 0, 0
         self.pool, self.thread = JudgePool(1), ThreadPoolExecutor(1)
-        self.room = threading.Semaphore(WAITING)
+        self.free_places = threading.Semaphore(MAX_WAITING)
 
     def __enter__(self) -> AcceptRate:
         return self
@@ -35,9 +35,9 @@ class AcceptRate:
         self.pool.close()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Judge a stored trace soon, if there is room."""
+        """Queue a stored trace for the judge, unless the queue is full."""
         problem = self.problems.get(row["messages"])
-        if problem is not None and self.room.acquire(blocking=False):
+        if problem is not None and self.free_places.acquire(blocking=False):
             self.thread.submit(self._judge, dict(row), problem)
 
     def _judge(self, row: dict[str, Any], problem: Problem) -> None:
@@ -46,12 +46,12 @@ class AcceptRate:
             self.accepted += verdict.score == 1.0
             self.judged += 1
         finally:
-            self.room.release()
+            self.free_places.release()
 
-    def parts(self, cost_each: float) -> list[str]:
-        """What a progress line says: the share, and dollars an accepted trace."""
+    def parts(self, usd_per_trace: float) -> list[str]:
+        """Parts of the progress line: the share, and dollars for each accepted trace."""
         if not self.judged:
             return []
         share = self.accepted / self.judged
-        money = [f"${cost_each / share:.4f} each"] if cost_each and share else []
-        return [f"{share:.0%} accepted", *money]
+        cost = [f"${usd_per_trace / share:.4f} each"] if usd_per_trace and share else []
+        return [f"{share:.0%} accepted", *cost]

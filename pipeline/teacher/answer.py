@@ -1,4 +1,4 @@
-"""What a teacher's reply is made of, whichever dialect it came in."""
+"""A teacher's reply, in whichever dialect it came: choices, token usage, errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class MalformedReplyError(Exception):
-    """A body that holds no whole answer; `status` is the error code it carries, if it does."""
+    """A body without a complete answer; `status` is the error code in it, if any."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(clean_text(reason))
@@ -17,7 +17,7 @@ class MalformedReplyError(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """One completion. `complete`: it ended by itself, with its thinking closed, in an answer."""
+    """One completion; `complete` if it stopped by itself, with closed thinking and an answer."""
 
     thinking: str | None
     answer: str
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Usage:
-    """Billed tokens of one request; `usd` where the endpoint says what it charged."""
+    """Billed tokens of one request; `usd` if the endpoint says what it charged."""
 
     prompt: int = 0
     cached: int = 0
@@ -39,17 +39,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Reply:
-    """Whole choices by index, the bill (None where none came) and the model that answered."""
+    """Complete choices by index, the usage (None if none came) and the model that answered."""
 
     choices: dict[int, Choice]
     usage: Usage | None = None
     model: str = ""
     broken: dict[int, str] = field(default_factory=dict)
-    """Why others did not come; under -1 where the whole stream broke off."""
+    """Errors of the other choices; under -1 that of the whole stream."""
 
 
 def clean_text(text: str) -> str:
-    """`text` as it can be stored: a lone surrogate becomes a question mark."""
+    """Replace lone surrogates, which cannot be stored, by question marks."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -58,22 +58,19 @@ def clean_text(text: str) -> str:
 
 
 def read_usage(raw: Any) -> Usage | None:
-    """The bill, or None where the endpoint sent none that can be read.
-
-    Some endpoints count thinking beside the completion, as shows where it passes it or where their
-    total holds more than prompt and completion; here it is part of it.
-    """
+    """Read a `usage` object; None if it is absent or unreadable."""
     if not isinstance(raw, Mapping):
         return None
     def number(value: Any) -> int:
         return int(value) if isinstance(value, int | float) and 0 < value < 1e12 else 0
 
-    def detail(of: str, name: str) -> int:
-        details = raw.get(f"{of}_tokens_details")
+    def detail(side: str, name: str) -> int:
+        details = raw.get(f"{side}_tokens_details")
         return number(details.get(name)) if isinstance(details, Mapping) else 0
     cached = number(raw.get("prompt_cache_hit_tokens")) or detail("prompt", "cached_tokens")
     thought = detail("completion", "reasoning_tokens")
     prompt, completion = number(raw.get("prompt_tokens")), number(raw.get("completion_tokens"))
+    # Some endpoints count thinking beside the completion: it is larger then, or the total is.
     completion += thought if thought > completion else 0
     completion = max(completion, number(raw.get("total_tokens")) - prompt if prompt else 0)
     usd = raw.get("cost")

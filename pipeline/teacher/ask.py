@@ -1,4 +1,4 @@
-"""Asks the experiment's teacher: starts a local one where needed, shows progress, counts."""
+"""Asks the experiment's teacher: starts a local one if needed, shows progress, counts."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from pipeline.completion import Messages
+from pipeline.config.experiment import Experiment, Runtime
+from pipeline.config.teacher import Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.progress import progress
 
-SUMMED = ("prompt_tokens", "completion_tokens", "cost_usd")
+if TYPE_CHECKING:
+    from pipeline.teacher.outcome import Outcome
+    from pipeline.teacher.request import Request
+
+SUMMED_COLUMNS = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 
-def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
-                keep: Callable[[pl.DataFrame], None],
+def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: int,
+                write_batch: Callable[[pl.DataFrame], None],
                 problems: pl.DataFrame | None = None) -> dict[str, Any]:
-    """Counts of `samples` traces for each chat, by problem id; `keep` gets them, some thousand
-    at a time (records.Trace).
+    """Get `samples` traces for each chat, by problem id, asking only what the trace store lacks.
 
-    Only what the trace store lacks is asked; by the golds of `problems` (a records.Problem frame)
-    the share accepted so far is shown. A UserError where the teacher gave nothing at all.
+    `write_batch` gets tables.Trace frames of some thousand rows; returns their counts. With
+    `problems` (tables.Problem) the share accepted so far is shown. Raises UserError if no trace
+    came at all.
     """
     from pipeline.teacher import Outcome, TraceStore, generate
     from pipeline.teacher.batch import generate_in_batches
@@ -37,15 +43,15 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
         if missing:
             with (running_teacher(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance,
-                  _quick(problems, chats, runtime.teacher) as more):
+                  _accept_rate(problems, chats, runtime.teacher) as options):
                 ask = generate_in_batches if runtime.teacher.batch else generate
                 outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
-                              runtime=address, store=store, on_progress=advance, **more)
+                              runtime=address, store=store, on_progress=advance, **options)
         sums: Counter[str] = Counter()
         for traces in store.stream(requests, config.teacher, config.sampling):
-            keep(traces)
+            write_batch(traces)
             sums.update(_sums(traces))
-    explain(outcome, "generate")
+    print_problems(outcome, "generate")
     if not sums["traces"]:
         raise UserError("the teacher gave no trace at all: "
                         f"{outcome.stopped or dict(outcome.reasons)}")
@@ -53,25 +59,25 @@ def ask_teacher(experiment: Any, chats: Mapping[str, Messages], samples: int,
 
 
 @contextmanager
-def _quick(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
-           runtime: Any) -> Iterator[dict[str, Any]]:
-    """What `generate` needs to show the share accepted so far, where that is wanted and can be."""
+def _accept_rate(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
+                 runtime: TeacherRuntime) -> Iterator[dict[str, Any]]:
+    """Yield options of `generate` that show the share accepted so far, {} if it cannot be known."""
     if problems is None or runtime.batch or not runtime.quick_judge:
         yield {}
         return
     from pipeline.judge import Problem, has_gold
     from pipeline.judge.kinds import kind_of
     from pipeline.teacher.accept_rate import AcceptRate
-    from pipeline.teacher.request import dump
+    from pipeline.teacher.request import canonical_json
 
     judged = [Problem.from_row(row) for row in problems.iter_rows(named=True) if has_gold(row)]
-    known = {dump(chats[problem.problem_id]): problem for problem in judged
+    known = {canonical_json(chats[problem.problem_id]): problem for problem in judged
              if kind_of(problem).live}
     with AcceptRate(known) as judge:
-        yield {"quick": judge}
+        yield {"accept_rate": judge}
 
 
-def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
+def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Request]:
     """One Request for each chat and sample."""
     from pipeline.teacher import Request
 
@@ -80,8 +86,8 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Any]:
 
 
 @contextmanager
-def running_teacher(teacher: Any, runtime: Any) -> Iterator[Any]:
-    """`runtime.teacher` with the address of the teacher, started here where it is local."""
+def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRuntime]:
+    """Start a local teacher if needed; yields runtime.teacher with base_url set."""
     if teacher.type == "openai" or runtime.teacher.base_url:
         if not runtime.teacher.base_url:
             raise UserError("no address for the teacher: set runtime.teacher.base_url, e.g. "
@@ -96,13 +102,14 @@ def running_teacher(teacher: Any, runtime: Any) -> Iterator[Any]:
         return
     from pipeline.serving.vllm_server import vllm_servers
 
+    assert teacher.type == "vllm"            # traces of a file are imported, not asked for
     with vllm_servers(teacher.model, teacher.vllm, teacher.servers,
                       log=runtime.traces / "vllm.log") as (first, *others):
         yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
 
 
-def explain(outcome: Any, who: str) -> None:
-    """What went wrong or is worth knowing, a line each."""
+def print_problems(outcome: Outcome, who: str) -> None:
+    """Print what went wrong or is worth knowing, a line each."""
     if outcome.stopped:
         print(f"{who}: stopped early: {outcome.stopped}", file=sys.stderr)
     for reason, count in outcome.reasons.most_common(3):
@@ -113,14 +120,14 @@ def explain(outcome: Any, who: str) -> None:
 
 def _sums(traces: pl.DataFrame) -> dict[str, Any]:
     return {"traces": len(traces), "cut_off": int((traces["finish_reason"] == "length").sum()),
-            **{name: traces[name].sum() for name in SUMMED}}
+            **{name: traces[name].sum() for name in SUMMED_COLUMNS}}
 
 
-def _counts(sums: Mapping[str, Any], outcome: Any) -> dict[str, Any]:
-    """What the manifest keeps; tokens and dollars are of all traces, asked now or before."""
+def _counts(sums: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """The counts of the manifest; tokens and dollars are of all traces, asked now or before."""
     return {"traces": sums["traces"], "asked": outcome.asked, "reused": outcome.reused,
             "failed": outcome.failed, "reasons": dict(outcome.reasons),
             "retries": outcome.retries, "stopped": outcome.stopped,
-            "cut_off": sums["cut_off"], **{name: sums[name] for name in SUMMED},
+            "cut_off": sums["cut_off"], **{name: sums[name] for name in SUMMED_COLUMNS},
             "spent_now_usd": outcome.cost_usd, "unsure_usd": outcome.unsure_usd,
             "asking_seconds": round(outcome.seconds, 2)}

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import aiohttp
 import httpx2
 
-SHUN_SECONDS = 30.0
-"""A server that failed comes last for so long, or until it answers. A dead one fails at once, so it
-would have the fewest requests in flight and draw them all."""
+# A dead server fails at once, so without a cooldown it would have the fewest requests in flight
+# and draw them all.
+COOLDOWN_SECONDS = 30.0
 
 
 @dataclass
 class Server:
-    """One address, the samples asked of it now, and until when it comes last (0: it is well)."""
+    """One address, its samples in flight, and until when it comes last (0: it is healthy)."""
 
     url: httpx2.URL
     in_flight: int = 0
-    shunned: float = 0.0
+    cooldown_until: float = 0.0
 
-    def fails(self) -> None:
-        self.shunned = time.monotonic() + SHUN_SECONDS
+    def cool_down(self) -> None:
+        self.cooldown_until = time.monotonic() + COOLDOWN_SECONDS
 
 
 class LoadBalancer:
@@ -36,29 +36,29 @@ class LoadBalancer:
                         for address in addresses]
 
     @contextmanager
-    def freest(self, samples: int) -> Iterator[Server]:
-        """The server to ask, which has them in flight while the block lasts."""
+    def least_busy(self, samples: int) -> Iterator[Server]:
+        """Yield the server to ask; `samples` count as in flight there until the block ends."""
         now = time.monotonic()
-        server = min(self.servers, key=lambda one: (one.shunned > now, one.in_flight))
+        server = min(self.servers, key=lambda known: (known.cooldown_until > now, known.in_flight))
         server.in_flight += samples
         try:
             yield server
-            server.shunned = 0.0
+            server.cooldown_until = 0.0
         except (httpx2.HTTPError, aiohttp.ClientError, OSError, asyncio.CancelledError):
             # An attempt that is out of time is cancelled.
-            server.fails()
+            server.cool_down()
             raise
         finally:
             server.in_flight -= samples
 
-    def none_left(self) -> bool:
+    def all_failed(self) -> bool:
         """Whether every server failed just now."""
-        return all(server.shunned > time.monotonic() for server in self.servers)
+        return all(server.cooldown_until > time.monotonic() for server in self.servers)
 
     def notes(self) -> list[str]:
-        """A sentence for each server that failed to the end while others did not."""
-        lost = [server.url for server in self.servers if server.shunned]
-        if len(lost) == len(self.servers):
+        """One sentence for each server that stopped responding while others did not."""
+        failed = [server.url for server in self.servers if server.cooldown_until]
+        if len(failed) == len(self.servers):
             return []
-        return [f"the server on port {url.port} of {url.host} answered no more; the others took "
-                "its requests" for url in lost]
+        return [f"server {url.host}:{url.port} stopped responding; its requests went to the others"
+                for url in failed]

@@ -1,7 +1,7 @@
-"""What is on its way in batches: a file each in STORE/batches/TEACHER/, of the lines sent.
+"""The pending batches: one file of the lines sent for each, in STORE/batches/TEACHER/.
 
-NAME.jsonl is there before the batch is, NAME.ID.jsonl as soon as it has an id, NAME.ID.done once
-its answers are stored. So a killed run's batches are found again and nothing is paid for twice.
+NAME.jsonl exists before the batch, NAME.ID.jsonl once it has an id, NAME.ID.done once its answers
+are stored. So a killed run's batches are found again and nothing is paid for twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pipeline.teacher.store import TraceStore
 
 
 def folder_of(store: TraceStore, keys: Keys) -> Path:
-    """One teacher's batches: another's answers would be stored under a wrong origin and price."""
+    """The folder of one teacher's batches."""
+    # Another teacher's answers would be stored under a wrong origin and price.
     digest = hashlib.blake2b(keys.origin.encode("utf-8", "replace"), digest_size=8).hexdigest()
     return store.folder / "batches" / digest
 
@@ -30,8 +31,8 @@ def pending(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jsonl"))
 
 
-def keep(folder: Path, data: bytes) -> Path:
-    """A new file of lines, whole or not there."""
+def write_lines(folder: Path, data: bytes) -> Path:
+    """Write a new file of lines atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{uuid.uuid4().hex}.jsonl"
     partial = path.with_suffix(".partial")
@@ -44,12 +45,13 @@ def set_id(path: Path, batch_id: str) -> None:
 
 
 def id_of(path: Path) -> str:
-    """The id of a file's batch, "" where it has none yet."""
+    """The id of a file's batch, "" if it has none yet."""
     return unquote(path.stem.partition(".")[2])
 
 
 def sent_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines by name. Not by splitlines(), which ends one at a problem's U+2028 too."""
+    """The lines of a batch file by name."""
+    # Not by splitlines(), which also splits at U+2028 inside a problem.
     lines = map(json.loads, path.read_text(encoding="utf-8").split("\n"))
     return {line["custom_id"]: line for line in lines}
 
@@ -59,23 +61,24 @@ def name_of(job: Job) -> str:
 
 
 def job_of(line: dict[str, Any]) -> Job:
-    """The job that `line` was made of."""
+    """The job that `line` asks."""
     key, _, sample = line["custom_id"].partition(":")
     return Job(key, line["body"]["messages"], range(int(sample), int(sample) + 1))
 
 
 def check_not_in_batch(missing: list[Request], keys: Keys, store: TraceStore) -> None:
-    """A UserError where any of `missing`, about to be asked directly, is in a batch on its way."""
+    """Raises UserError if any of `missing`, about to be asked directly, is in a pending batch."""
     folder = folder_of(store, keys)
     waiting = {name for path in pending(folder) for name in sent_lines(path)}
-    twice = sum(name_of(job) in waiting for job in jobs(missing, keys, 1)) if waiting else 0
-    if twice:
-        raise UserError(f"{twice:,} of the requests are on their way in batches and would be paid "
-                        "for twice; `limbeck generate` with runtime.teacher.batch=true collects "
-                        f"them (or delete {folder} to ask anew all the same)")
+    count = sum(name_of(job) in waiting for job in jobs(missing, keys, 1)) if waiting else 0
+    if count:
+        raise UserError(f"{count:,} of the requests are in pending batches and would be paid for "
+                        "twice; run `limbeck generate` with runtime.teacher.batch=true to collect "
+                        f"them, or delete {folder} to ask again anyway")
 
 
 @malformed_on_error()
-def reply_of(result: Any, opened: bool) -> Reply:
-    """The reply in a line of a result file; DamagedError where it holds none."""
-    return read_json((result.get("response") or {}).get("body") or result, opened=opened)
+def reply_of(result: Any, prompt_opens_thinking: bool) -> Reply:
+    """The reply in a line of a result file. Raises MalformedReplyError if it holds none."""
+    return read_json((result.get("response") or {}).get("body") or result,
+                     prompt_opens_thinking=prompt_opens_thinking)

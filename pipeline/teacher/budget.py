@@ -1,4 +1,4 @@
-"""What a model's tokens cost, and a budget that is never passed."""
+"""What a model's tokens cost, and a budget that is never exceeded."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ class Price(Config):
                 + usage.reasoning * reasoning) / 1e6
 
     def batched(self) -> Price:
-        """The prices of the batch API."""
         return self.model_copy(update={name: value * self.batch for name, value in self
                                        if value is not None and name != "batch"})
 
     def worst(self, prompt: int, completion: int | None) -> float:
-        """Dollars that no request of so many tokens passes; `completion` None: without a limit."""
+        """Upper bound in dollars for so many tokens; `completion` None: without a limit."""
         dearest = max(self.output, self.reasoning or 0.0)
         if completion is None:
             return math.inf if dearest else self.worst(prompt, 0)
@@ -57,7 +56,7 @@ class Price(Config):
 
 
 def price_of(teacher: Teacher, runtime: TeacherRuntime) -> Price | None:
-    """The teacher's price, None where nobody knows it; local teachers cost nothing."""
+    """The teacher's price, None if the price file lacks it; local teachers cost nothing."""
     if teacher.type != "openai":
         return Price()
     path = runtime.prices or PRICES
@@ -73,7 +72,7 @@ def price_of(teacher: Teacher, runtime: TeacherRuntime) -> Price | None:
 
 
 class Budget:
-    """Money spent and possibly spent, and reserved for what is in flight; the sum stays below."""
+    """Keeps dollars spent, possibly spent (`unsure`) and reserved for requests below max_usd."""
 
     def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
                  sampling: Sampling) -> None:
@@ -85,30 +84,30 @@ class Budget:
             raise UserError(f"runtime.teacher.max_usd is set, but {unknown}; add its prices there")
         if max_usd is not None and sampling.max_tokens is None:
             raise UserError("runtime.teacher.max_usd needs generate.sampling.max_tokens: without "
-                            "a limit nobody knows what a request may cost")
+                            "a limit a request may cost any amount")
 
     def resume(self, spent: float) -> None:
-        """Count what the same requests cost before."""
+        """Count what earlier runs spent on the same requests."""
         self.spent = self.before = spent
 
     def bill(self, job: Job, reply: Reply, rows: list[dict[str, Any]]) -> None:
-        """Take an answer into account; one without usage may have cost as much as any could."""
+        """Count an answer; without usage it may have cost as much as the longest possible one."""
         cost = sum(row["cost_usd"] for row in rows)
         self.spent += cost
         if reply.usage is None:
             self.unsure += max(self.worst(job) - cost, 0.0)
 
     def unsure_usd(self) -> float | None:
-        """Upper bound of what came without a bill; None where no max_tokens sets one."""
+        """Upper bound of what answers without usage cost; None without max_tokens."""
         return self.unsure if self.unsure < math.inf else None
 
-    def sentence(self) -> str:
+    def stop_reason(self) -> str:
         """Why the next request is not sent."""
-        before = f", of which earlier runs spent ${self.before:,.2f}" if self.before else ""
-        return f"the next request might pass max_usd {self.max_usd:g}{before}"
+        before = f" (earlier runs spent ${self.before:,.2f})" if self.before else ""
+        return f"the next request might exceed max_usd {self.max_usd:g}{before}"
 
     def worst(self, job: Job) -> float:
-        """Dollars that one attempt at `job` cannot pass; infinite without max_tokens."""
+        """Upper bound in dollars of one attempt at `job`; infinite without max_tokens."""
         limit = self.sampling.max_tokens
         return self.price.worst(prompt_bound(job), limit and limit * len(job.samples))
 

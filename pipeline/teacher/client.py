@@ -1,7 +1,7 @@
 """One attempt at one request, through the openai library's aiohttp transport.
 
-The library's own `create` builds and reads each request through typed models: 1 ms of CPU more than
-the transport needs, and no body but its own dialect survives it. So requests go to the transport.
+The library's own `create` passes each request through typed models: 1 ms of CPU more than the
+transport alone, and only OpenAI's own reply format survives. So requests go to the transport.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher.answer import MalformedReplyError, Reply
 from pipeline.teacher.balancer import LoadBalancer
-from pipeline.teacher.failures import AttemptError
+from pipeline.teacher.failures import AttemptError, Cause
 from pipeline.teacher.rate_limit import retry_after
 from pipeline.teacher.request import Job
 from pipeline.teacher.sse import Assembler, read_body
 
-AGAIN = {408, 409, 425, 429}
-OVERLOADED = {429, 503, 529}
-FATAL = {401, 402}
-DOUBTFUL = {403, 404}
-"""A wrong key, address or model, but also one question refused by a moderator."""
-NO_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
+RETRY_STATUSES = {408, 409, 425, 429}
+"""Beside 500 and above."""
+CAUSES: dict[int, Cause] = {401: "fatal", 402: "fatal", 403: "suspect", 404: "suspect",
+                            429: "overload", 503: "overload", 529: "overload"}
+"""403 and 404: a wrong key, address or model, but also one question refused by a moderator."""
+REJECTS_N = re.compile(r"\bn\b|choice|number of completions|multiple completions", re.IGNORECASE)
 
 
 class Client:
@@ -45,20 +45,21 @@ class Client:
             raise UserError("runtime.teacher.base_url is not set; give the endpoint's address, "
                             "such as https://api.deepseek.com/v1")
         self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
+        self.prompt_opens_thinking = getattr(teacher, "opened", False)
         self.honours_n = True
         self.headers: Mapping[str, str] = {}
-        self._usage_in_stream, self._limit = True, "max_tokens"
-        self._secrets = _forms(runtime.api_key().get_secret_value())
-        many = httpx2.Limits(max_connections=100_000, max_keepalive_connections=100_000,
-                             keepalive_expiry=30.0)
-        patience = httpx2.Timeout(runtime.timeout, connect=30.0)
-        self._http = openai.DefaultAioHttpClient(limits=many, timeout=patience)
-        self.spread = LoadBalancer(runtime.addresses())
+        self._asks_stream_usage, self._limit_field = True, "max_tokens"
+        self._secrets = _key_spellings(runtime.api_key().get_secret_value())
+        limits = httpx2.Limits(max_connections=100_000, max_keepalive_connections=100_000,
+                               keepalive_expiry=30.0)
+        timeout = httpx2.Timeout(runtime.timeout, connect=30.0)
+        self._http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+        self.balancer = LoadBalancer(runtime.addresses())
         key = runtime.api_key().get_secret_value() or "none"
-        self._head = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",
                       "Accept": "application/json", "Accept-Encoding": "gzip, deflate",
                       "User-Agent": "limbeck"}
-        self._extensions = {"timeout": patience.as_dict()}
+        self._extensions = {"timeout": timeout.as_dict()}
 
     async def __aenter__(self) -> Client:
         return self
@@ -69,120 +70,123 @@ class Client:
     def body(self, job: Job) -> dict[str, Any]:
         """The request's JSON body."""
         body = {"model": self.teacher.model, "messages": job.messages, **self.sampling.body()}
-        seed = 0 if self.teacher.type == "solver" else None
-        seed = self.sampling.seed if self.sampling.seed is not None else seed
-        if seed is not None:                 # vLLM gives choice i the seed + i, as single ones get
+        default = 0 if self.teacher.type == "solver" else None
+        seed = self.sampling.seed if self.sampling.seed is not None else default
+        if seed is not None:     # vLLM samples choice i with seed + i, as separate requests would
             body["seed"] = seed + job.samples.start
         if "max_tokens" in body:
-            body[self._limit] = body.pop("max_tokens")
+            body[self._limit_field] = body.pop("max_tokens")
         if len(job.samples) > 1:
             body["n"] = len(job.samples)
         if self.sampling.top_logprobs is not None and self.teacher.type == "vllm":
             body["return_tokens_as_token_ids"] = True
         if self.runtime.stream:
             body["stream"] = True
-            if self._usage_in_stream:
+            if self._asks_stream_usage:
                 body["stream_options"] = {"include_usage": True}
         return body
 
     async def ask(self, job: Job) -> Reply:
-        """One attempt; raises AttemptError. Redacts the key from whatever came back."""
+        """Make one attempt; raises AttemptError. The key is redacted from the reply."""
         async with self.attempt(job):
-            reply = await (self._stream(job) if self.runtime.stream else self._whole(job))
+            reply = await (self._stream(job) if self.runtime.stream else self._read(job))
             return self._without_key(reply)
         raise AssertionError("unreachable")
 
     @contextlib.asynccontextmanager
     async def attempt(self, job: Job) -> AsyncIterator[None]:
-        """Bounds an attempt in time and turns whatever goes wrong in it into AttemptError."""
+        """Bound an attempt in time and turn its errors into AttemptError."""
         try:
             async with asyncio.timeout(self.runtime.timeout):
                 yield
         except (TimeoutError, httpx2.HTTPError, aiohttp.ClientError, OSError) as error:
-            raise _lost(error, self.runtime, self.spread.none_left()) from None
+            raise _connection_error(error, self.runtime, self.balancer.all_failed()) from None
         except MalformedReplyError as error:
-            status, reason = error.status, self.redact(str(error))
-            raise AttemptError(reason, again=status is None or status in AGAIN or status >= 500,
-                          fatal=status in FATAL, refused=status in OVERLOADED,
-                          billed=True) from None
+            cause = CAUSES.get(error.status or 0, "request")
+            raise AttemptError(self.redact(str(error)), "request" if cause == "suspect" else cause,
+                               retry=_is_transient(error.status or 500), billed=True) from None
 
     async def raw(self, body: dict[str, Any]) -> str:
-        """The text that the endpoint sends for `body`, without the key."""
+        """Return what the endpoint sends for `body`, without the key."""
         async with self._sent(body) as response:
             text = (await response.aread()).decode("utf-8", "replace")
         return self.redact(text)
 
     @contextlib.asynccontextmanager
     async def _sent(self, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
-        """The response with its body still to be read; AttemptError where the status is no 200."""
+        """Yield the response, its body unread; raises AttemptError unless the status is 2xx."""
         text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        with self.spread.freest(body.get("n", 1)) as server:
-            request = httpx2.Request("POST", server.url, headers=self._head,
+        with self.balancer.least_busy(body.get("n", 1)) as server:
+            request = httpx2.Request("POST", server.url, headers=self._headers,
                                      content=text.encode("utf-8", "replace"),
                                      extensions=self._extensions)
-            request.headers.encoding = "utf-8"    # else found out anew at every look at a header
+            request.headers.encoding = "utf-8"    # else detected anew at every access
             async with contextlib.aclosing(await self._http.send(request, stream=True)) as response:
                 self.headers = response.headers
                 if response.status_code >= 500:
-                    server.fails()
+                    server.cool_down()
                 if response.status_code >= 300:
                     await response.aread()
                     raise self._refusal(body, response)
                 yield response
 
-    async def _whole(self, job: Job) -> Reply:
+    async def _read(self, job: Job) -> Reply:
         return read_body(await self.raw(self.body(job)),
-                         opened=getattr(self.teacher, "opened", False))
+                         prompt_opens_thinking=self.prompt_opens_thinking)
 
     async def _stream(self, job: Job) -> Reply:
-        """As `_whole`, keeping only text; what was whole when a stream broke off is kept."""
-        assembler = Assembler(getattr(self.teacher, "opened", False))
-        end = asyncio.get_running_loop().time() + 0.99 * self.runtime.timeout   # before attempt's
+        """Read a streamed reply; keeps the choices that were complete when it broke off."""
+        assembler = Assembler(self.prompt_opens_thinking)
+        # A little before attempt's own, which would drop what is complete.
+        deadline = asyncio.get_running_loop().time() + 0.99 * self.runtime.timeout
         async with self._sent(self.body(job)) as response:
             if "event-stream" not in response.headers.get("content-type", ""):
                 text = (await response.aread()).decode("utf-8", "replace")
-                return read_body(self.redact(text), opened=assembler.opened)
-            rest = b""
+                return read_body(self.redact(text),
+                                 prompt_opens_thinking=self.prompt_opens_thinking)
+            unfinished = b""
             try:
-                async with asyncio.timeout_at(end):
+                async with asyncio.timeout_at(deadline):
                     async for chunk in response.aiter_bytes():
-                        *lines, rest = (rest + chunk).split(b"\n")
+                        *lines, unfinished = (unfinished + chunk).split(b"\n")
                         for line in lines:
                             assembler.feed(self.redact(line.decode("utf-8", "replace")))
             except (httpx2.HTTPError, aiohttp.ClientError, TimeoutError):
-                if not assembler.any_ended():
+                if not assembler.any_complete():
                     raise
-                assembler.broke = "the stream broke off or took too long"
+                assembler.error = "the stream broke off or took too long"
         return assembler.reply()
 
     def _refusal(self, body: dict[str, Any], response: httpx2.Response) -> AttemptError:
-        """The AttemptError for an HTTP error; notes what the endpoint does not know."""
+        """The AttemptError of an HTTP error; remembers a field that the endpoint rejects."""
         status = response.status_code
         text = self.redact(" ".join(response.text.split()))[:200]
-        broke = "insufficient_quota" in text
-        again = (status in AGAIN or status >= 500) and not broke \
-            and response.headers.get("x-should-retry") != "false"
+        cause: Cause = CAUSES.get(status, "request")
+        cause = "fatal" if "insufficient_quota" in text else cause
+        retry = (_is_transient(status) and "insufficient_quota" not in text
+                 and response.headers.get("x-should-retry") != "false")
+        if cause == "overload" and not retry:
+            cause = "request"
         wait = retry_after(response.headers)
         if (wait or 0) > self.runtime.max_wait:
-            text += f" (wants {wait:,.0f} s of waiting, beyond {self.runtime.where}.max_wait)"
-        return AttemptError(f"HTTP {status}: {text}", again=again or self.adapts(body, text),
-                            fatal=status in FATAL or broke, doubt=status in DOUBTFUL,
-                            refused=status in OVERLOADED and again, wait=wait)
+            text += f" (asks to wait {wait:,.0f} s, beyond {self.runtime.where}.max_wait)"
+        return AttemptError(f"HTTP {status}: {text}", cause, wait=wait,
+                            retry=retry or self.adapts(body, text))
 
     def adapts(self, body: dict[str, Any], text: str) -> bool:
-        """Whether `text` objects to a field that can be left out or renamed from now on."""
+        """Whether `text` rejects a field, which is left out or renamed from now on."""
         if "stream_options" in body and "stream_options" in text:
-            self._usage_in_stream = False
+            self._asks_stream_usage = False
         elif "max_tokens" in body and "max_completion_tokens" in text:
-            self._limit = "max_completion_tokens"
-        elif body.get("n", 1) > 1 and NO_N.search(text):
+            self._limit_field = "max_completion_tokens"
+        elif body.get("n", 1) > 1 and REJECTS_N.search(text):
             self.honours_n = False
         else:
             return False
         return True
 
     def _without_key(self, reply: Reply) -> Reply:
-        """`reply`, should the endpoint say the key back, however it wrote it."""
+        """`reply` with the key redacted, in case the endpoint sends it back."""
         if not self._secrets:
             return reply
         choices = {index: replace(choice, answer=self.redact(choice.answer),
@@ -199,20 +203,25 @@ class Client:
         return text
 
 
-def _forms(key: str) -> list[str]:
-    """The key as an endpoint may say it back: plain, URL-quoted, in base64 at any offset."""
+def _is_transient(status: int) -> bool:
+    return status in RETRY_STATUSES or status >= 500
+
+
+def _key_spellings(key: str) -> list[str]:
+    """The key as an endpoint may send it back: plain, URL-quoted, in base64 at any offset."""
     if not key:
         return []
     quoted = quote(key, safe="")
-    # Of base64, what no neighbour in the same header or text has a part in.
-    whole = (base64.b64encode(bytes(offset) + key.encode()).decode() for offset in range(3))
-    encoded = [text[4 * bool(offset):len(text) - 4] for offset, text in enumerate(whole)]
+    # Of base64 only the characters that do not depend on neighbouring bytes.
+    padded = (base64.b64encode(bytes(offset) + key.encode()).decode() for offset in range(3))
+    encoded = [text[4 * bool(offset):len(text) - 4] for offset, text in enumerate(padded)]
     forms = [key, key.replace("/", "\\/"), quoted, quoted.lower(), *encoded]
     return [form for form in dict.fromkeys(forms) if form == key or len(form) >= 8]
 
 
-def _lost(error: BaseException, runtime: TeacherRuntime, none_left: bool) -> AttemptError:
-    """The AttemptError for a connection that was not made, broke, or took too long."""
+def _connection_error(error: BaseException, runtime: TeacherRuntime,
+                      all_failed: bool) -> AttemptError:
+    """The AttemptError of a connection that failed, broke off or took too long."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
@@ -221,8 +230,8 @@ def _lost(error: BaseException, runtime: TeacherRuntime, none_left: bool) -> Att
     if connector is not None:
         os_error = getattr(connector, "os_error", None)
         why = getattr(os_error, "strerror", None) or "no connection"
-        return AttemptError(str(why), again=True, unreached=none_left)
+        return AttemptError(str(why), "unreachable" if all_failed else "request", retry=True)
     if any(isinstance(e, TimeoutError) for e in chain):
-        return AttemptError(f"no answer within {runtime.timeout:g} s", again=True, refused=True,
-                       billed=True)
-    return AttemptError("the connection broke off", again=True, billed=True)
+        return AttemptError(f"no answer within {runtime.timeout:g} s", "overload", retry=True,
+                            billed=True)
+    return AttemptError("the connection broke off", retry=True, billed=True)

@@ -1,68 +1,66 @@
-"""What an endpoint answered, in whichever dialect, as (thinking, answer, finish_reason, complete).
+"""Reads a chat completion in whichever dialect it comes: where the endpoint puts the thinking.
 
-Dialects: `reasoning_content` (DeepSeek, SGLang, llama.cpp, older vLLM), `reasoning` (OpenRouter,
-newer vLLM, Ollama), `reasoning_details`, content parts, and inline `<think>` (Together,
-transformers serve, vLLM without a reasoning parser), opened by the model or by the template.
+DIALECTS is the one list of them. A new dialect is a function here and a line there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.completion import CLOSE, OPEN, split_completion
 from pipeline.teacher.answer import Choice, MalformedReplyError, Reply, clean_text, read_usage
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 REASONING_LIKE = re.compile("reason|think|thought", re.IGNORECASE)
-FINISH = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
+FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
           "max_tokens": "length", "model_length": "length", "max_length": "length"}
-BROKEN = {None, "", "error", "abort", "insufficient_system_resource", "network_error"}
+BROKEN_REASONS = {None, "", "error", "abort", "insufficient_system_resource", "network_error"}
 
 
 @contextmanager
 def malformed_on_error() -> Iterator[None]:
-    """What is not built as the protocol says is damage, whichever way it is not."""
+    """Turn the errors of reading an unexpected structure into MalformedReplyError."""
     try:
         yield
     except (AttributeError, TypeError, KeyError, RecursionError):
-        raise MalformedReplyError("a body of an unknown shape") from None
+        raise MalformedReplyError("a body of unknown structure") from None
 
 
 @malformed_on_error()
-def read_json(body: Any, *, opened: bool = False) -> Reply:
-    """The reply in a chat completion object; DamagedError where it holds none."""
-    refuse_error(body)
+def read_json(body: Any, *, prompt_opens_thinking: bool = False) -> Reply:
+    """Read a chat completion object. Raises MalformedReplyError if no choice is complete."""
+    check_no_error(body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
         raise MalformedReplyError("a body without choices")
-    whole: dict[int, Choice] = {}
+    complete: dict[int, Choice] = {}
     broken: dict[int, str] = {}
     for index, raw in zip(_indices(choices), choices, strict=True):
         try:
-            refuse_error(raw)
-            whole[index] = read_choice(raw, opened)
+            check_no_error(raw)
+            complete[index] = read_choice(raw, prompt_opens_thinking)
         except MalformedReplyError as error:
             broken[index] = str(error)
-    if not whole:
+    if not complete:
         raise MalformedReplyError(next(iter(broken.values())))
     model = clean_text(str(body.get("model") or ""))
-    return Reply(whole, read_usage(body.get("usage")), model, broken)
+    return Reply(complete, read_usage(body.get("usage")), model, broken)
 
 
 def _indices(choices: list[Any]) -> Iterable[int]:
-    """The index of each choice; their places where they are not told apart by whole numbers."""
-    given: list[Any] = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
-    sound = all(isinstance(index, int) for index in given) and len(set(given)) == len(given)
-    return given if sound else range(len(given))
+    """The index of each choice; their positions unless the indices are distinct integers."""
+    stated: list[Any] = [raw.get("index") if isinstance(raw, Mapping) else None for raw in choices]
+    sound = all(isinstance(index, int) for index in stated) and len(set(stated)) == len(stated)
+    return stated if sound else range(len(stated))
 
 
-def refuse_error(body: Any) -> None:
-    """Raise DamagedError on what is no object or carries an error, as OpenRouter's 200s may."""
+def check_no_error(body: Any) -> None:
+    """Raises MalformedReplyError if `body` is no object or holds an error, as OpenRouter's may."""
     if not isinstance(body, Mapping):
-        raise MalformedReplyError("a body that is no JSON object")
+        raise MalformedReplyError("a body that is not a JSON object")
     error = body.get("error")
     if not error:
         return
@@ -73,30 +71,30 @@ def refuse_error(body: Any) -> None:
     raise MalformedReplyError(f"an error inside the answer: {message}", status)
 
 
-def read_choice(raw: Mapping, opened: bool) -> Choice:
-    """One element of `choices`; DamagedError where it is empty or did not end."""
+def read_choice(raw: Mapping, prompt_opens_thinking: bool) -> Choice:
+    """Read one element of `choices`. Raises MalformedReplyError if it is empty or unfinished."""
     reason = raw.get("finish_reason") or raw.get("native_finish_reason")
-    if reason in BROKEN or not isinstance(reason, str):
-        raise MalformedReplyError(f"an answer that did not end (finish_reason {reason!r})")
+    if reason in BROKEN_REASONS or not isinstance(reason, str):
+        raise MalformedReplyError(f"an unfinished answer (finish_reason {reason!r})")
     message = raw.get("message")
     if not isinstance(message, Mapping):
         raise MalformedReplyError("a choice without a message")
-    finish = FINISH.get(reason, reason)
-    thinking, answer, closed = _split(message, opened)
-    if not answer and not thinking:
+    finish = FINISH_REASONS.get(reason, reason)
+    read = read_message(message, prompt_opens_thinking)
+    if not read.answer and not read.thinking:
         raise MalformedReplyError("an empty answer")
-    return Choice(thinking, answer, finish, finish == "stop" and closed and bool(answer),
-                  _logprobs(raw.get("logprobs")))
+    complete = finish == "stop" and read.closed and bool(read.answer)
+    return Choice(read.thinking, read.answer, finish, complete, _logprobs(raw.get("logprobs")))
 
 
 def _logprobs(raw: Any) -> list[dict] | None:
-    """The entries of `logprobs.content`, one a token, where they are what they should be."""
+    """The entries of `logprobs.content`, one a token; None if any is malformed."""
     content = raw.get("content") if isinstance(raw, Mapping) else None
     return content if isinstance(content, list) and all(map(_is_token, content)) else None
 
 
 def _is_token(entry: Any) -> bool:
-    """Whether it holds a token and its log-probability, and so do those it was chosen from."""
+    """Whether `entry` and its `top_logprobs` hold a token and its log-probability."""
     tops = entry.get("top_logprobs") or [] if isinstance(entry, Mapping) else None
     if not isinstance(tops, list) or not isinstance(entry.get("token"), str):
         return False
@@ -105,41 +103,87 @@ def _is_token(entry: Any) -> bool:
     return number and all(map(_is_token, tops))
 
 
-def _split(message: Mapping, opened: bool) -> tuple[str | None, str, bool]:
-    """(thinking, answer, closed) of a message. A field for thinking rules over inline tags."""
-    in_parts, content = _parts(message.get("content"))
-    thinking = _reasoning(message)
-    thinking = in_parts if thinking is None else thinking
-    content = clean_text(content)
+class Message(NamedTuple):
+    """A message as read: `thinking` is None if it has none, `dialect` says where it stood."""
+
+    thinking: str | None
+    answer: str
+    closed: bool
+    dialect: str
+
+
+def read_message(message: Mapping, prompt_opens_thinking: bool = False) -> Message:
+    """Read a message by the first of DIALECTS that applies."""
+    read = (dialect(message, prompt_opens_thinking) for dialect in DIALECTS)
+    return next(found for found in read if found is not None)
+
+
+def in_field(message: Mapping, prompt_opens_thinking: bool) -> Message | None:
+    """Thinking in a field of its own: DeepSeek, OpenRouter, SGLang, llama.cpp, vLLM, Ollama."""
+    names = [*REASONING_FIELDS, *(name for name in message if REASONING_LIKE.search(name))]
+    texts = {name: _text(message[name]) for name in names if message.get(name) is not None}
+    if not texts:
+        return None
+    content, _ = _parts(message)
+    name = next((name for name, text in texts.items() if text.strip()), None)
+    if name is None:
+        return _beside("", content, read_message({"content": message.get("content")}).dialect)
+    return _beside(texts[name], content, f"thinking in message.{name}")
+
+
+def in_parts(message: Mapping, prompt_opens_thinking: bool) -> Message | None:
+    """A list of typed content parts, some of them thinking: Mistral, Anthropic."""
+    if not isinstance(message.get("content"), list):
+        return None
+    content, thinking = _parts(message)
     if thinking is None:
-        split = split_completion(content, opened=opened)
-        return split.thinking, split.answer, split.closed
+        return _inline(content, prompt_opens_thinking, "content parts")
+    return _beside(thinking, content, "content parts")
+
+
+def in_content(message: Mapping, prompt_opens_thinking: bool) -> Message:
+    """Inline <think>, or none: Together, transformers serve, vLLM without a reasoning parser."""
+    content, _ = _parts(message)
+    if OPEN in content:
+        return _inline(content, prompt_opens_thinking, "inline <think>, opened by the model")
+    if CLOSE in content:
+        return _inline(content, prompt_opens_thinking,
+                       "inline <think>, opened by the server's template")
+    return _inline(content, prompt_opens_thinking, "plain content")
+
+
+DIALECTS: tuple[Callable[[Mapping, bool], Message | None], ...] = (in_field, in_parts, in_content)
+"""Tried in this order. Each takes a message and whether the prompt ended in <think>, and returns
+None if the message is of another dialect."""
+
+
+def _inline(content: str, prompt_opens_thinking: bool, dialect: str) -> Message:
+    split = split_completion(content, opened=prompt_opens_thinking)
+    return Message(split.thinking, split.answer, split.closed, dialect)
+
+
+def _beside(thinking: str, content: str, dialect: str) -> Message:
+    """A message whose thinking came apart from `content`; tags inside the answer are its own."""
     thinking = clean_text(thinking).strip().removeprefix(OPEN).removesuffix(CLOSE).strip()
     if not content.lstrip().startswith((OPEN, CLOSE)):
-        return thinking, content.strip(), True
+        return Message(thinking, content.strip(), True, dialect)
     split = split_completion(content)
-    return thinking or split.thinking, split.answer, split.closed
+    return Message(thinking or split.thinking, split.answer, split.closed, dialect)
 
 
-def _reasoning(message: Mapping) -> str | None:
-    """The first field for thinking that says something; "" where one is there but empty."""
-    names = [*REASONING_FIELDS, *(name for name in message if REASONING_LIKE.search(name))]
-    found = [_text(message[name]) for name in names if message.get(name) is not None]
-    return next((text for text in found if text.strip()), "" if found else None)
-
-
-def _parts(content: Any) -> tuple[str | None, str]:
-    """(thinking, text) of a message's content, a string or a list of typed parts."""
+def _parts(message: Mapping) -> tuple[str, str | None]:
+    """(text, thinking) of a message's content, a string or a list of typed parts."""
+    content = message.get("content")
     if not isinstance(content, list):
-        return None, _text(content)
+        return clean_text(_text(content)), None
     thoughts = [part for part in content if isinstance(part, Mapping)
                 and REASONING_LIKE.search(str(part.get("type")))]
     texts = [part for part in content if part not in thoughts]
-    return (_text(thoughts) if thoughts else None), _text(texts)
+    return clean_text(_text(texts)), (_text(thoughts) if thoughts else None)
 
 
 def _text(value: Any) -> str:
-    """All text in a string, a part or a list of parts."""
+    """All text of a string, a part or a list of parts."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

@@ -22,7 +22,7 @@ PRIOR_TOKENS, PRIOR_TOKENS_A_SECOND, PRIOR_CONCURRENCY = 4000.0, 40.0, 64
 
 @dataclass(frozen=True)
 class Estimate:
-    """Totals for what is still missing; `spread` is one standard error as a share of them."""
+    """Totals for the missing traces; `relative_error` is one standard error as a share of them."""
 
     missing: int
     stored: int
@@ -30,14 +30,14 @@ class Estimate:
     completion_tokens: float
     usd: float | None
     hours: float
-    spread: float
+    relative_error: float
     source: str
 
     def lines(self) -> list[str]:
         usd = "price unknown" if self.usd is None else f"${self.usd:,.2f}"
         return [f"missing  {self.missing:,} traces ({self.stored:,} stored)",
                 f"tokens   {self.prompt_tokens:,.0f} prompt, {self.completion_tokens:,.0f} "
-                f"completion (± {self.spread:.0%})", f"cost     {usd}",
+                f"completion (± {self.relative_error:.0%})", f"cost     {usd}",
                 f"time     {self.hours:.2f} hours", f"source   {self.source}"]
 
 
@@ -45,10 +45,9 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
              runtime: TeacherRuntime, store: TraceStore, pilot: int = 20) -> Estimate:
     """Tokens, dollars and hours for the requests that `store` misses.
 
-    From stored traces of the same teacher and sampling, `pilot` of which are asked for first if
-    there are fewer, directly and never in a batch; they count towards the run. With `pilot` 0
-    nothing is sent: from those stored, or from priors. Where no price is known, dollars are what
-    the endpoint said it charged for them.
+    Computed from stored traces of the same teacher and sampling. If there are fewer than `pilot`,
+    that many are asked first, never in a batch; they count towards the run. With `pilot` 0 nothing
+    is sent and priors may serve. Without a known price, dollars are those the endpoint charged.
     """
     requests = list(requests)
     traces = store.collect(requests, teacher, sampling)
@@ -60,18 +59,18 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         traces = store.collect(requests, teacher, sampling)
     missing = store.missing(requests, teacher, sampling)
     tokens, seconds, source = _prior(sampling)
-    spread, together, charged = 1.0, 1.0, 0.0
+    error, together, charged = 1.0, 1.0, 0.0
     prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
     if len(traces):
         lengths = traces["completion_tokens"].to_list()
         timed = [took for took in traces["seconds"].to_list() if took]      # a batch's are not
         tokens = mean(lengths)
         seconds = mean(timed) if timed else tokens / PRIOR_TOKENS_A_SECOND
-        spread = stdev(lengths) / len(lengths) ** 0.5 / max(tokens, 1) if len(lengths) > 1 else 1.0
+        error = stdev(lengths) / len(lengths) ** 0.5 / max(tokens, 1) if len(lengths) > 1 else 1.0
         source = f"{len(lengths)} stored traces"
-        given = traces["prompt_tokens"].to_list()        # 0 for all but a request's first answer
-        prompts = mean(given) * len(missing) or prompts
-        together = len(given) / (sum(map(bool, given)) or len(given))
+        prompt_tokens = traces["prompt_tokens"].to_list()   # 0 but for a request's first answer
+        prompts = mean(prompt_tokens) * len(missing) or prompts
+        together = len(prompt_tokens) / (sum(map(bool, prompt_tokens)) or len(prompt_tokens))
         charged = mean(traces["cost_usd"].to_list()) * len(missing)
     price = price_of(teacher, runtime)
     bill = Usage(prompt=round(prompts), completion=round(tokens * len(missing)))
@@ -81,15 +80,12 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         price, hours = price and price.batched(), 24.0 * bool(missing)
         source += ", at the batch API's price and within its day"
     return Estimate(len(missing), len(requests) - len(missing), prompts, tokens * len(missing),
-                    price.cost(bill) if price else charged or None, hours, spread, source)
+                    price.cost(bill) if price else charged or None, hours, error, source)
 
 
 def _hours(traces: int, seconds: float, tokens: float, together: float, teacher: Teacher,
            runtime: TeacherRuntime) -> float:
-    """Hours for traces that take `seconds` and `tokens` each and come `together` in one answer.
-
-    As many at a time as the slots hold, but no faster than the rates in `runtime` allow.
-    """
+    """Hours for traces of `seconds` and `tokens` each that come `together` in one answer."""
     slots = ((runtime.concurrency or 0) * together
              or local_concurrency(teacher, 1) * max(1, len(runtime.addresses()))
              or PRIOR_CONCURRENCY * together)

@@ -5,77 +5,81 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable
+from typing import Literal
 
 from pipeline.config.teacher import Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher.request import Job
 
-UNREACHED, DOUBTED, FAILED = 5, 3, 20
-"""Failed connections, problems refused and problems failed, in a row, after which hope is lost.
+MAX_UNREACHED, MAX_SUSPECT, MAX_FAILED = 5, 3, 20
+"""Failed connections, suspect problems and failed problems in a row after which asking stops.
 
-Where fewer problems are left than FAILED: so many requests for them, once each has failed.
+With fewer than MAX_FAILED problems left it stops after as many failed requests, once each problem
+has failed.
 """
+Cause = Literal["request", "overload", "unreachable", "suspect", "fatal"]
+"""What failed: this request; an endpoint with too much to do; every connection; perhaps all
+requests (a wrong address, or one question that a moderator refuses); certainly all of them."""
 
 
 class UnansweredError(UserError):
-    """No request was answered, and none will be before something is mended."""
+    """No request was answered, and none will be before something is fixed."""
 
 
 class FailureTracker:
-    """Successes and failures of a run, and what they say of the endpoint.
+    """Successes and failures of a run, and whether it makes sense to go on.
 
-    `earlier`: traces of the same requests that it gave before. `lost`: why no request seems to
-    have a chance, until one that was in flight is answered all the same. Failures count by
-    problem: many samples of one that a moderator refuses say nothing about the others.
-    `left`: samples of each problem that have neither come nor failed, by key.
+    Failures count by problem: many samples of one that a moderator refuses say nothing about the
+    others. `give_up_reason` is reset if a request in flight is answered after all.
     """
 
     def __init__(self, teacher: Teacher, runtime: TeacherRuntime, planned: Iterable[Job] = (),
                  earlier: int = 0) -> None:
         self.teacher, self.runtime = teacher, runtime
-        self.successes, self.unreached = earlier, 0
-        self.doubted: set[str] = set()
+        self.successes = earlier         # `earlier`: traces of the same requests, from other runs
+        self.unreached = 0
+        self.suspect: set[str] = set()
         self.failed: Counter[str] = Counter()
-        self.left: Counter[str] = Counter()
+        self.pending: Counter[str] = Counter()      # samples by problem, neither come nor failed
         for job in planned:
-            self.left[job.key] += len(job.samples)
-        self.lost: str | None = None
+            self.pending[job.key] += len(job.samples)
+        self.give_up_reason: str | None = None
 
-    def answered(self, key: str, samples: int) -> None:
-        """Take an answer of so many samples into account."""
-        self._ended(key, samples)
+    def record_answer(self, key: str, samples: int) -> None:
+        self._settle(key, samples)
         self.successes += 1
-        self.unreached, self.lost = 0, None
-        self.doubted.clear()
+        self.unreached, self.give_up_reason = 0, None
+        self.suspect.clear()
         self.failed.clear()
 
-    def attempt(self, key: str, error: AttemptError) -> None:
-        """Take a failed attempt into account. A server that once answered may come back."""
-        self.unreached = self.unreached + 1 if error.unreached else 0
-        if error.doubt and not self.successes:
-            self.doubted.add(key)
-        patience = UNREACHED * (self.runtime.max_attempts if self.successes else 1)
-        if error.fatal or len(self.doubted) >= DOUBTED or self.unreached >= patience:
-            self.lost = str(error)
+    def record_attempt(self, key: str, error: AttemptError) -> None:
+        """Count a failed attempt. A server that once answered may come back, so it gets longer."""
+        self.unreached = self.unreached + 1 if error.cause == "unreachable" else 0
+        if error.cause == "suspect" and not self.successes:
+            self.suspect.add(key)
+        patience = MAX_UNREACHED * (self.runtime.max_attempts if self.successes else 1)
+        if error.cause == "fatal" or len(self.suspect) >= MAX_SUSPECT or self.unreached >= patience:
+            self.give_up_reason = str(error)
 
-    def request(self, key: str, samples: int, reason: str) -> None:
-        """Take a request of so many samples that failed for good into account."""
-        self._ended(key, samples)
+    def record_failure(self, key: str, samples: int, reason: str) -> None:
+        """Count a request that failed for good."""
+        self._settle(key, samples)
         self.failed[key] += 1
-        all_failed = self.failed.total() >= FAILED and self.left.keys() <= self.failed.keys()
-        if len(self.failed) >= FAILED or all_failed:
+        all_failed = (self.failed.total() >= MAX_FAILED
+                      and self.pending.keys() <= self.failed.keys())
+        if len(self.failed) >= MAX_FAILED or all_failed:
             count = "1 problem" if len(self.failed) == 1 else f"{len(self.failed)} problems"
-            self.lost = self.lost or (f"requests for {count} in a row failed, "
-                                      f"the last with {reason}")
+            self.give_up_reason = self.give_up_reason or (
+                f"requests for {count} in a row failed, the last with {reason}")
 
-    def _ended(self, key: str, samples: int) -> None:
-        self.left[key] -= samples
-        if self.left[key] <= 0:
-            del self.left[key]
+    def _settle(self, key: str, samples: int) -> None:
+        self.pending[key] -= samples
+        if self.pending[key] <= 0:
+            del self.pending[key]
 
-    def sentence(self, reason: str) -> UnansweredError:
-        """What a teacher that gives nothing is told of, with the remedy."""
-        runtime, remedy = self.runtime, "see what its log says"
+    def error(self, reason: str) -> UnansweredError:
+        """The error of a teacher that stopped answering, with the fix."""
+        runtime, remedy = self.runtime, "see its log"
         if reason.startswith(("HTTP 401", "HTTP 403")):
             remedy = f"set {runtime.api_key_env} to a valid key for it"
         elif reason.startswith("HTTP 404"):
@@ -84,28 +88,25 @@ class FailureTracker:
         elif reason.startswith("HTTP 402") or "quota" in reason:
             remedy = "top up the account"
         elif self.unreached:
-            remedy = f"see that it runs and that {runtime.where}.base_url is right"
+            remedy = f"check that it runs and that {runtime.where}.base_url is right"
         what = "no more answers" if self.successes else "no answer"
         return UnansweredError(f"{runtime.who} at {runtime.shown_url()} gives {what} "
                                f"({reason}); {remedy}")
 
 
 class AttemptError(Exception):
-    """One attempt that gave no whole answer.
+    """One attempt without a complete answer.
 
-    `again`: worth another attempt; `fatal`: no request can succeed; `doubt`: perhaps none can;
-    `refused`: the endpoint has too much to do; `unreached`: no connection; `billed`: it may be
-    charged all the same; `wait`: seconds the endpoint asked for.
+    `retry`: another attempt may succeed; `billed`: it may be charged all the same; `wait`: seconds
+    the endpoint asked for.
     """
 
-    def __init__(self, reason: str, *, again: bool = False, fatal: bool = False,
-                 doubt: bool = False, refused: bool = False, unreached: bool = False,
+    def __init__(self, reason: str, cause: Cause = "request", *, retry: bool = False,
                  billed: bool = False, wait: float | None = None) -> None:
         super().__init__(reason)
-        self.again, self.fatal, self.doubt, self.refused = again, fatal, doubt, refused
-        self.unreached, self.billed, self.wait = unreached, billed, wait
+        self.cause, self.retry, self.billed, self.wait = cause, retry, billed, wait
 
     def pause(self, attempts: int, most: float) -> float:
-        """Seconds until the next attempt, after so many: as asked for, else doubling."""
+        """Seconds until the next attempt after `attempts`: as asked for, else doubling."""
         doubling = min(0.5 * 2 ** (attempts - 1), 30.0) * random.uniform(0.5, 1.0)
         return min(doubling if self.wait is None else self.wait, most)

@@ -1,7 +1,7 @@
-"""Traces that exist already, laid out as the teacher's own: a published data set's, another tool's.
+"""Imports traces that exist already: from a published data set or another tool.
 
-A trace finds its problem by the problem's text, the same where `prepare` takes it for the same. How
-many tokens it has is not known, so a quarter of its bytes stands for them.
+A trace is matched to its problem by the problem's text, compared as in `prepare`. Its number of
+tokens is unknown, so it is estimated as a quarter of its bytes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
 
-ASSISTANT = ("assistant", "gpt", "model")
-"""Who writes a conversation's answers, in OpenAI's, ShareGPT's and Gemma's words."""
-BYTES_A_TOKEN, AT_ONCE = 4, 2048
+ASSISTANT_ROLES = ("assistant", "gpt", "model")
+"""The role of a conversation's answers, as OpenAI, ShareGPT and Gemma name it."""
+BYTES_PER_TOKEN, BATCH_ROWS = 4, 2048
 
 
-def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
-                 keep: Callable[[pl.DataFrame], None]) -> dict[str, Any]:
-    """Counts of the traces in `teacher.traces`, at most `samples` a problem; `keep` gets them, some
-    thousand at a time (records.Trace).
+def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
+                  write_batch: Callable[[pl.DataFrame], None]) -> dict[str, Any]:
+    """Import the traces of `teacher.traces`, at most `samples` a problem; returns their counts.
 
-    `problems` is a records.Problem frame. A UserError where no trace belongs to any of them.
+    `write_batch` gets tables.Trace frames of some thousand rows; `problems` is a tables.Problem
+    frame. Raises UserError if no trace belongs to any of them.
     """
     from pipeline.curate.normalise import same_text_key
     from pipeline.problems.sources import raw_rows
@@ -36,75 +37,77 @@ def given_traces(teacher: Any, problems: pl.DataFrame, samples: int,
     left_out: Counter[str] = Counter()
     found: Counter[str] = Counter()
     sums: Counter[str] = Counter()
-    strange, waiting = "", []
+    unmatched, batch = "", []
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
         text = str(_column(row, teacher.problem_column, teacher))
-        if (name := known.get(same_text_key(text))) is None:
+        if (problem_id := known.get(same_text_key(text))) is None:
             left_out["of no prepared problem"] += 1
-            strange = strange or " ".join(text.split())[:60]
+            unmatched = unmatched or " ".join(text.split())[:60]
             continue
         for trace in _traces(row, teacher, left_out):
-            if found[name] == samples:
+            if found[problem_id] == samples:
                 left_out["beyond generate.samples"] += 1
             else:
-                waiting.append({"problem_id": name, "sample": found[name], **trace})
-                found[name] += 1
-        if len(waiting) >= AT_ONCE:
-            _pass_on(waiting, keep, sums)
-            waiting = []
-    if not found and (left_out["empty"] or not strange):
-        raise UserError(f"no trace of {teacher.traces} says anything ({left_out['empty']:,} are "
+                batch.append({"problem_id": problem_id, "sample": found[problem_id], **trace})
+                found[problem_id] += 1
+        if len(batch) >= BATCH_ROWS:
+            _write(batch, write_batch, sums)
+            batch = []
+    if not found and (left_out["empty"] or not unmatched):
+        raise UserError(f"no trace of {teacher.traces} has any text ({left_out['empty']:,} are "
                         "empty); set generate.teacher.completion_column")
     if not found:
-        raise UserError(f"no trace of {teacher.traces} is of a prepared problem (its first is "
-                        f"{strange!r}); their texts must be the same: set prepare.problems and "
-                        "generate.teacher.problem_column")
-    _say(teacher, left_out, len(known) - len(found), strange)
-    _pass_on(waiting, keep, sums)
+        raise UserError(f"no trace of {teacher.traces} belongs to a prepared problem (the first "
+                        f"is of {unmatched!r}); the problems' texts must be equal: set "
+                        "prepare.problems and generate.teacher.problem_column")
+    _report(teacher, left_out, len(known) - len(found), unmatched)
+    _write(batch, write_batch, sums)
     return {"traces": sums["traces"], "asked": 0, "reused": sums["traces"], "failed": 0,
             "left_out": dict(left_out), "retries": 0, "stopped": None, "cut_off": sums["cut_off"],
             "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
-def _traces(row: Mapping[str, Any], teacher: Any,
+def _traces(row: Mapping[str, Any], teacher: FileTeacher,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """The completions of a row: a text, a message, a conversation, or a list of texts."""
+    """Yield the traces of a row, whose completion is a text, a message, a conversation or texts."""
     from pipeline.teacher.answer import MalformedReplyError
     from pipeline.teacher.dialects import read_choice
 
-    given = _column(row, teacher.completion_column, teacher)
-    several = isinstance(given, list) and not any(isinstance(one, Mapping) for one in given)
-    texts = given if several else [given]
-    ends = row.get("finish_reasons")
-    ends = ends if isinstance(ends, list) else [row.get("finish_reason")] * len(texts)
-    for one, end in zip_longest(texts, ends[:len(texts)]):
+    value = _column(row, teacher.completion_column, teacher)
+    several = isinstance(value, list) and not any(isinstance(item, Mapping) for item in value)
+    completions = value if several else [value]
+    reasons = row.get("finish_reasons")
+    if not isinstance(reasons, list):
+        reasons = [row.get("finish_reason")] * len(completions)
+    for completion, reason in zip_longest(completions, reasons[:len(completions)]):
         try:
-            choice = read_choice({"finish_reason": end or "stop", "message": _message(one)},
-                                 teacher.opened)
+            choice = read_choice({"finish_reason": reason or "stop",
+                                  "message": _message(completion)}, teacher.opened)
         except MalformedReplyError:
             left_out["empty"] += 1
             continue
         size = len(((choice.thinking or "") + choice.answer).encode())
         yield {"thinking": choice.thinking, "answer": choice.answer,
                "finish_reason": choice.finish_reason, "complete": choice.complete,
-               "prompt_tokens": 0, "completion_tokens": -(-size // BYTES_A_TOKEN),
+               "prompt_tokens": 0, "completion_tokens": -(-size // BYTES_PER_TOKEN),
                "cost_usd": 0.0, "seconds": 0.0, "model": teacher.model}
 
 
-def _message(given: Any) -> Mapping[str, Any]:
-    """The assistant's last message: `given` itself, the last of a conversation, or made of a text.
-    """
-    if isinstance(given, list):
-        turns = [turn for turn in given if isinstance(turn, Mapping)]
-        given = next((turn for turn in reversed(turns)
-                      if turn.get("role", turn.get("from")) in ASSISTANT), "")
-    if isinstance(given, Mapping):
-        return given if "content" in given else {**given, "content": given.get("value")}
-    return {"content": given}
+def _message(completion: Any) -> Mapping[str, Any]:
+    """The assistant's last message in a message, a conversation or a text."""
+    if isinstance(completion, list):
+        turns = [turn for turn in completion if isinstance(turn, Mapping)]
+        completion = next((turn for turn in reversed(turns)
+                           if turn.get("role", turn.get("from")) in ASSISTANT_ROLES), "")
+    if not isinstance(completion, Mapping):
+        return {"content": completion}
+    if "content" in completion:
+        return completion
+    return {**completion, "content": completion.get("value")}
 
 
-def _column(row: Mapping[str, Any], name: str, teacher: Any) -> Any:
-    """The value of a column; a dot leads into a mapping."""
+def _column(row: Mapping[str, Any], name: str, teacher: FileTeacher) -> Any:
+    """The value of a column; `a.b` is field b of column a."""
     found: Any = row
     for part in [name] if name in row else name.split("."):
         if not isinstance(found, Mapping) or part not in found:
@@ -114,20 +117,20 @@ def _column(row: Mapping[str, Any], name: str, teacher: Any) -> Any:
     return found
 
 
-def _say(teacher: Any, left_out: Counter[str], without: int, strange: str) -> None:
+def _report(teacher: FileTeacher, left_out: Counter[str], without: int, unmatched: str) -> None:
     for why, count in left_out.items():
-        shown = f", the first: {strange!r}" if why == "of no prepared problem" else ""
+        shown = f", the first: {unmatched!r}" if why == "of no prepared problem" else ""
         print(f"generate: {count:,} traces of {teacher.traces} left out: {why}{shown}",
               file=sys.stderr)
     if without:
         print(f"generate: {without:,} problems have no trace in {teacher.traces}", file=sys.stderr)
 
 
-def _pass_on(rows: list[dict[str, Any]], keep: Callable[[pl.DataFrame], None],
-             sums: Counter[str]) -> None:
+def _write(rows: list[dict[str, Any]], write_batch: Callable[[pl.DataFrame], None],
+           sums: Counter[str]) -> None:
     from pipeline.tables import Trace, table_of
 
     table = table_of(Trace, rows)
-    keep(table)
+    write_batch(table)
     sums.update(traces=len(table), cut_off=int((~table["complete"]).sum()),
                 completion_tokens=int(table["completion_tokens"].sum()))

@@ -1,7 +1,6 @@
-"""The model behind filter.llm_judge and `limbeck judge --llm-model`, asked through the trace store.
+"""The model of filter.llm_judge and `limbeck judge --llm-model`, asked like the teacher.
 
-Its replies lie beside the teacher's traces under keys of their own, so nothing is asked twice, and
-the teacher's client, prices and budget serve here too.
+Its replies are kept in the trace store under keys of their own, so nothing is asked twice.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
 
 @dataclass
 class LLMJudgeClient:
-    """Replies of `model` to chats. With `spend` off only those of the store `traces` are used."""
+    """Replies of `model` to chats; without `spend` only those stored in `traces`."""
 
     model: LLMJudgeConfig
     runtime: JudgeRuntime
     traces: Path
     spend: bool = True
     counts: dict[str, Any] = field(default_factory=dict)
-    """asked now, failed, tokens and dollars of all replies used, and dollars spent now."""
+    """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
 
     def __call__(self, chats: Sequence[Messages]) -> list[str]:
-        """A reply for each chat, "" where none came or it was cut off."""
+        """A reply for each chat, "" if none came or it was truncated."""
         from pipeline.teacher import Outcome, Request, TraceStore
 
         requests = [Request(str(i), 0, chat) for i, chat in enumerate(chats)]
@@ -41,15 +40,15 @@ class LLMJudgeClient:
                        "completion_tokens": int(found["completion_tokens"].sum()),
                        "cost_usd": float(found["cost_usd"].sum()),
                        "spent_now_usd": outcome.cost_usd}
-        whole = found.filter(found["finish_reason"] != "length")
-        replies = dict(whole.select("problem_id", "answer").iter_rows())
+        complete = found.filter(found["finish_reason"] != "length")
+        replies = dict(complete.select("problem_id", "answer").iter_rows())
         return [replies.get(request.problem_id) or "" for request in requests]
 
     def _ask(self, requests: list[Any], missing: int, store: Any) -> Any:
-        """The outcome of asking for what is missing; an endpoint that is dead is one sentence."""
+        """Ask for what is missing; an endpoint that does not answer is one printed sentence."""
         from pipeline.progress import progress
         from pipeline.teacher import Outcome, generate
-        from pipeline.teacher.ask import explain
+        from pipeline.teacher.ask import print_problems
         from pipeline.teacher.failures import UnansweredError
 
         try:
@@ -57,7 +56,7 @@ class LLMJudgeClient:
                 outcome = generate(requests, teacher=self.model, sampling=self.model.sampling,
                                    runtime=self.runtime, store=store, on_progress=advance)
         except UnansweredError as error:
-            print(f"judge: {error}; what it was to decide stays cannot_judge", file=sys.stderr)
+            print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
-        explain(outcome, "LLM judge")
+        print_problems(outcome, "LLM judge")
         return outcome

@@ -1,4 +1,4 @@
-"""Asks an endpoint a question and says what it speaks and what it honours."""
+"""Asks an endpoint a question and says which dialect and which options it supports."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.completion import CLOSE, OPEN
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.teacher.answer import Reply
 from pipeline.teacher.client import Client
-from pipeline.teacher.dialects import REASONING_FIELDS
+from pipeline.teacher.dialects import read_message
 from pipeline.teacher.failures import AttemptError, FailureTracker
 from pipeline.teacher.rate_limit import stated_rate
 from pipeline.teacher.request import Job
@@ -22,7 +21,7 @@ QUESTION = [{"role": "user", "content": "What is 17 + 25? Think briefly, then gi
 
 @dataclass
 class Probe:
-    """What an endpoint answered; `lines()` tells a person."""
+    """What an endpoint answered and supports."""
 
     url: str
     model: str
@@ -39,23 +38,23 @@ class Probe:
     warnings: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        def said(value: bool) -> str:
+        def yes_no(value: bool) -> str:
             return "yes" if value else "no"
 
         rates = [f"{rate:g} {name} a minute" for rate, name in (
             (self.requests_a_minute, "requests"), (self.tokens_a_minute, "tokens")) if rate]
         return [f"endpoint  {self.url}, model {self.model}",
                 f"dialect   {self.dialect}",
-                f"thinking  {said(bool(self.thinking))}", f"answer    {self.answer[:60]!r}",
-                f"complete  {said(self.complete)}", f"usage     {said(self.usage)}",
-                f"stream    {said(self.streams)}", f"n         {said(self.n)}",
-                f"logprobs  {said(self.logprobs)}",
+                f"thinking  {yes_no(bool(self.thinking))}", f"answer    {self.answer[:60]!r}",
+                f"complete  {yes_no(self.complete)}", f"usage     {yes_no(self.usage)}",
+                f"stream    {yes_no(self.streams)}", f"n         {yes_no(self.n)}",
+                f"logprobs  {yes_no(self.logprobs)}",
                 f"limits    {', '.join(rates) or 'none stated'}",
                 *(f"warning   {warning}" for warning in self.warnings)]
 
 
 def probe(runtime: TeacherRuntime, model: str, *, max_tokens: int = 2048) -> Probe:
-    """Ask `model` four short questions. UserError where the endpoint does not answer at all."""
+    """Ask `model` four short questions. Raises UserError if the endpoint does not answer."""
     return asyncio.run(_probe(runtime, OpenAITeacher(model=model), Sampling(max_tokens=max_tokens)))
 
 
@@ -64,22 +63,22 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
     plain = runtime.model_copy(update={"stream": False})
     job = Job("", QUESTION, range(1))
     async with Client(teacher, sampling, plain) as client:
-        hope = FailureTracker(teacher, runtime)
+        failures = FailureTracker(teacher, runtime)
         try:
             async with client.attempt(job):
                 text = await client.raw(client.body(job))
                 reply = read_body(text)
         except AttemptError as error:
-            hope.attempt(job.key, error)
-            raise hope.sentence(str(error)) from None
+            failures.record_attempt(job.key, error)
+            raise failures.error(str(error)) from None
         _describe(found, text, reply)
         for name in ("requests", "tokens"):
             rate = stated_rate(client.headers, name)
             setattr(found, f"{name}_a_minute", rate and rate * 60)
     two = await _try(teacher, sampling, plain, replace(job, samples=range(2)))
     found.n = two is not None and len(two.choices) == 2
-    few = sampling.model_copy(update={"top_logprobs": 2})
-    with_logprobs = await _try(teacher, few, plain, job)
+    with_two = sampling.model_copy(update={"top_logprobs": 2})
+    with_logprobs = await _try(teacher, with_two, plain, job)
     found.logprobs = with_logprobs is not None and any(
         choice.logprobs for choice in with_logprobs.choices.values())
     streamed = runtime.model_copy(update={"stream": True})
@@ -89,7 +88,7 @@ async def _probe(runtime: TeacherRuntime, teacher: OpenAITeacher, sampling: Samp
 
 async def _try(teacher: OpenAITeacher, sampling: Sampling, runtime: TeacherRuntime,
                job: Job) -> Reply | None:
-    """The reply, or None where the endpoint refuses."""
+    """The reply, or None if the endpoint refuses."""
     async with Client(teacher, sampling, runtime) as client:
         try:
             return await client.ask(job)
@@ -111,23 +110,13 @@ def _describe(found: Probe, text: str, reply: Reply) -> None:
     if not found.usage:
         found.warnings.append("no usage is sent: tokens and costs are estimated")
     if choice.finish_reason == "length":
-        found.warnings.append("the answer was cut off: raise max_tokens")
+        found.warnings.append("the answer was truncated: raise max_tokens")
 
 
 def dialect(text: str) -> str:
-    """How the thinking came in a body that is known to hold an answer."""
+    """Where the thinking stood in a body that is known to hold an answer."""
     try:
-        message: Any = json.loads(text)["choices"][0]["message"]
+        body: Any = json.loads(text)
     except ValueError:
         return "server-sent events where a whole body was asked for"
-    fields = [name for name in REASONING_FIELDS if message.get(name)]
-    content = message.get("content")
-    if fields:
-        return f"thinking in message.{fields[0]}"
-    if isinstance(content, list):
-        return "content parts"
-    if content and OPEN in content:
-        return "inline <think>, opened by the model"
-    if content and CLOSE in content:
-        return "inline <think>, opened by the server's template"
-    return "plain content"
+    return read_message(body["choices"][0]["message"]).dialect

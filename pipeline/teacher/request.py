@@ -1,4 +1,4 @@
-"""What is asked: one sample of one problem, the key it is stored under, and requests for it."""
+"""What is asked: samples of a problem, the key each is stored under, and the queue of requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.config.teacher import Sampling, Teacher
 
 
 class Request(NamedTuple):
-    """One sample wanted: the problem it is for, its index, and the rendered chat."""
+    """One wanted sample: its problem, its index, and the rendered chat."""
 
     problem_id: str
     sample: int
@@ -31,79 +31,80 @@ class Job:
     attempts: int = 0
 
 
-def dump(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 class Keys:
-    """Digests of (teacher, sampling without max_tokens, messages); one chat is digested once."""
+    """Digests of (teacher, sampling without max_tokens, messages); each chat is digested once."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling) -> None:
-        self.origin = dump([teacher.identity(), sampling.identity()])
+        self.origin = canonical_json([teacher.identity(), sampling.identity()])
         self._seen: dict[int, tuple[Messages, str]] = {}
 
     def of(self, messages: Messages) -> str:
-        """32 hex digits. Holding on to `messages` keeps its id from being used again."""
+        """32 hex digits."""
         known = self._seen.get(id(messages))
         if known is None:
-            text = f"{self.origin}\n{dump(messages)}".encode("utf-8", "surrogatepass")
+            text = f"{self.origin}\n{canonical_json(messages)}".encode("utf-8", "surrogatepass")
             known = messages, hashlib.blake2b(text, digest_size=16).hexdigest()
-            self._seen[id(messages)] = known
+            self._seen[id(messages)] = known     # holding `messages` keeps its id from reuse
         return known[1]
 
 
 def jobs(requests: Iterable[Request], keys: Keys, n: int) -> Iterator[Job]:
-    """Requests as jobs of at most `n` consecutive samples; equal chats are asked once."""
+    """Group requests into jobs of at most `n` consecutive samples; equal chats are asked once."""
     wanted: dict[str, tuple[Messages, set[int]]] = {}
     for request in requests:
         wanted.setdefault(keys.of(request.messages), (request.messages, set()))[1].add(
             request.sample)
     for key, (messages, samples) in wanted.items():
-        for run in runs(samples, n):
-            yield Job(key, messages, run)
+        for part in consecutive(samples, n):
+            yield Job(key, messages, part)
 
 
-def runs(samples: Iterable[int], n: int) -> Iterator[range]:
-    """Maximal runs of consecutive numbers, none longer than `n`."""
-    run = range(0)
+def consecutive(samples: Iterable[int], n: int) -> Iterator[range]:
+    """Maximal ranges of consecutive numbers, none longer than `n`."""
+    part = range(0)
     for sample in sorted(samples):
-        if run and (sample != run.stop or len(run) >= n):
-            yield run
-            run = range(0)
-        run = range(run.start if run else sample, sample + 1)
-    if run:
-        yield run
+        if part and (sample != part.stop or len(part) >= n):
+            yield part
+            part = range(0)
+        part = range(part.start if part else sample, sample + 1)
+    if part:
+        yield part
 
 
 def prompt_bound(job: Job) -> int:
-    """No fewer tokens than the prompt has: each is a byte at least, a turn adds few."""
+    """Upper bound of the prompt's tokens."""
+    # A token is one byte at least, and a turn adds few.
     return 16 + sum(16 + len(str(message.get("content")).encode("utf-8", "replace"))
                     for message in job.messages)
 
 
 class RequestQueue:
-    """First jobs that go on, then those never sent, at last those of problems that failed.
+    """Jobs in order: retries, then new ones, then those of problems that failed before.
 
-    After a failure each problem is tried once in turn until one is answered: whether one alone is
-    refused or all are is found out with few requests.
+    After a failure each problem is tried once in turn until one is answered, so few requests tell
+    whether one problem is refused or all are.
     """
 
     def __init__(self, planned: Iterable[Job]) -> None:
-        self.again: deque[Job] = deque()
-        self.fresh, self.later = deque(planned), deque[Job]()
+        self.retries: deque[Job] = deque()
+        self.new, self.failed_before = deque(planned), deque[Job]()
         self.last = ""
 
     def take(self, failed: Collection[str]) -> Job | None:
-        """The next job; `failed` are the keys of the problems that failed of late."""
-        if self.again:
-            return self.again.popleft()
-        while failed and self.fresh and self.fresh[0].key in {self.last, *failed}:
-            self.later.append(self.fresh.popleft())
-        waiting = self.fresh or self.later
+        """Take the next job; `failed` holds the keys of the problems that failed lately."""
+        if self.retries:
+            return self.retries.popleft()
+        while failed and self.new and self.new[0].key in {self.last, *failed}:
+            self.failed_before.append(self.new.popleft())
+        waiting = self.new or self.failed_before
         job = waiting.popleft() if waiting else None
         self.last = job.key if job else ""
         return job
 
     def requeue(self, job: Job, samples: Iterable[int], n: int) -> None:
-        """Samples of `job` that go on, at most `n` together."""
-        self.again.extend(replace(job, samples=run) for run in runs(samples, n))
+        """Queue samples of `job` for another attempt, at most `n` together."""
+        self.retries.extend(replace(job, samples=part) for part in consecutive(samples, n))

@@ -1,4 +1,4 @@
-"""Asks the teacher for every trace that is missing, and keeps each the moment it is finished."""
+"""Asks the teacher for every missing trace and stores each the moment it is finished."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from pipeline.teacher.client import Client
 from pipeline.teacher.failures import AttemptError, FailureTracker
 from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.rate_limit import AdaptiveLimiter, concurrency_limits
-from pipeline.teacher.request import Job, Keys, Request, RequestQueue, jobs, prompt_bound, runs
+from pipeline.teacher.request import (
+    Job,
+    Keys,
+    Request,
+    RequestQueue,
+    consecutive,
+    jobs,
+    prompt_bound,
+)
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.trace_rows import asked_row, trace_rows
 
@@ -26,19 +34,18 @@ SOLVER_N = 64
 
 def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
              runtime: TeacherRuntime, store: TraceStore,
-             on_progress: Callable[..., None] | None = None, quick: Any = None) -> Outcome:
-    """Ask for those of `requests` that `store` does not hold; each finished trace is stored.
+             on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
+    """Ask for those of `requests` that `store` lacks; each finished trace is stored.
 
-    `on_progress(steps, note=...)` is called as traces come in, `quick` (a QuickJudge) sees them.
-    One request's failure leaves the others alone. A UserError is raised where nothing ever came and
-    nothing can (no connection, a wrong key, an unknown model) or where a batch on its way holds
-    some of them.
+    `on_progress(steps, note=...)` is called as traces come in; `accept_rate` (an AcceptRate) judges
+    them. One request's failure leaves the others alone. Raises UserError if no answer ever came and
+    none can (no connection, a wrong key, an unknown model) or if a pending batch holds some.
     """
     requests = list(requests)
     with store.writing():
         missing = store.missing(requests, teacher, sampling)
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
-                          quick=quick)
+                          accept_rate=accept_rate)
         check_not_in_batch(missing, Keys(teacher, sampling), store)
         if missing:
             display = Display(outcome, on_progress)
@@ -47,16 +54,16 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
             asyncio.run(run.main())
             outcome.unsure_usd = run.budget.unsure_usd()
             outcome.seconds = time.monotonic() - display.began
-            outcome.notes += run.client.spread.notes()
-            if outcome.asked == outcome.wanted:      # hope was lost after the last of them
+            outcome.notes += run.client.balancer.notes()
+            if outcome.asked == outcome.wanted:      # given up when nothing was left to ask
                 outcome.stopped = None
             if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
-                raise run.hope.sentence(outcome.reasons.most_common(1)[0][0])
+                raise run.failures.error(outcome.reasons.most_common(1)[0][0])
     return outcome
 
 
 class Scheduler:
-    """One call of generate: jobs waiting, tasks in flight, and what came of them."""
+    """One call of generate: queued jobs, tasks in flight, and their outcome."""
 
     def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
                  runtime: TeacherRuntime, store: TraceStore, display: Display) -> None:
@@ -68,90 +75,90 @@ class Scheduler:
         self.client = Client(teacher, sampling, runtime)
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
-        self.hope = FailureTracker(teacher, runtime, planned, self.outcome.reused)
-        self.waiting = RequestQueue(planned)
+        self.failures = FailureTracker(teacher, runtime, planned, self.outcome.reused)
+        self.queue = RequestQueue(planned)
         fewest = min(len(job.samples) for job in planned)
         limits = concurrency_limits(teacher, runtime, fewest)
-        self.pace = AdaptiveLimiter(*limits, runtime.rpm, runtime.tpm)
+        self.limiter = AdaptiveLimiter(*limits, runtime.rpm, runtime.tpm)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.ended = asyncio.Event()
-        self.fatal: BaseException | None = None
-        self.typical = 500.0             # tokens of an answer, learnt as answers come
+        self.task_ended = asyncio.Event()
+        self.fatal_error: BaseException | None = None
+        self.typical_tokens = 500.0     # of an answer, learnt as they come
 
     async def main(self) -> None:
-        """Fill slots until nothing is left or nothing can succeed."""
+        """Keep the slots filled until nothing is left or nothing can succeed."""
         async with self.client:
             try:
-                while (job := await self._next()) is not None:
+                while (job := await self._next_job()) is not None:
                     await self._start(job)
-            finally:                 # whatever is left then waits for another attempt
+            finally:                 # tasks that are left only wait for another attempt
                 for task in self.tasks:
                     task.cancel()
                 await asyncio.gather(*self.tasks, return_exceptions=True)
-        if self.fatal is not None:
-            raise self.fatal
+        if self.fatal_error is not None:
+            raise self.fatal_error
 
-    async def _one_ends(self) -> None:
-        self.ended.clear()
-        await self.ended.wait()
+    async def _task_ends(self) -> None:
+        self.task_ended.clear()
+        await self.task_ended.wait()
 
-    async def _next(self) -> Job | None:
-        """The next job; None once there is none and none can come back."""
-        while self.fatal is None and self.outcome.stopped is None:
-            if self.hope.lost is not None:       # an answer to what is in flight may restore it
-                await self._last_hope(self.hope.lost)
+    async def _next_job(self) -> Job | None:
+        """The next job; None when all are done and none can be requeued."""
+        while self.fatal_error is None and self.outcome.stopped is None:
+            if self.failures.give_up_reason is not None:     # an answer in flight resets it
+                await self._wait_or_stop(self.failures.give_up_reason)
                 continue
-            job = self.waiting.take(self.hope.failed)
+            job = self.queue.take(self.failures.failed)
             if job is None and not self.tasks:
                 return None
             if job is None:
-                await self._one_ends()
+                await self._task_ends()
             elif len(job.samples) > 1 and not self.client.honours_n:
-                self.waiting.requeue(job, job.samples, 1)
+                self.queue.requeue(job, job.samples, 1)
             else:
                 return job
         return None
 
-    async def _last_hope(self, reason: str) -> None:
-        """Wait while attempts last; end the run where none is left."""
-        if self.pace.in_flight:
-            await self._one_ends()
-        elif self.hope.successes:
-            self.outcome.stopped = str(self.hope.sentence(reason))
+    async def _wait_or_stop(self, reason: str) -> None:
+        """Wait while attempts are in flight, then end the run."""
+        if self.limiter.in_flight:
+            await self._task_ends()
+        elif self.failures.successes:
+            self.outcome.stopped = str(self.failures.error(reason))
         else:
-            self.fatal = self.hope.sentence(reason)
+            self.fatal_error = self.failures.error(reason)
 
     async def _start(self, job: Job) -> None:
-        """Give the job its share of the budget and a slot, then let it run by itself."""
+        """Reserve budget and a slot for the job, then run it as a task."""
         worst = self.budget.worst(job)
         while not self.budget.fits(worst):
             if not self.tasks:
-                self.outcome.stopped = self.budget.sentence()
+                self.outcome.stopped = self.budget.stop_reason()
                 return
-            await self._one_ends()
+            await self._task_ends()
         self.budget.reserved += worst
         try:
-            await self.pace.slot(self._expected(job))
+            await self.limiter.acquire(self._expected_tokens(job))
         except asyncio.CancelledError:
             self.budget.reserved -= worst
             raise
-        if not self._going():
-            self.pace.free()
+        if not self._running():
+            self.limiter.release()
             self.budget.reserved -= worst
-            self.waiting.again.append(job)
+            self.queue.retries.append(job)
             return
-        task = asyncio.create_task(self._run(job, worst))
+        task = asyncio.create_task(self._run_job(job, worst))
         self.tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        self.ended.set()
+        self.task_ended.set()
         if not task.cancelled() and task.exception() is not None:
-            self.fatal = self.fatal or task.exception()
+            self.fatal_error = self.fatal_error or task.exception()
 
-    async def _run(self, job: Job, worst: float) -> None:
-        """Attempts at one job, which holds a slot while an attempt lasts and not between them."""
+    async def _run_job(self, job: Job, worst: float) -> None:
+        """Attempt one job until it ends; it holds a slot during attempts, not between them."""
         try:
             while True:
                 job = replace(job, attempts=job.attempts + 1)
@@ -159,88 +166,90 @@ class Scheduler:
                 try:
                     error = await self._attempt(job, began)
                 finally:
-                    self.pace.free()
+                    self.limiter.release()
                 if error is None or not await self._try_again(job, error, worst, began):
                     return
         finally:
             self.budget.reserved -= worst
 
     async def _attempt(self, job: Job, began: float) -> AttemptError | None:
-        """What went wrong with one attempt, or None where its answer is stored."""
+        """The error of one attempt, or None if its answer is stored."""
         try:
             reply = await self.client.ask(job)
         except AttemptError as error:
             return error
         try:
-            self._answered(job, reply, time.monotonic() - began)
-        except UserError as error:               # before the slot is free: nothing more goes
-            self.fatal = self.fatal or error
+            self._store_reply(job, reply, time.monotonic() - began)
+        except UserError as error:       # before the slot is released: nothing more is sent
+            self.fatal_error = self.fatal_error or error
         return None
 
     async def _try_again(self, job: Job, error: AttemptError, worst: float,
                          began: float) -> bool:
-        """Whether to attempt the job again; if so, after the wait, and with a slot."""
+        """Whether to attempt the job again; if so, returns after the wait and with a slot."""
         if error.billed:
             self.budget.unsure += worst
-        if error.refused:
-            self.pace.refused(min(error.wait or 0.0, self.runtime.max_wait), began)
-        self.hope.attempt(job.key, error)
-        if error.again and len(job.samples) > 1 and not self.client.honours_n:
-            self.waiting.requeue(replace(job, attempts=0), job.samples, 1)
+        if error.cause == "overload":
+            self.limiter.on_overload(min(error.wait or 0.0, self.runtime.max_wait), began)
+        self.failures.record_attempt(job.key, error)
+        if error.retry and len(job.samples) > 1 and not self.client.honours_n:
+            self.queue.requeue(replace(job, attempts=0), job.samples, 1)
             return False
-        left = error.again and job.attempts < self.runtime.max_attempts
-        if left and self._going():
+        may_retry = error.retry and job.attempts < self.runtime.max_attempts
+        if may_retry and self._running():
             await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
-            if self._going() and self.budget.fits(0.0):
-                await self.pace.slot(self._expected(job), again=True)
+            if self._running() and self.budget.fits(0.0):
+                await self.limiter.acquire(self._expected_tokens(job), retry=True)
                 self.outcome.retries += 1
                 return True
-        if left and self.hope.lost is not None:
-            self.waiting.again.append(job)               # goes on should hope return
+        if may_retry and self.failures.give_up_reason is not None:
+            self.queue.retries.append(job)               # sent if an answer comes
         else:
-            self._failed(job, str(error))
+            self._record_failure(job, str(error))
         return False
 
-    def _going(self) -> bool:
-        return self.fatal is None and self.outcome.stopped is None and self.hope.lost is None
+    def _running(self) -> bool:
+        return (self.fatal_error is None and self.outcome.stopped is None
+                and self.failures.give_up_reason is None)
 
-    def _failed(self, job: Job, reason: str) -> None:
-        """Record a job that failed for good, sample by sample."""
+    def _record_failure(self, job: Job, reason: str) -> None:
+        """Record a job that failed for good, one row a sample."""
         self.outcome.fail(reason, len(job.samples))
-        self.store.append(*(self._asked(job, sample) | {"failure": reason[:300]}
+        self.store.append(*(self._asked_row(job, sample) | {"failure": reason[:300]}
                             for sample in job.samples))
-        self.hope.request(job.key, len(job.samples), reason)
-        self.display.show(len(job.samples), self.pace.in_flight)
+        self.failures.record_failure(job.key, len(job.samples), reason)
+        self.display.show(len(job.samples), self.limiter.in_flight)
 
-    def _answered(self, job: Job, reply: Reply, seconds: float) -> None:
-        """Store what is whole; samples that did not come, or came broken, are asked again."""
+    def _store_reply(self, job: Job, reply: Reply, seconds: float) -> None:
+        """Store complete samples; missing and broken ones are asked again."""
         rows = trace_rows(job, reply, self.budget.price, seconds, self.teacher, self.sampling)
-        self.hope.answered(job.key, len(rows))
-        whole = [self._asked(job, row["sample"]) | row for row in rows]
-        self.store.append(*whole)
-        for row in whole:
+        self.failures.record_answer(job.key, len(rows))
+        stored = [self._asked_row(job, row["sample"]) | row for row in rows]
+        self.store.append(*stored)
+        for row in stored:
             self.outcome.count(row)
         self.budget.bill(job, reply, rows)
         longest = max((row["completion_tokens"] for row in rows), default=0)
-        self.typical += 0.05 * (longest - self.typical)
-        self.pace.answered(seconds, longest)
-        self.pace.learn(self.client.headers)
-        self._ask_rest(job, set(job.samples) - {row["sample"] for row in rows}, bool(reply.broken))
-        self.display.show(len(rows), self.pace.in_flight)
+        self.typical_tokens += 0.05 * (longest - self.typical_tokens)
+        self.limiter.on_answer(seconds, longest)
+        self.limiter.learn_rates(self.client.headers)
+        missing = set(job.samples) - {row["sample"] for row in rows}
+        self._requeue_missing(job, missing, bool(reply.broken))
+        self.display.show(len(rows), self.limiter.in_flight)
 
-    def _asked(self, job: Job, sample: int) -> dict[str, Any]:
+    def _asked_row(self, job: Job, sample: int) -> dict[str, Any]:
         return asked_row(job, sample, self.keys.origin, self.sampling)
 
-    def _ask_rest(self, job: Job, left: set[int], broken: bool) -> None:
-        """Queue what a reply left out: broken choices as a further attempt, others one by one."""
-        if left and not broken:
+    def _requeue_missing(self, job: Job, missing: set[int], broken: bool) -> None:
+        """Queue samples that a reply lacks: broken ones as another attempt, others one by one."""
+        if missing and not broken:
             self.client.honours_n = False
-            self.waiting.requeue(replace(job, attempts=0), left, 1)
-        elif left and job.attempts < self.runtime.max_attempts:
-            self.waiting.requeue(job, left, len(left))
-        elif left:
-            for run in runs(left, len(left)):
-                self._failed(replace(job, samples=run), "the answer broke off")
+            self.queue.requeue(replace(job, attempts=0), missing, 1)
+        elif missing and job.attempts < self.runtime.max_attempts:
+            self.queue.requeue(job, missing, len(missing))
+        elif missing:
+            for samples in consecutive(missing, len(missing)):
+                self._record_failure(replace(job, samples=samples), "the answer broke off")
 
-    def _expected(self, job: Job) -> float:
-        return prompt_bound(job) / 4 + self.typical * len(job.samples)
+    def _expected_tokens(self, job: Job) -> float:
+        return prompt_bound(job) / 4 + self.typical_tokens * len(job.samples)

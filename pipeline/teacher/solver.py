@@ -1,10 +1,8 @@
-"""The solver teacher: a program that solves countdown by search and narrates it as reasoning.
+"""The solver teacher: a program that solves countdown by search and narrates it, and its server.
 
-It starts anywhere in the list of combinations, goes through it in order, checks each against the
-target, and says so. Its patience is drawn per trace: out of tries, it guesses one that it has not
-tried. Now and then a sum slips. So a known share of its traces is wrong, and rejection sampling
-has work to do. What is kept are short searches and a few lucky guesses, as of any teacher whose
-answers alone are checked; a student that learns to go on searching can pass it.
+It tries the combinations in order from a random start. After a random number of tries it guesses,
+and now and then a sum is narrated wrong, so a known share of its traces is wrong and rejection
+sampling has work to do. A student that learns to go on searching can surpass it.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class SolverOptions(Config):
     """How the solver teacher searches and errs."""
 
     patience: dict[int, float] = Field(default={4: 0.5, 10: 0.5}, min_length=1)
-    """Tries before it gives up: {tries: weight}; one is drawn for every trace."""
+    """Tries before it gives up, {tries: weight}; drawn for each trace."""
     slip: float = Field(default=0.01, ge=0, le=1)
     """Chance that a try's last sum is narrated wrong."""
 
@@ -51,18 +49,18 @@ def narrate(messages: Sequence[dict], seed: int,
     start = rng.randrange(len(candidates))
     candidates = candidates[start:] + candidates[:start]
     budget = rng.choices(list(options.patience), list(options.patience.values()))[0]
-    said = []
+    steps = []
     for attempt in candidates[:budget]:
         seen = _maybe_slip(attempt, options.slip, rng)
-        said.append(f"{attempt.first}, then {attempt.second.partition('=')[0]}={seen} "
+        steps.append(f"{attempt.first}, then {attempt.second.partition('=')[0]}={seen} "
                     f"against {target}: ")
         if seen == target:
             break
-        said.append("too low. Wait, try " if seen < target else "too high. Wait, try ")
+        steps.append("too low. Wait, try " if seen < target else "too high. Wait, try ")
     if seen != target:
         attempt = rng.choice(candidates[budget:] or candidates)
-        said[-1] = said[-1].replace("Wait, try ", "Out of patience, so a guess.")
-    thinking = "Try " + "".join(said) + ("yes." if seen == target else "")
+        steps[-1] = steps[-1].replace("Wait, try ", "Out of patience, so a guess.")
+    thinking = "Try " + "".join(steps) + ("yes." if seen == target else "")
     return thinking, f"\\boxed{{{attempt.expression}}}"
 
 
@@ -73,7 +71,7 @@ def _maybe_slip(attempt: Try, slip: float, rng: random.Random) -> int:
 
 
 def _read(text: str) -> list[int]:
-    """Three numbers and the target, in the order in which the problem text gives them."""
+    """Read three numbers and the target, in the order of the problem text."""
     numbers = [int(n) for n in re.findall(r"\d+", text)]
     if len(numbers) != 4:
         raise ValueError("the solver teacher only solves countdown with three numbers and a target")
@@ -82,7 +80,7 @@ def _read(text: str) -> list[int]:
 
 Narrate = Callable[[Sequence[Mapping], int], tuple[str, str]]
 SOLVER = "pipeline.teacher.solver:narrate"
-PIECE = re.compile(r"\w+|[^\w\s]")
+WORD_PIECE = re.compile(r"\w+|[^\w\s]")
 
 
 @contextmanager
@@ -90,7 +88,7 @@ def serve(narrate: str = SOLVER, options: Mapping[str, Any] | None = None) -> It
     """Run the server while the block runs; yields its base_url.
 
     `narrate` is MODULE:FUNCTION of `(messages, seed) -> (thinking, answer)`; `options`, if any,
-    are passed to it as the module's SolverOptions. UserError where the server does not start.
+    are passed to it as the module's SolverOptions. Raises UserError if the server does not start.
     """
     command = [sys.executable, "-m", "pipeline.teacher.solver", "--narrate", narrate,
                "--options", json.dumps(dict(options or {}))]
@@ -100,7 +98,7 @@ def serve(narrate: str = SOLVER, options: Mapping[str, Any] | None = None) -> It
         try:
             address = process.stdout.readline().strip()
             if not address:
-                raise UserError("the embedded teacher did not start; its message stands above")
+                raise UserError("the embedded teacher did not start; its message is above")
             yield address
         finally:
             process.stdin.close()
@@ -117,7 +115,7 @@ def load(narrate: str, options: Mapping[str, Any]) -> Narrate:
 
 
 def answer(body: Mapping[str, Any], narrate: Narrate) -> dict[str, Any]:
-    """The chat completion for a request body; ValueError where it cannot be answered."""
+    """The chat completion of a request body. Raises ValueError if it cannot be answered."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list that is not empty")
@@ -133,31 +131,31 @@ def answer(body: Mapping[str, Any], narrate: Narrate) -> dict[str, Any]:
 
 
 def _tokens(text: str) -> int:
-    return len(PIECE.findall(text))
+    return len(WORD_PIECE.findall(text))
 
 
-def _choice(index: int, thinking: str, said: str, limit: int | None) -> dict[str, Any]:
-    """One choice; past `limit` word pieces its text is cut and its finish_reason length."""
-    used, wanted = _tokens(thinking), _tokens(said)
+def _choice(index: int, thinking: str, answer: str, limit: int | None) -> dict[str, Any]:
+    """One choice, truncated at `limit` word pieces with finish_reason "length"."""
+    used, wanted = _tokens(thinking), _tokens(answer)
     finish = "stop"
     if limit is not None and used + wanted > limit:
         finish = "length"
-        thinking, said = _cut(thinking, limit), _cut(said, limit - used)
+        thinking, answer = _truncate(thinking, limit), _truncate(answer, limit - used)
         used, wanted = min(used, limit), max(0, limit - used)
     return {"index": index, "finish_reason": finish, "tokens": used + wanted,
-            "message": {"role": "assistant", "content": said, "reasoning_content": thinking}}
+            "message": {"role": "assistant", "content": answer, "reasoning_content": thinking}}
 
 
-def _cut(text: str, limit: int) -> str:
-    pieces = list(PIECE.finditer(text))
+def _truncate(text: str, limit: int) -> str:
+    pieces = list(WORD_PIECE.finditer(text))
     return text if len(pieces) <= limit else text[:pieces[limit].start()] if limit > 0 else ""
 
 
-def events(whole: Mapping[str, Any], *, with_usage: bool) -> Iterator[dict[str, Any]]:
-    """A completion as the events of a stream: thinking, answer and end of every choice, usage."""
-    head = {name: whole[name] for name in ("id", "created", "model")}
+def events(completion: Mapping[str, Any], *, with_usage: bool) -> Iterator[dict[str, Any]]:
+    """The events of a streamed completion: thinking, answer and end of every choice, usage."""
+    head = {name: completion[name] for name in ("id", "created", "model")}
     head["object"] = "chat.completion.chunk"
-    for choice in whole["choices"]:
+    for choice in completion["choices"]:
         for name in ("reasoning_content", "content"):
             for piece in re.findall(r"\s*\S+\s*", choice["message"][name]):
                 yield {**head, "choices": [{"index": choice["index"], "delta": {name: piece},
@@ -165,7 +163,7 @@ def events(whole: Mapping[str, Any], *, with_usage: bool) -> Iterator[dict[str, 
         yield {**head, "choices": [{"index": choice["index"], "delta": {},
                                     "finish_reason": choice["finish_reason"]}]}
     if with_usage:
-        yield {**head, "choices": [], "usage": whole["usage"]}
+        yield {**head, "choices": [], "usage": completion["usage"]}
 
 
 def application(narrate: Narrate) -> web.Application:
@@ -175,16 +173,16 @@ def application(narrate: Narrate) -> web.Application:
     async def complete(request: web.Request) -> web.StreamResponse:
         try:
             body = json.loads(await request.read())
-            whole = answer(body, narrate)
+            completion = answer(body, narrate)
         except (ValueError, TypeError, AttributeError) as error:
             return web.json_response({"error": {"message": str(error), "type": "bad_request"}},
                                      status=400)
         if not body.get("stream"):
-            return web.json_response(whole)
+            return web.json_response(completion)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         usage = (body.get("stream_options") or {}).get("include_usage", False)
-        lines = [f"data: {json.dumps(event)}\n\n" for event in events(whole, with_usage=usage)]
+        lines = [f"data: {json.dumps(event)}\n\n" for event in events(completion, with_usage=usage)]
         await response.write("".join([*lines, "data: [DONE]\n\n"]).encode())
         return response
 

@@ -1,4 +1,4 @@
-"""Server-sent events put together into the reply that one whole body would have been."""
+"""Reads the body of a reply: server-sent events, or one JSON object."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.teacher.answer import MalformedReplyError, Reply
-from pipeline.teacher.dialects import BROKEN, malformed_on_error, read_json, refuse_error
+from pipeline.teacher.dialects import BROKEN_REASONS, check_no_error, malformed_on_error, read_json
 
 
 class Assembler:
-    """Takes a stream line by line; holds its text, not its events.
+    """Puts a stream together line by line; keeps its text, not its events.
 
-    A choice counts only once its finish_reason has come: a stream that just ends, with or without
-    `[DONE]`, leaves its unfinished choices out (Reply.broken), never cut short.
+    A choice counts only once its finish_reason has come: if the stream just ends, with or without
+    `[DONE]`, unfinished choices go to Reply.broken instead of being truncated.
     """
 
-    def __init__(self, opened: bool = False) -> None:
-        self.opened = opened
+    def __init__(self, prompt_opens_thinking: bool = False) -> None:
+        self.prompt_opens_thinking = prompt_opens_thinking
         self.head: dict[str, Any] = {}
         self.choices: dict[int, dict[str, Any]] = {}
-        self.broke = ""
+        self.error = ""
 
     def feed(self, line: str) -> None:
-        """One line without its newline.
+        """Read one line, without its newline.
 
-        Raises DamagedError on an error event or broken JSON, unless a choice had ended by then.
+        Raises MalformedReplyError on an error event or broken JSON, unless a choice is complete.
         """
         try:
             self._take(line)
         except MalformedReplyError as error:
-            if not self.any_ended():
+            if not self.any_complete():
                 raise
-            self.broke = str(error)
+            self.error = str(error)
 
-    def any_ended(self) -> bool:
-        """Whether some choice is whole by now."""
-        ends = [choice["finish_reason"] for choice in self.choices.values()]
-        return any(isinstance(end, str) and end not in BROKEN for end in ends)
+    def any_complete(self) -> bool:
+        """Whether some choice is complete by now."""
+        reasons = [choice["finish_reason"] for choice in self.choices.values()]
+        return any(isinstance(reason, str) and reason not in BROKEN_REASONS for reason in reasons)
 
     @malformed_on_error()
     def _take(self, line: str) -> None:
@@ -51,10 +51,10 @@ class Assembler:
             event = json.loads(value)
         except (ValueError, RecursionError):
             raise MalformedReplyError(f"a stream event that is not JSON: {value[:80]!r}") from None
-        refuse_error(event)
+        check_no_error(event)
         self.head.update({k: event[k] for k in ("usage", "model") if event.get(k)})
         for position, raw in enumerate(event.get("choices") or []):
-            refuse_error(raw)
+            check_no_error(raw)
             self._add(raw.get("index", position), raw)
 
     def _add(self, index: int, raw: Mapping[str, Any]) -> None:
@@ -69,43 +69,39 @@ class Assembler:
 
     @malformed_on_error()
     def reply(self) -> Reply:
-        """The reply so far; DamagedError where no choice is whole."""
+        """The reply so far. Raises MalformedReplyError if no choice is complete."""
         if not self.choices:
             raise MalformedReplyError("a stream without an answer")
         choices = [{"index": index, "finish_reason": choice["finish_reason"],
                     "message": {n: _join(pieces) for n, pieces in choice["pieces"].items()},
                     "logprobs": {"content": choice["tokens"] or None}}
                    for index, choice in sorted(self.choices.items())]
-        reply = read_json({**self.head, "choices": choices}, opened=self.opened)
-        return replace(reply, broken=reply.broken | ({-1: self.broke} if self.broke else {}))
+        reply = read_json({**self.head, "choices": choices},
+                          prompt_opens_thinking=self.prompt_opens_thinking)
+        return replace(reply, broken=reply.broken | ({-1: self.error} if self.error else {}))
 
 
 def _join(pieces: list[Any]) -> Any:
-    """Deltas of one field: strings joined, parts listed."""
+    """Join the deltas of one field: strings to a string, parts to a list."""
     if all(isinstance(piece, str) for piece in pieces):
         return "".join(pieces)
     return [part for piece in pieces for part in (piece if isinstance(piece, list) else
                                                   [{"type": "text", "text": piece}])]
 
 
-def read_body(text: str, *, opened: bool = False) -> Reply:
-    """The reply in a whole body, JSON or server-sent events; DamagedError where there is none.
-
-    `opened`: the server's template opens `<think>` and nothing splits it off.
-    """
-    from pipeline.teacher.sse import Assembler
-
+def read_body(text: str, *, prompt_opens_thinking: bool = False) -> Reply:
+    """Read a body, JSON or server-sent events. Raises MalformedReplyError if it holds no reply."""
     text = "\n".join(line for line in text.strip().split("\n") if not line.startswith(":")).strip()
     if not text:
         raise MalformedReplyError("an empty body")
     if text.startswith(("data:", "event:")):
-        assembler = Assembler(opened)
+        assembler = Assembler(prompt_opens_thinking)
         for line in text.split("\n"):
             assembler.feed(line)
         return assembler.reply()
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        kind = "HTML" if text.startswith("<") else "not whole JSON"
+        kind = "HTML" if text.startswith("<") else "not complete JSON"
         raise MalformedReplyError(f"a body that is {kind}: {text[:80]!r}") from None
-    return read_json(body, opened=opened)
+    return read_json(body, prompt_opens_thinking=prompt_opens_thinking)

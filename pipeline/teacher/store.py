@@ -1,8 +1,8 @@
 """The trace store: every completion ever paid for, append-only, keyed by what was asked.
 
 A folder of Parquet segments and at most one journal, which holds the newest rows and becomes the
-next segment. Planning reads few columns of the segments; collecting reads whole ones, a few at a
-time: 3.3 GB of traces in segments of 64 MB took 0.9 GB of memory, and so did 1.3 GB.
+next segment. Planning reads few columns; collecting reads a few segments at a time (3.3 GB of
+traces in segments of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "fail
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
-OPEN, AT_ONCE = 4, 2048
+OPEN_SEGMENTS, BATCH_ROWS = 4, 2048
 NO_LIMIT = 1 << 62
 
 
 class TraceStore:
-    """The store in `folder`. Reading needs nothing; writing is for one process at a time."""
+    """The store in `folder`, for any number of readers and one writer at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
@@ -51,74 +51,74 @@ class TraceStore:
 
     def missing(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> list[Request]:
-        """Those of `requests` never answered, or cut off below today's max_tokens.
+        """Those of `requests` never answered, or truncated below today's max_tokens.
 
-        First those whose other answers were longest, so that none of them is left for the end
-        (Graham's rule of the longest job first); the unknown among them by the mean. Chats that
-        failed before come last, the more often the later: refused again, they may end the run.
+        Sorted by expected length, longest first, so that none of these is left for the end
+        (Graham's longest job first); unknown lengths use the mean. Prompts that failed before go
+        last, most failures at the end, since repeated refusals can stop the run.
         """
         requests = list(requests)
         wanted = self._wanted(requests, teacher, sampling)
         index = self._index()
-        given = index.filter(pl.col("failure").is_null())
+        answered = index.filter(pl.col("failure").is_null())
         failures = index.filter(pl.col("failure").is_not_null()).group_by("key").len("failures")
-        have = given.filter(_reaches(sampling.max_tokens))
+        enough = answered.filter(_long_enough(sampling.max_tokens))
         tokens = pl.col("completion_tokens")
-        rows = (wanted.join(have, on=["key", "sample"], how="anti")
-                .join(given.group_by("key").agg(tokens.mean()), on="key", how="left")
+        rows = (wanted.join(enough, on=["key", "sample"], how="anti")
+                .join(answered.group_by("key").agg(tokens.mean()), on="key", how="left")
                 .join(failures, on="key", how="left")
                 .sort(pl.col("failures").fill_null(0), tokens.fill_null(tokens.mean()), "row",
                       descending=[False, True, False]))
         return [requests[row] for row in rows["row"]]
 
     def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
-        """Dollars that the answers to `requests` cost so far, those cut off included.
-
-        Equal rows are one answer, which a run killed while it collected a batch has stored twice.
-        """
+        """Dollars that the answers to `requests` cost so far, truncated ones included."""
         wanted = self._wanted(list(requests), teacher, sampling)
-        given = self._index().join(wanted, on=["key", "sample"], how="semi")
-        return float(given.unique(list(INDEX))["cost_usd"].sum())
+        found = self._index().join(wanted, on=["key", "sample"], how="semi")
+        # Equal rows are one answer, stored twice by a run that was killed while collecting a batch.
+        return float(found.unique(list(INDEX))["cost_usd"].sum())
 
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
         """All that `stream` yields, in one frame."""
-        nothing = _frame([]).rename({"key": "problem_id"}).select("problem_id", *_columns(sampling))
-        return pl.concat([nothing, *self.stream(requests, teacher, sampling)])
+        columns = ["problem_id", *_trace_columns(sampling)]
+        empty = _frame([]).rename({"key": "problem_id"}).select(columns)
+        return pl.concat([empty, *self.stream(requests, teacher, sampling)])
 
     def stream(self, requests: Iterable[Request], teacher: Teacher,
                sampling: Sampling) -> Iterator[pl.DataFrame]:
-        """The traces of `requests` in their order, as records.Trace rows; unanswered ones absent.
+        """Yield the answered ones of `requests` in their order, as tables.Trace frames.
 
-        Of several answers to one request the complete one, else the longest allowed, is taken.
-        With `top_logprobs` asked, the nullable columns of LOGPROBS follow: one entry a token, and
-        `top_*` flattened, top_logprobs entries a token, null where the endpoint gave fewer. In
-        memory are at most OPEN segments and AT_ONCE traces: those of one time lie together.
+        Of several answers to one request the complete one, else the one with the highest limit, is
+        taken. If `top_logprobs` is set the nullable LOGPROBS columns follow: one entry a token, and
+        `top_*` flattened, top_logprobs entries a token, padded with null. At most OPEN_SEGMENTS
+        segments and BATCH_ROWS traces are in memory.
         """
         wanted = self._wanted(list(requests), teacher, sampling)
         journal = _frame(self._journal_rows())
         best = (self._index(journal).join(wanted, on=["key", "sample"], how="semi")
                 .filter(pl.col("failure").is_null())
                 .sort(pl.col("finish_reason") != "length",
-                      pl.col("max_tokens").fill_null(NO_LIMIT), "segment", "place")
-                .unique(["key", "sample"], keep="last").select("key", "sample", "segment", "place"))
+                      pl.col("max_tokens").fill_null(NO_LIMIT), "segment", "position")
+                .unique(["key", "sample"], keep="last")
+                .select("key", "sample", "segment", "position"))
         chosen = wanted.join(best, on=["key", "sample"], how="inner").sort("row")
-        shown = _columns(sampling)
+        columns = _trace_columns(sampling)
 
-        @lru_cache(OPEN)
+        @lru_cache(OPEN_SEGMENTS)        # traces asked together lie in few segments
         def rows_of(name: str | None) -> pl.DataFrame:
-            frame = journal if name is None else store_segment.whole(self.folder / name)
-            return frame.select(shown)
+            frame = journal if name is None else store_segment.read_segment(self.folder / name)
+            return frame.select(columns)
 
-        for part in chosen.iter_slices(AT_ONCE):
-            found = [rows_of(str(name) if name else None)[rows["place"]].with_columns(
+        for part in chosen.iter_slices(BATCH_ROWS):
+            found = [rows_of(str(name) if name else None)[rows["position"]].with_columns(
                 row=rows["row"], problem_id=rows["problem_id"])
                 for (name,), rows in part.group_by("segment", maintain_order=True)]
-            yield pl.concat(found).sort("row").select("problem_id", *shown)
+            yield pl.concat(found).sort("row").select("problem_id", *columns)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store's lock; what an interrupted run left in its journal becomes a segment."""
+        """Hold the store's lock; the journal of an interrupted run becomes a segment."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "lock", timeout=0)
@@ -136,13 +136,13 @@ class TraceStore:
             try:
                 self._fold()
             finally:
-                self._forget()           # what could not be folded stays in its file
+                self._close_journal()           # rows that could not be folded stay in its file
                 lock.release()
 
     def append(self, *rows: Mapping[str, Any]) -> None:
-        """Keep finished rows (names as in SCHEMA); on disk when this returns.
+        """Store finished rows (keys as in SCHEMA); they are on disk when this returns.
 
-        A segment that cannot be written is a UserError only after all of them stand in the journal.
+        Raises UserError if the segment cannot be written, after all rows are in the journal.
         """
         with self._writable():
             if self._journal is None:
@@ -163,14 +163,14 @@ class TraceStore:
                                     "sample": pl.Int64})
 
     def _index(self, journal: pl.DataFrame | None = None) -> pl.DataFrame:
-        """The INDEX columns of every row, and where it is: file `segment` (null: the journal) and
-        row `place` of it."""
-        # Journals first: one that is folded meanwhile is then seen twice, never missed.
-        fresh = (_frame(self._journal_rows()) if journal is None else journal).select(*INDEX)
-        parts = [(pl.lit(None, pl.String), fresh)]
-        parts += [(pl.lit(path.name), store_segment.columns(path, list(INDEX)))
+        """The INDEX columns of every row, with its file (`segment`, null: the journal) and row
+        in it (`position`)."""
+        # Journals first: one that is folded meanwhile is seen twice, never missed.
+        newest = (_frame(self._journal_rows()) if journal is None else journal).select(*INDEX)
+        parts = [(pl.lit(None, pl.String), newest)]
+        parts += [(pl.lit(path.name), store_segment.read_columns(path, list(INDEX)))
                   for path in self._segments()]
-        return pl.concat([frame.with_columns(segment=name).with_row_index("place")
+        return pl.concat([frame.with_columns(segment=name).with_row_index("position")
                           for name, frame in parts])
 
     def _journal_rows(self) -> list[dict[str, Any]]:
@@ -190,18 +190,18 @@ class TraceStore:
                 self._write_segment(path, read_journal(path))
 
     def _fold(self) -> None:
-        """The journal as a segment; until that stands, its rows and the next ones stay in it."""
+        """Turn the journal into a segment; its rows stay in it until that is written."""
         if self._journal is not None:
             self._write_segment(self._journal.path, self._journal.rows)
-            self._forget()
+            self._close_journal()
 
-    def _forget(self) -> None:
+    def _close_journal(self) -> None:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
 
     def _write_segment(self, journal: Path, rows: list[dict[str, Any]]) -> None:
-        """Rows as the segment that takes the journal's place."""
+        """Write rows as the segment that replaces the journal."""
         with self._writable():
             if rows:
                 store_segment.write(self.folder, journal.stem, _frame(rows))
@@ -209,12 +209,12 @@ class TraceStore:
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
-        """A refused write as one sentence. Rows written before it stay readable."""
+        """Turn a failed write into one sentence. Rows written before stay readable."""
         try:
             yield
         except OSError as error:
             raise UserError(f"the trace store {self.folder} cannot be written ({error.strerror}); "
-                            "free space or mend permissions and run again: finished traces are "
+                            "free space or fix permissions and run again: finished traces are "
                             "kept") from None
 
 
@@ -222,13 +222,13 @@ def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _columns(sampling: Sampling) -> list[str]:
+def _trace_columns(sampling: Sampling) -> list[str]:
     return ["sample", *TRACE, *(LOGPROBS if sampling.top_logprobs is not None else [])]
 
 
-def _reaches(max_tokens: int | None) -> pl.Expr:
-    """Whether a stored row serves a request with this limit: whole, or cut off no earlier."""
-    cut = pl.col("finish_reason") == "length"
+def _long_enough(max_tokens: int | None) -> pl.Expr:
+    """Whether a stored row serves a request with this limit: complete, or truncated no earlier."""
+    truncated = pl.col("finish_reason") == "length"
     if max_tokens is None:
-        return ~cut | pl.col("max_tokens").is_null()
-    return ~cut | (pl.col("max_tokens").fill_null(pl.col("completion_tokens")) >= max_tokens)
+        return ~truncated | pl.col("max_tokens").is_null()
+    return ~truncated | (pl.col("max_tokens").fill_null(pl.col("completion_tokens")) >= max_tokens)

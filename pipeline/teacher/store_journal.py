@@ -1,4 +1,4 @@
-"""The trace store's journal: rows on disk the moment they are finished, one checked line each."""
+"""The trace store's journal: a line with a checksum for each row, on disk once it is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 
 
 class Journal:
-    """Append-only file of `CRC32 JSON` lines; what is appended survives a kill of the process."""
+    """Append-only file of `CRC32 JSON` lines, which survive a kill of the process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,10 +24,10 @@ class Journal:
         self.size = os.fstat(self._file).st_size
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, whole or not at all; OSError where the disk refuses it."""
+        """Write one row completely or not at all. Raises OSError if the disk refuses it."""
         row, text = _encoded(row)
         line = b"%08x %s\n" % (zlib.crc32(text), text)
-        self.rows.append(row)            # first: stopped in between, it is in the next segment
+        self.rows.append(row)            # first, so that an interrupt keeps it
         try:
             if os.write(self._file, line) != len(line):
                 raise OSError(28, "No space left on device", str(self.path))
@@ -45,23 +45,20 @@ class Journal:
 
 
 def _encoded(row: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """`row` as it can be stored and its JSON: a lone surrogate becomes a question mark."""
+    """(row, its JSON), in both of which a lone surrogate becomes a question mark."""
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
     try:
         return dict(row), text.encode()
     except UnicodeEncodeError:
-        whole = text.encode("utf-8", "replace")
-        return json.loads(whole), whole
+        replaced = text.encode("utf-8", "replace")
+        return json.loads(replaced), replaced
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a journal. A torn last line is left out; any other damage is a UserError.
-
-    A journal that is gone has been folded into a segment meanwhile: no rows.
-    """
+    """The rows of a journal without a torn last line. Raises UserError on any other damage."""
     try:
         lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except FileNotFoundError:            # folded into a segment meanwhile
         return []
     rows = []
     for number, line in enumerate(lines[:-1], start=1):

@@ -1,8 +1,7 @@
-"""One Parquet file of the trace store, written once, none of whose bytes changes unnoticed.
+"""One Parquet file of the trace store, written once; a change of any byte is detected.
 
-Its name is INDEX-FOOTER-WHOLE.parquet, by the CRC32 of its footer and of all of it. Columns are
-guarded by the footer's and by page checksums, a whole file by every byte: Parquet's own checksums
-leave footer and page headers open.
+Its name is INDEX-FOOTER-FILE.parquet, with the CRC32 of its footer and of the whole file, since
+Parquet's own checksums cover neither the footer nor page headers.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pipeline.errors import UserError
 
 
 def write(folder: Path, index: str, frame: pl.DataFrame) -> None:
-    """Write, sync and rename; OSError where the disk refuses it, and then nothing is left."""
+    """Write, sync and rename. Raises OSError if the disk refuses it and leaves nothing behind."""
     sink = io.BytesIO()
     pq.write_table(frame.to_arrow(), sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
@@ -39,9 +38,9 @@ def write(folder: Path, index: str, frame: pl.DataFrame) -> None:
         partial.unlink(missing_ok=True)
 
 
-def columns(path: Path, names: list[str]) -> pl.DataFrame:
-    """Some columns of a segment, its footer and their page checksums verified."""
-    with _guarded(path):
+def read_columns(path: Path, names: list[str]) -> pl.DataFrame:
+    """Read some columns, verifying the footer and their page checksums."""
+    with _read_errors(path):
         with path.open("rb") as file:
             file.seek(-8, os.SEEK_END)
             size = int.from_bytes(file.read(4), "little") + 8
@@ -50,9 +49,9 @@ def columns(path: Path, names: list[str]) -> pl.DataFrame:
         return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
 
 
-def whole(path: Path) -> pl.DataFrame:
-    """A segment whose every byte is as written."""
-    with _guarded(path):
+def read_segment(path: Path) -> pl.DataFrame:
+    """Read a segment, verifying every byte."""
+    with _read_errors(path):
         data = path.read_bytes()
         _check(path, data, path.stem.split("-")[2])
         return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
@@ -71,7 +70,7 @@ def _polars(table: pa.Table) -> pl.DataFrame:
 
 
 @contextmanager
-def _guarded(path: Path) -> Iterator[None]:
+def _read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from peft import PeftModel
 
 from pipeline.errors import UserError
-from pipeline.serving.engine_group import start
+from pipeline.serving.engine_group import start_engines
 
 WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 """Training in which every process holds all weights."""
@@ -32,7 +32,7 @@ def engine_options(options: Mapping[str, Any]) -> Iterator[None]:
     if engine is None or not options:
         yield
         return
-    vllm_generation.LLM = lambda **given: start(engine, {**given, **options})
+    vllm_generation.LLM = lambda **given: start_engines(engine, {**given, **options})
     try:
         yield
     finally:

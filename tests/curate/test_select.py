@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config import filter
 from pipeline.config.filter import FilterConfig
 from pipeline.curate import select as curate
-from pipeline.curate.features import describe
+from pipeline.curate.features import add_features
 from pipeline.curate.select import RULES, decide, funnel, select, summarise
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool
@@ -100,16 +100,15 @@ def test_rules_leave_sound_real_traces_alone(shared):
 def test_language_share_counts_words_by_script_and_leaves_formulas_out():
     rows = [trace(thinking=text) for text in
             ("we add α and $\\beta + 数$", "we add 数学", "数学 is", "", "сложим два and two")]
-    shares = describe(judged(rows), ["language_share"])["language_share"].to_list()
+    shares = add_features(judged(rows), ["language_share"])["language_share"].to_list()
     assert shares == [1.0, 0.5, 1 / 3, 1.0, 0.5]
-    chinese = describe(judged(rows), ["language_share"], "zh")["language_share"].to_list()
+    chinese = add_features(judged(rows), ["language_share"], "zh")["language_share"].to_list()
     assert chinese[1:3] == [0.5, 2 / 3]
 
 
 def test_thinking_tokens_are_the_thinkings_share():
-    table = describe(judged([trace(thinking="a" * 30, answer="b" * 10), trace(sample=1, thinking="",
-                                                                              answer="")]),
-                     ["thinking_tokens", "thinking_chars"])
+    rows = [trace(thinking="a" * 30, answer="b" * 10), trace(sample=1, thinking="", answer="")]
+    table = add_features(judged(rows), ["thinking_tokens", "thinking_chars"])
     assert table["thinking_tokens"].to_list() == [30, 0]
 
 
@@ -266,4 +265,4 @@ def test_a_damaged_table_is_one_sentence(artifacts, tmp_path):
 
 
 def test_every_rule_names_known_columns():
-    curate.check(FilterConfig(rules=list(RULES)))
+    curate.check_filter(FilterConfig(rules=list(RULES)))

@@ -82,8 +82,8 @@ def test_null_is_as_good_as_absent_and_code_needs_no_answer(tmp_path):
 
 
 @pytest.mark.parametrize(("row", "said"), [
-    ({"answer": {"value": 1}}, "where a text or a number belongs"),
-    ({"problem": [{"role": "user", "content": "1+1?"}]}, "where a text or a number belongs"),
+    ({"answer": {"value": 1}}, "instead of a text or a number"),
+    ({"problem": [{"role": "user", "content": "1+1?"}]}, "instead of a text or a number"),
     ({"answer": []}, "has no 'answer'"), ({"answer": math.nan}, "has no 'answer'"),
     ({"answer": [math.nan]}, "has no 'answer'"), ({"problem": "a \ud83d"}, "half a character"),
     ({"meta": [1]}, "not a JSON object"),

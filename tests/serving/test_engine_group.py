@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.config.experiment import Runtime
 from pipeline.errors import UserError
-from pipeline.serving.engine_group import EngineGroup, check_engines, start
+from pipeline.serving.engine_group import EngineGroup, check_engines, start_engines
 from tests.teacher.test_probe_and_estimate import gone
 
 HERE = Path(__file__).parents[2]
@@ -188,9 +188,9 @@ def test_a_stopped_trainer_ends_at_once_and_its_engines_say_and_make_nothing(num
 
 
 def test_one_engine_is_what_it_was():
-    assert start(dict, {"model": "m", "engines": 1}) == start(dict, {"model": "m"})
+    assert start_engines(dict, {"model": "m", "engines": 1}) == start_engines(dict, {"model": "m"})
     vllm = {"max_num_seqs": 8}
-    assert Runtime(vllm=vllm).engine() == vllm == start(dict, Runtime(vllm=vllm).engine())
+    assert Runtime(vllm=vllm).engine() == vllm == start_engines(dict, Runtime(vllm=vllm).engine())
     assert Runtime(vllm=vllm, engines=2).engine() == {**vllm, "engines": 2}
 
 

@@ -226,7 +226,7 @@ def test_a_failed_batch_says_why_and_is_sent_again_by_the_next_run(asked, monkey
     with FaultServer(endpoint).running() as url:
         outcome, traces = asked(url, count=3)
         assert dict(outcome.reasons) == {
-            "the batch failed without it: token limit reached by [key]": 3}
+            "batch failed without it: token limit reached by [key]": 3}
         assert not len(traces) and endpoint.sent() == [3]
         endpoint.ends = "completed"
         outcome, traces = asked(url, count=3)
@@ -291,12 +291,12 @@ def test_answers_stored_again_after_a_kill_count_once_in_what_was_spent(asked, t
 
 
 def test_batches_keep_to_what_the_api_takes(asked, monkeypatch):
-    monkeypatch.setattr(batch, "MOST_REQUESTS", 4)
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 4)
     endpoint = BatchEndpoint(ends="completed")
     with FaultServer(endpoint).running() as url:
         asked(url)
         assert endpoint.sent() == [4, 4, 2]
-        monkeypatch.setattr(batch, "MOST_BYTES", 600)
+        monkeypatch.setattr(batch, "MAX_BYTES", 600)
         asked(url, count=16)
     largest = [sum(len(json.dumps(line)) for line in lines) for lines in endpoint.files.values()]
     assert sum(endpoint.sent()) == 17 and max(largest[3:]) < 700 and len(largest) > 5
@@ -309,10 +309,10 @@ def test_what_is_on_its_way_is_not_asked_directly_too(asked, tmp_path):
         stopped(asked, url)
         common = {"teacher": TEACHER, "sampling": SAMPLING, "store": store,
                   "runtime": TeacherRuntime(base_url=url, batch=True)}
-        with pytest.raises(UserError, match="10 of the requests are on their way in batches"):
+        with pytest.raises(UserError, match="10 of the requests are in pending batches"):
             generate(questions(12), **common)
         generate(questions(12)[10:], **common)
-        with pytest.raises(UserError, match="on their way in batches"):
+        with pytest.raises(UserError, match="in pending batches"):
             estimate(questions(12), **common)
     assert sum("chat" in call.path for call in server.calls) == 2
 
@@ -374,7 +374,7 @@ def test_generate_waits_is_stopped_by_one_sentence_and_collects_later(tmp_path, 
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=30)[1]
         assert process.returncode == 130 and said == (
-            "limbeck: stopped; 1 batch is on the way, and the same command collects what came\n")
+            "limbeck: stopped; 1 batch is pending; the same command collects the answers\n")
         endpoint.ends = "completed"
         assert "generate: 16 traces (16 asked, 0 reused, 0 failed" in limbeck(*arguments).stderr
     assert endpoint.sent() == [16] and not any("chat" in call.path for call in server.calls)

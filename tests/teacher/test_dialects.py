@@ -121,7 +121,7 @@ def test_a_thinking_cut_off_is_thinking_without_an_answer(dialect, form):
 @pytest.mark.parametrize("finish", ["stop", "length"])
 def test_inline_thinking_that_never_closes_is_no_answer(form, finish):
     opened_by_model = read_body(form({"content": f"<think>\n{THINKING}"}, finish))
-    by_template = read_body(form({"content": THINKING}, finish), opened=True)
+    by_template = read_body(form({"content": THINKING}, finish), prompt_opens_thinking=True)
     for reply in (opened_by_model, by_template):
         assert reply.choices[0] == Choice(THINKING, "", finish, False)
 

@@ -154,7 +154,7 @@ def test_retry_after_is_obeyed_and_never_beyond_max_wait(tmp_path):
 def test_a_wait_longer_than_allowed_is_said_when_it_ends_the_run(tmp_path):
     outcome, _, _ = ask(scripted(Answer(b"slow", 429, {"Retry-After": "3600"})), tmp_path,
                         max_attempts=2)
-    assert "wants 3,600 s of waiting, beyond runtime.teacher.max_wait" in str(outcome)
+    assert "asks to wait 3,600 s, beyond runtime.teacher.max_wait" in str(outcome)
 
 
 @pytest.mark.parametrize(("rates", "tokens", "seconds"), [
@@ -170,10 +170,10 @@ def test_the_stricter_of_requests_and_tokens_a_minute_is_used_to_95_percent(
 
     async def send(count):
         for _ in range(count):
-            await pace.slot(tokens)
-            pace.free()
+            await limiter.acquire(tokens)
+            limiter.release()
 
-    pace = AdaptiveLimiter(8, 64, **rates)
+    limiter = AdaptiveLimiter(8, 64, **rates)
     monkeypatch.setattr("pipeline.teacher.rate_limit.time.monotonic", lambda: now[0])
     monkeypatch.setattr("pipeline.teacher.rate_limit.asyncio.sleep", sleep)
     coroutine = send(1001)
@@ -386,16 +386,16 @@ def test_rates_are_read_from_headers():
 
 
 def test_slots_shrink_on_refusal_and_rise_on_answers():
-    pace = AdaptiveLimiter(8, 64, None, None)
+    limiter = AdaptiveLimiter(8, 64, None, None)
     for _ in range(100):
-        pace.in_flight = int(pace.slots)
-        pace.answered(1.0, 100)
-    assert pace.slots == 64
+        limiter.in_flight = int(limiter.slots)
+        limiter.on_answer(1.0, 100)
+    assert limiter.slots == 64
     sent = time.monotonic()
-    pace.refused(None, sent)
-    once = pace.slots
-    pace.refused(None, sent)
-    assert once == pace.slots < 64
+    limiter.on_overload(None, sent)
+    once = limiter.slots
+    limiter.on_overload(None, sent)
+    assert once == limiter.slots < 64
     assert TokenBucket(None).wait(5) == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline import tables
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
-from pipeline.teacher.from_file import given_traces
+from pipeline.teacher.from_file import import_traces
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 PROBLEMS = tables.table_of(tables.Problem, [
@@ -22,7 +22,7 @@ def read(tmp_path, rows, samples=4, **teacher):
     path = tmp_path / "traces.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     frames = []
-    counts = given_traces(FileTeacher(traces=str(path), **teacher), PROBLEMS, samples,
+    counts = import_traces(FileTeacher(traces=str(path), **teacher), PROBLEMS, samples,
                           frames.append)
     return pl.concat(frames), counts
 
@@ -78,9 +78,9 @@ def test_what_prepare_takes_for_one_problem_is_one_problem_to_its_traces(tmp_pat
 
 @pytest.mark.parametrize(("rows", "message"), [
     ([{"problem": "Who?", "completion": TEXT}, {"problem": "And 1+3?", "completion": None}],
-     r"says anything \(1 are empty\); set generate.teacher.completion_column"),
-    ([], r"says anything \(0 are empty\)"),
-    ([{"problem": "Who?", "completion": "x"}], "no trace of .* is of a prepared problem"),
+     r"has any text \(1 are empty\); set generate.teacher.completion_column"),
+    ([], r"has any text \(0 are empty\)"),
+    ([{"problem": "Who?", "completion": "x"}], "no trace of .* belongs to a prepared problem"),
     ([{"problem": "And 1+3?", "text": "x"}], "has no column 'completion', only problem, text;")])
 def test_traces_of_other_problems_or_columns_are_refused_in_one_sentence(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):

@@ -177,7 +177,7 @@ def test_a_client_that_crashes_does_not_show_the_key(home, monkeypatch, capfd):
     from pipeline.teacher import client
 
     monkeypatch.setenv("LIMBECK_API_KEY", CANARY)
-    monkeypatch.setattr(client, "read_body", lambda text, opened: 1 / 0)
+    monkeypatch.setattr(client, "read_body", lambda text, prompt_opens_thinking: 1 / 0)
     with FaultServer(works).running() as url:
         settings(url, "environment")
         said = limbeck(monkeypatch, capfd, "generate", "-c", "mine.yaml", "--debug")

@@ -135,7 +135,7 @@ def test_vllm_that_fails_shows_the_end_of_its_log(fake_vllm):
 
 def test_vllm_that_never_gets_well_is_given_up(fake_vllm):
     with (pytest.raises(UserError, match="did not answer within 2 s"),
-          vllm_server("m", {"sick": True}, log=fake_vllm, patience=2)):
+          vllm_server("m", {"sick": True}, log=fake_vllm, timeout=2)):
         pass
     assert gone(worker_of(fake_vllm))
 

@@ -30,7 +30,7 @@ from pipeline.errors import UserError
 from pipeline.judge import Problem
 from pipeline.teacher import Request, TraceStore, generate
 from pipeline.teacher.accept_rate import AcceptRate
-from pipeline.teacher.request import dump
+from pipeline.teacher.request import canonical_json
 from pipeline.teacher.solver import serve
 from stages.generate import summary
 from tests.fault_server import Answer, FaultServer, completion
@@ -397,22 +397,22 @@ def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):
     first, spent, _ = budgeted(tmp_path, script)
     again, total, calls = budgeted(tmp_path, script)
     assert 0.008 < first.cost_usd == spent == total <= 0.01 and not calls
-    assert f"of which earlier runs spent ${spent:.2f}" in again.stopped
+    assert f"(earlier runs spent ${spent:.2f})" in again.stopped
     more, total, _ = budgeted(tmp_path, script, max_usd=0.02)
     assert 0.018 < total <= 0.02 and more.cost_usd == pytest.approx(total - spent)
 
 
 def test_the_share_that_the_judge_accepts_is_shown_while_traces_come(tmp_path):
-    golds = {dump(asked.messages): Problem(asked.problem_id, "", str(i % 2))
+    golds = {canonical_json(asked.messages): Problem(asked.problem_id, "", str(i % 2))
              for i, asked in enumerate(requests(40))}
     lines = []
     server = FaultServer(lambda call: Answer(completion("\\boxed{0}"), delay=0.02))
-    with server.running() as url, TraceStore(tmp_path) as store, AcceptRate(golds) as quick:
+    with server.running() as url, TraceStore(tmp_path) as store, AcceptRate(golds) as accept_rate:
         generate([*requests(40), Request("no gold", 0, [{"role": "user", "content": "?"}])],
-                 teacher=TEACHER, sampling=SAMPLING, store=store, quick=quick,
+                 teacher=TEACHER, sampling=SAMPLING, store=store, accept_rate=accept_rate,
                  runtime=TeacherRuntime(base_url=url, concurrency=2),
                  on_progress=lambda steps, note: lines.append(note))
-        quick.thread.shutdown()
-    assert (quick.judged, quick.accepted) == (40, 20)
+        accept_rate.thread.shutdown()
+    assert (accept_rate.judged, accept_rate.accepted) == (40, 20)
     assert any("% accepted" in line for line in lines)
-    assert quick.parts(0.01) == ["50% accepted", "$0.0200 each"]
+    assert accept_rate.parts(0.01) == ["50% accepted", "$0.0200 each"]

@@ -118,7 +118,7 @@ def test_both_servers_work_and_are_stopped(log):
     ({"gpu_memory_utilization": 0.6}, 3, "0.2"), ({"gpu_memory_utilization": 0.8}, 1, "0.8"),
     ({}, 1, None), ({"kv_cache_memory_bytes": 1 << 30}, 2, "0.45")])
 def test_memory_is_divided_and_servers_that_measure_it_start_one_by_one(log, options, count, share):
-    with vllm_servers("m", options, count, log=log, patience=20) as urls:
+    with vllm_servers("m", options, count, log=log, timeout=20) as urls:
         assert len(set(urls)) == count
     texts = [log.read_text()] if count == 1 else [said(log, i + 1) for i in range(count)]
     found = [re.findall(r"'--gpu-memory-utilization', '([^']*)'", text) for text in texts]
@@ -127,13 +127,13 @@ def test_memory_is_divided_and_servers_that_measure_it_start_one_by_one(log, opt
 
 def test_the_first_server_ends_where_the_second_does_not_start(log):
     with (pytest.raises(UserError, match="no such kernel"),
-          vllm_servers("m", {"fail_as": 2}, 2, log=log, patience=20)):
+          vllm_servers("m", {"fail_as": 2}, 2, log=log, timeout=20)):
         pass
     assert all(gone(pid) for pid in pids(log))
 
 
 def test_memory_that_cannot_be_divided_is_one_sentence(log):
-    with (pytest.raises(UserError, match="gpu_memory_utilization='much' is no number"),
+    with (pytest.raises(UserError, match="gpu_memory_utilization='much' is not a number"),
           vllm_servers("m", {"gpu_memory_utilization": "much"}, 2, log=log)):
         pass
 
@@ -198,43 +198,43 @@ def test_no_server_idles_while_another_queues(tmp_path):
 
 
 def test_a_free_request_goes_where_the_fewest_samples_are_in_flight():
-    spread = LoadBalancer(["http://a/v1", "http://b/v1/"])
-    with spread.freest(8) as first, spread.freest(3) as second:
+    balancer = LoadBalancer(["http://a/v1", "http://b/v1/"])
+    with balancer.least_busy(8) as first, balancer.least_busy(3) as second:
         assert {str(first.url), str(second.url)} == {
             "http://a/v1/chat/completions", "http://b/v1/chat/completions"}
-        with spread.freest(4) as third, spread.freest(2) as fourth:
+        with balancer.least_busy(4) as third, balancer.least_busy(2) as fourth:
             assert third is fourth is second
-            with spread.freest(1) as fifth:
+            with balancer.least_busy(1) as fifth:
                 assert fifth is first
     assert first.in_flight == second.in_flight == 0
 
 
 def test_a_server_that_lets_time_run_out_comes_last_too():
-    spread = LoadBalancer(["http://a/v1", "http://b/v1"])
+    balancer = LoadBalancer(["http://a/v1", "http://b/v1"])
 
     async def hang():
         async with asyncio.timeout(0.01):
-            with spread.freest(1):
+            with balancer.least_busy(1):
                 await asyncio.sleep(60)
 
     with pytest.raises(TimeoutError):
         asyncio.run(hang())
-    with spread.freest(1) as server:
+    with balancer.least_busy(1) as server:
         assert server.url.host == "b"
 
 
 def test_a_server_that_failed_comes_last_until_its_time_is_over_or_it_answers(monkeypatch):
-    spread = LoadBalancer(["http://a/v1", "http://b/v1"])
-    with pytest.raises(ConnectionError), spread.freest(1) as ill:
+    balancer = LoadBalancer(["http://a/v1", "http://b/v1"])
+    with pytest.raises(ConnectionError), balancer.least_busy(1) as ill:
         raise ConnectionError
-    with spread.freest(1) as well, spread.freest(1) as again:
-        assert well is again is not ill and spread.notes() and not spread.none_left()
+    with balancer.least_busy(1) as well, balancer.least_busy(1) as again:
+        assert well is again is not ill and balancer.notes() and not balancer.all_failed()
         later = time.monotonic() + 60
         with monkeypatch.context() as patch:
             patch.setattr("pipeline.teacher.balancer.time.monotonic", lambda: later)
-            with spread.freest(1) as tried:
+            with balancer.least_busy(1) as tried:
                 assert tried is ill
-    assert not spread.notes()
+    assert not balancer.notes()
 
 
 @pytest.mark.parametrize(("options", "gpus", "samples", "wanted"), [

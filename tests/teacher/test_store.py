@@ -12,7 +12,7 @@ from pipeline import tables
 from pipeline.config.teacher import OpenAITeacher, Sampling, SolverTeacher, VllmTeacher
 from pipeline.errors import UserError
 from pipeline.teacher import store_segment
-from pipeline.teacher.request import Job, Keys, Request, jobs, runs
+from pipeline.teacher.request import Job, Keys, Request, consecutive, jobs
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.store_journal import read_journal
 from pipeline.teacher.trace_rows import asked_row
@@ -148,8 +148,9 @@ def test_equal_chats_of_two_problems_are_asked_once(tmp_path):
 
 
 def test_runs_are_consecutive_and_bounded():
-    assert list(runs({5, 1, 2, 3, 9}, 2)) == [range(1, 3), range(3, 4), range(5, 6), range(9, 10)]
-    assert list(runs([], 4)) == []
+    assert list(consecutive({5, 1, 2, 3, 9}, 2)) == [range(1, 3), range(3, 4), range(5, 6),
+                                                     range(9, 10)]
+    assert list(consecutive([], 4)) == []
 
 
 def test_rows_of_a_killed_writer_are_read_and_become_a_segment(tmp_path):
@@ -267,8 +268,9 @@ def test_traces_come_in_order_and_parts_and_few_segments_are_read_twice(tmp_path
     with TraceStore(tmp_path) as store, store.writing():
         store.append(row(asked[-1], Sampling(max_tokens=12)))
         read = []
-        real = store_segment.whole
-        monkeypatch.setattr(store_segment, "whole", lambda path: read.append(path) or real(path))
+        real = store_segment.read_segment
+        monkeypatch.setattr(store_segment, "read_segment",
+                            lambda path: read.append(path) or real(path))
         parts = list(store.stream(wanted, TEACHER, Sampling(max_tokens=12)))
     assert [len(part) for part in parts] == [5] * 12
     traces = pl.concat(parts)
