@@ -3,7 +3,17 @@
 from pipeline.judge.judge import check_gold, judge, judge_answer
 from pipeline.judge.kinds import has_gold, needs_answer
 from pipeline.judge.pool import JudgePool
-from pipeline.judge.verdict import Judgement, Policy, Problem, refuse_if_broken
+from pipeline.judge.verdict import Judgement, Policy, Problem, check_broken_share
 
-__all__ = ["JudgePool", "Judgement", "Policy", "Problem", "check_gold", "has_gold", "judge",
-           "judge_answer", "needs_answer", "refuse_if_broken"]
+__all__ = [
+           "JudgePool",
+           "Judgement",
+           "Policy",
+           "Problem",
+           "check_broken_share",
+           "check_gold",
+           "has_gold",
+           "judge",
+           "judge_answer",
+           "needs_answer",
+]

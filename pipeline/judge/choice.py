@@ -69,7 +69,7 @@ def grade_choice(text: str, _: Sequence[str], problem: Problem) -> Judgement:
 
 
 def grade_text(text: str, _: Sequence[str], problem: Problem) -> Judgement:
-    """Equal or not; of a text that differs only a reader can tell whether it says the same."""
+    """Equal or not; only a reader can tell whether a text that differs says the same."""
     unequal: Verdict = "cannot_judge" if problem.kind == "text" else "wrong"
     answer = ", ".join(extract(text, "any")) if "boxed" in text or "<answer>" in text else text
     if not problem.answer.strip():

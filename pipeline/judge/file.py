@@ -1,9 +1,8 @@
-"""`limbeck judge` and `limbeck audit`: the judge over a file of answers, and its second opinion.
+"""`limbeck judge` and `limbeck audit`: the judge over a file of answers, and its second grader.
 
-A row of judge's input has `gold` (or `answer`) and one of `completion` and `prediction`. A
-completion is a full response: only what follows closed thinking counts. A prediction with a box,
-an <answer> tag or thinking tags is read as one too; any other is the answer itself or, where it
-reads as prose, the answer that its last sentences state (rules 3 and 4 of extract.py).
+A row has `gold` (or `answer`) and a `completion` or `prediction`. Of a completion only what follows
+closed thinking counts. A prediction with a box, an <answer> tag or thinking tags is read the same
+way; any other is the answer itself or, if it is prose, what its last sentences state (extract.py).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def parse_policy(settings: Iterable[str]) -> Policy:
 
 
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
-    """Row `number` (from 1) as a problem. UserError where the gold is missing or no text."""
+    """Turn row `number` (from 1) into a problem. Raises UserError if it has no gold text."""
     gold, named = row.get("gold", row.get("answer")), str(row.get("kind") or "math")
     kind = kind_name(named)
     several = kind in KINDS and KINDS[kind].spellings
@@ -51,14 +50,14 @@ def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     if isinstance(gold, list) and gold:
         gold = spellings[0] if spellings else ", ".join(map(str, gold))
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
-        raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
+        raise UserError(f"row {number} needs text in gold (or answer), not {gold!r}")
     problem = Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
                                 "kind": kind}, policy)
     return replace(problem, meta={**problem.meta, "spellings": spellings}) if spellings else problem
 
 
 def response_of(row: dict[str, Any], number: int) -> str:
-    """What row `number` says. UserError where it has neither completion nor prediction."""
+    """Return the response of row `number`. Raises UserError if it has none."""
     for name in ("completion", "prediction"):
         if name in row:
             return "" if row[name] is None else str(row[name])
@@ -68,10 +67,9 @@ def response_of(row: dict[str, Any], number: int) -> str:
 
 def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
                model: LLMJudge | None = None) -> dict[str, int]:
-    """Judge every row of `source`; rows with the Judgement's fields go to `out` or standard output.
+    """Judge every row of `source`, write rows with their judgement to `out` or standard output.
 
-    `model` decides what the rules leave open. `out` is written whole or not at all. Returns how
-    often each verdict was given.
+    `model` decides what the rules leave open. Returns {verdict: how often}.
     """
     settings = parse_policy(policy)
     rows = read_rows(source)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from pipeline.completion import Verdict
 from pipeline.errors import UserError
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
 
@@ -37,11 +38,9 @@ _FORMULA = re.compile(r"(?:sin|cos|tan|exp|log|sqrt|pi|[A-Za-z](?![A-Za-z_])|\d+
 
 
 def safe_for_scorer(task: str, answer: str) -> bool:
-    """Whether reasoning-gym's scorer of `task` may see `answer`.
-
-    Its scorers of these tasks hand the answer to eval() or sympy's parse_expr (version 0.1.25), so
-    they get only text that can name nothing and call nothing but elementary functions.
-    """
+    """Whether reasoning-gym's scorer of `task` may see `answer`."""
+    # its scorers of these tasks hand the answer to eval() or sympy's parse_expr (version 0.1.25):
+    # they get only text that can name nothing and call nothing but elementary functions
     if task in _LISTS:
         return len(answer) <= 2000 and bool(_LIST.fullmatch(answer))
     if task in _EXPRESSIONS:
@@ -49,11 +48,8 @@ def safe_for_scorer(task: str, answer: str) -> bool:
     return len(answer) <= 20_000
 
 
-def countdown(answer: str, numbers: Sequence[int], target: int) -> str:
-    """Verdict on `answer`, e.g. "(25 - 5) * 3 = 60": correct, wrong or no_answer.
-
-    Exact rational arithmetic over a checked syntax tree; an "= target" tail is allowed.
-    """
+def countdown(answer: str, numbers: Sequence[int], target: int) -> Verdict:
+    """Grade e.g. "(25 - 5) * 3 = 60": correct, wrong or no_answer."""
     if "\\" in answer or not answer.isascii():
         for pattern, plain in _SPELLING:
             answer = pattern.sub(plain, answer)
@@ -94,7 +90,7 @@ def grade(_: str, answers: Sequence[str], problem: Problem) -> Judgement | Worke
         if len(answers) > 1:
             return judgement("several_answers", ", ".join(answers), "countdown")
         verdict = countdown(answer, meta["numbers"], meta["target"])
-        return judgement(verdict, answer, "countdown")  # type: ignore[arg-type]
+        return judgement(verdict, answer, "countdown")
     if "entry" not in meta or "task" not in meta:
         raise UserError(f"problem {problem.problem_id!r} of kind gym needs meta task and entry")
     if not safe_for_scorer(meta["task"], answer):

@@ -33,7 +33,7 @@ _ORDERS = re.compile(
 _EVERYDAY = re.compile(
     r"\b(?:grade|score|correct|same|different|respond|output|accept|equivalent|identical|you|system|"
     r"user|solution|reasoning)\b", re.I)
-"""Talk to the grader too, but where an answer has so many words only part of what it says."""
+"""Talk to the grader too, but harmless in an answer of at least PROSE words."""
 PROSE = 8
 MAX_PROBLEM = 4000
 
@@ -56,40 +56,40 @@ def plain(text: str) -> str:
 
 
 class LLMJudge:
-    """Second instance for abstentions. `ask(chats)` returns a reply for each, "" where none came.
+    """Decides abstentions. `ask(chats)` returns a reply for each, "" if none came.
 
-    `counts` holds how many judgements were kept, decided here, and left open: the share to report.
+    `counts` holds how many judgements were kept, decided here, and left open.
     """
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.counts: Counter[str] = Counter()
 
-    def review_all(self, given: Sequence[Judgement], problems: Sequence[Problem]) \
-            -> list[Judgement]:
-        """`given`, with those that the rules left open decided: SAME in both orders is correct."""
+    def review_all(self, judgements: Sequence[Judgement],
+                   problems: Sequence[Problem]) -> list[Judgement]:
+        """Decide the judgements that the rules left open: SAME in both orders is correct."""
         pairs = {place: _both_orders(problem, j.extracted or "") for place, (j, problem)
-                 in enumerate(zip(given, problems, strict=True)) if self._asks(j, problem)}
+                 in enumerate(zip(judgements, problems, strict=True)) if self._asks(j, problem)}
         texts = list(dict.fromkeys(text for pair in pairs.values() for text in pair))
         system = {"role": "system", "content": render("same_answer")} if texts else {}
         replies = self.ask([[system, {"role": "user", "content": text}] for text in texts]) \
             if texts else []
         votes = {text: _VERDICT.fullmatch(reply) for text, reply
                  in zip(texts, replies, strict=True)}
-        out = list(given)
+        out = list(judgements)
         for place, pair in pairs.items():
             said = {found and found[1] for found in map(votes.__getitem__, pair)}
             if said in ({"SAME"}, {"DIFFERENT"}):
                 out[place] = judgement("correct" if "SAME" in said else "wrong",
-                                       given[place].extracted, "llm")
+                                       judgements[place].extracted, "llm")
         decided = sum(j.grader == "llm" for j in map(out.__getitem__, pairs))
         left = sum(j.verdict == "cannot_judge" for j in out)
         self.counts += Counter(kept=len(out) - left - decided, decided=decided, open=left)
         return out
 
-    def _asks(self, given: Judgement, problem: Problem) -> bool:
-        return given.verdict == "cannot_judge" and bool(KINDS[problem.kind].llm_chars) and \
-            bool(problem.answer.strip()) and presentable(given.extracted, problem.kind)
+    def _asks(self, judgement: Judgement, problem: Problem) -> bool:
+        return judgement.verdict == "cannot_judge" and bool(KINDS[problem.kind].llm_chars) and \
+            bool(problem.answer.strip()) and presentable(judgement.extracted, problem.kind)
 
 
 def _both_orders(problem: Problem, answer: str) -> tuple[str, str]:
@@ -102,16 +102,16 @@ def _both_orders(problem: Problem, answer: str) -> tuple[str, str]:
 
 
 def majority_answer(answers: Sequence[str], same: Callable[[str, str], bool | None]) -> str | None:
-    """The answer that more than half of `answers` share under `same`: a stand-in for a gold.
+    """Return the answer that more than half of `answers` share under `same`, or None.
 
-    Self-consistency (Wang et al., arXiv 2203.11171). None where no answer has the majority.
+    Self-consistency (Wang et al., arXiv 2203.11171).
     """
     groups: list[list[str]] = []
     for answer in answers:
-        home = next((group for group in groups if same(group[0], answer)), None)
-        if home is None:
+        group = next((group for group in groups if same(group[0], answer)), None)
+        if group is None:
             groups.append([answer])
         else:
-            home.append(answer)
+            group.append(answer)
     best = max(groups, key=len, default=[])
     return best[0] if len(best) * 2 > len(answers) else None

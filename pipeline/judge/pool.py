@@ -1,8 +1,8 @@
-"""A pool of processes that can be killed: a verdict is bounded in time and memory on any input.
+"""A pool of worker processes that can be killed: bounds each verdict in time and memory.
 
 Workers are plain subprocesses (no fork of a process that may hold torch threads, no re-run of
 the caller's main module), started when first needed. A signal timeout works in a main thread only
-(Math-Verify issue 65, trl 5281, verl 5635); a kill works from everywhere.
+(Math-Verify issue 65, trl 5281, verl 5635); a kill works from any thread.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pipeline.completion import Completion
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 START_SECONDS = 60.0
 
 
 class WorkerKilledError(RuntimeError):
-    """The worker was killed (args[0] "timeout") or died or ran out of memory ("error")."""
+    """A worker was killed (args[0] "timeout"), or died or ran out of memory ("error")."""
 
 
 class Worker:
-    """One worker process; after a kill the next one starts at once, to be ready when asked."""
+    """One worker process; after a kill the next one starts at once."""
 
     def __init__(self, memory_mb: int) -> None:
         self.memory_mb = memory_mb
@@ -43,8 +43,8 @@ class Worker:
         self.ready = False
 
     def start(self) -> None:
-        """Start the process; `ready` once it has said so."""
-        environment = {k: os.environ[k] for k in KEPT if k in os.environ}
+        """Start the process; it is `ready` once it has said so."""
+        environment = {k: os.environ[k] for k in ENVIRONMENT if k in os.environ}
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1",
                         "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -55,7 +55,7 @@ class Worker:
         self.ready = False
 
     def ask(self, task: str, arguments: Sequence[Any], seconds: float) -> Any:
-        """The task's value. ValueError where it raised; WorkerLost where it had to be killed."""
+        """Return the task's value. Raises ValueError if it failed, WorkerKilledError if killed."""
         deadline = time.monotonic() + seconds
         if self.process is None or self.process.poll() is not None:
             self.start()
@@ -69,34 +69,34 @@ class Worker:
             self.process.stdin.write(line.encode())
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise self._lost("error") from None
+            raise self._killed("error") from None
         reply = self._read(deadline)
         if reply.get("error") == "memory":
-            raise self._lost("error")
+            raise self._killed("error")
         if "error" in reply:
             raise ValueError(reply["error"])
         return reply["value"]
 
     def _read(self, deadline: float) -> dict[str, Any]:
-        """One reply line before `deadline`, else the worker is killed."""
+        """Read one reply line; kill the worker at `deadline`."""
         assert self.process and self.process.stdout
         buffer = b""
         descriptor = self.process.stdout.fileno()
         while not buffer.endswith(b"\n"):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-                raise self._lost("timeout")
+                raise self._killed("timeout")
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
-                raise self._lost("error")
+                raise self._killed("error")
             buffer += chunk
         return dict(json.loads(buffer))
 
-    def _lost(self, why: str) -> WorkerKilledError:
-        """The process ended, another started if this one had ever been ready."""
-        again = self.ready
+    def _killed(self, why: str) -> WorkerKilledError:
+        """End the process, and start another if this one had ever been ready."""
+        restart = self.ready
         self.kill()
-        if again:
+        if restart:
             self.start()
         return WorkerKilledError(why)
 
@@ -116,8 +116,8 @@ class Worker:
 class JudgePool:
     """Judges completions; each verdict takes at most `seconds` and `memory_mb` of a worker.
 
-    Safe to share between threads. `workers` processes at most; unless told to `start`, none
-    does before the first answer that the fast rules leave to the engine.
+    Safe to share between threads. A worker starts when the rules first leave it an answer, or
+    with start().
     """
 
     def __init__(self, workers: int | None = None, seconds: float = 5.0,
@@ -138,7 +138,7 @@ class JudgePool:
         self.close()
 
     def start(self) -> None:
-        """Start the workers without waiting for them; else each starts when first needed."""
+        """Start the workers without waiting for them."""
         for worker in self._all:
             if worker.process is None:
                 worker.start()
@@ -149,7 +149,7 @@ class JudgePool:
             worker.kill()
 
     def ask(self, task: str, arguments: Sequence[Any]) -> Any:
-        """What a worker answers, cached. ValueError or WorkerLost where it cannot."""
+        """Ask a worker, or the cache. Raises ValueError or WorkerKilledError without an answer."""
         key = json.dumps([task, list(arguments)])
         if key in self._cache:
             return self._cache[key]
@@ -165,17 +165,16 @@ class JudgePool:
         return value
 
     def judge(self, completion: str | Completion, problem: Problem) -> Judgement:
-        """One verdict; see pipeline.judge.judge."""
+        """Judge one completion; see pipeline.judge.judge."""
         from pipeline.judge.judge import judge
 
         return judge(completion, problem, pool=self)
 
     def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
                    progress: Callable[[int], None] | None = None) -> list[Judgement]:
-        """Verdicts in the order given. `progress` is called with the count done so far.
+        """Judge all, in order. `progress` is called with the count done so far.
 
-        What the rules decide is decided here, one after the other; only what needs a worker is
-        handed to threads that wait for one.
+        The rules decide in this thread; only what needs a worker goes to threads that wait.
         """
         from pipeline.judge.judge import judge_by_rules, resolve
 

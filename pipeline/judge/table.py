@@ -10,18 +10,25 @@ from typing import Any
 import polars as pl
 
 from pipeline.completion import Completion
-from pipeline.judge import Judgement, JudgePool, Problem, check_gold, judge_answer, refuse_if_broken
+from pipeline.judge import (
+    Judgement,
+    JudgePool,
+    Problem,
+    check_broken_share,
+    check_gold,
+    judge_answer,
+)
 from pipeline.judge.kinds import KINDS
 from pipeline.judge.llm import LLMJudge, majority_answer
 from pipeline.progress import progress
 
 _SAYING = re.compile(r"(?:\\text\s*\{)?(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’]+[^\W\d_]+)+[\s.!?}]*")
-"""Several words and nothing else: samples that agree on "I do not know" agree on no answer."""
+"""Words alone: samples that agree on "I do not know" agree on no answer."""
 
 
 def judge_all(completions: list[Completion], problems: list[Problem],
               pool: JudgePool, label: str = "judging") -> list[Judgement]:
-    """One judgement a completion, in order; stops where over 1 % could not be judged for error."""
+    """Judge each completion, in order. Raises UserError if over 1 % are errors or timeouts."""
     with progress(label, len(completions)) as advance:
         done = 0
 
@@ -31,12 +38,12 @@ def judge_all(completions: list[Completion], problems: list[Problem],
             done = so_far
 
         judgements = pool.judge_many(completions, problems, progress=step)
-    refuse_if_broken(judgements)
+    check_broken_share(judgements)
     return judgements
 
 
 def as_completion(trace: dict[str, Any]) -> Completion:
-    """A records.Trace row as the judge reads it."""
+    """Turn a row of tables.Trace into a Completion."""
     return Completion(trace["thinking"], trace["answer"] or "",
                       closed=trace["complete"] or bool(trace["answer"]),
                       finish_reason=trace["finish_reason"])
@@ -56,7 +63,7 @@ def judge_traces(traces: pl.DataFrame, problems: pl.DataFrame, pool: JudgePool) 
 
 
 def apply_llm_judge(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudge) -> pl.DataFrame:
-    """`judged`, where `model` has decided what the rules left open of `problems`."""
+    """Let `model` decide what the rules left open of `problems`."""
     known = judged["problem_id"].is_in(problems["problem_id"].implode())
     places = ((judged["verdict"] == "cannot_judge") & known).arg_true()
     rows = judged[places].select("problem_id", "score", "verdict", "extracted", "grader").rows()
@@ -68,28 +75,28 @@ def apply_llm_judge(judged: pl.DataFrame, problems: pl.DataFrame, model: LLMJudg
 
 def by_majority(judged: pl.DataFrame, problems: list[dict[str, Any]], votes: int,
                 pool: JudgePool) -> pl.DataFrame:
-    """`judged`, where problems without a gold have the answer of most samples for one.
+    """Judge problems without a gold by the answer that most of their samples give.
 
-    Its verdicts have the grader "majority". A problem whose samples do not agree, more than half
-    of those with an answer and at least `votes`, stays cannot_judge.
+    These verdicts have the grader "majority". A problem stays cannot_judge unless more than half
+    of its answers, and at least `votes`, agree.
     """
-    places: list[int] = []
-    given: list[Judgement] = []
+    rows_decided: list[int] = []
+    decided: list[Judgement] = []
     by_id = {row["problem_id"]: Problem.from_row(row) for row in problems}
     rows = judged.select("problem_id", "verdict", "extracted").with_row_index().filter(
         pl.col("problem_id").is_in(list(by_id)), verdict="cannot_judge")
     for part in rows.drop_nulls("extracted").partition_by("problem_id", maintain_order=True):
-        said = _agreed(part["extracted"].to_list(), by_id[part["problem_id"][0]], pool)
-        if sum(j.score == 1.0 for j in said) >= votes:
-            scored = [(place, j) for place, j in zip(part["index"], said, strict=True)
+        judgements = _by_agreement(part["extracted"].to_list(), by_id[part["problem_id"][0]], pool)
+        if sum(j.score == 1.0 for j in judgements) >= votes:
+            scored = [(row, j) for row, j in zip(part["index"], judgements, strict=True)
                       if j.score is not None]
-            places += [place for place, _ in scored]
-            given += [replace(j, grader="majority") for _, j in scored]
-    return _replaced(judged, pl.Series(places, dtype=pl.UInt32), given)
+            rows_decided += [row for row, _ in scored]
+            decided += [replace(j, grader="majority") for _, j in scored]
+    return _replaced(judged, pl.Series(rows_decided, dtype=pl.UInt32), decided)
 
 
-def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
-    """`answers` judged by the one that most of them equal; [] where there is none."""
+def _by_agreement(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
+    """Judge `answers` by the one that most of them equal; [] if there is none."""
     gold = majority_answer(
         answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
     if gold is None or (KINDS[problem.kind].spellings and _SAYING.fullmatch(gold)):
@@ -100,15 +107,15 @@ def _agreed(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judge
 
 
 def _against(gold: str, answer: str, problem: Problem, pool: JudgePool) -> Judgement:
-    """The verdict on `answer` were `gold` that of `problem`."""
+    """Judge `answer` as if `gold` were the answer to `problem`."""
     return judge_answer(answer, replace(problem, answer=gold), pool)
 
 
 def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[str | None]:
-    """What each answer counts for in its problem's vote: equal answers, however spelt, for one.
+    """Return one text for all equal answers of a problem, so that they can be counted.
 
-    Only those to maths are compared beyond their text: right ones are the gold, a wrong one is the
-    first that equals it.
+    Only kinds with `spellings` are compared beyond their text: right answers become the gold,
+    wrong ones the first that equals them.
     """
     out: list[str | None] = []
     wrong: dict[str, list[str]] = {}
@@ -126,9 +133,10 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
     return out
 
 
-def _replaced(judged: pl.DataFrame, places: pl.Series, by: list[Judgement]) -> pl.DataFrame:
-    """`judged` with the judgements `by` in the rows `places`."""
+def _replaced(judged: pl.DataFrame, rows: pl.Series,
+              judgements: list[Judgement]) -> pl.DataFrame:
+    """`judged` with new judgements in the rows with these indices."""
     return judged.with_columns(
-        judged[name].scatter(places, pl.Series([getattr(j, name) for j in by],
-                                               dtype=judged[name].dtype))
+        judged[name].scatter(rows, pl.Series([getattr(j, name) for j in judgements],
+                                             dtype=judged[name].dtype))
         for name in ("score", "verdict", "grader"))

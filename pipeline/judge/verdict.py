@@ -31,12 +31,12 @@ class Policy:
     rounding: Literal["asked", "coarse", "gold"] = "asked"
     """coarse: a decimal gold rounded to three digits or more, within 0.2 %, is right; gold: never
     fewer digits than the gold has; asked: coarse where the problem's text asks for no precision,
-    gold where it does and where there is no text to tell."""
+    gold if it does or there is no text."""
     ends: Literal["strict", "free"] = "strict"
     """free: open and closed intervals are the same, as always where a problem asks on which
     interval a function rises or falls."""
     order: Literal["tuples", "all", "none"] = "tuples"
-    """Where order counts: in (bracketed) tuples only, in bare lists too, or nowhere."""
+    """Where order counts: in (bracketed) tuples, in bare lists too, or nowhere."""
     gold_is_set: bool = False
     """Any one element of a gold list is a full answer."""
     reduced: bool = False
@@ -63,8 +63,7 @@ class Problem:
 
     @classmethod
     def from_row(cls, row: dict[str, Any], base: Policy = Policy()) -> Problem:
-        """A row of records.Problem; `meta` is a JSON object that may hold "policy" over `base`
-        and, of a math problem, all "spellings" of its answer."""
+        """Read a row of tables.Problem; `meta` may hold "policy" and "spellings" of the answer."""
         meta = row.get("meta") or {}
         if isinstance(meta, str):
             try:
@@ -78,7 +77,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Judgement:
-    """score 1.0 or 0.0 (a part of 1 for code and gym), None where nothing could be decided."""
+    """score 1.0 or 0.0 (a part of 1 for gym), None if nothing could be decided."""
 
     score: float | None
     verdict: Verdict
@@ -99,7 +98,7 @@ class WorkerTask:
 
 
 def make_policy(overrides: dict[str, Any], base: Policy = Policy()) -> Policy:
-    """`base` with `overrides`; UserError on an unknown name."""
+    """Return `base` with `overrides`. Raises UserError for an unknown name."""
     known = {f.name for f in fields(Policy)}
     if unknown := set(overrides) - known:
         raise UserError(f"unknown policy {min(unknown)!r}; known: {', '.join(sorted(known))}")
@@ -108,17 +107,15 @@ def make_policy(overrides: dict[str, Any], base: Policy = Policy()) -> Policy:
 
 def judgement(verdict: Verdict, extracted: str | None, grader: str,
               score: float | None = None) -> Judgement:
-    """A Judgement with the score that its verdict means, unless a partial `score` is given."""
+    """Make a Judgement with the score that its verdict means, unless `score` is a part of 1."""
     if score is None and verdict not in UNSCORED:
         score = float(verdict == "correct")
     return Judgement(score, verdict, extracted, grader)
 
 
-def refuse_if_broken(judgements: Sequence[Judgement], limit: float = 0.01) -> None:
-    """UserError when more than `limit` of the verdicts are error or timeout.
-
-    A grader that fails silently scores every answer 0 (verl issue 5635): stop instead.
-    """
+def check_broken_share(judgements: Sequence[Judgement], limit: float = 0.01) -> None:
+    """Raises UserError if more than `limit` of the verdicts are error or timeout."""
+    # a grader that fails silently scores every answer 0 (verl issue 5635): stop instead
     broken = [j.verdict for j in judgements if j.verdict in ("error", "timeout")]
     if len(broken) > limit * len(judgements):
         raise UserError(f"{len(broken)} of {len(judgements)} verdicts are error or timeout "

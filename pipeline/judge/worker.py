@@ -1,7 +1,7 @@
-"""The process that may be killed: reads one JSON request a line, answers one JSON line.
+"""The worker process: reads one JSON request a line, answers one JSON line.
 
 Started as `python -m pipeline.judge.worker MEGABYTES`; holds no secret and imports no torch. It
-ends with its input; an alarm ends it even in the midst of a task whose asker has died. (Linux'
+ends with its input; an alarm ends it even during a task whose asker has died. (Linux'
 parent-death signal would not do: it fires when the thread that started the worker ends.)
 """
 
@@ -59,7 +59,7 @@ logging.disable(logging.CRITICAL)
 
 
 def same(gold: str, answer: str, order: bool) -> bool | None:
-    """math-verify's opinion of two boxed answers, None where it cannot read one of them."""
+    """Ask math-verify whether two boxed answers are equal; None if it cannot read one of them."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     config = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -73,10 +73,8 @@ def same(gold: str, answer: str, order: bool) -> bool | None:
 
 @contextmanager
 def _without_evaluator() -> Iterator[None]:
-    """sympy's string parser, which ends in eval(), replaced by one that reads a number or a name.
-
-    latex2sympy hands it every numeral of an answer (sympy.Number of a string does so).
-    """
+    """Replace sympy's string parser, which ends in eval(), by one for a number or a name."""
+    # latex2sympy hands it every numeral of an answer (sympy.Number of a string does so)
     from sympy import Float, Integer, Symbol, SympifyError
     from sympy.parsing import sympy_parser
 
@@ -90,15 +88,15 @@ def _without_evaluator() -> Iterator[None]:
             return Symbol(text)
         raise SympifyError(text)
 
-    usual, sympy_parser.parse_expr = sympy_parser.parse_expr, plain
+    original, sympy_parser.parse_expr = sympy_parser.parse_expr, plain
     try:
         yield
     finally:
-        sympy_parser.parse_expr = usual
+        sympy_parser.parse_expr = original
 
 
 def prepare() -> bool:
-    """Import what the first answer needs, so that it is not charged with it."""
+    """Import what the first answer needs, so that its time is not charged to it."""
     return same("1", "1", True) is True
 
 

@@ -10,9 +10,9 @@ from pipeline.judge import (
     JudgePool,
     Policy,
     Problem,
+    check_broken_share,
     check_gold,
     judge,
-    refuse_if_broken,
 )
 
 
@@ -145,9 +145,9 @@ def test_an_unknown_kind_is_refused_by_name() -> None:
 
 def test_a_batch_with_many_timeouts_stops_the_stage() -> None:
     fine, lost = Judgement(1.0, "correct", "1", "rules"), Judgement(None, "timeout", "1", "rules")
-    refuse_if_broken([fine] * 99 + [lost])
+    check_broken_share([fine] * 99 + [lost])
     with pytest.raises(UserError, match="2 of 100"):
-        refuse_if_broken([fine] * 98 + [lost] * 2)
+        check_broken_share([fine] * 98 + [lost] * 2)
 
 
 def test_judge_many_keeps_the_order_and_counts_progress() -> None:

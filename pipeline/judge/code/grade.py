@@ -20,10 +20,8 @@ _FENCE = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)```", re.S | r
 
 
 def program_of(text: str, problem: Problem) -> str | None:
-    """The last fenced block of `text`, else the text where it compiles; None without either.
-
-    A bare body is put after the problem's own header (HumanEval's completion form).
-    """
+    """Return the last fenced block of `text`, or the text itself if it compiles, or None."""
+    # a bare body is put after the problem's own header (HumanEval's completion form)
     blocks = _FENCE.findall(text) if text.count("```") <= 200 else []
     program = blocks[-1] if blocks else text.strip("\n")
     name = problem.meta.get("entry_point")
@@ -45,27 +43,27 @@ FORMS = {"inputs": ("inputs", "outputs"), "test": ("test", "entry_point"),
 
 
 def check_tests(problem: Problem) -> None:
-    """Raise a UserError where `problem.meta` does not hold tests in one of the three forms."""
+    """Check that `problem.meta` holds tests in one of the three forms. Raises UserError if not."""
     form = next((FORMS[name] for name in FORMS if name in problem.meta), None)
-    said = f"code problem {problem.problem_id!r}"
+    named = f"code problem {problem.problem_id!r}"
     if form is None:
-        raise UserError(f"{said} has no tests in its meta: give test and entry_point, test_list, "
+        raise UserError(f"{named} has no tests in its meta: give test and entry_point, test_list, "
                         "or inputs and outputs")
-    given: list[Any] = [problem.meta.get(name) for name in form]
+    values: list[Any] = [problem.meta.get(name) for name in form]
     if form == FORMS["test"]:
-        if not all(isinstance(one, str) for one in given):
-            raise UserError(f"{said}: test and entry_point in its meta must both be text")
+        if not all(isinstance(one, str) for one in values):
+            raise UserError(f"{named}: test and entry_point in its meta must both be text")
     elif not all(isinstance(one, list) and all(isinstance(test, str) for test in one)
-                 for one in given):
-        raise UserError(f"{said}: {' and '.join(form)} in its meta must be lists of strings")
-    elif not all(given):
-        raise UserError(f"{said} has an empty list of tests")
-    elif len(given[0]) != len(given[-1]):
-        raise UserError(f"{said}: inputs and outputs in its meta differ in length")
+                 for one in values):
+        raise UserError(f"{named}: {' and '.join(form)} in its meta must be lists of strings")
+    elif not all(values):
+        raise UserError(f"{named} has an empty list of tests")
+    elif len(values[0]) != len(values[-1]):
+        raise UserError(f"{named}: inputs and outputs in its meta differ in length")
 
 
 def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
-    """correct where every test passes. UserError without tests, or without a working sandbox."""
+    """Grade a program by its tests. Raises UserError without tests or a working sandbox."""
     check_tests(problem)
     program = program_of(text, problem)
     if program is None:
@@ -84,10 +82,10 @@ def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
 
 
 def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[bool]:
-    """One run per input; outputs are compared here, by lines without trailing space."""
+    """Run once per input; compare outputs here, by lines without trailing space."""
     passed = []
-    for given, expected in zip(inputs, outputs, strict=True):
-        result = sandbox.run(program, given)
+    for stdin, expected in zip(inputs, outputs, strict=True):
+        result = sandbox.run(program, stdin)
         passed.append(result.ended == "exit" and result.code == 0
                       and _lines(result.output) == _lines(expected))
         if not passed[-1]:
@@ -101,7 +99,7 @@ def _lines(text: str) -> list[str]:
 
 def run_tests(program: str, cases: Sequence[str], setup: str = "",
               limits: Limits = Limits(), test_seconds: float = 2.0) -> list[bool]:  # noqa: B008
-    """Which tests pass. A test that hangs or ends the program costs itself alone."""
+    """Tell which tests pass. A test that hangs or ends the program costs itself alone."""
     sandbox.probe()
     passed: list[bool] = []
     while len(passed) < len(cases):
@@ -116,7 +114,7 @@ def run_tests(program: str, cases: Sequence[str], setup: str = "",
 
 def _session(program: str, cases: Sequence[str], setup: str, limits: Limits,
              test_seconds: float) -> tuple[list[bool], bool]:
-    """Results up to the first test that ends a box, and whether the program loaded at all."""
+    """Results up to the first test that ends a box, and whether the program loaded."""
     passed: list[bool] = []
     with Box("solution", {"code": program}, limits) as solution, \
             Box("tests", {"setup": setup, "cases": list(cases)}, limits) as tests:
@@ -132,7 +130,7 @@ def _session(program: str, cases: Sequence[str], setup: str, limits: Limits,
 
 
 def _relay(tests: Box, solution: Box) -> bool | None:
-    """Carry questions until the test reports; None where either box ended."""
+    """Carry questions until the test reports; None if either box ended."""
     while message := tests.line():
         if "passed" in message:
             return message["passed"] is True

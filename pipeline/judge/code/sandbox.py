@@ -3,7 +3,7 @@
 The box sees the system's libraries and this Python read-only, a small /tmp of its own, and nothing
 of the environment. Started as root it becomes another, unprivileged user for each run; otherwise it
 lives in a user namespace that may not be nested. Memory of the whole box is watched from outside.
-Where no box can be made, SandboxMissing is raised; code is never run without one.
+Raises SandboxMissingError if no box can be made; code is never run without one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Run:
-    """What a program did: its output, and how it ended (exit, timeout, memory, output)."""
+    """The output of a program, and how it ended (exit, timeout, memory, output)."""
 
     output: str
     ended: str
@@ -74,16 +74,16 @@ def command(role: str, limits: Limits) -> list[str]:
             "--size", "65536", "--perms", "1777", "--tmpfs", "/dev/shm",
             "--size", size, "--perms", "1777", "--tmpfs", "/tmp",
             "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--",
-            python, "-I", "-S", "-B", "-c", _START, _inside(), role,
+            python, "-I", "-S", "-B", "-c", _START, _program(), role,
             str(next(_UIDS)), str(limits.memory_mb << 20), str(limits.processes), size,
             str(int(limits.seconds) + 1)]
 
 
 @lru_cache(maxsize=1)
-def _inside() -> str:
-    """inside.py compiled: the box runs this very Python, and compiling would cost it 5 ms."""
+def _program() -> str:
+    """box_main.py compiled: the box runs this very Python, and compiling would cost it 5 ms."""
     text = Path(__file__).with_name("box_main.py").read_text(encoding="utf-8")
-    return marshal.dumps(compile(text, "inside.py", "exec")).hex()
+    return marshal.dumps(compile(text, "box_main.py", "exec")).hex()
 
 
 def _link(path: str) -> list[str]:
@@ -196,10 +196,10 @@ def resident(pid: int) -> int:
     return total
 
 
-def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:
-    """Run a program with `given` on its standard input. SandboxMissing where no box works."""
+def run(code: str, stdin: str = "", limits: Limits = Limits()) -> Run:
+    """Run a program. Raises SandboxMissingError if no box works."""
     probe()
-    with Box("script", {"code": code, "input": given}, limits) as box:
+    with Box("script", {"code": code, "input": stdin}, limits) as box:
         output = b""
         while chunk := box.read():
             output += chunk
@@ -211,7 +211,7 @@ def run(code: str, given: str = "", limits: Limits = Limits()) -> Run:
 
 @lru_cache(maxsize=1)
 def probe() -> None:
-    """Check once that a box can be made and holds. SandboxMissing with the remedy if not."""
+    """Check once that a box can be made and holds. Raises SandboxMissingError if not."""
     remedy = "code is not judged without one; install bubblewrap (apt-get install bubblewrap) " \
              "and allow it to make namespaces"
     if not shutil.which("bwrap"):

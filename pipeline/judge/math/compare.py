@@ -34,8 +34,8 @@ _MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|sep
                     r"november|december)\b")
 
 
-def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None:
-    """Whether `answer` equals `gold`; `given` is the problem's text (its symbols are not free)."""
+def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | None:
+    """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
     if key(gold) == key(answer) and not policy.reduced:
         return True
     if phrase_of(answer, gold):
@@ -43,7 +43,7 @@ def same(gold: str, answer: str, policy: Policy, given: str = "") -> bool | None
     golds = _readings(gold)
     if (short := without_remark(plain := clean(gold))) not in ("", plain):
         golds.append(parse(short))
-    results = [Comparison(policy, given).same(a, b) for a in golds
+    results = [Comparison(policy, statement).same(a, b) for a in golds
                for b in _readings(answer)]
     if True in results:
         return True
@@ -118,7 +118,7 @@ class Comparison(Quantities):
 
     def open_ends(self) -> bool:
         """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
-        return self.policy.ends == "free" or bool(_MONOTONE.search(self.given))
+        return self.policy.ends == "free" or bool(_MONOTONE.search(self.statement))
 
     def ordered(self, a: Node, b: Node) -> bool:
         if self.policy.order != "tuples":
@@ -189,11 +189,11 @@ def substituted(a: Node, b: Node) -> bool | None:
     difference = _difference(a)
     if difference is None or b.tree is None:
         return None
-    names, given = numeric.symbols(difference[0]), numeric.symbols(b.tree)
-    if len(names - given) != 1 or not given <= names or len(names) < 2:
+    names, known = numeric.symbols(difference[0]), numeric.symbols(b.tree)
+    if len(names - known) != 1 or not known <= names or len(names) < 2:
         return False
     try:
-        name, = names - given
+        name, = names - known
         left, right = (numeric.replaced(side, ("v", name), b.tree)
                        for side in (difference[0][1], difference[0][2][2]))
         return numeric.equal(left, right)

@@ -25,8 +25,8 @@ _HUNDREDTH: Tree = ("n", Fraction(1, 100))
 class Quantities:
     """Comparison of two values: the policy and the text of the problem."""
 
-    def __init__(self, policy: Policy, given: str) -> None:
-        self.policy, self.given = policy, given
+    def __init__(self, policy: Policy, statement: str) -> None:
+        self.policy, self.statement = policy, statement
         self.zeros = (0, 0)  # that end the decimals compared now
 
     def values(self, a: Node, b: Node) -> bool | None:
@@ -47,7 +47,7 @@ class Quantities:
         if a.label == b.label or not (a.label and b.label):
             return False
         if len(a.label) == len(b.label) == 1:
-            return not self.given or b.label in re.findall(r"[A-Za-z]+", self.given)
+            return not self.statement or b.label in re.findall(r"[A-Za-z]+", self.statement)
         return a.text.startswith("‹") and b.text.startswith("‹") and "=" not in a.text + b.text
 
     def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
@@ -124,11 +124,11 @@ class Quantities:
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
         alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
-        return letter.isalpha() and bool(self.given) and not re.search(alone, self.given)
+        return letter.isalpha() and bool(self.statement) and not re.search(alone, self.statement)
 
     def coarse(self) -> bool:
         if self.policy.rounding == "asked":
-            return bool(self.given) and not _PRECISION.search(self.given)
+            return bool(self.statement) and not _PRECISION.search(self.statement)
         return self.policy.rounding == "coarse"
 
 
