@@ -107,10 +107,11 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from datasets import Dataset
     from transformers import AutoTokenizer
 
+    from pipeline.config.rl import RlConfig
     from pipeline.judge import JudgePool
     from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
     from pipeline.rl.rewards import accuracy_reward
-    from pipeline.rl.run import arguments
+    from pipeline.rl.schedule import grpo_config, phase_settings
     from pipeline.train.fit import load_student
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
@@ -119,7 +120,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
         given.prompts * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     pool.start()
-    args = arguments(settings, Path(out), 0)
+    args = grpo_config(phase_settings(RlConfig(trainer=settings))[0], Path(out), 0)
     return PaddingFreeGRPOTrainer(
         model=load_student(given.model, args), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),

@@ -47,3 +47,13 @@ def split_completion(text: str, *, opened: bool = False, finish_reason: str = "s
         thinking = text if opened else text.partition(OPEN)[2]
         return Completion(thinking.strip(), "", closed=False, finish_reason=finish_reason)
     return Completion(None, text.strip(), finish_reason=finish_reason)
+
+
+def completion_text(completion: Any) -> str:
+    """The text of a completion as TRL passes it: a string, or messages of which the last counts."""
+    if isinstance(completion, str):
+        return completion
+    message = completion[-1] if completion else {}
+    reasoning = message.get("reasoning_content") or ""
+    content = message.get("content") or ""
+    return f"{OPEN}{reasoning}{CLOSE}{content}" if reasoning else content

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.config.rl import RlJob
 from pipeline.prompts import chats, prompt_path
-from pipeline.rl.difficulty import check_band, check_phases, phase_trainers
-from pipeline.rl.user_reward import own_files
+from pipeline.rl.difficulty import check_band
+from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
+from pipeline.rl.user_reward import user_files
 from pipeline.serving.vllm_server import has_vllm
 from pipeline.stage import Counts, Stage
 
@@ -74,9 +75,9 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
             job = job.model_copy(update={"rl": served})
             return launch(job, module, options, left)
     if not (options or config.phases or config.trainer.get("use_vllm") or gpu_count() > 1):
-        from pipeline.rl.phases import run as refine
+        from pipeline.rl.phases import train
 
-        return refine(job)
+        return train(job)
     counts: Counts = {}
     for last in range(len(config.phases) or 1):
         counts = launch(job.model_copy(update={"last": last}), module, options)
@@ -99,11 +100,9 @@ def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[st
     from pipeline.config.evaluate import StudentSampling
     from pipeline.judge import JudgePool
     from pipeline.rl.difficulty import student_scores, teacher_scores, within_band
-    from pipeline.rl.run import arguments
 
     config = experiment.rl
-    given = phase_trainers(config.trainer, config.phases)[0]
-    args = arguments(given, out, experiment.seed)
+    args = grpo_config(phase_settings(config)[0], out, experiment.seed)
     if config.difficulty_samples:
         sampling = StudentSampling(temperature=args.temperature, top_p=args.top_p,
                                    max_tokens=args.max_completion_length)
@@ -119,14 +118,13 @@ def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[st
 
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
-    from pipeline.rl.rewards import reward_functions
-    from pipeline.rl.run import arguments
+    from pipeline.rl.rewards import RewardContext, reward_functions
     from pipeline.serving.engine_group import check_engines
     from pipeline.train.arguments import lora_config
     from pipeline.train.launch import check_options
 
     config = experiment.rl
-    reward_functions({name: 1.0 for name in config.rewards if name != "process"}, None, False, 1)
+    reward_functions({name: 1.0 for name in config.rewards if name != "process"}, RewardContext())
     check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")
     if (config.server is None) == bool(config.server_gpus):
@@ -145,9 +143,9 @@ def check(experiment: Any) -> None:
         raise UserError("rl.keep=best needs rl.evaluate_every: the steps between two evaluations")
     if config.evaluate_every and not experiment.prepare.held_out:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
-    check_phases(config.trainer, config.phases)
-    for given in phase_trainers(config.trainer, config.phases):
-        args = arguments(given, Path("unused"), experiment.seed)
+    check_phases(config)
+    for settings in phase_settings(config):
+        args = grpo_config(settings, Path("unused"), experiment.seed)
         check_engines(experiment.runtime.engines, args, "rl")
         if (args.use_vllm or config.server is not None) and not has_vllm():
             raise UserError("rl samples by vLLM, which is not installed; run pip install "
@@ -156,5 +154,5 @@ def check(experiment: Any) -> None:
 
 
 STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
-              files=lambda e: (prompt_path(e.generate.prompt), *own_files(e.rl.rewards)),
+              files=lambda e: (prompt_path(e.generate.prompt), *user_files(e.rl.rewards)),
               summary=summary)

@@ -39,15 +39,15 @@ def build(folder: Path) -> Path:
 
 def refined(start: Path, out: Path, pool=None, rows=12, held_out=(), **given) -> dict:
     """Refine the model at `start` into `out`; `given` is laid over the rl section."""
-    from pipeline.rl.phases import refine
+    from pipeline.rl.phases import train
 
     trainer = {**TRAINER, **given.pop("trainer", {})}
     config = RlConfig.model_validate({"rewards": {"accuracy": 1.0}, "patience": 99,
                                       "alarms": {"window": 99}, "trainer": trainer, **given})
     out.mkdir(parents=True, exist_ok=True)
-    return refine(RlJob(rl=config, model=str(start), tokenizer=start, rows=problems(rows),
-                        held_out=problems(len(held_out)), judge_workers=1, engine={}, out=out,
-                        seed=3), pool or Pool())
+    return train(RlJob(rl=config, model=str(start), tokenizer=start, rows=problems(rows),
+                       held_out=problems(len(held_out)), judge_workers=1, out=out, seed=3),
+                 pool or Pool())
 
 
 def problems(count: int) -> list[dict]:

@@ -1,169 +1,169 @@
-"""How the student is refined: rewards, phases, alarms, and the job of a launched process."""
+"""The rl section (rewards, phases, alarms) and the job that a launched process reads."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.config.job import Job
 from pipeline.config.load import Config
 
 
 class Alarms(Config):
-    """Thresholds of the alarms; null turns one off. Each is held against a mean over `window`."""
+    """Thresholds of the alarms, each for a mean over `window` logged steps; null turns one off."""
 
     window: int = Field(default=10, ge=1)
-    """Logged steps that a mean is taken over."""
+    """Logged steps in a mean."""
     kl: float | None = 1.0
-    """Nats a token from the reference model, at most (logged where rl.trainer.beta is not 0)."""
+    """Highest KL divergence from the reference model in nats a token (if rl.trainer.beta is not 0).
+    """
     entropy: float | None = 0.02
-    """Nats of the next token in the completions trained on, at least."""
+    """Lowest entropy of the next token in nats, over the completions trained on."""
     clip_ratio: float | None = 0.2
-    """Share of tokens whose probability has moved out of the clipping range, at most."""
+    """Highest share of tokens whose probability has left the clipping range."""
     cut_off: float | None = 0.5
-    """Share of completions that reach the length limit, at most."""
+    """Highest share of truncated completions: those that reach the length limit."""
     zero_variance: float | None = 0.9
-    """Share of groups in which every sample earned the same, at most."""
+    """Highest share of groups in which every sample earned the same reward."""
     reward_std: float | None = 0.01
-    """Standard deviation of the reward, at least."""
+    """Lowest standard deviation of the reward."""
     longer: float | None = 4.0
-    """Mean length over what it was at the start (of the phase), at most."""
+    """Highest ratio of the mean length to the mean length at the start of the phase."""
     shorter: float | None = 0.25
-    """Mean length over what it was at the start (of the phase), at least."""
+    """Lowest ratio of the mean length to the mean length at the start of the phase."""
     falling: float | None = 0.2
-    """Share of its best mean that the reward may lose again; off once rl.difficulty has exchanged a
-    twentieth of a step's problems."""
+    """Highest share of its best mean that the reward may lose; off once rl.difficulty has replaced
+    more than 5 % of a step's problems."""
     hacking: float | None = 0.1
-    """Gain in reward since the start that should show in accuracy, held-out where it is known."""
+    """Gain in reward since the start that accuracy (held-out, if measured) should share."""
 
 
 class Phase(Config):
-    """One trainer run, from the model of the phase before; its schedule starts anew."""
+    """One trainer run that starts from the previous phase's model with a new schedule."""
 
     trainer: dict[str, Any] = {}
-    """Laid over rl.trainer (max_completion_length, num_generations, learning_rate, ...)."""
+    """Keys that override rl.trainer's (max_completion_length, num_generations, ...)."""
     until_step: int | None = Field(default=None, ge=1)
-    """Step, counted over all phases, after which the next phase takes over."""
+    """Step, counted over all phases, after which the next phase starts."""
     until_cut_off: float | None = Field(default=None, gt=0, lt=1)
-    """Share of completions at the length limit over which the next phase takes over."""
+    """Share of truncated completions above which the next phase starts."""
     cut_off_steps: int = Field(default=10, ge=1)
-    """Logged steps that this share is the mean of."""
+    """Logged steps in the mean of that share."""
 
 
 Aggregate = Literal["min", "product", "mean", "last"]
 
 
 class HttpPrm(Config):
-    """A PRM that vLLM serves (`vllm serve Qwen/Qwen2.5-Math-PRM-7B`), asked once a completion."""
+    """A PRM served by vLLM (`vllm serve Qwen/Qwen2.5-Math-PRM-7B`), one request a completion."""
 
     type: Literal["http"] = "http"
     """A served model."""
     url: str = Field(pattern=r"^https?://.+/(pooling|classify)$")
-    """Its address with the endpoint. /pooling is sent a chat whose assistant message ends every
-    step in `separator` and gives a score a separator; /classify is sent a text a step, the problem
-    with the steps so far, and gives `probs` a text. Of several classes the last means right."""
+    """Its address with the endpoint. /pooling gets a chat whose assistant message ends each step in
+    `separator` and returns a score for each separator; /classify gets a text for each step (the
+    problem and the steps so far) and returns its `probs`. The last class means right."""
     model: str
-    """Name of the model as the server knows it."""
+    """The model's name on the server."""
     key_env: str | None = None
     """Environment variable that holds the server's key."""
     separator: str = "<extra_0>"
-    """What ends a step; the default is Qwen2.5-Math-PRM's token."""
+    """Text that ends a step; the default is Qwen2.5-Math-PRM's token."""
     aggregate: Aggregate = "min"
-    """How the steps' scores become one: min, product, mean or last."""
+    """How the steps' scores are combined: min, product, mean or last."""
     seconds: float = Field(default=60.0, gt=0)
-    """Longest wait for one completion's scores."""
+    """Timeout of one completion's scores."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight."""
 
 
 class LocalPrm(Config):
-    """A token or sequence classifier in this process, e.g. one that TRL's PRMTrainer made."""
+    """A token or sequence classifier in this process, for example from TRL's PRMTrainer."""
 
     type: Literal["local"] = "local"
     """A checkpoint folder or hub id."""
     model: str
-    """The classifier; a token classifier is read at the last token of each separator, a sequence
-    classifier after each step. Of several classes the last means right."""
+    """The classifier: a token classifier is read at the last token of each separator, a sequence
+    classifier after each step. The last class means right."""
     separator: str = "\n\n"
-    """What ends the problem and each step."""
+    """Text that ends the problem and each step."""
     aggregate: Aggregate = "min"
-    """How the steps' scores become one: min, product, mean or last."""
+    """How the steps' scores are combined: min, product, mean or last."""
 
 
 Prm = HttpPrm | LocalPrm
 
 
 class RlConfig(Config):
-    """Where refinement starts, what it rewards, what it is asked and how it is watched."""
+    """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
+
+    TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
+        "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
+        "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
+        "num_completions_to_print": 0}
 
     start: str = "sft"
     """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process, or path/to/file.py:function (seen from the working folder) for one of your own, called
-    as TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    process, or path/to/file.py:function (relative to the working folder) for your own, called as
+    TRL calls a reward function: it returns a number or None (undecided) for each completion."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
                       "th"] = "en"
-    """What the reward `language` wants the thinking to be in; told apart by script."""
+    """Language that the reward `language` asks of the thinking; recognised by its script."""
     process: Prm | None = Field(default=None, discriminator="type")
     """The process reward model behind the reward `process`."""
     keep_completions: int = Field(default=0, ge=0)
-    """Every so many steps the step's completions are kept with their rewards and advantages, in
-    checkpoints/completions/*.parquet (of each phase-N where there are phases), as first drawn,
-    without what dynamic_sampling puts in their place; 0 keeps none."""
+    """Steps between two saved tables of completions with their rewards and advantages, in
+    checkpoints/completions/*.parquet (in each phase-N if there are phases), as first sampled,
+    before dynamic_sampling replaces any; 0 saves none."""
     patience: int = Field(default=20, ge=1)
     """Steps without a single right completion after which the run stops (with `accuracy`)."""
     minutes: float | None = Field(default=None, gt=0)
-    """A phase ends after so many minutes, or at the trainer's own end, whichever is first."""
+    """Time limit of a phase, which may end earlier by the trainer's own limit."""
     phases: list[Phase] = []
-    """Trainer runs one after the other, as with a growing context; empty is one run."""
+    """Trainer runs one after another, as for a growing context; empty is one run."""
     difficulty: str | None = None
-    """Expression over pass_rate and samples, as `0 < pass_rate < 1`: problems outside are not
-    asked. Held against the start, and while training against each problem's newest scores."""
+    """Expression over pass_rate and samples, as `0 < pass_rate < 1`: other problems are not asked.
+    Checked at the start, and while training with each problem's newest scores."""
     difficulty_samples: int = Field(default=0, ge=0)
-    """Samples a problem of the start model that give its pass rate; 0 takes the teacher's."""
+    """Samples of the start model a problem for its pass rate; 0 takes the teacher's pass rate."""
     dynamic_sampling: int = Field(default=0, ge=0)
-    """Extra generations at most to refill groups whose samples all earned the same (DAPO)."""
+    """Most extra generations to refill groups whose samples all earned the same (DAPO)."""
     evaluate_every: int = Field(default=0, ge=0)
     """Steps between two evaluations on held-out problems; 0 is never."""
     evaluate_problems: int = Field(default=128, ge=1)
-    """Held-out problems of an evaluation, one sample each."""
+    """Held-out problems in an evaluation, one sample each."""
     keep: Literal["last", "best"] = "last"
-    """The model handed on: the last, or the best on held-out problems."""
+    """Which model is the result: the last, or the best on held-out problems."""
     alarms: Alarms = Alarms()
-    """Thresholds over which the run says that something looks wrong."""
+    """Thresholds beyond which the run prints a warning."""
     lora: dict[str, Any] | None = None
-    """Handed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
+    """Passed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
     server: dict[str, Any] | None = None
-    """Options of `vllm serve` under its own names: completions are sampled by a server beside the
-    training, on GPUs of its own, which gets the new weights every step."""
+    """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
+    completions and gets the new weights every step."""
     server_gpus: str = Field(default="", coerce_numbers_to_str=True)
-    """GPUs of that server as CUDA_VISIBLE_DEVICES names them, e.g. 1 or 2,3."""
+    """GPUs of that server in the form of CUDA_VISIBLE_DEVICES, for example 1 or 2,3."""
     trainer: dict[str, Any] = {}
-    """Handed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
+    """Passed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
+
+    def trainer_defaults(self) -> dict[str, Any]:
+        """GRPOConfig keys that hold unless `trainer` or a phase sets them."""
+        return {**self.TRAINER_DEFAULTS, "log_completions": self.keep_completions > 0}
 
 
-class RlJob(Config):
+class RlJob(Job):
     """One refinement as a launched process reads it."""
 
     rl: RlConfig
-    """The recipe."""
-    model: str
-    """Hub id or folder of the student that refinement starts from."""
-    tokenizer: Path
-    """Folder of the student's tokenizer."""
+    """The rl section."""
     rows: list[dict[str, Any]]
     """Problems with `prompt`, a chat."""
     held_out: list[dict[str, Any]]
-    """Held-out problems, the same."""
+    """Held-out problems with `prompt`."""
     judge_workers: int
-    """Processes that judge, for each process that trains."""
-    engine: dict[str, Any]
-    """Options of a colocated vllm.LLM."""
-    out: Path
-    """Folder that gets model/, log.jsonl and checkpoints/."""
-    seed: int
-    """Seed of order and sampling."""
+    """Judge processes of each training process."""
     last: int | None = None
-    """Index of the phase that ends this process; null: the last."""
+    """Index of the phase after which this process ends; null: the last phase."""

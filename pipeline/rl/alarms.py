@@ -1,54 +1,58 @@
-"""Signs that refinement is going wrong, read from its log: each crossing is one plain sentence.
+"""Warnings that refinement may be going wrong, each one sentence, read from its log.
 
-Nothing here stops a run: a threshold is a place to look, not a verdict.
+No alarm stops a run: it says where to look.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from operator import sub
+from pathlib import Path
 from statistics import pstdev
+from typing import Any
+
+from transformers import TrainerCallback
 
 from pipeline.config.rl import Alarms
+from pipeline.train.log import read_lines, read_log, write_lines
 
 Log = Sequence[Mapping[str, float]]
-FAR = 5.0
-"""Standard deviations; the best of many means lies two or three above the others by chance."""
+# Standard deviations: the best of many means lies two or three above the others by chance.
+FALL_SIGMAS = 5.0
+REPLACED_LIMIT = 0.05
 LEVELS = (
     ("kl", "kl", 1, "the KL divergence from the reference model is {value:.3g} nats a token (over "
      "{limit:g}); lower the learning rate or raise rl.trainer.beta"),
     ("entropy", "entropy", -1, "the entropy of the next token is {value:.3g} nats (under {limit:g})"
-     ", so samples hardly differ any more; raise the temperature or rl.trainer.epsilon_high"),
+     ", so samples hardly differ; raise the temperature or rl.trainer.epsilon_high"),
     ("clip_ratio", "clip_ratio/region_mean", 1, "the loss clips {value:.0%} of the tokens (over "
-     "{limit:.0%}), so updates go further than samples reach; lower the learning rate or "
+     "{limit:.0%}), so updates are too large for these samples; lower the learning rate or "
      "rl.trainer.num_iterations"),
     ("cut_off", "completions/clipped_ratio", 1, "{value:.0%} of the completions reach the length "
      "limit (over {limit:.0%}); raise rl.trainer.max_completion_length or add a phase"),
     ("zero_variance", "frac_reward_zero_std", 1, "in {value:.0%} of the groups every sample earns "
-     "the same (over {limit:.0%}), which teaches nothing; set rl.difficulty or "
+     "the same reward (over {limit:.0%}), so nothing is learned from them; set rl.difficulty or "
      "rl.dynamic_sampling"),
-    ("reward_std", "reward_std", -1, "the reward hardly varies any more: its standard deviation is "
+    ("reward_std", "reward_std", -1, "the reward hardly varies: its standard deviation is "
      "{value:.3g} (under {limit:g}); take problems of another difficulty"),
 )
 CHANGES = (
     ("longer", 1, "completions are {value:.3g} times as long as at the start (over {limit:g}); "
-     "look whether they ramble, and at the overlong reward"),
+     "read some for rambling, and consider the overlong reward"),
     ("shorter", -1, "completions are {value:.3g} times as long as at the start (under {limit:g}); "
-     "look whether they still reason"),
+     "read some to see whether they still reason"),
 )
 
 
 def crossings(log: Log, limits: Alarms) -> dict[str, str]:
-    """{kind: sentence} of the thresholds that the end of `log` (rows in order) lies beyond.
-
-    A mean over fewer than `window` rows crosses nothing.
-    """
+    """{kind: sentence} of the thresholds crossed by the means of the last `window` log rows."""
     found = {}
     for kind, key, sign, sentence in LEVELS:
-        found[kind] = _beyond(_ends(log, key, limits.window)[1], getattr(limits, kind), sign,
-                              sentence)
-    first, last = _ends(log, "completions/mean_length", limits.window)
+        _, last = _first_and_last_mean(log, key, limits.window)
+        found[kind] = _beyond(last, getattr(limits, kind), sign, sentence)
+    first, last = _first_and_last_mean(log, "completions/mean_length", limits.window)
     ratio = last / first if first else math.nan
     for kind, sign, sentence in CHANGES:
         found[kind] = _beyond(ratio, getattr(limits, kind), sign, sentence)
@@ -61,8 +65,8 @@ def _values(log: Log, key: str) -> list[float]:
     return [row[key] for row in log if math.isfinite(row.get(key, math.nan))]
 
 
-def _ends(log: Log, key: str, window: int) -> tuple[float, float]:
-    """Mean of the first and of the last `window` values of `key`; NaN where there are fewer."""
+def _first_and_last_mean(log: Log, key: str, window: int) -> tuple[float, float]:
+    """Means of the first and of the last `window` values of `key`; NaN if there are fewer."""
     values = _values(log, key)
     if len(values) < window:
         return math.nan, math.nan
@@ -75,30 +79,65 @@ def _beyond(value: float, limit: float | None, sign: int, sentence: str) -> str:
 
 
 def _falling(log: Log, limits: Alarms) -> str:
-    """The reward loses again what it had, beyond what its noise from step to step explains."""
+    """Whether the reward has fallen from its best mean by more than its noise explains."""
     rewards, window = _values(log, "reward"), limits.window
     means = [sum(rewards[end - window:end]) / window for end in range(window, len(rewards) + 1)]
     best = max(means, default=0.0)
-    others = max(_values(log, "difficulty/replaced"), default=0.0) > 0.05
-    if limits.falling is None or others or best <= 0 or means[-1] >= (1 - limits.falling) * best:
+    # Other problems earn another reward.
+    replaced = max(_values(log, "difficulty/replaced"), default=0.0) > REPLACED_LIMIT
+    if limits.falling is None or replaced or best <= 0 or means[-1] >= (1 - limits.falling) * best:
         return ""
     noise = pstdev(map(sub, rewards[1:], rewards)) / window ** 0.5      # of two means' difference
-    if best - means[-1] < FAR * noise:
+    if best - means[-1] < FALL_SIGMAS * noise:
         return ""
     return (f"the reward has fallen from {best:.3g} to {means[-1]:.3g} (by more than "
-            f"{limits.falling:.0%}); the policy is breaking down, so lower the learning rate")
+            f"{limits.falling:.0%}); the policy is collapsing, so lower the learning rate")
 
 
 def _hacking(log: Log, limits: Alarms) -> str:
-    """The reward rises and accuracy, held-out where it is known, does not: Goodhart's law."""
-    first, last = _ends(log, "reward", limits.window)
+    """Whether the reward rises but accuracy (held-out, if measured) does not: Goodhart's law."""
+    first, last = _first_and_last_mean(log, "reward", limits.window)
     if limits.hacking is None or not last - first > limits.hacking:
         return ""
     name, held_out = "held-out", _values(log, "heldout/accuracy")
     if len(held_out) < 3:
-        name, (before, now) = "training", _ends(log, "rewards/accuracy/mean", limits.window)
+        name = "training"
+        before, now = _first_and_last_mean(log, "rewards/accuracy/mean", limits.window)
     else:
         before, now = held_out[0], sum(held_out[-2:]) / 2
     return "" if not now <= before else (
         f"the reward rose from {first:.3g} to {last:.3g} while {name} accuracy went from "
         f"{before:.1%} to {now:.1%}; the student may be gaming the reward, so read samples")
+
+
+class AlarmLogger(TrainerCallback):
+    """Prints each alarm once a run and writes it to alarms.jsonl of `out`.
+
+    `folder` holds the phase's log; `steps_before` counts the steps of earlier phases.
+    """
+
+    def __init__(self, limits: Alarms, folder: Path, out: Path, steps_before: int):
+        self.limits, self.folder, self.steps_before = limits, folder, steps_before
+        self.path = out / "alarms.jsonl"
+        self.log: list[dict[str, float]] = []
+        self.alarms: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.log = read_log(self.folder)
+        self.alarms = [row for row in read_lines(self.path)
+                       if row["step"] <= self.steps_before + state.global_step]
+        self._write(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.log.append({k: float(v) for k, v in (logs or {}).items() if v is not None})
+        for kind, sentence in crossings(self.log, self.limits).items():
+            if kind not in {row["kind"] for row in self.alarms}:
+                step = self.steps_before + state.global_step
+                self.alarms.append({"step": step, "kind": kind, "alarm": sentence})
+                self._write(state)
+                if state.is_world_process_zero:
+                    print(f"rl: step {step}: {sentence}", file=sys.stderr)
+
+    def _write(self, state: Any) -> None:
+        if state.is_world_process_zero and (self.alarms or self.path.is_file()):
+            write_lines(self.path, self.alarms)

@@ -1,17 +1,8 @@
-"""TRL's GRPOTrainer with compact rollouts, a trimmed loss, no trace of what was not judged.
+"""TRL's GRPOTrainer without padding, without rows that teach nothing, without unjudged completions.
 
-Without vLLM, rollouts go through student.decode, which lets finished rows leave the batch. With
-or without, the loss runs on columns up to the longest completion of its micro-batch instead of the
-whole generation's, and completions of like length share a micro-batch; with `attn_implementation:
-limbeck_varlen` it runs without any padding; without KL term, completions of advantage 0 (a group of
-equal rewards) are left out of the loss. None of this changes an update: the samples have the same
-distribution, what is left out has no gradient, the order inside one update does not count. The
-logged entropy and clip ratios are those of the completions trained on, and memory peaks when no
-group is level. A colocated vLLM takes all of its engine's options.
-
-A completion that any reward left undecided (None) counts as if it had not been sampled. TRL gives
-it advantage 0 where every reward is None, but sums the others where one is (nansum), and keeps its
-row in the KL term and in the loss's denominator.
+No update changes: the samples keep their distribution, a row of advantage 0 has no gradient without
+a KL term, and the order of rows within one update does not count. Logged entropy and clip ratios
+are those of the completions trained on; memory peaks when no group has equal rewards.
 """
 
 from __future__ import annotations
@@ -32,21 +23,24 @@ from pipeline.train.padding import (
 from pipeline.train.rollouts import RolloutMixin
 from pipeline.train.weight_sync import check_engine_matches_trainer
 
+# TRL's loss types that divide by completions (the others by tokens), and those whose value depends
+# on which completions share a micro-batch.
 MEANS_OVER_ROWS = ("grpo", "sapo", "luspo", "dr_grpo")
-"""TRL's loss types that divide by the number of completions; the others divide by tokens."""
 PER_MICRO_BATCH = ("bnpo",)
-"""TRL's loss types whose value depends on which completions share a micro-batch."""
 
 
 class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
-    """GRPOTrainer with the trimmed loss; for one process without vLLM, compact rollouts too."""
+    """GRPOTrainer whose loss skips padding and rows of advantage 0.
 
-    def __init__(self, *args: Any, **given: Any):
-        super().__init__(*args, **given)
-        self.compared = not self.use_vllm
+    A completion that any reward left undecided counts as if it had not been sampled. TRL sums the
+    other rewards, and keeps its row in the KL term and in the loss's denominator.
+    `keep_completions` are the steps between two of TRL's tables of completions; 0 leaves it to TRL.
+    """
 
-    keep_completions = 0
-    """Every so many steps TRL's table of completions and rewards is written; 0: as TRL is told."""
+    def __init__(self, *args: Any, keep_completions: int = 0, **kwargs: Any):
+        self.keep_completions = keep_completions
+        super().__init__(*args, **kwargs)
+        self.engine_checked = not self.use_vllm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.keep_completions:
@@ -54,42 +48,41 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         super().log(logs, start_time)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Rewards of all processes [rows, functions]; a row with one NaN is NaN throughout."""
+        """Rewards of all processes [rows, functions]; a row with any NaN becomes all NaN."""
         with self.timed("reward_time"):
             rewards = super()._calculate_rewards(*args, **kwargs)
-        self._judged = ~rewards.isnan().any(1)
-        rewards[~self._judged] = torch.nan
+        self._judged_rows = ~rewards.isnan().any(1)
+        rewards[~self._judged_rows] = torch.nan
         training = cast(Any, self.model).training
-        self._level = equal_reward_rows(rewards, self.num_generations if training else
-                            self.num_generations_eval)
+        group = self.num_generations if training else self.num_generations_eval
+        self._equal_rows = equal_reward_rows(rewards, group)
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
-        if not self.compared:
-            self._compare(batch)
-        share = 1 - self._judged.float().mean().item()
+        if not self.engine_checked:
+            self._check_engine(batch)
         metrics = self._metrics["train" if model.training else "eval"]
-        metrics["unjudged"].append(share)
-        metrics["frac_reward_zero_std"][-1] = self._level.float().mean().item()
+        metrics["unjudged"].append(1 - self._judged_rows.float().mean().item())
+        metrics["frac_reward_zero_std"][-1] = self._equal_rows.float().mean().item()
         mask = batch["completion_mask"]
         first = self.accelerator.process_index * len(mask)
-        mine = slice(first, first + len(mask))
-        batch["judged"] = self._judged[mine].to(mask.dtype)
-        batch["advantages"][self._level[mine]] = 0      # and not a mean's rounding
+        own = slice(first, first + len(mask))
+        batch["judged"] = self._judged_rows[own].to(mask.dtype)
+        batch["advantages"][self._equal_rows[own]] = 0      # not the rounding error of a mean
         batch["completion_mask"] = mask * batch["judged"].unsqueeze(1)
-        return self._counted(batch)
+        return self._add_loss_counts(batch)
 
-    def _compare(self, batch: dict[str, Any]) -> None:
-        """Look once, at the first rollout, whether the engine samples from the trained model."""
+    def _check_engine(self, batch: dict[str, Any]) -> None:
+        """Check at the first rollout that the engine samples from the trained model."""
         check_engine_matches_trainer(self, batch)
-        self.compared = True
-        if self._without_logprobs():
+        self.engine_checked = True
+        if self._ignores_engine_logprobs():
             del batch["sampling_per_token_logps"]
             self.make_no_logprobs()
 
-    def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`batch` with what the loss divides by counted over the judged rows of all processes."""
+    def _add_loss_counts(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`batch` with the loss's denominators, counted over the judged rows of all processes."""
         judged = self.accelerator.gather(batch["judged"])
         tokens = self.accelerator.gather(batch["completion_mask"].sum())
         scale = len(judged) / judged.sum().clamp(min=1)
@@ -98,31 +91,31 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         return batch
 
     def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches without rows that have no gradient; as they are where order counts."""
+        """The micro-batches without rows that have no gradient; unchanged if order counts."""
         if not self._order_is_free():
             return batches
         if self.beta == 0.0:
-            mine: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
-            most = int(self.accelerator.gather(mine).max())   # processes compare rows in the loss
-            batches = drop_zero_advantage(batches, most, self.loss_type in MEANS_OVER_ROWS)
+            own: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
+            rows = int(self.accelerator.gather(own).max())      # the same in every process
+            batches = drop_zero_advantage(batches, rows, self.loss_type in MEANS_OVER_ROWS)
         return super().arranged(batches)
 
     def _order_is_free(self) -> bool:
-        """Whether all that is generated at once is trained on at once, in one update."""
+        """Whether a whole generation is trained on in one update."""
         args: Any = self.args
         return (args.steps_per_generation == args.gradient_accumulation_steps
                 and self.num_iterations == 1 and self.top_entropy_quantile == 1.0
                 and self.loss_type not in PER_MICRO_BATCH
                 and not (self._entropy_bonus_enabled or self.aux_loss_enabled))
 
-    def _without_logprobs(self) -> bool:
-        """Whether a colocated vLLM's own log-probabilities would go unused."""
+    def _ignores_engine_logprobs(self) -> bool:
+        """Whether a colocated vLLM's own log-probabilities are not used."""
         return self.colocated() and not self.vllm_importance_sampling_correction
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         with self.timed("generation_time"):
-            lean = self.compared and self._without_logprobs()
-            if images or not (lean or self.decoded()):
+            by_engine = self.engine_checked and self._ignores_engine_logprobs()
+            if images or not (by_engine or self.decoded()):
                 return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
             return self.sampled(prompt_ids, int(self.num_generations or 1))[0], None
 
@@ -130,9 +123,9 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,
             logits_to_keep: int, batch_size: int | None = None, compute_entropy: bool = False,
             compute_aux_loss: bool = False, **images: Any) -> tuple:
-        """TRL's, without padding where the model's attention knows samples laid end to end."""
-        seen = any(value is not None for value in images.values())
-        if not self.without_padding() or compute_aux_loss or seen:
+        """As TRL's, without padding if the model's attention takes samples laid end to end."""
+        has_images = any(value is not None for value in images.values())
+        if not self.without_padding() or compute_aux_loss or has_images:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy,
                 compute_aux_loss, **images)
@@ -151,14 +144,14 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         before = {name: len(values) for name, values in metrics.items()}
         loss = super()._compute_loss(model, trim_padding(inputs)) * inputs["row_scale"]
         if not self.accelerator.gather(inputs["completion_mask"].sum()).any():
-            for name, values in metrics.items():    # means over no token, which TRL counts as 0
+            for name, values in metrics.items():    # means over no token, logged by TRL as 0
                 del values[before.get(name, 0):]
         return loss
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, Any, dict]:
-        """As evaluation does: a control token that a problem spells out is text."""
+        """Encode as evaluation does: a control token written out in a problem is text."""
         if self.chat_template_kwargs or self.tools or self._is_vlm:
             return super()._tokenize_prompts(prompts)
-        different = {str(prompt): prompt for prompt in prompts}
-        ids = {text: prompt_ids(self._tokenizer, prompt) for text, prompt in different.items()}
+        distinct = {str(prompt): prompt for prompt in prompts}
+        ids = {text: prompt_ids(self._tokenizer, prompt) for text, prompt in distinct.items()}
         return [ids[str(prompt)] for prompt in prompts], None, {}

@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems while training, and the best checkpoint by it."""
+"""Accuracy on held-out problems while training, and the best model by it."""
 
 from __future__ import annotations
 
@@ -13,85 +13,69 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from pipeline.judge import Problem
-from pipeline.student.decode import decode
 from pipeline.student.sample import complete
 from pipeline.student.template import opens_thinking, prompt_ids
 from pipeline.train.fit import save_student
-from pipeline.train.weight_sync import sync_weights
-
-
-def completions_of(trainer: Any, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """One completion (token ids) of the trainer's current model for each of `prompts`.
-
-    Sampled at the temperature of training: what is measured is what is trained.
-    """
-    if trainer.use_vllm:
-        sync_weights(trainer.vllm_generation)
-        trainer._last_loaded_step = trainer.state.global_step
-        return trainer.vllm_generation.generate(prompts, None, 1)[1]
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
-    rows: list[list[int]] = []
-    for start in range(0, len(prompts), size):
-        rows += decode(model, prompts[start:start + size], max_tokens=max_tokens,
-                       temperature=trainer.temperature, top_p=trainer.top_p,
-                       end=list(trainer.eos_token_ids))
-    return rows
 
 
 class HeldOut(TrainerCallback):
-    """Every `every` steps and at the end: heldout/accuracy, heldout/mean_length, and `best/` where
-    it rose.
+    """Logs heldout/accuracy and heldout/mean_length, and saves the model to `best` if it improved.
 
-    `rows` hold a `prompt` and the judge's columns; `begin` steps came in phases before. The
-    trainer sets itself as `trainer`. Judging changes no weight and no random state of training.
+    It measures every `every` steps, counted from `steps_before`, and at the end. `rows` hold a
+    `prompt` and the judge's columns. Measuring changes no weight and no random state of training.
     """
 
-    trainer: Any
-
-    def __init__(self, rows: Sequence[dict[str, Any]], pool: Any, tokenizer: Any, every: int,
-                 best: Path, begin: int = 0):
-        self.rows, self.pool, self.tokenizer = list(rows), pool, tokenizer
-        self.every, self.best, self.begin = every, best, begin
-        self.prompts = [prompt_ids(tokenizer, row["prompt"]) for row in rows]
+    def __init__(self, trainer: Any, rows: Sequence[dict[str, Any]], pool: Any, every: int,
+                 best: Path, steps_before: int = 0):
+        self.trainer, self.rows, self.pool = trainer, list(rows), pool
+        self.every, self.best, self.steps_before = every, best, steps_before
+        self.tokenizer = trainer.processing_class
+        self.prompts = [prompt_ids(self.tokenizer, row["prompt"]) for row in rows]
 
     def on_step_end(self, args, state, control, **kwargs):
-        step = self.begin + state.global_step
-        if step % self.every == 0 or control.should_training_stop:  # by steps or by the clock
+        step = self.steps_before + state.global_step
+        if step % self.every == 0 or control.should_training_stop:      # at the end or by the clock
             accuracy, length = self.measure(args.seed)
             for name, value in (("accuracy", accuracy), ("mean_length", length)):
                 self.trainer._metrics["train"][f"heldout/{name}"].append(value)
-            self._keep_if_best(accuracy, step)
+            self._save_if_best(accuracy, step)
 
     def measure(self, seed: int) -> tuple[float, float]:
-        """(share right of those judged, mean tokens); every process samples its share."""
-        trainer, one = self.trainer, self.trainer.accelerator
-        share = slice(one.process_index, None, one.num_processes)
+        """(share right of those judged, mean tokens); each process samples its share."""
+        trainer, accelerator = self.trainer, self.trainer.accelerator
+        share = slice(accelerator.process_index, None, accelerator.num_processes)
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         trainer.model.eval()
         with torch.random.fork_rng(cuda):
             torch.manual_seed(seed)
-            mine = self.prompts[share]
-            even = -(-len(self.prompts) // one.num_processes)   # vLLM slices by equal shares
-            ids = completions_of(trainer, mine + self.prompts[:even - len(mine)],
-                                 int(trainer.max_completion_length))[:len(mine)]
+            prompts = self.prompts[share]
+            # vLLM needs equal shares, so a process with fewer prompts samples some for nothing.
+            equal = -(-len(self.prompts) // accelerator.num_processes)
+            ids = self._sample(prompts + self.prompts[:equal - len(prompts)])[:len(prompts)]
         trainer.model.train()
         opened = opens_thinking(self.tokenizer)
-        done = [complete(self.tokenizer, row, opened, trainer.eos_token_ids) for row in ids]
-        problems = [Problem.from_row(row) for row in self.rows[share]]
-        verdicts = self.pool.judge_many([completion for completion, _ in done], problems)
-        every = gather_object([(v.score, tokens) for v, (_, tokens)
-                               in zip(verdicts, done, strict=True)])
-        scores = [score for score, _ in every if score is not None]
+        sampled = [complete(self.tokenizer, row, opened, trainer.eos_token_ids) for row in ids]
+        verdicts = self.pool.judge_many([completion for completion, _ in sampled],
+                                        [Problem.from_row(row) for row in self.rows[share]])
+        results = gather_object([(verdict.score, tokens) for verdict, (_, tokens)
+                                 in zip(verdicts, sampled, strict=True)])
+        scores = [score for score, _ in results if score is not None]
         return (sum(scores) / len(scores) if scores else 0.0,
-                sum(tokens for _, tokens in every) / len(every))
+                sum(tokens for _, tokens in results) / len(results))
 
-    def _keep_if_best(self, accuracy: float, step: int) -> None:
-        """Save the model where it is better than the best so far; of equals the first stays."""
+    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
+        """A completion (token ids) of each prompt, sampled with the settings of training."""
+        args = self.trainer.args
+        size = len(prompts) if args.use_vllm else \
+            args.per_device_train_batch_size * args.steps_per_generation
+        return [ids for start in range(0, len(prompts), size)
+                for ids in self.trainer.sampled(prompts[start:start + size])[0]]
+
+    def _save_if_best(self, accuracy: float, step: int) -> None:
         record = self.best / "heldout.json"
-        known = json.loads(record.read_text("utf-8"))["accuracy"] if record.is_file() else -1.0
+        best = json.loads(record.read_text("utf-8"))["accuracy"] if record.is_file() else -1.0
         self.trainer.accelerator.wait_for_everyone()        # all have read it before it changes
-        if accuracy <= known:
+        if accuracy <= best:                                # of equals the first stays
             return
         partial = _partial(self.best)
         save_student(self.trainer, partial, self.tokenizer)
@@ -106,7 +90,7 @@ def _partial(best: Path) -> Path:
 
 
 def swap(best: Path) -> None:
-    """Put a whole `best.partial` in the place of `best`; its heldout.json is written last."""
+    """Replace `best` by a complete `best.partial`, whose heldout.json is written last."""
     if (_partial(best) / "heldout.json").is_file():
         shutil.rmtree(best, ignore_errors=True)
         _partial(best).rename(best)

@@ -1,8 +1,8 @@
-"""Process reward: every step of a completion scored by a process reward model (PRM).
+"""Process reward: a process reward model (PRM) scores every step of a completion.
 
-Lightman et al., Let's Verify Step by Step (arXiv 2305.20050), who take the product of the steps'
-probabilities, or their minimum. Steps are what blank lines part, thinking and answer alike, as
-Qwen2.5-Math-PRM (arXiv 2501.07301) was trained. Laid beside `accuracy`, the outcome reward.
+Lightman et al., Let's Verify Step by Step (arXiv 2305.20050), who take the product or the minimum
+of the steps' probabilities. Steps are paragraphs, of thinking and answer alike, as in the training
+of Qwen2.5-Math-PRM (arXiv 2501.07301).
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.completion import CLOSE, OPEN
+from pipeline.completion import CLOSE, OPEN, completion_text
 from pipeline.config.rl import HttpPrm, LocalPrm, Prm
 from pipeline.errors import UserError
-from pipeline.rl.rewards import Reward, text_of
+from pipeline.rl.user_reward import Reward
 
 Scorer = Callable[[str, list[str]], list[float]]
+"""The probability of each step, from a problem and the steps of a completion."""
 AGGREGATES: dict[str, Callable[[list[float]], float]] = {
     "min": min, "product": math.prod, "mean": lambda s: sum(s) / len(s), "last": lambda s: s[-1]}
+# No server, a timeout, a malformed reply.
 FAILURES = (OSError, ValueError, LookupError, TypeError)
-"""A server that is away, slow, or answers in another form."""
+FAILURE_LIMIT = 0.01
 
 
 def steps_of(text: str) -> list[str]:
-    """The steps of a completion: its paragraphs, without the thinking tags."""
+    """Split a completion into its paragraphs, without the thinking tags."""
     parts = re.split(r"\n\s*\n", text.replace(OPEN, "").replace(CLOSE, "\n\n"))
     return [part.strip() for part in parts if part.strip()]
 
 
 def process_reward(config: Prm) -> Reward:
-    """TRL reward: the aggregated step scores in [0, 1]; None where the server failed.
+    """TRL reward: the aggregated step scores in [0, 1]; None if the server failed.
 
     Raises UserError once more than 1 % of all completions so far (and more than one) have failed.
     """
-    score = _http(config) if isinstance(config, HttpPrm) else _local(config)
+    scorer = _http_scorer(config) if isinstance(config, HttpPrm) else _local_scorer(config)
     workers = config.concurrency if isinstance(config, HttpPrm) else 1
     aggregate = AGGREGATES[config.aggregate]
     seen = failed = 0
 
-    def scored(question: str, completion: Any) -> float | Exception:
-        steps = steps_of(text_of(completion))
+    def score(question: str, completion: Any) -> float | Exception:
+        steps = steps_of(completion_text(completion))
         try:
-            return aggregate(score(question, steps)) if steps else 0.0
+            return aggregate(scorer(question, steps)) if steps else 0.0
         except FAILURES as failure:
             return failure
 
@@ -55,21 +57,23 @@ def process_reward(config: Prm) -> Reward:
                 **columns: Any) -> list[float | None]:
         nonlocal seen, failed
         with ThreadPoolExecutor(workers) as threads:
-            scores = list(threads.map(scored, problem, completions))
-        failures = [one for one in scores if isinstance(one, Exception)]
+            scores = list(threads.map(score, problem, completions))
+        failures = [value for value in scores if isinstance(value, Exception)]
         seen, failed = seen + len(scores), failed + len(failures)
-        if failed > max(1, 0.01 * seen):
+        if failed > max(1, FAILURE_LIMIT * seen):
             raise UserError(f"rl.process: {failed} of {seen} completions got no score from "
-                            f"{config.model} (limit 1%), the last for: {failures[-1]!r}")
-        return [None if isinstance(one, Exception) else one for one in scores]
+                            f"{config.model} (limit {FAILURE_LIMIT:.0%}); the last error: "
+                            f"{failures[-1]!r}")
+        return [None if isinstance(value, Exception) else value for value in scores]
 
     return process
 
 
-def _http(config: HttpPrm) -> Scorer:
+def _http_scorer(config: HttpPrm) -> Scorer:
     headers = {"Content-Type": "application/json"}
     if config.key_env and not os.environ.get(config.key_env):
-        raise UserError(f"rl.process.key_env: the environment variable {config.key_env} is unset")
+        raise UserError(f"rl.process.key_env: the environment variable {config.key_env} is unset; "
+                        "set it to the server's key")
     if config.key_env:
         headers["Authorization"] = f"Bearer {os.environ[config.key_env]}"
 
@@ -80,28 +84,28 @@ def _http(config: HttpPrm) -> Scorer:
             return json.load(reply)["data"]
 
     def pooling(question: str, steps: list[str]) -> list[float]:
-        mark = config.separator  # spelt out by the student it would fake a step
-        said = "".join(step.replace(mark, "") + mark for step in steps)
-        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
-        return _checked(ask({"messages": chat})[0]["data"], steps)
+        mark = config.separator     # written by the student it would look like the end of a step
+        answer = "".join(step.replace(mark, "") + mark for step in steps)
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return _probabilities(ask({"messages": chat})[0]["data"], steps)
 
     def classify(question: str, steps: list[str]) -> list[float]:
         texts = ["\n\n".join([question, *steps[:end]]) for end in range(1, len(steps) + 1)]
         rows = sorted(ask({"input": texts}), key=lambda row: row["index"])
-        return _checked([row["probs"] for row in rows], steps)
+        return _probabilities([row["probs"] for row in rows], steps)
 
     return pooling if config.url.endswith("/pooling") else classify
 
 
-def _checked(scores: list[Any], steps: list[str]) -> list[float]:
-    """The probability of each step; ValueError unless there is one in [0, 1] a step."""
-    values = [float(one[-1] if isinstance(one, list) else one) for one in scores]
+def _probabilities(scores: list[Any], steps: list[str]) -> list[float]:
+    """The probability of each step; ValueError if one is missing or outside [0, 1]."""
+    values = [float(score[-1] if isinstance(score, list) else score) for score in scores]
     if len(values) != len(steps) or not all(0 <= value <= 1 for value in values):
         raise ValueError(f"{len(values)} scores for {len(steps)} steps, or some outside 0 to 1")
     return values
 
 
-def _local(config: LocalPrm) -> Scorer:
+def _local_scorer(config: LocalPrm) -> Scorer:
     import torch
     from transformers import (
         AutoConfig,
@@ -113,8 +117,9 @@ def _local(config: LocalPrm) -> Scorer:
     kind = (AutoConfig.from_pretrained(config.model).architectures or [""])[0]
     tokens = kind.endswith("ForTokenClassification")
     if not tokens and not kind.endswith("ForSequenceClassification"):
-        raise UserError(f"rl.process.model {config.model!r} is a {kind or 'model of no kind'}; "
-                        "give a token or sequence classifier, or serve it and set type: http")
+        raise UserError(f"rl.process.model {config.model!r} is no classifier (architecture: "
+                        f"{kind or 'none'}); give a token or sequence classifier, or serve it and "
+                        "set type: http")
     auto = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = auto.from_pretrained(config.model).to(device).eval()

@@ -1,7 +1,7 @@
-"""The judge as TRL reward functions, and the format, language, repetition and length terms.
+"""The rewards that rl.rewards can name, each a function and a line in REWARDS.
 
-Each term is a plain function over a completion's text with values in [0, 1], or a
-penalty in [-1, 0] where its source has one; `reward()` adapts it to TRL's calling convention.
+A reward of the text alone returns a value in [0, 1], or a penalty in [-1, 0] if its source has
+one; `text_reward` adapts it to TRL's calling convention.
 """
 
 from __future__ import annotations
@@ -9,95 +9,103 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.completion import CLOSE, OPEN, split_completion
+from pipeline.completion import CLOSE, OPEN, completion_text, split_completion
 from pipeline.errors import UserError
-from pipeline.judge import JudgePool, Problem
+from pipeline.judge import Problem
 from pipeline.judge.extract import boxes
-from pipeline.rl.user_reward import own_reward
+from pipeline.rl.process_reward import process_reward
+from pipeline.rl.user_reward import Reward, load_user_reward
 
-Reward = Callable[..., list[float | None]]
-_ANSWER_TAGS = ("<answer>", "</answer>")
-
-
-def text_of(completion: Any) -> str:
-    """The text of a completion as TRL passes it: a string, or messages whose last is it."""
-    if isinstance(completion, str):
-        return completion
-    message = completion[-1] if completion else {}
-    reasoning = message.get("reasoning_content") or ""
-    content = message.get("content") or ""
-    return f"{OPEN}{reasoning}{CLOSE}{content}" if reasoning else content
+ANSWER_TAGS = ("<answer>", "</answer>")
+REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
+                        re.IGNORECASE)
+# A language is told from another by its script: the first words of its letters' Unicode names.
+SCRIPTS = {"en": "LATIN", "de": "LATIN", "fr": "LATIN", "es": "LATIN", "zh": "CJK",
+           "ru": "CYRILLIC", "ar": "ARABIC", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL",
+           "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "th": "THAI"}
+_WORD = re.compile(r"[^\W\d_]+")
+_MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
 
 
-def accuracy_reward(pool: JudgePool, *, opened: bool = False,
-                    end: Collection[int] = ()) -> Reward:
-    """TRL reward: the judge's score, None (skipped by TRL) where nothing could be decided.
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may need to know of the run."""
+
+    pool: Any = None
+    """The JudgePool."""
+    prompt_opens_thinking: bool = False
+    """Whether the prompt ends in `<think>`."""
+    max_length: int = 1
+    """Longest completion in tokens."""
+    language: str = "en"
+    prm: Any = None
+    """Config of the process reward model."""
+    eos_token_ids: Collection[int] = ()
+    """Tokens that end a turn; a completion that ends in none of them is truncated."""
+
+
+def accuracy_reward(pool: Any, *, prompt_opens_thinking: bool = False,
+                    eos_token_ids: Collection[int] = ()) -> Reward:
+    """The judge's score, None (skipped by TRL) if nothing could be decided.
 
     Columns hold the problem rows' fields as lists: problem_id, problem, answer, kind, meta.
-    `opened` says that the prompt template ends in <think>. `end` holds the end-of-turn tokens:
-    where there are any, a completion that does not end in one is cut off, as in evaluation.
+    Without `eos_token_ids` no completion counts as truncated.
     """
     def accuracy(prompts: Sequence[Any], completions: Sequence[Any],
                  **columns: Sequence[Any]) -> list[float | None]:
         names = [n for n in ("problem_id", "problem", "answer", "kind", "meta") if n in columns]
         problems = [Problem.from_row({name: columns[name][i] for name in names})
                     for i in range(len(completions))]
-        ended = [not end or (len(ids) > 0 and ids[-1] in end)
+        ended = [not eos_token_ids or (len(ids) > 0 and ids[-1] in eos_token_ids)
                  for ids in columns.get("completion_ids", completions)]
-        judged = [split_completion(text_of(completion), opened=opened,
-                                   finish_reason="stop" if stopped else "length")
-                  for completion, stopped in zip(completions, ended, strict=True)]
-        return [j.score for j in pool.judge_many(judged, problems)]
+        split = [split_completion(completion_text(completion), opened=prompt_opens_thinking,
+                                  finish_reason="stop" if stopped else "length")
+                 for completion, stopped in zip(completions, ended, strict=True)]
+        return [judgement.score for judgement in pool.judge_many(split, problems)]
 
     return accuracy
 
 
-def reward(term: Callable[..., float], name: str = "", **settings: Any) -> Reward:
-    """`term` as a TRL reward function under `name` (its own by default)."""
-    def adapted(prompts: Sequence[Any], completions: Sequence[Any],
-                **columns: Sequence[Any]) -> list[float | None]:
-        return [term(text_of(completion), **settings) for completion in completions]
+def text_reward(function: Callable[..., float], **settings: Any) -> Reward:
+    """`function` of a completion's text, with its `settings`, as a TRL reward function."""
+    def reward(prompts: Sequence[Any], completions: Sequence[Any],
+               **columns: Sequence[Any]) -> list[float | None]:
+        return [function(completion_text(completion), **settings) for completion in completions]
 
-    adapted.__name__ = name or getattr(term, "__name__", "reward")
-    return adapted
+    return reward
 
 
-def format_reward(text: str, *, template: str = "boxed", opened: bool = False) -> float:
-    """1 where the whole text keeps to the template, else 0.
+def format_reward(text: str, *, template: str = "boxed",
+                  prompt_opens_thinking: bool = False) -> float:
+    """1 if the whole text follows the template, else 0.
 
     `answer`: <think>…</think> <answer>…</answer> (DeepSeek-R1, arXiv 2501.12948, table 1);
     `boxed`: <think>…</think> and then one \\boxed{}; `think`: any answer after the thinking.
-    `opened` says that the prompt gave the opening tag.
     """
-    text = OPEN + text if opened and not text.lstrip().startswith(OPEN) else text
-    tags = (OPEN, CLOSE, *_ANSWER_TAGS) if template == "answer" else (OPEN, CLOSE)
+    if prompt_opens_thinking and not text.lstrip().startswith(OPEN):
+        text = OPEN + text
+    tags = (OPEN, CLOSE, *ANSWER_TAGS) if template == "answer" else (OPEN, CLOSE)
     thinking, _, answer = text.strip().partition(CLOSE)
     answer = answer.strip()
     if not thinking.startswith(OPEN) or not answer or any(text.count(tag) != 1 for tag in tags):
         return 0.0
     if template == "answer":
-        return float(answer.startswith(_ANSWER_TAGS[0]) and answer.endswith(_ANSWER_TAGS[1]))
+        return float(answer.startswith(ANSWER_TAGS[0]) and answer.endswith(ANSWER_TAGS[1]))
     return float(template == "think" or (len(boxes(answer)) == 1 and bool(boxes(answer)[0][2])))
 
 
-_SCRIPTS = {"en": "LATIN", "de": "LATIN", "fr": "LATIN", "es": "LATIN", "zh": "CJK",
-            "ru": "CYRILLIC", "ar": "ARABIC", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL",
-            "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "th": "THAI"}
-_WORD = re.compile(r"[^\W\d_]+")
-_MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
+def language_reward(text: str, *, language: str = "en",
+                    prompt_opens_thinking: bool = False) -> float:
+    """Share of the thinking's words in `language`, 1 if it has no words.
 
-
-def language_reward(text: str, *, language: str = "en", opened: bool = False) -> float:
-    """Share of words in the target language in the thinking (1 where it has no words).
-
-    DeepSeek-R1 (arXiv 2501.12948, 2.3.2) counts target-language words. Languages are told apart
-    by script, so what is caught is mixing across scripts (English and Chinese), not English and
+    After DeepSeek-R1 (arXiv 2501.12948, 2.3.2). It sees English mixed with Chinese, but not with
     German. A run of CJK counts a word per character.
     """
-    completion = split_completion(text, opened=opened)
-    scripts = tuple(_SCRIPTS[language].split())
+    completion = split_completion(text, opened=prompt_opens_thinking)
+    scripts = tuple(SCRIPTS[language].split())
     total = right = 0
     for word in _WORD.findall(_MARKUP.sub(" ", completion.thinking or completion.answer)):
         name = unicodedata.name(word[0], "")
@@ -107,70 +115,68 @@ def language_reward(text: str, *, language: str = "en", opened: bool = False) ->
     return right / total if total else 1.0
 
 
-def overlong_penalty(length: int, *, max_length: int, cache: int) -> float:
-    """0 up to max_length - cache tokens, then linear to -1 at max_length and beyond.
+def overlong_reward(max_length: int) -> Reward:
+    """0, falling to -1 over the last fifth of `max_length` tokens (DAPO, arXiv 2503.14476)."""
+    from trl.rewards import get_soft_overlong_punishment
 
-    DAPO's soft over-long punishment (arXiv 2503.14476, equation 13).
-    """
-    if not 0 < cache <= max_length:
-        raise ValueError(f"cache must lie in 1 … max_length, not {cache} with {max_length}")
-    return min(0.0, max(-1.0, (max_length - cache - length) / cache))
+    return get_soft_overlong_punishment(max_length, max(1, max_length // 5))
 
 
-def overlong_reward(*, max_length: int, cache: int) -> Reward:
-    """overlong_penalty as TRL reward over `completion_ids`, which TRL passes to every reward."""
-    def overlong(prompts: Sequence[Any], completions: Sequence[Any],
-                 completion_ids: Sequence[Sequence[int]], **columns: Any) -> list[float | None]:
-        return [overlong_penalty(len(ids), max_length=max_length, cache=cache)
-                for ids in completion_ids]
-
-    return overlong
-
-
-def repetition_penalty(text: str, *, ngram: int = 3, most: float = -1.0) -> float:
-    """(1 - distinct share of word n-grams) · `most`; 0 for texts shorter than n words.
+def repetition_penalty(text: str, *, ngram: int = 3) -> float:
+    """The share of repeated word n-grams, negated; 0 for texts shorter than n words.
 
     Yeo et al., Demystifying Long Chain-of-Thought (arXiv 2502.03373, appendix), as in open-r1.
     """
     words = text.lower().split()
     grams = list(zip(*(words[i:] for i in range(ngram)), strict=False))
-    return (1 - len(set(grams)) / len(grams)) * most if grams else 0.0
+    return len(set(grams)) / len(grams) - 1 if grams else 0.0
 
 
-def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
-                     language: str = "en", prm: Any = None,
-                     end: Collection[int] = ()) -> dict[str, tuple[float, Any]]:
-    """{name: (weight, TRL reward function)} of the terms named in `weights`, own ones included.
+REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
+    "accuracy": lambda run: accuracy_reward(
+        run.pool, prompt_opens_thinking=run.prompt_opens_thinking,
+        eos_token_ids=run.eos_token_ids),
+    "format": lambda run: text_reward(
+        format_reward, prompt_opens_thinking=run.prompt_opens_thinking),
+    "r1_format": lambda run: text_reward(
+        format_reward, template="answer", prompt_opens_thinking=run.prompt_opens_thinking),
+    "language": lambda run: text_reward(
+        language_reward, language=run.language, prompt_opens_thinking=run.prompt_opens_thinking),
+    "overlong": lambda run: overlong_reward(run.max_length),
+    "repetition": lambda run: text_reward(repetition_penalty),
+    "process": lambda run: process_reward(run.prm),
+}
 
-    `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
-    tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
-    `end` holds the end-of-turn tokens, without one of which an answer is cut off.
+
+def reward_functions(weights: Mapping[str, float],
+                     context: RewardContext) -> dict[str, tuple[float, Reward]]:
+    """{name: (weight, TRL reward function)} of the rewards that `weights` names.
+
+    Raises UserError if one is unknown or two have the same name.
     """
-    from pipeline.rl import rewards
-    from pipeline.rl.process_reward import process_reward
-
-    known = {
-        "accuracy": rewards.accuracy_reward(pool, opened=opened, end=end),
-        "format": rewards.reward(rewards.format_reward, opened=opened),
-        "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
-        "language": rewards.reward(rewards.language_reward, language=language, opened=opened),
-        "overlong": rewards.overlong_reward(max_length=max_length, cache=max(1, max_length // 5)),
-        "repetition": rewards.reward(rewards.repetition_penalty),
-        **({"process": process_reward(prm)} if prm else {}),
-    }
-    return _named(weights, known)
-
-
-def _named(weights: Mapping[str, float], known: Mapping[str, Any]) -> dict[str, tuple[float, Any]]:
-    """The terms that `weights` names, `known` ones or the user's; each has a name of its own."""
-    made: dict[str, tuple[float, Any]] = {}
+    made: dict[str, tuple[float, Reward]] = {}
     for key, weight in weights.items():
-        name, function = own_reward(key) if ":" in key else (key, known.get(key))
-        if function is None:
-            raise UserError(f"rl.rewards names {key!r}; there are {', '.join(known)}, and "
-                            "path/to/file.py:function for one of your own")
-        if name != key and name in {*made, *known, "process"}:
-            raise UserError(f"rl.rewards: there is another reward called {name!r} beside {key}; "
-                            "rename the function, the log has one curve a name")
+        if ":" in key:
+            name, function = load_user_reward(key)
+            if name in {*made, *REWARDS}:
+                raise UserError(f"rl.rewards: {key} has the name of another reward, {name!r}; "
+                                "rename the function, because the log has one curve per name")
+        elif key in REWARDS:
+            name, function = key, REWARDS[key](context)
+        else:
+            raise UserError(f"rl.rewards names {key!r}; there are {', '.join(REWARDS)}, and "
+                            "path/to/file.py:function for your own")
         made[name] = (weight, function)
     return made
+
+
+def with_reflection(reward: Reward) -> Reward:
+    """`reward`, which also logs the mean count of reflection markers in a completion."""
+    def logged(completions: list, log_metric: Callable | None = None,
+               **columns: Any) -> list[float | None]:
+        texts = [completion_text(completion) for completion in completions]
+        if log_metric is not None:
+            log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
+        return reward(completions=completions, log_metric=log_metric, **columns)
+
+    return logged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise UserError(f"{path} holds a line that is not JSON ({error}); "
                         "delete its folder to remake it") from None
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON Lines file whole: a process killed at any time leaves the old one or the new."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)

@@ -98,7 +98,7 @@ class RolloutMixin(Trainer):
 
         `group` completions of one prompt stand in a row, the prompt with each.
         """
-        if self.colocated():
+        if self.args.use_vllm:
             if self.state.global_step != self._last_loaded_step:
                 sync_weights(self.vllm_generation)
                 self._last_loaded_step = self.state.global_step

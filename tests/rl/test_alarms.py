@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config.rl import Alarms
-from pipeline.rl.alarms import crossings
-from pipeline.rl.phases import AlarmLogger
+from pipeline.rl.alarms import AlarmLogger, crossings
 from pipeline.train.log import read_lines
 
 HEALTHY = [{"step": s, "kl": 0.002 * s, "entropy": 0.4 - 0.003 * s, "reward": 0.3 + 0.008 * s,

@@ -6,17 +6,16 @@ import tiny_rl
 import torch
 
 from pipeline.config.evaluate import StudentSampling
-from pipeline.config.rl import Phase
+from pipeline.config.rl import RlConfig
 from pipeline.errors import UserError
 from pipeline.rl.difficulty import (
     check_band,
-    check_phases,
     outside_band,
-    phase_trainers,
     student_scores,
     teacher_scores,
     within_band,
 )
+from pipeline.rl.schedule import check_phases, phase_settings
 
 LONGER = {"trainer": {"max_completion_length": 16, "num_generations": 8}}
 
@@ -61,7 +60,7 @@ def test_a_finished_run_is_not_trained_again(start, tmp_path, monkeypatch):
     given = {"phases": [{"until_step": 1}, {}]}
     tiny_rl.refined(start, tmp_path, **given)
     before = tiny_rl.weights(tmp_path / "model")
-    monkeypatch.setattr(pipeline.rl.phases, "train", None)
+    monkeypatch.setattr(pipeline.rl.phases, "make_trainer", None)
     assert tiny_rl.refined(start, tmp_path, **given)["steps"] == 4
     assert torch.equal(tiny_rl.weights(tmp_path / "model"), before)
 
@@ -76,14 +75,22 @@ def test_a_finished_run_is_not_trained_again(start, tmp_path, monkeypatch):
 ])
 def test_phases_that_cannot_follow_each_other_are_refused(phases, trainer, said):
     with pytest.raises(UserError, match=said):
-        check_phases(trainer, [Phase.model_validate(phase) for phase in phases])
+        check_phases(RlConfig.model_validate({"trainer": trainer, "phases": phases}))
 
 
-def test_a_phase_lays_its_keys_over_the_trainers():
-    phases = [Phase(until_step=4, trainer={"temperature": 0.7}), Phase(until_cut_off=0.2), Phase()]
-    assert phase_trainers({"max_steps": 9, "beta": 0.0}, phases) == [
-        {"max_steps": 4, "beta": 0.0, "temperature": 0.7}, *2 * [{"max_steps": 9, "beta": 0.0}]]
-    assert phase_trainers({"beta": 0.0}, []) == [{"beta": 0.0}]
+def test_a_phase_overrides_the_trainers_keys_which_override_the_defaults():
+    phases = [{"until_step": 4, "trainer": {"temperature": 0.7}}, {"until_cut_off": 0.2}, {}]
+    trainer = {"max_steps": 9, "beta": 0.5}
+    config = RlConfig.model_validate({"trainer": trainer, "phases": phases, "keep_completions": 3})
+    defaults = config.trainer_defaults()
+    assert {"temperature": 1.0, "beta": 0.0, "log_completions": True}.items() <= defaults.items()
+    assert phase_settings(config) == [
+        {**defaults, "max_steps": 4, "beta": 0.5, "temperature": 0.7},
+        *2 * [{**defaults, **trainer}]]
+    plain = RlConfig(trainer={"beta": 0.5})
+    assert phase_settings(plain) == [{**plain.trainer_defaults(), "beta": 0.5}]
+    assert not plain.trainer_defaults()["log_completions"]
+    assert not {"TRAINER_DEFAULTS", *RlConfig.TRAINER_DEFAULTS} & set(plain.model_dump())
 
 
 def test_the_band_drops_what_is_known_to_lie_outside():
@@ -94,7 +101,7 @@ def test_the_band_drops_what_is_known_to_lie_outside():
     rows = [{"problem_id": name} for name in [*scores, "unseen"]]
     kept = within_band(rows, "0 < pass_rate < 1", scores, 3)
     assert [row["problem_id"] for row in kept] == ["some", "unjudged", "unseen"]
-    with pytest.raises(UserError, match="leaves 3 of 6 problems and one generation needs 4"):
+    with pytest.raises(UserError, match="keeps 3 of 6 problems, but one generation needs 4"):
         within_band(rows, "0 < pass_rate < 1", scores, 4)
     for bad in ("pass_rate", "tokens > 3", "__import__('os')"):
         with pytest.raises(UserError):

@@ -5,7 +5,7 @@ import pytest
 import tiny_rl
 import torch
 
-from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer, place
+from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer, copy_rows
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_rows_placed_keep_their_tokens_whatever_the_widths():
     for widths in ((3, 5), (6, 2)):
         output, more = batch(4, 4, 10), batch(*widths, 50)
         whole = {name: value.clone() for name, value in output.items()}
-        place(output, more, {0: 1}, pad=0)
+        copy_rows(output, more, {0: 1}, pad_token_id=0)
         assert output["prompt_ids"][0, -widths[0]:].tolist() == more["prompt_ids"][1].tolist()
         assert output["completion_ids"][0, :widths[1]].tolist() == \
             more["completion_ids"][1].tolist()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ ROWS = [{"prompt": [{"role": "user", "content": f"{a} and {a + 1} make?"}]} for 
 def trainer(tmp_path, reward, steps=2, kind=None, attention=None, **given):
     from datasets import Dataset
 
+    from pipeline.config.rl import RlConfig
     from pipeline.rl.grpo_trainer import PaddingFreeGRPOTrainer
-    from pipeline.rl.run import arguments
+    from pipeline.rl.schedule import grpo_config, phase_settings
 
     settings = {"max_steps": steps, "num_generations": 4, "per_device_train_batch_size": 8,
                 "max_completion_length": 12, "learning_rate": 1e-3, "save_strategy": "no",
@@ -34,8 +36,9 @@ def trainer(tmp_path, reward, steps=2, kind=None, attention=None, **given):
         with torch.no_grad():  # away from the reference, so that the KL term pulls
             model.model.embed_tokens.weight += 0.05
     rewards = reward if isinstance(reward, list) else [reward]
+    [settings] = phase_settings(RlConfig(trainer=settings))
     made = (kind or PaddingFreeGRPOTrainer)(
-        model=model, reward_funcs=rewards, args=arguments(settings, tmp_path, 0),
+        model=model, reward_funcs=rewards, args=grpo_config(settings, tmp_path, 0),
         train_dataset=Dataset.from_list(ROWS), processing_class=TOKENIZER)
     made.eos_token_ids = [TOKENIZER.eos_token_id, *range(260, 300)]  # so that lengths differ
     return made
@@ -92,12 +95,12 @@ def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkey
     from pipeline.rl import grpo_trainer as grpo
 
     def run(trim):
-        monkeypatch.setattr(grpo, "trimmed", trim)
+        monkeypatch.setattr(grpo, "trim_padding", trim)
         made = trainer(tmp_path, even, steps=3)
         made.train()
         return weights(made)
 
-    torch.testing.assert_close(run(grpo.trimmed), run(lambda inputs: inputs), atol=1e-6, rtol=0)
+    torch.testing.assert_close(run(grpo.trim_padding), run(lambda inputs: inputs), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])
@@ -133,8 +136,8 @@ def test_rows_laid_end_to_end_give_the_weights_of_padded_rows(tmp_path, monkeypa
     from pipeline.train import attention
 
     calls = []
-    real = grpo.end_to_end
-    monkeypatch.setattr(grpo, "end_to_end", lambda *a: calls.append(1) or real(*a))
+    real = grpo.flatten
+    monkeypatch.setattr(grpo, "flatten", lambda *a: calls.append(1) or real(*a))
     attention.register()
 
     def run(kind):
@@ -206,7 +209,7 @@ def test_groups_of_equal_rewards_leave_the_loss_and_the_update_stays(tmp_path, m
     monkeypatch.setattr(grpo.PaddingFreeGRPOTrainer, "_compute_loss", watched)
     fewer = run()
     assert len(seen) == 16 and sum(seen) <= 32
-    monkeypatch.setattr(grpo, "taught", lambda batches, rows, means: batches)
+    monkeypatch.setattr(grpo, "drop_zero_advantage", lambda batches, rows, means: batches)
     torch.testing.assert_close(fewer, run(), atol=1e-5, rtol=0)
     assert sum(seen) == 64
 
@@ -272,7 +275,7 @@ def test_groups_of_equal_reward_are_counted_one_by_one(tmp_path, scale):
 
 
 def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
-    from pipeline.rl.run import StopOnZeroReward
+    from pipeline.rl.early_stop import StopOnZeroReward
 
     def accuracy(completions, **columns):
         return [0.0] * len(completions)
@@ -288,7 +291,7 @@ def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
 
 
 def test_a_resumed_run_knows_that_something_was_right_before(tmp_path):
-    from pipeline.rl.run import StopOnZeroReward
+    from pipeline.rl.early_stop import StopOnZeroReward
 
     right = [1.0]
 
@@ -341,13 +344,13 @@ def test_every_token_that_the_model_declares_ends_a_turn_in_reward_and_evaluatio
 
 def test_rewards_named_in_the_config_are_known_and_reflections_are_counted():
     from pipeline.judge import JudgePool
-    from pipeline.rl.rewards import reward_functions
-    from pipeline.rl.run import with_reflection
+    from pipeline.rl.rewards import RewardContext, reward_functions, with_reflection
 
     with JudgePool(1) as pool:
-        made = reward_functions({"accuracy": 1.0, "format": 0.1}, pool, True, 100)
+        context = RewardContext(pool, prompt_opens_thinking=True, max_length=100)
+        made = reward_functions({"accuracy": 1.0, "format": 0.1}, context)
         with pytest.raises(UserError, match="beauty"):
-            reward_functions({"beauty": 1.0}, pool, True, 100)
+            reward_functions({"beauty": 1.0}, context)
     assert [weight for weight, _ in made.values()] == [1.0, 0.1]
     logged = {}
     counting = with_reflection(lambda completions, **columns: [0.0] * len(completions))
@@ -458,8 +461,8 @@ def test_refilled_groups_bring_their_unjudged_rows_and_the_counts_follow(tmp_pat
         return [1.0 if len(calls) == 1 else [None, 1.0, 0.0, 1.0][i % 4]
                 for i in range(len(completions))]
 
-    made = trainer(tmp_path, reward, kind=DynamicSamplingTrainer, loss_type="grpo")
-    made.rounds = 1
+    made = trainer(tmp_path, reward, kind=partial(DynamicSamplingTrainer, refill_rounds=1),
+                   loss_type="grpo")
     batch = rollout(made)
     assert len(calls) == 2 and batch["judged"].tolist() == [0, 1, 1, 1] * 2
     assert batch["completion_mask"].any(1).tolist() == [False, True, True, True] * 2
@@ -492,7 +495,8 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     asked = [{**row, "problem": "2+2?", "answer": "4"} for row in ROWS]
     monkeypatch.setattr("test_grpo_trainer.ROWS", asked)
     with JudgePool(2, seconds=2.0) as pool:
-        reward = accuracy_reward(pool, opened=True, end=[TOKENIZER.eos_token_id])
+        reward = accuracy_reward(pool, prompt_opens_thinking=True,
+                                 eos_token_ids=[TOKENIZER.eos_token_id])
         made = trainer(tmp_path, reward, steps=1, max_completion_length=40)
         before, started = weights(made), time.monotonic()
         made.train()

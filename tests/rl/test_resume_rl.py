@@ -62,7 +62,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(start, tmp_
 def test_a_resumed_run_counts_on_from_the_time_of_its_checkpoint(
         start, tmp_path, monkeypatch, minutes, end):
     now = [0.0]
-    monkeypatch.setattr("pipeline.train.fit.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("pipeline.train.guard.time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def counts(calls):
         """Counts of a run whose judge takes 20 s a step and dies after so many."""

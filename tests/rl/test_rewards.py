@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from typing import get_args
 
 import pytest
 
+from pipeline.config.rl import RlConfig
 from pipeline.judge import JudgePool, Problem, judge
 from pipeline.judge.code import sandbox
 from pipeline.judge.code.sandbox import SandboxMissingError
 from pipeline.rl.rewards import (
+    REWARDS,
+    SCRIPTS,
+    RewardContext,
     accuracy_reward,
     format_reward,
     language_reward,
-    overlong_penalty,
-    overlong_reward,
     repetition_penalty,
-    reward,
+    reward_functions,
+    text_reward,
 )
 
 TEXTS = ["<think>a</think>\\boxed{4}", "<think>\\boxed{4}", "\\boxed{5}", "\\boxed{8/2}", ""]
@@ -55,7 +59,7 @@ def test_filter_reward_and_evaluation_give_one_table_equal_scores() -> None:
         filtered = judge_traces(traces, pl.DataFrame([problem]), pool)["score"].to_list()
         problems = [Problem("p", "2+2?", "4")] * len(split)
         evaluated = [j.score for j in judge_all(split, problems, pool)]
-        rewarded = accuracy_reward(pool, opened=True, end=[7, 8])(
+        rewarded = accuracy_reward(pool, prompt_opens_thinking=True, eos_token_ids=[7, 8])(
             prompts=[""] * len(table), completions=[text for text, _ in table],
             completion_ids=[[1, 7 + i % 2 if ended else 1]      # either of two ends a turn
                             for i, (_, ended) in enumerate(table)],
@@ -116,7 +120,7 @@ def test_format_reward_asks_for_its_template(template: str, text: str, expected:
 
 
 def test_format_reward_counts_the_tag_that_the_prompt_opened() -> None:
-    assert format_reward("a</think> \\boxed{1}", opened=True) == 1.0
+    assert format_reward("a</think> \\boxed{1}", prompt_opens_thinking=True) == 1.0
     assert format_reward("a</think> \\boxed{1}") == 0.0
 
 
@@ -135,16 +139,25 @@ def test_markup_is_no_word_and_takes_time_linear_in_the_text() -> None:
     assert time.monotonic() - started < 10          # quadratic: minutes
 
 
-def test_overlong_penalty_is_linear_in_the_cache() -> None:
-    penalties = [overlong_penalty(n, max_length=100, cache=20) for n in (80, 90, 100, 500)]
-    assert penalties == [0.0, -0.5, -1.0, -1.0]
-    score = overlong_reward(max_length=4, cache=2)
-    assert score(prompts=[""], completions=[""], completion_ids=[[1, 2, 3]]) == [-0.5]
-    with pytest.raises(ValueError, match="cache"):
-        overlong_penalty(1, max_length=10, cache=0)
+def test_the_overlong_penalty_is_linear_in_the_last_fifth_of_the_limit() -> None:
+    for limit, lengths, expected in ((100, (80, 90, 100, 500), [0.0, -0.5, -1.0, -1.0]),
+                                     (10, (8, 9), [0.0, -0.5]), (4, (3, 4), [0.0, -1.0]),
+                                     (1, (0, 1, 2), [0.0, -1.0, -1.0])):
+        score = REWARDS["overlong"](RewardContext(max_length=limit))
+        texts, ids = [""] * len(lengths), [[1] * length for length in lengths]
+        assert score(prompts=texts, completions=texts, completion_ids=ids) == expected
+
+
+def test_a_reward_is_a_function_and_a_line_and_the_config_names_every_one(monkeypatch) -> None:
+    fields = RlConfig.model_fields
+    assert all(name in str(fields["rewards"].description) for name in REWARDS)
+    assert set(get_args(fields["language"].annotation)) == set(SCRIPTS)
+    monkeypatch.setitem(REWARDS, "brief", lambda run: text_reward(lambda text: 1 / len(text)))
+    [(weight, brief)] = reward_functions({"brief": 0.2}, RewardContext()).values()
+    assert weight == 0.2 and brief(prompts=[""], completions=["four"]) == [0.25]
 
 
 def test_repetition_costs_and_variety_does_not() -> None:
     assert repetition_penalty("a b c d e f") == 0.0
     assert repetition_penalty("a b c " * 30) < -0.9
-    assert reward(repetition_penalty)(prompts=[""], completions=["a b c"]) == [0.0]
+    assert text_reward(repetition_penalty)(prompts=[""], completions=["a b c"]) == [0.0]

@@ -75,7 +75,7 @@ def test_the_model_handed_on_is_named_where_it_is_not_the_last(tmp_path):
 
 UNEVEN = """
 from pipeline.rl import phases
-from pipeline.train.launch import launched
+from pipeline.train.launch import worker_main
 from pipeline.config.rl import RlJob
 
 def half(prompts, completions, trainer_state=None, **columns):
@@ -83,7 +83,7 @@ def half(prompts, completions, trainer_state=None, **columns):
     return [float(rank and i % 2) for i in range(len(completions))]
 
 phases.reward_functions = lambda *given: {"half": (1.0, half)}
-launched(RlJob, phases.run)
+worker_main(RlJob, phases.train)
 """
 
 
@@ -145,7 +145,7 @@ def test_phases_in_processes_of_their_own_refine_as_one_process_does(tmp_path):
     assert json.loads((out / "job.json").read_text())["last"] == 1
     here, there = tiny_rl.weights(out / "model"), tmp_path / "there"
     there.mkdir()
-    assert phases.run(rl.job_of(experiment, inputs, there))["steps"] == 3
+    assert phases.train(rl.job_of(experiment, inputs, there))["steps"] == 3
     assert (here - tiny_rl.weights(there / "model")).abs().max() < 1e-6
     assert [line["reward"] for line in tiny_rl.log(out)] == \
         [line["reward"] for line in tiny_rl.log(there)]
@@ -195,9 +195,9 @@ def test_a_server_takes_the_weights_of_one_trainer_only():
 
 
 def test_a_truth_value_is_what_the_word_says(tmp_path):
-    from pipeline.rl.run import arguments
+    from pipeline.rl.schedule import grpo_config
 
-    made = arguments({"gradient_checkpointing": "off", "use_vllm": "no", "max_steps": "2",
-                      "save_strategy": "no"}, tmp_path, 0)
+    made = grpo_config({"gradient_checkpointing": "off", "use_vllm": "no", "max_steps": "2",
+                        "save_strategy": "no"}, tmp_path, 0)
     assert (made.gradient_checkpointing, made.use_vllm, made.max_steps) == (False, False, 2)
     assert made.save_strategy == "no"

@@ -11,7 +11,7 @@ import tiny_rl
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
-from pipeline.rl.rewards import reward_functions
+from pipeline.rl.rewards import RewardContext, reward_functions
 from stages import rl
 from stages.graph import plans
 from tests.rl.test_rl_launch import stage
@@ -36,7 +36,7 @@ def experiment(*rewards):
 def own(text, key="own.py:own"):
     """The reward function that the config makes of `text`, a file."""
     Path("own.py").write_text(text)
-    [(weight, function)] = reward_functions({key: 0.5}, None, False, 100).values()
+    [(weight, function)] = reward_functions({key: 0.5}, RewardContext()).values()
     assert weight == 0.5
     return function
 
@@ -89,9 +89,9 @@ def test_an_edited_reward_is_read_anew():
     ("def own(completions, solution, **rest): ...", ["own.py:own"],
      "own.py:own cannot be called with prompts,.*, answer,.*missing .*'solution'"),
     ("def own(completions): ...", ["own.py:own"], "unexpected keyword argument"),
-    ("def accuracy(**given): ...", ["own.py:accuracy"], "another reward called 'accuracy'"),
-    ("def process(**given): ...", ["own.py:process"], "another reward called 'process'"),
-    ("def own(**given): ...", ["own.py:own", "./own.py:own"], "another reward called 'own' beside"),
+    ("def accuracy(**given): ...", ["own.py:accuracy"], "the name of another reward, 'accuracy'"),
+    ("def process(**given): ...", ["own.py:process"], "the name of another reward, 'process'"),
+    ("def own(**given): ...", ["own.py:own", "./own.py:own"], "own.py:own has the name of another reward, 'own'"),
     ("", ["own.py"], "rl.rewards names 'own.py'; there are accuracy, .*path/to/file.py:function")])
 def test_a_reward_that_cannot_be_had_is_refused_before_the_run(text, keys, said):
     if text is not None:

@@ -258,7 +258,7 @@ def test_collect_keeps_the_order_of_the_requests(tmp_path):
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_traces_come_in_order_and_parts_and_few_segments_are_read_twice(tmp_path, monkeypatch,
                                                                         shuffled):
-    for name, value in (("FOLD_ROWS", 6), ("AT_ONCE", 5), ("OPEN", 2)):
+    for name, value in (("FOLD_ROWS", 6), ("BATCH_ROWS", 5), ("OPEN_SEGMENTS", 2)):
         monkeypatch.setattr(f"pipeline.teacher.store.{name}", value)
     wanted, sampling = requests(20, 3), Sampling(max_tokens=9)
     asked = random.Random(1).sample(wanted, len(wanted)) if shuffled else wanted
