@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, completion_text, split_completion
+from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
 from pipeline.judge import Problem
 from pipeline.judge.extract import boxes
@@ -22,10 +23,7 @@ from pipeline.rl.user_reward import Reward, load_user_reward
 ANSWER_TAGS = ("<answer>", "</answer>")
 REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
                         re.IGNORECASE)
-# A language is told from another by its script: the first words of its letters' Unicode names.
-SCRIPTS = {"en": "LATIN", "de": "LATIN", "fr": "LATIN", "es": "LATIN", "zh": "CJK",
-           "ru": "CYRILLIC", "ar": "ARABIC", "ja": "CJK HIRAGANA KATAKANA", "ko": "HANGUL",
-           "el": "GREEK", "he": "HEBREW", "hi": "DEVANAGARI", "th": "THAI"}
+_CHARACTER_WORDS = name_prefixes(WORD_PER_CHARACTER)
 _WORD = re.compile(r"[^\W\d_]+")
 _MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
 
@@ -105,13 +103,13 @@ def language_reward(text: str, *, language: str = "en",
     German. A run of CJK counts a word per character.
     """
     completion = split_completion(text, opened=prompt_opens_thinking)
-    scripts = tuple(SCRIPTS[language].split())
+    prefixes = name_prefixes(SCRIPTS[language])
     total = right = 0
     for word in _WORD.findall(_MARKUP.sub(" ", completion.thinking or completion.answer)):
         name = unicodedata.name(word[0], "")
-        weight = len(word) if name.startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL")) else 1
+        weight = len(word) if name.startswith(_CHARACTER_WORDS) else 1
         total += weight
-        right += weight * name.startswith(scripts)
+        right += weight * name.startswith(prefixes)
     return right / total if total else 1.0
 
 

@@ -2,6 +2,7 @@
 
 import random
 from types import SimpleNamespace
+from typing import get_args
 
 import polars as pl
 import pytest
@@ -10,11 +11,14 @@ import pipeline.judge.table
 from pipeline import tables
 from pipeline.config import filter
 from pipeline.config.filter import FilterConfig
+from pipeline.config.rl import RlConfig
 from pipeline.curate import select as curate
-from pipeline.curate.features import add_features
-from pipeline.curate.select import RULES, decide, funnel, select, summarise
+from pipeline.curate.features import FEATURES, Feature, add_features
+from pipeline.curate.scripts import SCRIPTS
+from pipeline.curate.select import COLUMNS, RULES, decide, funnel, select, summarise
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool
+from pipeline.rl.rewards import language_reward
 from stages import filter as stage
 from stages.commands import preview_filter
 
@@ -104,6 +108,32 @@ def test_language_share_counts_words_by_script_and_leaves_formulas_out():
     assert shares == [1.0, 0.5, 1 / 3, 1.0, 0.5]
     chinese = add_features(judged(rows), ["language_share"], "zh")["language_share"].to_list()
     assert chinese[1:3] == [0.5, 2 / 3]
+
+
+def test_a_new_rule_is_one_line_and_a_new_feature_one_function_and_one_line(monkeypatch):
+    shouts = Feature(pl.Boolean, lambda language: pl.col("answer").str.contains("!"))
+    monkeypatch.setitem(FEATURES, "shouts", shouts)
+    monkeypatch.setitem(COLUMNS, "shouts", shouts.dtype)        # made of FEATURES at import
+    monkeypatch.setitem(RULES, "shouting", "shouts and tokens < 50")
+    config = FilterConfig().model_copy(update={"rules": ["shouting"]})
+    curate.check_filter(config)
+    rows = [trace(), trace(sample=1, answer="42!")]
+    assert select(judged(rows), config)["reason"].to_list() == ["", "shouting"]
+
+
+def test_filter_and_reward_tell_languages_apart_by_one_table():
+    named = get_args(RlConfig.model_fields["language"].annotation)
+    texts = {"en": "we add", "ru": "сложим два", "zh": "数学", "ja": "足すと", "ko": "더하면",
+             "ar": "نجمع العددين", "he": "נחבר", "hi": "जल", "th": "บวก"}
+    assert set(named) <= set(SCRIPTS) and set(texts) == set(named) - {"de", "fr", "es", "el"}
+    for language in texts:
+        for written, text in texts.items():
+            share = add_features(judged([trace(thinking=text)]), ["language_share"], language)
+            right = set(SCRIPTS[written]) <= set(SCRIPTS[language])
+            if right:
+                assert share["language_share"][0] == language_reward(text, language=language) == 1
+            elif not set(SCRIPTS[written]) & set(SCRIPTS[language]):
+                assert share["language_share"][0] == language_reward(text, language=language) == 0
 
 
 def test_thinking_tokens_are_the_thinkings_share():

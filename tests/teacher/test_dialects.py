@@ -6,8 +6,11 @@ import json
 import pytest
 
 from pipeline.config.teacher import OpenAITeacher, Sampling
+from pipeline.teacher import dialects
 from pipeline.teacher.answer import Choice, MalformedReplyError, Usage, read_usage
 from pipeline.teacher.budget import Price
+from pipeline.teacher.dialects import Message
+from pipeline.teacher.probe import dialect as dialect_of
 from pipeline.teacher.request import Job
 from pipeline.teacher.sse import read_body
 from pipeline.teacher.store import TraceStore
@@ -243,6 +246,35 @@ def test_an_odd_bill_or_odd_logprobs_cost_no_answer(form, usage, logprobs):
     reply = read_body(form(body))
     assert reply.choices[0] == Choice(THINKING, ANSWER, "stop", True) and not reply.broken
     assert reply.usage == Usage(prompt=5, completion=9)
+
+
+def test_a_new_dialect_is_one_function_and_one_line_and_the_probe_names_it(monkeypatch):
+    def in_a_box(message, prompt_opens_thinking):
+        if "box" not in message:
+            return None
+        return Message(message["box"]["inside"], message["box"]["lid"], True, "a box")
+
+    body = whole({"box": {"inside": THINKING, "lid": ANSWER}}, "stop")
+    with pytest.raises(MalformedReplyError, match="empty answer"):
+        read_body(body)
+    monkeypatch.setattr(dialects, "DIALECTS", (in_a_box, *dialects.DIALECTS))
+    assert read_body(body).choices[0] == Choice(THINKING, ANSWER, "stop", True)
+    assert dialect_of(body) == "a box"
+    known = whole(deepseek(THINKING, ANSWER), "stop")
+    assert dialect_of(known) == "thinking in message.reasoning_content"
+
+
+@pytest.mark.parametrize(("message", "name"), [
+    (vllm(THINKING, ANSWER), "thinking in message.reasoning"),
+    (renamed(THINKING, ANSWER), "thinking in message.chain_of_thought"),
+    (parts(THINKING, ANSWER), "content parts"),
+    (inline(THINKING, ANSWER), "inline <think>, opened by the model"),
+    (inline_opened_by_template(THINKING, ANSWER),
+     "inline <think>, opened by the server's template"),
+    ({"content": ANSWER, "reasoning": ""}, "plain content"),
+    ({**inline(THINKING, ANSWER), "reasoning": ""}, "inline <think>, opened by the model")])
+def test_the_probe_says_where_the_thinking_stood(message, name):
+    assert dialect_of(whole(message, "stop")) == name
 
 
 def test_a_stream_that_errs_after_a_whole_choice_keeps_it():
