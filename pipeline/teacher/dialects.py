@@ -132,7 +132,7 @@ def in_field(message: Mapping, prompt_opens_thinking: bool) -> Message | None:
 
 
 def in_parts(message: Mapping, prompt_opens_thinking: bool) -> Message | None:
-    """A list of typed content parts, some of them thinking: Mistral, Anthropic."""
+    """A list of typed content parts, some of them thinking: Mistral."""
     if not isinstance(message.get("content"), list):
         return None
     content, thinking = _parts(message)

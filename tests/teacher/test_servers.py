@@ -163,7 +163,7 @@ def test_the_requests_of_a_server_that_dies_go_to_the_other(log):
         outcome, traces = ask(log.parent / "store", runtime, 60, teacher, kill_one)
     assert traces == 60 and outcome.failed == 0 and outcome.retries > 0
     port = re.search(r"'--port', '(\d+)'", said(log, 1))[1]
-    assert [note for note in outcome.notes if f"port {port} " in note] == outcome.notes != []
+    assert [note for note in outcome.notes if f":{port} " in note] == outcome.notes != []
 
 
 def test_a_server_that_was_never_there_costs_no_trace(tmp_path):
