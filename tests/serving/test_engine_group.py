@@ -132,9 +132,9 @@ def test_engines_that_cannot_start_say_so(tmp_path, capfd):
 
 
 def test_engines_end_with_a_trainer_that_is_killed():
-    code = ("from tests.serving.test_engine_group import Engines, Fake; import time\n"
+    code = ("from tests.serving.test_engine_group import EngineGroup, Fake; import time\n"
             "if __name__ == '__main__':\n"
-            "    two = Engines(2, {}, Fake)\n"
+            "    two = EngineGroup(2, {}, Fake)\n"
             "    print(*(a[1] for a in two.generate([1, 2], 'params')), flush=True)\n"
             "    time.sleep(60)\n")
     with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True,
@@ -151,7 +151,7 @@ def test_engines_end_with_a_trainer_that_is_killed():
 TRAINER = """
 import time
 import polars      # its handler of SIGINT lets a read go on
-from tests.serving.test_engine_group import Engines, Fake
+from tests.serving.test_engine_group import EngineGroup, Fake
 
 class Loud(Fake):
     def __init__(self, **options):
@@ -159,7 +159,7 @@ class Loud(Fake):
         print("made", flush=True)
 
 if __name__ == "__main__":
-    Engines(2, {}, Loud).generate([1, 2], "sleep")
+    EngineGroup(2, {}, Loud).generate([1, 2], "sleep")
 else:
     print("importing", flush=True)
     time.sleep(1)

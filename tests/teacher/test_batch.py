@@ -124,7 +124,7 @@ def test_batches_are_submitted_once_and_collected_days_later(asked):
     endpoint = BatchEndpoint(answer="4\u20282")
     with FaultServer(endpoint).running() as url:
         said = stopped(asked, url)
-        assert said == "stopped; 1 batch is on the way, and the same command collects what came"
+        assert said == "stopped; 1 batch is pending; the same command collects the answers"
         stopped(asked, url, polls=3)
         assert endpoint.sent() == [10]
         assert "2 batches are" in stopped(asked, url, count=12) and endpoint.sent() == [10, 2]
