@@ -173,7 +173,7 @@ def test_sample_problems_follow_the_rule_and_never_repeat():
 def test_a_very_long_trace_keeps_its_head_and_its_tail():
     text = "head" + "x" * 1_000_000 + "tail"
     short = examples.shorten(text)
-    assert len(short) < 1.01 * examples.LONGEST
+    assert len(short) < 1.01 * examples.COMPLETION_CHARS
     assert short.startswith("head") and short.endswith("tail") and "980,008 characters" in short
 
 

@@ -10,8 +10,7 @@ from pipeline import tables as records
 from pipeline.config.filter import FilterConfig
 from pipeline.config.teacher import JudgeRuntime
 from pipeline.errors import UserError
-from pipeline.evaluate.numbers import judged as judged_columns
-from pipeline.evaluate.numbers import trace_counts
+from pipeline.evaluate.numbers import judged_columns, trace_counts
 from pipeline.evaluate.page import funnel, llm_share
 from pipeline.judge import check_gold, judge
 from pipeline.judge.llm import LLMJudge, plain, presentable

@@ -11,8 +11,7 @@ from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.problems import PrepareConfig
 from pipeline.errors import UserError
-from pipeline.evaluate.numbers import judged as judged_columns
-from pipeline.evaluate.numbers import trace_counts
+from pipeline.evaluate.numbers import judged_columns, trace_counts
 from pipeline.evaluate.page import funnel
 from pipeline.judge import Judgement, JudgePool, Problem
 from pipeline.judge.table import votes
