@@ -15,11 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import UserError
 
 Counts = dict[str, Any]
+
+
+class Settings(Protocol):
+    """What a plan reads of an experiment, beside the section of its stage."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -27,14 +36,31 @@ class Stage:
     """One arrow of the flow. `needs` and `files` are functions of the whole experiment."""
 
     name: str
-    run: Callable[[Any, Mapping[str, Path], Path], Counts]
+    load: Callable[[], Any]
+    """Imports the module that has `run`, and `check` and `summary` if it needs them."""
+    help: str = ""
     needs: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
     files: Callable[[Any], tuple[Path, ...]] = lambda experiment: ()
-    check: Callable[[Any], None] = lambda experiment: None
-    summary: Callable[[Counts], str] = str
+    next: str | None = None
+    """The stage that a user runs after this one."""
+    model: str | None = None
+    """What evaluate calls the model that this stage makes."""
     version: int = 1
     resumable: bool = False
     shows_name: bool = False
+
+    def run(self, experiment: Settings, inputs: Mapping[str, Path], out: Path) -> Counts:
+        """Make the artifact in `out` from those of `inputs`."""
+        return self.load().run(experiment, inputs, out)
+
+    def check(self, experiment: Settings) -> None:
+        """Raise UserError if the stage could not run with these settings."""
+        if check := getattr(self.load(), "check", None):
+            check(experiment)
+
+    def summary(self, counts: Counts) -> str:
+        """Say in one line what was made."""
+        return getattr(self.load(), "summary", str)(counts)
 
 
 @dataclass(frozen=True)
@@ -79,7 +105,7 @@ def file_digest(path: Path) -> str:
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)
 
 
-def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: Path) -> Plan:
+def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], root: Path) -> Plan:
     """Work out key and folder of `stage` from its config, its inputs and its files."""
     section = getattr(experiment, stage.name, None)
     ingredients = {
@@ -95,7 +121,7 @@ def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: P
     return Plan(stage, key, root / f"{stage.name}-{key}", ingredients)
 
 
-def execute(plan: Plan, experiment: Any, inputs: Mapping[str, Plan],
+def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
             provenance: Mapping[str, Any]) -> Counts:
     """Run the stage into `KEY.partial`, write the manifest, rename; returns the counts.
 

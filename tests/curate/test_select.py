@@ -178,7 +178,7 @@ def test_nothing_kept_is_one_sentence_that_says_why():
     {"keep": "tokns < 3"}, {"keep": "tokens"}, {"language": "klingon"}])
 def test_a_config_that_cannot_work_is_refused_before_any_work(settings):
     with pytest.raises(UserError):
-        stage.STAGE.check(SimpleNamespace(filter=FilterConfig(**settings)))
+        stage.check(SimpleNamespace(filter=FilterConfig(**settings)))
 
 
 RUNTIME = SimpleNamespace(judge_workers=1)

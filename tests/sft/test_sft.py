@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.student.token_rows import IGNORED, Collator, held_out, read_rows
 from pipeline.train import attention, checkpoints, launch
-from stages.sft import STAGE
+from stages import sft as stage
 
 MODULE = "pipeline.sft.trainer"
 
@@ -369,7 +369,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
     monkeypatch.setattr(launch, "run", None)
     options = {"num_processes": 8, "use_deepspeed": True}
     runtime = SimpleNamespace(launch=options)
-    for work in (lambda: STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+    for work in (lambda: stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
                  lambda: launch.launch(tiny_sft.job(tiny, tmp_path), MODULE, options)):
         with pytest.raises(UserError, match="pip install deepspeed"):
             work()
@@ -381,7 +381,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
 def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
     runtime = SimpleNamespace(launch=options)
     with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
-        STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+        stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
     assert capfd.readouterr() == ("", "")
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -153,10 +154,12 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(error, tmp_path, monk
 
     given = [f"runtime.artifacts={tmp_path}"]
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
-    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=full))
+    monkeypatch.setitem(STAGES, "prepare", replace(
+        STAGES["prepare"], load=lambda: SimpleNamespace(run=full)))
     with pytest.raises(UserError, match=rf"no space is left for {tmp_path}/prepare-.*; free some"):
         make(experiment, "prepare")
-    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=lambda *_: 1 / 0))
+    monkeypatch.setitem(STAGES, "prepare", replace(
+        STAGES["prepare"], load=lambda: SimpleNamespace(run=lambda *_: 1 / 0)))
     with pytest.raises(ZeroDivisionError):
         make(experiment, "prepare")
 
@@ -166,7 +169,8 @@ def test_the_last_line_is_of_the_stage_asked_for_even_where_only_one_before_it_w
     given = [f"runtime.artifacts={tmp_path}"]
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
     for name in ("prepare", "generate"):
-        monkeypatch.setitem(STAGES, name, replace(STAGES[name], run=lambda *_: {}, summary=str))
+        monkeypatch.setitem(STAGES, name, replace(
+            STAGES[name], load=lambda: SimpleNamespace(run=lambda *_: {}, summary=str)))
     make(experiment, "generate")
     plans(experiment, "generate")["prepare"].folder.joinpath("manifest.json").unlink()
     plans(experiment, "generate")["prepare"].folder.rmdir()
