@@ -15,9 +15,10 @@ ROOT = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
 PAGE = PACKAGE / "evaluate" / "page.html.jinja"
 
 
-def config_path(name: Path) -> Path:
-    """`name` if that file exists, else the shipped config of that path, e.g. configs/gsm8k.yaml."""
-    return ROOT / name if not name.exists() and (ROOT / name).is_file() else name
+def config_files(files: Iterable[Path] | None) -> list[Path]:
+    """The config files named; one that is not there may be a shipped one, as configs/gsm8k.yaml."""
+    return [ROOT / file if not file.exists() and (ROOT / file).is_file() else file
+            for file in files or [ROOT / "configs" / "default.yaml"]]
 
 
 def prompt_path(name: str) -> Path:

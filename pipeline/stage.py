@@ -65,7 +65,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one stage is made of, and where it lies or would lie."""
+    """The ingredients of one stage, and the folder of its artifact, made or not."""
 
     stage: Stage
     key: str
@@ -74,13 +74,13 @@ class Plan:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the finished artifact, or None where there is none."""
+        """The manifest of the finished artifact; None if it is not made."""
         path = self.folder / "manifest.json"
         return read_manifest(path) if path.is_file() else None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest at `path`; a UserError where it is not whole."""
+    """Read the manifest at `path`. Raises UserError if it is damaged."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -98,7 +98,7 @@ def _digest_of(path: Path, size: int, changed: int) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes; a UserError that names it where it is missing."""
+    """Return the sha256 of a file's bytes. Raises UserError if it is missing."""
     if not path.is_file():
         raise UserError(f"file {path} does not exist; check the config key that names it")
     stat = path.stat()
@@ -125,7 +125,7 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
             provenance: Mapping[str, Any]) -> Counts:
     """Run the stage into `KEY.partial`, write the manifest, rename; returns the counts.
 
-    A partial folder left by an interrupted run is used again where the stage can resume.
+    A partial folder left by an interrupted run is used again if the stage can resume.
     """
     from filelock import FileLock, Timeout
 
@@ -133,7 +133,7 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{plan.folder}.lock", timeout=0):
-            if (made := plan.manifest) is not None:     # by another process, since this one looked
+            if (made := plan.manifest) is not None:     # another process has made it meanwhile
                 return made
             if partial.exists() and not plan.stage.resumable:
                 shutil.rmtree(partial)

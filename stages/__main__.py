@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import UserError
-from pipeline.prompts import ROOT, config_path
+from pipeline.prompts import config_files
 from stages import commands
 from stages.graph import STAGES
 
@@ -34,11 +34,7 @@ def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experi
     from pipeline.config.experiment import Experiment
     from pipeline.config.load import load
 
-    return load(Experiment, _config_files(files), overrides or [])
-
-
-def _config_files(files: list[Path] | None) -> list[Path]:
-    return [config_path(file) for file in files or [ROOT / "configs" / "default.yaml"]]
+    return load(Experiment, config_files(files), overrides or [])
 
 
 def _stage_command(name: str) -> None:
@@ -100,7 +96,7 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
     from pipeline.config.load import read_layers
     from stages.make import print_config
 
-    layers = read_layers(_config_files(config), overrides or [])
+    layers = read_layers(config_files(config), overrides or [])
     print_config(_experiment(config, overrides), layers)
 
 
@@ -110,7 +106,7 @@ def audit(overrides: Overrides = None, config: Files = None,
                                                          "instead of the filtered traces.")] = None,
           n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
           debug: bool = False) -> None:
-    """Judge a sample with a second, independent grader and show where the two disagree."""
+    """Judge a sample with a second, independent grader and show what the two disagree on."""
     from pipeline.problems.files import read_rows
     from stages.make import judged_rows
 
@@ -172,7 +168,7 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    """Do as on Ctrl-C, even where a shell that starts jobs in the background had it ignored."""
+    """Do as on Ctrl-C, even if a shell that starts background jobs had it ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)

@@ -122,7 +122,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
-    from pipeline.prompts import chat_template_path
+    from pipeline.prompts import chat_template_path, config_files
     from pipeline.student.doctor import examine, run
 
     template = chat_template_path(chat_template, model)
@@ -130,9 +130,8 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
     if overrides or config:
         from pipeline.config.experiment import Experiment
         from pipeline.config.load import load
-        from pipeline.prompts import ROOT
 
-        chosen = load(Experiment, config or [ROOT / "configs" / "default.yaml"], overrides or [])
+        chosen = load(Experiment, config_files(config), overrides or [])
         checks.append(run("trainer settings", partial(_settings, chosen), model))
     if vllm:
         from pipeline.student.doctor_vllm import examine_served

@@ -33,8 +33,8 @@ from pipeline.teacher.ask import ask_teacher
 from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
-ENDLESS = 0.5
-"""Share of answers cut off above which a score says little of the model."""
+MOST_TRUNCATED = 0.5
+"""Share of truncated answers above which a score says little about the model."""
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -76,8 +76,7 @@ def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
 
 
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
-    """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
-    """
+    """Load the problems of a file or hub id. Raises UserError if ids repeat or golds are missing."""
     rows = load_rows(one, seed)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
@@ -147,14 +146,14 @@ def _ask_teacher(experiment: Experiment, inputs: Mapping[str, Path], model: str,
 
 
 def summary(counts: Counts) -> str:
-    """The table's headline: avg@k of each model on each benchmark, and what spoils it."""
+    """State avg@k of each model on each benchmark, and which were mostly truncated."""
     shown = [(model, name, s) for model, by in counts["scores"].items() for name, s in by.items()]
     scores = [f"{model} {name} {100 * s['avg']:.1f} [{100 * s['ci_low']:.1f}, "
               f"{100 * s['ci_high']:.1f}]" for model, name, s in shown if "avg" in s]
-    endless = [f"{s['cut_off']:.0%} of {model}'s answers on {name} did not end: raise "
+    truncated = [f"{s['cut_off']:.0%} of {model}'s answers on {name} were truncated: raise "
                "evaluate.sampling.max_tokens, or look at completions.parquet"
-               for model, name, s in shown if s.get("cut_off", 0) > ENDLESS]
-    return "; ".join(scores + endless)
+               for model, name, s in shown if s.get("cut_off", 0) > MOST_TRUNCATED]
+    return "; ".join(scores + truncated)
 
 
 

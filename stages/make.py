@@ -29,9 +29,9 @@ LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math
 
 
 def plan_of(experiment: Experiment, name: str) -> Plan:
-    """The plan of the stage called `name`; a UserError where there is none."""
+    """Return the plan of stage `name`. Raises UserError if there is no such stage."""
     if name not in STAGES:
-        raise UserError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+        raise UserError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
     return plans(experiment, name)[name]
 
 
@@ -55,7 +55,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
 
 def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
            cached: bool = False) -> None:
-    """The one closing line of a stage: what, where, how long, and what next where none follows."""
+    """Print the closing line of a stage: what, where, how long, and what to run next."""
     name, following = plan.stage.name, plan.stage.next
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
     follow = ""
@@ -116,7 +116,7 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
 
 
 def _newest(manifests: Iterable[Path]) -> dict[str, Any] | None:
-    """The last written of the manifests that are whole, if any is."""
+    """The newest undamaged manifest, if any."""
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(UserError):
             return read_manifest(path)
@@ -155,4 +155,8 @@ def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> 
             origin = origin_of(location, layers)
             print(f"{'.'.join(location)}={json.dumps(node, ensure_ascii=False)}  # {origin}")
 
-    walk(experiment.model_dump(mode="json"), ())
+    tree = experiment.model_dump(mode="json")
+    for section in ("sft", "rl"):       # no part of the section's key, but part of what it does
+        defaults = getattr(experiment, section).trainer_defaults()
+        tree[section]["trainer"] = {**defaults, **tree[section]["trainer"]}
+    walk(tree, ())

@@ -22,7 +22,7 @@ from pipeline.stage import Counts
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write problems.parquet (train), heldout.parquet, and removed.parquet where any were."""
+    """Write problems.parquet (train), heldout.parquet, and removed.parquet if any were removed."""
     config = experiment.prepare
     loaded = load_rows(config, experiment.seed)
     rows, again = _distinct(loaded)
@@ -62,7 +62,7 @@ def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
 
 
 def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
-    """One sentence where a problem that is there twice has two answers: one of them is wrong."""
+    """Warn if a repeated problem has two answers: one of them is wrong."""
     apart = [(first, row) for first, row in again
              if has_gold(first) and has_gold(row) and first["answer"] != row["answer"]
              and judge_answer(row["answer"], Problem.from_row(first)).score != 1.0]
@@ -83,7 +83,7 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
             elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
                                 f"{row['problem_id']!r} fails its own check "
-                                f"({judgement.verdict}); mend it, give it kind text if it is "
+                                f"({judgement.verdict}); fix it, give it kind text if it is "
                                 "prose, or set prepare.bad_gold=drop")
     return good
 
@@ -150,7 +150,7 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
 
 
 def _say_who_judges(rows: list[dict], experiment: Experiment) -> None:
-    """One sentence where problems of kind text have no model that could compare answers."""
+    """Warn if problems of kind text have no model that could compare answers."""
     texts = sum(row["kind"] == "text" for row in rows)
     if texts and experiment.filter.llm_judge is None:
         print(f"prepare: {texts:,} problems are of kind text and no filter.llm_judge is named: "

@@ -46,7 +46,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 
 
 def summary(counts: Counts) -> str:
-    """Steps and seconds, and which model goes on where that is not the last."""
+    """State steps and seconds, and which model is handed on if not the last."""
     best = counts.get("handed_on")
     which = f"; handed on as it was after step {best['step']}, {best['accuracy']:.1%} of " \
             f"{best['problems']} held-out problems right" if best else ""
