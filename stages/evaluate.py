@@ -76,7 +76,7 @@ def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
 
 
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
-    """Load the problems of a file or hub id. Raises UserError if ids repeat or golds are missing."""
+    """Load the problems of a file or hub id. Raises UserError if ids repeat or golds lack."""
     rows = load_rows(one, seed)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")

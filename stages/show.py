@@ -53,7 +53,7 @@ def _show_first(console: Console, folder: Path, rows: int) -> None:
 
 def _show_matching(console: Console, experiment: Experiment, plan: Plan, rows: int,
                    where: str) -> None:
-    """Show matches of every table with the columns of `where`. Raises UserError if none has them."""
+    """Show matches in every table with the columns of `where`. Raises UserError if none has."""
     prepared, language = plan_of(experiment, "prepare").folder, experiment.filter.language
     tables = {path.name: widened(path, prepared, names_in(where), language)
               for path in sorted(plan.folder.glob("*.parquet"))}

@@ -85,8 +85,8 @@ def test_a_score_of_answers_that_mostly_did_not_end_says_so():
 
     score = {"avg": 0.5, "ci_low": 0.4, "ci_high": 0.6, "cut_off": 0.2}
     assert summary({"scores": {"sft": {"gsm8k": score}}}) == "sft gsm8k 50.0 [40.0, 60.0]"
-    endless = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
-    assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
+    said = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
+    assert "76% of sft's answers on gsm8k were truncated" in said and "max_tokens" in said
 
 
 def default(*overrides):
