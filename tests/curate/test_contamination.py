@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.problems import PrepareConfig
 from pipeline.curate.contamination import Evaluation, contamination
 from pipeline.errors import UserError
@@ -179,7 +180,7 @@ def test_an_entry_s_wrong_key_is_named_and_splits_of_a_set_are_told_apart():
 
 def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_path):
     def benchmarks(*names):
-        config = evaluate.EvaluateConfig(benchmarks=list(names))
+        config = EvaluateConfig(benchmarks=list(names))
         return evaluate._benchmarks(SimpleNamespace(evaluate=config, seed=0), {})
 
     found = benchmarks(*same_stem, problem_file(tmp_path / "other.jsonl", TINY))

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
 from pipeline.problems.sources import evaluation_sets, short_names
 from stages import evaluate
+from stages.graph import STAGES
 
 
 def rows(table):
@@ -131,6 +132,6 @@ def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
             "answer_pattern: '#### (.+)'}"
     experiment = default(f"evaluate.benchmarks=[{entry}]")
     evaluate.check(experiment)
-    assert path in evaluate.files(experiment)
+    assert path in STAGES["evaluate"].files(experiment)
     row, = evaluate._benchmarks(experiment, {})["own"]
     assert (row["problem"], row["answer"]) == ("1+1?", "2")

@@ -426,14 +426,10 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
         monkeypatch, tmp_path, gpus, trainer, launched):
     from types import SimpleNamespace
 
-    from pipeline.serving import vllm_server
-    from pipeline.student import tiny as student
-    from stages import sft as stage
-
-    monkeypatch.setattr(vllm_server, "gpu_count", lambda: gpus)
-    monkeypatch.setattr(student, "resolve", str)
-    monkeypatch.setattr(launch, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
-    monkeypatch.setattr(sft, "train", lambda job: False)
+    monkeypatch.setattr(stage, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(stage, "resolve", str)
+    monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
+    monkeypatch.setattr(stage, "train", lambda job: False)
     experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,
                                  runtime=Runtime(vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}
