@@ -36,7 +36,7 @@ class Traces(Config):
     """Take the log-probabilities that came with the traces: no model is run.
 
     Needs `generate.sampling.top_logprobs` and a teacher that splits text as the student does. Ask
-    at temperature 1 where the endpoint gives them after its temperature (vLLM gives them before).
+    at temperature 1 if the endpoint gives them after its temperature (vLLM gives them before).
     """
 
     type: Literal["traces"] = "traces"

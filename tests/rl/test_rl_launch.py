@@ -182,7 +182,7 @@ def test_a_run_with_vllm_is_refused_before_it_starts_where_there_is_none(overrid
     monkeypatch.setattr(rl, "has_vllm", lambda: False)
     server = ["rl.server={}", "rl.server_gpus='1'"] if "2}" in override else []
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override, *server])
-    with pytest.raises(UserError, match=r"limbeck\[vllm\]"):
+    with pytest.raises(UserError, match=r"not installed; run pip install '\.\[vllm\]'"):
         rl.check(experiment)
 
 
