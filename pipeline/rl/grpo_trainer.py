@@ -86,7 +86,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         self.compared = True
         if self._without_logprobs():
             del batch["sampling_per_token_logps"]
-            self.make_no_logprobs()
+            self.disable_logprobs()
 
     def _counted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with what the loss divides by counted over the judged rows of all processes."""
@@ -97,7 +97,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         batch["num_items_in_batch"] = tokens.sum()
         return batch
 
-    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def arrange(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches without rows that have no gradient; as they are where order counts."""
         if not self._order_is_free():
             return batches
@@ -105,7 +105,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
             mine: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
             most = int(self.accelerator.gather(mine).max())   # processes compare rows in the loss
             batches = drop_zero_advantage(batches, most, self.loss_type in MEANS_OVER_ROWS)
-        return super().arranged(batches)
+        return super().arrange(batches)
 
     def _order_is_free(self) -> bool:
         """Whether all that is generated at once is trained on at once, in one update."""
@@ -122,9 +122,9 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         with self.timed("generation_time"):
             lean = self.compared and self._without_logprobs()
-            if images or not (lean or self.decoded()):
+            if images or not (lean or self.decodes_itself()):
                 return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
-            return self.sampled(prompt_ids, int(self.num_generations or 1))[0], None
+            return self.sample_completions(prompt_ids, int(self.num_generations or 1))[0], None
 
     def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,

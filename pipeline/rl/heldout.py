@@ -13,30 +13,9 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from pipeline.judge import Problem
-from pipeline.student.decode import decode
 from pipeline.student.sample import complete
 from pipeline.student.template import opens_thinking, prompt_ids
 from pipeline.train.fit import save_student
-from pipeline.train.weight_sync import sync_weights
-
-
-def completions_of(trainer: Any, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    """One completion (token ids) of the trainer's current model for each of `prompts`.
-
-    Sampled at the temperature of training: what is measured is what is trained.
-    """
-    if trainer.use_vllm:
-        sync_weights(trainer.vllm_generation)
-        trainer._last_loaded_step = trainer.state.global_step
-        return trainer.vllm_generation.generate(prompts, None, 1)[1]
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    size = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
-    rows: list[list[int]] = []
-    for start in range(0, len(prompts), size):
-        rows += decode(model, prompts[start:start + size], max_tokens=max_tokens,
-                       temperature=trainer.temperature, top_p=trainer.top_p,
-                       end=list(trainer.eos_token_ids))
-    return rows
 
 
 class HeldOut(TrainerCallback):
@@ -73,8 +52,10 @@ class HeldOut(TrainerCallback):
             torch.manual_seed(seed)
             mine = self.prompts[share]
             even = -(-len(self.prompts) // one.num_processes)   # vLLM slices by equal shares
-            ids = completions_of(trainer, mine + self.prompts[:even - len(mine)],
-                                 int(trainer.max_completion_length))[:len(mine)]
+            batch = trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation
+            # At the temperature of training: what is measured is what is trained.
+            ids, _ = trainer.sample_completions(mine + self.prompts[:even - len(mine)], batch=batch)
+            ids = ids[:len(mine)]
         trainer.model.train()
         opened = opens_thinking(self.tokenizer)
         done = [complete(self.tokenizer, row, opened, trainer.eos_token_ids) for row in ids]

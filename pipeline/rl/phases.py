@@ -20,7 +20,7 @@ from pipeline.rl.heldout import HeldOut, swap
 from pipeline.rl.rewards import reward_functions
 from pipeline.rl.run import arguments, train
 from pipeline.serving.processes import is_first
-from pipeline.student.template import end_ids, opens_thinking
+from pipeline.student.template import end_of_turn_ids, opens_thinking
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.train.guard import Clock
 from pipeline.train.launch import worker_main
@@ -145,7 +145,8 @@ def _run(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder:
     config, tokenizer = turn.rl, load_tokenizer(turn.tokenizer)
     longest = arguments(dict(given), folder, turn.seed).max_completion_length
     rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
-                               config.language, config.process, end_ids(tokenizer, turn.model))
+                               config.language, config.process,
+                               end_of_turn_ids(tokenizer, turn.model))
     given = {"log_completions": config.keep_completions > 0, **given}
     return train(turn.model, tokenizer, turn.rows, rewards, given, folder, turn.seed,
                  config.patience, partial(_watch, turn, pool, phase, folder, begin), turn.engine,

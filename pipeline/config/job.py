@@ -1,0 +1,23 @@
+"""What every launched training process reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.load import Config
+
+
+class Job(Config):
+    """A training run as a launched process reads it."""
+
+    model: str
+    """Hub id or folder of the student that training starts from."""
+    tokenizer: Path
+    """Folder of the student's tokenizer."""
+    out: Path
+    """Folder that gets model/, log.jsonl and checkpoints/."""
+    seed: int = 0
+    """Seed of order and sampling."""
+    engine: dict[str, Any] = {}
+    """Options of a colocated vllm.LLM."""
