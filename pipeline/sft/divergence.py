@@ -26,20 +26,21 @@ FLOOR = math.log(1e-30)
 # function returns ([n] values, [n, K] gradients by the student's logits) for s and t [n, K].
 
 
-def forward_kl(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(q, p) = sum q (t - s); gradient p - q."""
     q = t.exp()
     return (q * (t - s)).sum(-1), s.exp() * q.sum(-1, keepdim=True) - q
 
 
-def reverse_kl(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def reverse_kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(p, q) = sum p (s - t) = D; gradient p (s - t - D)."""
     p, gap = s.exp(), s - t
     value = (p * gap).sum(-1)
     return value, p * (gap - value[:, None])
 
 
-def jsd(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+def jsd(s: torch.Tensor, t: torch.Tensor,
+        beta: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
     """beta KL(q, m) + (1 - beta) KL(p, m), with m = (1 - beta) p + beta q (GKD, arXiv 2306.13649).
 
     The gradient is (1 - beta) p (s - log m - KL(p, m)).
@@ -52,13 +53,13 @@ def jsd(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Tensor, to
     return value, (1 - beta) * p * (gap - student[:, None])
 
 
-DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor, float],
+DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor],
                                 tuple[torch.Tensor, torch.Tensor]]] = {
     "forward_kl": forward_kl,
     "reverse_kl": reverse_kl,
     "jsd": jsd,
 }
-"""What `sft.method.beta` may name; numbers choose among these three."""
+"""What `sft.method.beta` may name; a number selects one of these three."""
 
 
 def divergence(s: torch.Tensor, t: torch.Tensor,
@@ -66,8 +67,10 @@ def divergence(s: torch.Tensor, t: torch.Tensor,
     """Compute the divergence that `beta` selects, with values and gradients as above."""
     s, t = s.clamp(min=FLOOR), t.clamp(min=FLOOR)
     if isinstance(beta, str):
-        return DIVERGENCES[beta](s, t, 0.5)
-    return DIVERGENCES[{0.0: "forward_kl", 1.0: "reverse_kl"}.get(beta, "jsd")](s, t, beta)
+        return DIVERGENCES[beta](s, t)
+    if 0 < beta < 1:
+        return jsd(s, t, beta)
+    return reverse_kl(s, t) if beta else forward_kl(s, t)
 
 
 def check_beta(beta: float | str, online: bool) -> None:

@@ -65,8 +65,7 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
 
 
 def _typed(hint: Any, name: str, value: Any) -> Any:
-    """Convert `value` if `hint` declares a number or a truth value; raises UserError if it cannot.
-    """
+    """Convert `value` to the number or truth value that `hint` declares, or raise UserError."""
     if value is None or not set(get_args(hint) or [hint]) <= {bool, int, float, NoneType}:
         return value
     try:
@@ -101,8 +100,7 @@ def lora_config(lora: Mapping[str, Any] | None, section: str, model: str | None 
 
 
 def _check_target_modules(lora: Any, section: str, model: str) -> None:
-    """Try target_modules on `model` without its weights; raises UserError if one cannot be adapted.
-    """
+    """Raise UserError if peft cannot adapt one of target_modules in `model` (without weights)."""
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -58,8 +58,8 @@ def uses_varlen_attention(model: Any) -> bool:
 
 def kernel_dtype(query: torch.Tensor) -> torch.dtype | None:
     """Return the half precision in which the kernel runs, or None if the inputs are not in one."""
-    # Under autocast the rotary embedding leaves `query` in float32, though the products round it
-    # are in half precision, as SDPA would be.
+    # Under autocast the rotary embedding leaves `query` in float32, though the products around
+    # it are in half precision, as SDPA would be.
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else None

@@ -53,8 +53,10 @@ class Clock(TrainerCallback, ExportableState):
 
 
 class Guard(TrainerCallback):
-    """Stops a run before weights that are not finite are saved, marks checkpoints complete, shows
-    progress and writes every logged value to `log`, a JSON Lines file."""
+    """Stops a run before weights that are not finite are saved; marks checkpoints complete.
+
+    Shows progress and appends every logged value to `log`, a JSON Lines file.
+    """
 
     def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool):
         self.label, self.log = label, log

@@ -70,8 +70,7 @@ def check_engine_matches_trainer(trainer: Any, batch: Mapping[str, Any]) -> None
 
 
 def check_logprob_gap(gaps: torch.Tensor, trainer: Any, stage: str) -> None:
-    """Raise UserError if the mean of `gaps` [tokens], over all processes, is above MAX_LOGPROB_GAP.
-    """
+    """Raise UserError if the mean gap [tokens] of all processes is above MAX_LOGPROB_GAP."""
     mean_gap = trainer.accelerator.gather(gaps.abs().nanmean()).nanmean().item()
     if mean_gap > MAX_LOGPROB_GAP:
         options = "runtime.vllm, rl.server" if stage == "rl" else "runtime.vllm"

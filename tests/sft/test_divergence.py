@@ -112,7 +112,7 @@ def test_a_student_of_another_padded_width_learns_over_its_own_outcomes(width):
 
 
 def test_a_divergence_of_ones_own_is_a_function_and_a_line_and_is_chosen_by_its_name(monkeypatch):
-    def squared_distance(s, t, beta):
+    def squared_distance(s, t):
         """sum (p - q)^2 / 2."""
         p, gap = s.exp(), s.exp() - t.exp()
         return 0.5 * gap.square().sum(-1), p * (gap - (p * gap).sum(-1, keepdim=True))
