@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.config.problems import PrepareConfig
 from pipeline.curate.contamination import Evaluation, contamination
 from pipeline.errors import UserError
 from pipeline.problems.sources import load_rows
 from stages import evaluate, prepare
+from stages.graph import STAGES
 
 LONG = ("The points $(9, -5)$ and $(-3, -1)$ are the endpoints of a diameter of a circle. "
         "What is the sum of the coordinates of the center of the circle?")
@@ -178,7 +180,7 @@ def test_an_entry_s_wrong_key_is_named_and_splits_of_a_set_are_told_apart():
 
 def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_path):
     def benchmarks(*names):
-        config = evaluate.EvaluateConfig(benchmarks=list(names))
+        config = EvaluateConfig(benchmarks=list(names))
         return evaluate._benchmarks(SimpleNamespace(evaluate=config, seed=0), {})
 
     found = benchmarks(*same_stem, problem_file(tmp_path / "other.jsonl", TINY))
@@ -194,6 +196,6 @@ def test_an_evaluation_set_may_have_its_own_columns_and_is_named_once(tmp_path):
     config = PrepareConfig(problems=train, decontaminate=[entry])
     assert left_of(config) == ([TINY], {"other/other-0"})
     experiment = SimpleNamespace(prepare=config)
-    assert prepare.STAGE.files(experiment) == (tmp_path / "train.jsonl", other)
+    assert STAGES["prepare"].files(experiment) == (tmp_path / "train.jsonl", other)
     with pytest.raises(UserError, match="twice"):
         left_of(PrepareConfig(problems=train, decontaminate=[entry, str(other)]))

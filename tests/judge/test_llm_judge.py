@@ -64,7 +64,7 @@ def test_the_filter_asks_what_the_rules_leave_open_and_only_once(inputs, tmp_pat
     assert counts["llm_judge"]["asked"] == 2 and again["llm_judge"]["asked"] == 0
     assert counts["llm_judge"]["cost_usd"] == again["llm_judge"]["cost_usd"] > 0
     assert counts["llm_judge"]["share"] == pytest.approx(1 / 3)
-    said = stage.STAGE.summary(counts)
+    said = stage.summary(counts)
     assert "LLM judge decided 1" in said and said.endswith("; $0.7500 of teacher for each kept")
     told = llm_share({"stages": {"filter": {"counts": counts}}})
     assert "left 2 traces open; the LLM judge decided 1, 33.3" in told

@@ -79,7 +79,7 @@ def test_majority_verdicts_are_counted_apart_and_shown_apart(filtered):
     bare = counts["without_gold"]
     assert (bare["problems"], bare["agreed"], bare["kept"]) == (5, 2, 6)
     assert bare["verdicts"]["correct"] == 6
-    assert "2 of 5 problems without a gold" in stage.STAGE.summary(counts)
+    assert "2 of 5 problems without a gold" in stage.summary(counts)
     traces = trace_counts(judged_columns(root / "out"))
     assert traces["verdicts"]["correct"] == 3
     assert funnel(traces)[-1] | {"name": ""} == {"name": "", "count": 6, "start": 0.0,

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.student.token_rows import IGNORED, Collator, held_out_problems, read_rows
 from pipeline.train import attention, checkpoints, launch
-from stages.sft import STAGE
+from stages import sft as stage
 
 MODULE = "pipeline.sft.trainer"
 
@@ -382,7 +382,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
     monkeypatch.setattr(launch, "run", None)
     options = {"num_processes": 8, "use_deepspeed": True}
     runtime = SimpleNamespace(launch=options)
-    for work in (lambda: STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+    for work in (lambda: stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
                  lambda: launch.launch(tiny_sft.job(tiny, tmp_path), MODULE, options)):
         with pytest.raises(UserError, match="pip install deepspeed"):
             work()
@@ -394,7 +394,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
 def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
     runtime = SimpleNamespace(launch=options)
     with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
-        STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+        stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
     assert capfd.readouterr() == ("", "")
 
 
@@ -439,14 +439,10 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
         monkeypatch, tmp_path, gpus, trainer, launched):
     from types import SimpleNamespace
 
-    from pipeline.serving import processes
-    from pipeline.student import tiny as student
-    from stages import sft as stage
-
-    monkeypatch.setattr(processes, "gpu_count", lambda: gpus)
-    monkeypatch.setattr(student, "resolve", str)
-    monkeypatch.setattr(launch, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
-    monkeypatch.setattr(sft, "train", lambda job: False)
+    monkeypatch.setattr(stage, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(stage, "resolve", str)
+    monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
+    monkeypatch.setattr(stage, "train", lambda job: False)
     experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,
                                  runtime=Runtime(vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}

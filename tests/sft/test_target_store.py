@@ -23,6 +23,7 @@ from pipeline.sft.target_store import TargetStore, TopKLogprobs, score_rows, tri
 from pipeline.sft.teacher_scorer import TransformersScorer, VllmScorer, make_scorer
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import check_vocabulary
+from stages.graph import STAGES
 from tests.sft.test_sft import packed
 
 
@@ -292,15 +293,15 @@ def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, t
     experiment = SimpleNamespace(sft=SftConfig.model_validate(recipe), seed=0,
                                  logits=LogitsConfig(teacher=str(teacher)),
                                  runtime=Runtime())
-    assert training.STAGE.needs(experiment) == ("student", "pack", "logits")
+    assert STAGES["sft"].needs(experiment) == ("student", "pack", "logits")
     inputs = {"student": student, "pack": pack, "logits": tmp_path / "logits"}
     inputs["logits"].mkdir(), (tmp_path / "out").mkdir()
-    scoring.STAGE.check(experiment)
-    counts = scoring.STAGE.run(experiment, inputs, inputs["logits"])
-    assert "bytes each" in scoring.STAGE.summary(counts)
-    assert training.STAGE.run(experiment, inputs, tmp_path / "out")["steps"] == 2
+    scoring.check(experiment)
+    counts = scoring.run(experiment, inputs, inputs["logits"])
+    assert "bytes each" in scoring.summary(counts)
+    assert training.run(experiment, inputs, tmp_path / "out")["steps"] == 2
     plain = SimpleNamespace(sft=SftConfig())
-    assert training.STAGE.needs(plain) == ("student", "pack")
+    assert STAGES["sft"].needs(plain) == ("student", "pack")
 
 
 @pytest.mark.parametrize(("settings", "said"), [
@@ -310,4 +311,4 @@ def test_scoring_that_cannot_work_is_refused_before_any_work(settings, said):
     from stages import logits as scoring
 
     with pytest.raises(UserError, match=said):
-        scoring.STAGE.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))
+        scoring.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))

@@ -25,7 +25,7 @@ from pipeline.student.packing import (
     table,
 )
 from pipeline.student.token_rows import IGNORED, position_ids, read_rows
-from stages.pack import STAGE
+from stages import pack as stage
 
 CHATS = {"p": [{"role": "user", "content": "What is 12 + 30?"}]}
 
@@ -210,11 +210,11 @@ def test_datasets_opens_the_artifact_folder(artifacts, tmp_path, packing):
 
     out = tmp_path / "out"
     out.mkdir()
-    counts = STAGE.run(experiment(packing=packing), artifacts, out)
+    counts = stage.run(experiment(packing=packing), artifacts, out)
     (out / "manifest.json").write_text(json.dumps({"counts": counts}))
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     packed = packing["type"] == "best_fit"
     assert counts["rows"] == 2 and len(rows) == (1 if packed else 2)
     assert ("seq_lengths" in rows.column_names) == packed
     assert sum(map(len, rows["input_ids"])) == counts["tokens"]
-    assert "2 rows" in STAGE.summary(counts)
+    assert "2 rows" in stage.summary(counts)
