@@ -169,14 +169,15 @@ def test_samples_of_a_block_that_are_held_out_take_their_distributions_with_them
     score(blocks, teacher, tmp_path / "stored")
     trainer, _, _ = sft.make_trainer(logits_job(blocks, tmp_path / "out", tmp_path / "stored"))
     whole = trainer.data_collator([{"row": 0}])
-    apart = replace(trainer.data_collator, away={"sum-1"})
+    apart = replace(trainer.data_collator, held_out_problems={"sum-1"})
     bearing = whole["labels"][0] != IGNORED
     starts = torch.tensor(np.cumsum([0, *trainer.rows.lengths[0]]))
     second = (torch.arange(len(bearing)) >= starts[1]) & (torch.arange(len(bearing)) < starts[2])
-    for watched in (False, True):
-        batch = apart([{"row": 0, "watched": watched}])
-        assert torch.equal(batch["labels"][0] != IGNORED, bearing & (second == watched))
-        assert torch.equal(batch["target_rest"], whole["target_rest"][second[bearing] == watched])
+    for is_eval in (False, True):
+        batch = apart([{"row": 0, "is_eval": is_eval}])
+        assert torch.equal(batch["labels"][0] != IGNORED, bearing & (second == is_eval))
+        tails = whole["target_tail_logprob"][second[bearing] == is_eval]
+        assert torch.equal(batch["target_tail_logprob"], tails)
         assert trainer.compute_loss(trainer.model, batch).isfinite()
 
 
@@ -272,7 +273,7 @@ def test_vllms_flat_log_probabilities_become_the_same_columns(tiny, teacher, mon
         for ours, theirs in zip(scorer(samples), exact(samples), strict=True):
             assert np.array_equal(ours.ids, theirs.ids)
             assert np.allclose(ours.logps, theirs.logps, atol=1e-5)
-            assert np.allclose(np.exp(ours.rest), np.exp(theirs.rest), atol=1e-5)
+            assert np.allclose(np.exp(ours.tail_logprob), np.exp(theirs.tail_logprob), atol=1e-5)
 
 
 def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, tmp_path):
