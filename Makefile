@@ -3,7 +3,8 @@
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$p; done))
-STAGES := prepare generate filter student pack sft rl evaluate report all plan
+# Every stage that stages/graph.py lists, and two commands over all of them.
+STAGES := $(shell sed -n 's|^ *Stage."\([a-z]*\)".*|\1|p' stages/graph.py) all plan
 LIMBECK := .venv/bin/limbeck
 # Without an NVIDIA GPU the CPU build of PyTorch is taken: the default one brings gigabytes of CUDA.
 TORCH := torch==2.13.0

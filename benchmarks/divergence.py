@@ -174,13 +174,14 @@ def storage_error(teacher: str, student: str, rows_path: Path, limit: int) -> No
 
 
 def _on_device(top: TopK) -> TopK:
-    return TopK(top.ids.to(DEVICE), top.logps.to(DEVICE), top.rest.to(DEVICE))
+    return TopK(top.ids.to(DEVICE), top.logps.to(DEVICE), top.tail_logprob.to(DEVICE))
 
 
 def _first(scored: TopKLogprobs, k: int) -> TopKLogprobs:
     """The k likeliest outcomes; the others join the rest."""
     dropped = np.logaddexp.reduce(scored.logps[:, k:], 1, initial=-np.inf)
-    return TopKLogprobs(scored.ids[:, :k], scored.logps[:, :k], np.logaddexp(scored.rest, dropped))
+    return TopKLogprobs(scored.ids[:, :k], scored.logps[:, :k],
+                        np.logaddexp(scored.tail_logprob, dropped))
 
 
 def main() -> None:

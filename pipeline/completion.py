@@ -1,8 +1,4 @@
-"""A model's completion: the text as it came, split into thinking and answer.
-
-Every stage that looks at a completion (teacher dialects, judge, rewards, evaluation) splits it
-here, so that "what follows the thinking" means one thing.
-"""
+"""Splits a model's completion into thinking and answer; every stage splits it here."""
 
 from __future__ import annotations
 
@@ -23,8 +19,8 @@ VERDICTS: tuple[str, ...] = get_args(Verdict)
 class Completion:
     """One completion, split.
 
-    `thinking` is None where the text holds no thinking at all; `closed` is False where thinking
-    was opened (in the text or by the prompt) and never closed: then `answer` is "".
+    `thinking` is None if the text holds none; `closed` is False if thinking was opened (in the
+    text or by the prompt) and never closed, and then `answer` is "".
     """
 
     thinking: str | None
@@ -34,11 +30,9 @@ class Completion:
 
 
 def split_completion(text: str, *, opened: bool = False, finish_reason: str = "stop") -> Completion:
-    """Split `text` at its last `</think>`; `opened` says the prompt itself ended in `<think>`.
-
-    The last closing tag decides, so that a tag quoted inside the thinking cannot move an answer
-    out of it. DeepSeek-R1's card: templates may open the tag, so a lone `</think>` is normal.
-    """
+    """Split `text` at its last `</think>`; `opened` says the prompt itself ended in `<think>`."""
+    # The last tag decides, so that a tag quoted inside the thinking moves no answer out of it.
+    # Templates may open the tag (DeepSeek-R1's card), so a lone `</think>` is normal.
     before, tag, answer = text.rpartition(CLOSE)
     if tag:
         return Completion(before.strip().removeprefix(OPEN).strip(), answer.strip(),

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exceptions whose message a user reads."""
 
 
 class UserError(Exception):
@@ -11,10 +11,10 @@ class UserError(Exception):
 
 
 class LockedError(UserError):
-    """Another run is writing where this one wants to."""
+    """Another run is writing to the same folder."""
 
 
 class StoppedError(UserError):
-    """Ctrl-C or SIGTERM where there is more to say than that the same command goes on."""
+    """Ctrl-C or SIGTERM, with more to say than "the same command goes on"."""
 
     code = 130

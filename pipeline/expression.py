@@ -21,17 +21,17 @@ _COMPARE = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.
 
 
 def compile_expression(text: str, columns: Iterable[str]) -> Any:
-    """The polars expression that `text` means over `columns`; a UserError on anything else."""
+    """Compile `text` to a polars expression over `columns`. Raises UserError if it is not one."""
     names = sorted(columns)
     try:
         return _visit(ast.parse(text.strip(), mode="eval").body, names)
     except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
         raise UserError(f"expression {text!r} cannot be read; use columns, constants, "
-                        "comparisons, and/or/not, in, + - * /, but not None: where a value is "
-                        "missing a comparison does not hold") from None
+                        "comparisons, and/or/not, in, + - * /, but not None: a comparison with a "
+                        "missing value is false") from None
     except KeyError as error:
         raise UserError(f"expression {text!r} names {error.args[0]!r}, which is no column; "
-                        f"there are {', '.join(names)}") from None
+                        f"the columns are {', '.join(names)}") from None
 
 
 def names_in(text: str) -> set[str]:
@@ -44,7 +44,7 @@ def names_in(text: str) -> set[str]:
 
 
 def check_expression(text: str, columns: Mapping[str, Any]) -> None:
-    """Raise a UserError where `text` is no truth value over `columns` (name: polars type)."""
+    """Raise UserError if `text` is not true or false over `columns` (name: polars type)."""
     import polars as pl
 
     expression = compile_expression(text, columns)
@@ -92,8 +92,8 @@ def _comparison(operands: list[ast.expr], ops: list[ast.cmpop], names: list[str]
         if isinstance(op, (ast.In, ast.NotIn)):
             if not isinstance(right, (ast.List, ast.Tuple, ast.Set)):
                 raise ValueError(ast.dump(right))
-            inside = _visit(left, names).is_in(list(ast.literal_eval(right)))
-            parts.append(~inside if isinstance(op, ast.NotIn) else inside)
+            member = _visit(left, names).is_in(list(ast.literal_eval(right)))
+            parts.append(~member if isinstance(op, ast.NotIn) else member)
         elif type(op) in _COMPARE:
             parts.append(_COMPARE[type(op)](_visit(left, names), _visit(right, names)))
         else:

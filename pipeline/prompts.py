@@ -1,5 +1,4 @@
-"""Renders prompts/*.jinja; a variable that the template wants and the row lacks raises, and so
-does one that the template leaves out: every problem would be asked in the same words."""
+"""Finds the shipped files (prompts, configs, the report's page) and renders prompt templates."""
 
 from __future__ import annotations
 
@@ -10,13 +9,30 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+"""Holds prompts/ and configs/: the checkout, or in an installed package a folder of its own."""
+PAGE = PACKAGE / "evaluate" / "page.html.jinja"
+
+
+def config_files(files: Iterable[Path] | None) -> list[Path]:
+    """The config files named; one that is not there may be a shipped one, as configs/gsm8k.yaml."""
+    return [ROOT / file if not file.exists() and (ROOT / file).is_file() else file
+            for file in files or [ROOT / "configs" / "default.yaml"]]
 
 
 def prompt_path(name: str) -> Path:
-    """`name` as a path: a file as given, else prompts/NAME.jinja of the project."""
-    given = Path(name)
-    return given if given.suffix else ROOT / "prompts" / f"{name}.jinja"
+    """`name` if it has a suffix, else the shipped prompts/NAME.jinja."""
+    path = Path(name)
+    return path if path.suffix else ROOT / "prompts" / f"{name}.jinja"
+
+
+def chat_template_path(name: str | None, model: str) -> Path | None:
+    """The student's chat template, as `prompt_path`; None for its tokenizer's own."""
+    name = name or ("tiny" if model == "tiny" else None)
+    if name is None or Path(name).suffix:
+        return Path(name) if name else None
+    return ROOT / "prompts" / "chat_templates" / f"{name}.jinja"
 
 
 @lru_cache(maxsize=32)
@@ -41,6 +57,7 @@ def render(name: str, **variables: str) -> str:
     try:
         template, named = _template(path, path.stat().st_mtime_ns)
         if unused := variables.keys() - named:
+            # Every problem would be asked in the same words.
             raise UserError(f"prompt template {path} leaves out {', '.join(unused)}; write "
                             f"{{{{ {min(unused)} }}}} where it belongs")
         return template.render(**variables).strip()

@@ -15,11 +15,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import UserError
 
 Counts = dict[str, Any]
+
+
+class Settings(Protocol):
+    """What a plan reads of an experiment, beside the section of its stage."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -27,19 +36,36 @@ class Stage:
     """One arrow of the flow. `needs` and `files` are functions of the whole experiment."""
 
     name: str
-    run: Callable[[Any, Mapping[str, Path], Path], Counts]
+    load: Callable[[], Any]
+    """Imports the module that has `run`, and `check` and `summary` if it needs them."""
+    help: str = ""
     needs: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
     files: Callable[[Any], tuple[Path, ...]] = lambda experiment: ()
-    check: Callable[[Any], None] = lambda experiment: None
-    summary: Callable[[Counts], str] = str
+    next: str | None = None
+    """The stage that a user runs after this one."""
+    model: str | None = None
+    """What evaluate calls the model that this stage makes."""
     version: int = 1
     resumable: bool = False
     shows_name: bool = False
 
+    def run(self, experiment: Settings, inputs: Mapping[str, Path], out: Path) -> Counts:
+        """Make the artifact in `out` from those of `inputs`."""
+        return self.load().run(experiment, inputs, out)
+
+    def check(self, experiment: Settings) -> None:
+        """Raise UserError if the stage could not run with these settings."""
+        if check := getattr(self.load(), "check", None):
+            check(experiment)
+
+    def summary(self, counts: Counts) -> str:
+        """Say in one line what was made."""
+        return getattr(self.load(), "summary", str)(counts)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What one stage is made of, and where it lies or would lie."""
+    """The ingredients of one stage, and the folder of its artifact, made or not."""
 
     stage: Stage
     key: str
@@ -48,13 +74,13 @@ class Plan:
 
     @property
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the finished artifact, or None where there is none."""
+        """The manifest of the finished artifact; None if it is not made."""
         path = self.folder / "manifest.json"
         return read_manifest(path) if path.is_file() else None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest at `path`; a UserError where it is not whole."""
+    """Read the manifest at `path`. Raises UserError if it is damaged."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -72,14 +98,14 @@ def _digest_of(path: Path, size: int, changed: int) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes; a UserError that names it where it is missing."""
+    """Return the sha256 of a file's bytes. Raises UserError if it is missing."""
     if not path.is_file():
         raise UserError(f"file {path} does not exist; check the config key that names it")
     stat = path.stat()
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)
 
 
-def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: Path) -> Plan:
+def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], root: Path) -> Plan:
     """Work out key and folder of `stage` from its config, its inputs and its files."""
     section = getattr(experiment, stage.name, None)
     ingredients = {
@@ -95,11 +121,11 @@ def make_plan(stage: Stage, experiment: Any, inputs: Mapping[str, Plan], root: P
     return Plan(stage, key, root / f"{stage.name}-{key}", ingredients)
 
 
-def execute(plan: Plan, experiment: Any, inputs: Mapping[str, Plan],
+def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
             provenance: Mapping[str, Any]) -> Counts:
     """Run the stage into `KEY.partial`, write the manifest, rename; returns the counts.
 
-    A partial folder left by an interrupted run is used again where the stage can resume.
+    A partial folder left by an interrupted run is used again if the stage can resume.
     """
     from filelock import FileLock, Timeout
 
@@ -107,7 +133,7 @@ def execute(plan: Plan, experiment: Any, inputs: Mapping[str, Plan],
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{plan.folder}.lock", timeout=0):
-            if (made := plan.manifest) is not None:     # by another process, since this one looked
+            if (made := plan.manifest) is not None:     # another process has made it meanwhile
                 return made
             if partial.exists() and not plan.stage.resumable:
                 shutil.rmtree(partial)

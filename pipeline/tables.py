@@ -47,7 +47,7 @@ class Trace(dy.Schema):
 
 
 class Judged(Trace):
-    """A trace with its judgement, its problem's pass rate, and whether it goes on to training."""
+    """A trace with its judgement, its problem's pass rate, and whether it is kept for training."""
 
     score = dy.Float64(nullable=True)
     verdict = dy.String(check=lambda verdict: verdict.is_in(list(VERDICTS)))
@@ -60,7 +60,7 @@ class Judged(Trace):
 
 
 class TokenRow(dy.Schema):
-    """One training row: token ids of prompt and completion, and 1 where the loss counts."""
+    """One training row: token ids of prompt and completion, and a mask that is 1 on loss tokens."""
 
     problem_id = dy.String()
     sample = dy.Int64()  # type: ignore[assignment]
@@ -121,11 +121,11 @@ def count(path: Path) -> int:
 def batches(schema: Any, path: Path, rows: int = ROWS) -> Iterator[pl.DataFrame]:
     """`path` (written to `schema`) in frames of nearly equal size, at most `rows` each.
 
-    Equal, so that no tiny last batch has a rate of anything that means little. Page checksums
-    and the schema are verified batch by batch; keys are only unique within a batch.
+    Page checksums and the schema are verified batch by batch; keys are unique within a batch only.
     """
     import pyarrow as pa
 
+    # Equal, so that no tiny last batch gives a rate that means little.
     total = count(path)
     size = max(1, -(-total // max(1, -(-total // rows))))
     held: list[pl.DataFrame] = []
@@ -152,7 +152,7 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path, page_checksum_verification=True, buffer_size=1 << 20,
                               pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no readable Parquet file ({error}); delete its folder and "
+        raise UserError(f"{path} is not a readable Parquet file ({error}); delete its folder and "
                         "run the stage that made it again") from None
 
 
@@ -177,7 +177,7 @@ class Writer:
 
 @contextmanager
 def writer(schema: Any, path: Path) -> Iterator[Writer]:
-    """A Writer to `path`; an empty table where nothing was written."""
+    """Yield a Writer to `path`; writes an empty table if nothing else was."""
     out = Writer(schema, path)
     try:
         yield out

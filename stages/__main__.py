@@ -6,13 +6,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import UserError
-from pipeline.prompts import ROOT
+from pipeline.prompts import config_files
 from stages import commands
+from stages.graph import STAGES
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Distil the reasoning of a large teacher into a small student. "
@@ -25,25 +29,12 @@ Overrides = Annotated[list[str] | None, typer.Argument(
     metavar="[KEY=VALUE]...", help="Config overrides, e.g. filter.keep='pass_rate < 1'")]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
 
-STAGE_HELP = {
-    "prepare": "Load problems, check their gold answers, hold some out.",
-    "generate": "Ask the teacher for reasoning traces; each is paid for once.",
-    "filter": "Judge every trace and choose those the student learns from.",
-    "student": "Build or name the student before training.",
-    "pack": "Turn kept traces into token rows with a loss mask.",
-    "logits": "Score the rows with the teacher: its distribution at every trained token.",
-    "sft": "Fine-tune the student on the rows.",
-    "rl": "Refine the student by GRPO with verifiable rewards.",
-    "evaluate": "Sample every model on held-out problems and score it.",
-    "report": "Write numbers.json and one HTML page.",
-}
 
-
-def _experiment(files: list[Path] | None, overrides: list[str] | None):
+def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experiment:
     from pipeline.config.experiment import Experiment
     from pipeline.config.load import load
 
-    return load(Experiment, files or [ROOT / "configs" / "default.yaml"], overrides or [])
+    return load(Experiment, config_files(files), overrides or [])
 
 
 def _stage_command(name: str) -> None:
@@ -54,10 +45,10 @@ def _stage_command(name: str) -> None:
         files = [part for path in config or () for part in ("-c", str(path))]
         make(_experiment(config, overrides), name, [*files, *(overrides or ())])
 
-    app.command(name, help=STAGE_HELP[name])(command)
+    app.command(name, help=STAGES[name].help)(command)
 
 
-for _name in STAGE_HELP:
+for _name in STAGES:
     _stage_command(_name)
 
 
@@ -105,8 +96,8 @@ def show_config(overrides: Overrides = None, config: Files = None, debug: bool =
     from pipeline.config.load import read_layers
     from stages.make import print_config
 
-    files = config or [ROOT / "configs" / "default.yaml"]
-    print_config(_experiment(config, overrides), read_layers(files, overrides or []))
+    layers = read_layers(config_files(config), overrides or [])
+    print_config(_experiment(config, overrides), layers)
 
 
 @app.command()
@@ -115,7 +106,7 @@ def audit(overrides: Overrides = None, config: Files = None,
                                                          "instead of the filtered traces.")] = None,
           n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
           debug: bool = False) -> None:
-    """Judge a sample with a second, independent grader and show where the two disagree."""
+    """Judge a sample with a second, independent grader and show what the two disagree on."""
     from pipeline.problems.files import read_rows
     from stages.make import judged_rows
 
@@ -173,11 +164,11 @@ def main() -> None:
         if debug or (error.filename is None and error.errno is None):
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'no file named'}; free space "
-                           "or mend permissions, then run the same command again", 2))
+                           "or fix permissions, then run the same command again", 2))
 
 
 def _interrupt(*_: object) -> None:
-    """Do as on Ctrl-C, even where a shell that starts jobs in the background had it ignored."""
+    """Do as on Ctrl-C, even if a shell that starts background jobs had it ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -80,7 +83,7 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
 
 
-def estimate_run(experiment: Any, prepared: Path, pilot: int) -> None:
+def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
     """Print tokens, dollars and hours of the traces that generate would still ask for."""
     from contextlib import nullcontext
 
@@ -119,18 +122,16 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
-    from pipeline.config.student import StudentConfig
+    from pipeline.prompts import chat_template_path, config_files
     from pipeline.student.doctor import examine, run
-    from stages.student import template_path
 
-    template = template_path(StudentConfig(model=model, chat_template=chat_template))
+    template = chat_template_path(chat_template, model)
     checks = examine(model, template, teacher, problems)
     if overrides or config:
         from pipeline.config.experiment import Experiment
         from pipeline.config.load import load
-        from pipeline.prompts import ROOT
 
-        chosen = load(Experiment, config or [ROOT / "configs" / "default.yaml"], overrides or [])
+        chosen = load(Experiment, config_files(config), overrides or [])
         checks.append(run("trainer settings", partial(_settings, chosen), model))
     if vllm:
         from pipeline.student.doctor_vllm import examine_served
@@ -142,7 +143,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
         raise typer.Exit(1)
 
 
-def _settings(experiment: Any, model: str) -> tuple[bool, str]:
+def _settings(experiment: Experiment, model: str) -> tuple[bool, str]:
     """What sft and rl look at before they start, and whether their adapters fit `model`."""
     from pipeline.train.arguments import lora_config
     from stages import rl, sft
@@ -153,7 +154,7 @@ def _settings(experiment: Any, model: str) -> tuple[bool, str]:
     return True, "sft and rl can start with theirs"
 
 
-def preview_filter(experiment: Any, chain: Any) -> None:
+def preview_filter(experiment: Experiment, chain: Any) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table

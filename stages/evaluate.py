@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from pipeline import tables as records
+from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import UserError
-from pipeline.problems.sources import evaluation_sets, is_file
-from pipeline.prompts import chats, prompt_path
-from pipeline.stage import Counts, Stage
+from pipeline.evaluate.metrics import paired_gain, summarise
+from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
+from pipeline.judge.table import as_completion, judge_all, votes
+from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
+from pipeline.prompts import chats
+from pipeline.stage import Counts
+from pipeline.student.sample import sample
+from pipeline.student.tiny import resolve
+from pipeline.teacher.ask import ask_teacher
+from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
-STAGE_OF = {"untrained": "student", "sft": "sft", "rl": "rl", "teacher": "generate"}
-ENDLESS = 0.5
-"""Share of answers cut off above which a score says little of the model."""
+MOST_TRUNCATED = 0.5
+"""Share of truncated answers above which a score says little about the model."""
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write completions.parquet (every sample, judged) and scores.json."""
-    import json
-
-    import polars as pl
-
-    from pipeline.evaluate.metrics import paired_gain, summarise
-
     scores: dict[str, dict[str, Any]] = {}
     tables = []
     benchmarks = _benchmarks(experiment, inputs)
@@ -45,11 +51,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     return {"scores": scores, "cost_usd": cost}
 
 
-def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
+def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """Problem rows of each benchmark, by its short name."""
-    from pipeline import tables as records
-    from pipeline.problems.sources import short_names
-
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
         if name == "heldout":
@@ -61,16 +64,12 @@ def _benchmarks(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, list[d
     return out
 
 
-def _sets(experiment: Any) -> dict[str, EvaluationSet]:
+def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
     return evaluation_sets(experiment.evaluate.benchmarks, "evaluate.benchmarks")
 
 
 def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
-    """The problem rows of a file or hub id; a UserError where they cannot be told apart or judged.
-    """
-    from pipeline.judge import Problem, check_gold, has_gold, needs_answer
-    from pipeline.problems.sources import load_rows
-
+    """Load the problems of a file or hub id. Raises UserError if ids repeat or golds lack."""
     rows = load_rows(one, seed, needs_answer)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
@@ -83,11 +82,9 @@ def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
     return rows
 
 
-def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
+def _judged(experiment: Experiment, inputs: Mapping[str, Path], model: str,
             benchmarks: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
     """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement."""
-    from pipeline.judge import JudgePool
-
     asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()}
     ask = _ask_teacher if model == "teacher" else _ask_student
     sampled = ask(experiment, inputs, model, asked)
@@ -97,9 +94,6 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 
 def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    from pipeline.judge import Problem
-    from pipeline.judge.table import judge_all, votes
-
     problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
     judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
     voted = votes(list(zip(problems, judgements, strict=True)), pool)
@@ -116,15 +110,12 @@ def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> li
 Asked = Mapping[str, Mapping[str, list]]
 
 
-def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
+def _ask_student(experiment: Experiment, inputs: Mapping[str, Path], model: str,
                  asked: Asked) -> dict[str, list[tuple]]:
     """All benchmarks in one go: an engine starts once."""
-    from pipeline.student.sample import sample
-    from pipeline.student.tiny import resolve
-
     config = experiment.evaluate
     flat = [(benchmark, name) for benchmark, these in asked.items() for name in these]
-    groups = sample(resolve(inputs[STAGE_OF[model]]), str(inputs["student"] / "tokenizer"),
+    groups = sample(resolve(inputs[MAKER[model]]), str(inputs["student"] / "tokenizer"),
                     [asked[benchmark][name] for benchmark, name in flat], config.samples,
                     config.sampling, experiment.seed, experiment.runtime.engine())
     out: dict[str, list[tuple]] = {benchmark: [] for benchmark in asked}
@@ -134,11 +125,8 @@ def _ask_student(experiment: Any, inputs: Mapping[str, Path], model: str,
     return out
 
 
-def _ask_teacher(experiment: Any, inputs: Mapping[str, Path], model: str,
+def _ask_teacher(experiment: Experiment, inputs: Mapping[str, Path], model: str,
                  asked: Asked) -> dict[str, list[tuple]]:
-    from pipeline.judge.table import as_completion
-    from pipeline.teacher.ask import ask_teacher
-
     out: dict[str, list[tuple]] = {}
     for benchmark, these in asked.items():
         frames: list[Any] = []
@@ -149,31 +137,21 @@ def _ask_teacher(experiment: Any, inputs: Mapping[str, Path], model: str,
     return out
 
 
-def needs(experiment: Any) -> tuple[str, ...]:
-    stages = {STAGE_OF[model] for model in experiment.evaluate.models}
-    return ("prepare", *sorted(stages - {"prepare"} | {"student"}))
-
 
 def summary(counts: Counts) -> str:
-    """The table's headline: avg@k of each model on each benchmark, and what spoils it."""
+    """State avg@k of each model on each benchmark, and which were mostly truncated."""
     shown = [(model, name, s) for model, by in counts["scores"].items() for name, s in by.items()]
     scores = [f"{model} {name} {100 * s['avg']:.1f} [{100 * s['ci_low']:.1f}, "
               f"{100 * s['ci_high']:.1f}]" for model, name, s in shown if "avg" in s]
-    endless = [f"{s['cut_off']:.0%} of {model}'s answers on {name} did not end: raise "
+    truncated = [f"{s['cut_off']:.0%} of {model}'s answers on {name} were truncated: raise "
                "evaluate.sampling.max_tokens, or look at completions.parquet"
-               for model, name, s in shown if s.get("cut_off", 0) > ENDLESS]
-    return "; ".join(scores + endless)
+               for model, name, s in shown if s.get("cut_off", 0) > MOST_TRUNCATED]
+    return "; ".join(scores + truncated)
 
 
-def files(experiment: Any) -> tuple[Path, ...]:
-    named = tuple(Path(one.problems) for one in _sets(experiment).values() if is_file(one.problems))
-    return (prompt_path(experiment.generate.prompt), *named)
 
-
-def check(experiment: Any) -> None:
+def check(experiment: Experiment) -> None:
     """Refuse what cannot be measured before any model is trained for it."""
-    from difflib import get_close_matches
-
     teacher = experiment.generate.teacher
     if "teacher" in experiment.evaluate.models and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
@@ -186,7 +164,3 @@ def check(experiment: Any) -> None:
             _loaded(name, one, experiment.seed)
         elif name != "heldout" and get_close_matches(name, ["heldout"]):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
-
-
-STAGE = Stage(name="evaluate", run=run, check=check, needs=needs, files=files, summary=summary,
-              version=5)

@@ -6,22 +6,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from pipeline import tables
+from pipeline.config.experiment import Experiment
+from pipeline.curate import select as curate
+from pipeline.curate.select import BANDS, check_any_kept, decide, funnel, summarise
 from pipeline.errors import UserError
-from pipeline.prompts import prompt_path
-from pipeline.stage import Counts, Stage
+from pipeline.judge import JudgePool, has_gold
+from pipeline.judge.llm import LLMJudge
+from pipeline.judge.table import apply_llm_judge, by_majority, judge_traces
+from pipeline.stage import Counts
+from pipeline.teacher.llm_judge import LLMJudgeClient
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write judged.parquet: every trace with verdict, pass rate, kept and the reason.
 
     Two passes over the traces, so that texts are never all in memory: one judges and gathers a
     few numbers a row, the other writes each trace beside its decision.
     """
-    import polars as pl
-
-    from pipeline import tables
-    from pipeline.curate.select import check_any_kept
-
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     decided, extra = _decided(experiment, inputs, problems)
     check_any_kept(decided, experiment.filter)
@@ -35,37 +39,28 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     return _counts(decided, problems) | extra
 
 
-def preview(experiment: Any, inputs: Mapping[str, Path]) -> Any:
+def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
     """What filter would keep and why the rest would leave; writes nothing and asks no model.
 
     `inputs` maps "prepare" and "generate" to their artifacts. Where it also has "filter", an
     artifact of any filter over the same traces, its verdicts are used and nothing is judged.
     Returns the frame of pipeline.curate.select.funnel.
     """
-    from pipeline import tables
-    from pipeline.curate.select import funnel
-
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     return funnel(_decided(experiment, inputs, problems, spend=False)[0])
 
 
-def check(experiment: Any) -> None:
+def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
-    from pipeline.curate import select as curate
-
     curate.check_filter(experiment.filter)
     if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
         raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
                         "https://api.deepseek.com/v1")
 
 
-def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
+def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
              spend: bool = True) -> tuple[Any, Counts]:
     """Every trace without its texts, decided, and what models beside the rules had to say."""
-    import polars as pl
-
-    from pipeline.curate.select import decide, summarise
-
     check(experiment)
     found = [summarise(batch, experiment.filter) for batch in _judged(experiment, inputs, problems)]
     if not found:
@@ -75,18 +70,15 @@ def _decided(experiment: Any, inputs: Mapping[str, Path], problems: Any,
         raise UserError("a trace occurs twice in the traces; delete the generate artifact")
     extra: Counts = {}
     if "filter" not in inputs:
-        table, extra = _second_look(experiment, table, problems, spend)
+        table, extra = _ask_llm_judge(experiment, table, problems, spend)
         table = _majority(experiment, table, problems)
     sources = dict(problems.select("problem_id", "source").rows())
     return decide(table, experiment.filter, sources), extra
 
 
-def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tuple[Any, Counts]:
+def _ask_llm_judge(experiment: Experiment, table: Any, problems: Any,
+                   spend: bool) -> tuple[Any, Counts]:
     """The judged table after filter.llm_judge, and its share and cost."""
-    from pipeline.judge.llm import LLMJudge
-    from pipeline.judge.table import apply_llm_judge
-    from pipeline.teacher.llm_judge import LLMJudgeClient
-
     config, runtime = experiment.filter, experiment.runtime
     if config.llm_judge is None:
         return table, {}
@@ -100,11 +92,8 @@ def _second_look(experiment: Any, table: Any, problems: Any, spend: bool) -> tup
                                  "verdicts": _times(by_model["verdict"]), **asker.counts}}
 
 
-def _majority(experiment: Any, table: Any, problems: Any) -> Any:
+def _majority(experiment: Experiment, table: Any, problems: Any) -> Any:
     """The judged table after filter.majority."""
-    from pipeline.judge import JudgePool, has_gold
-    from pipeline.judge.table import by_majority
-
     if experiment.filter.majority is None:
         return table
     without = [row for row in problems.iter_rows(named=True) if not has_gold(row)]
@@ -112,12 +101,8 @@ def _majority(experiment: Any, table: Any, problems: Any) -> Any:
         return by_majority(table, without, experiment.filter.majority, pool)
 
 
-def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
+def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
     """Batches of traces with their verdicts: an earlier filter's, or new ones."""
-    from pipeline import tables
-    from pipeline.judge import JudgePool
-    from pipeline.judge.table import judge_traces
-
     if "filter" in inputs:
         for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
@@ -130,9 +115,6 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], problems: Any) -> Itera
 
 def _counts(decided: Any, problems: Any) -> Counts:
     """What the manifest keeps; verdicts and bands are of problems with a gold."""
-    from pipeline.curate.select import BANDS
-    from pipeline.judge import has_gold
-
     bare = {row["problem_id"] for row in problems.iter_rows(named=True) if not has_gold(row)}
     without, gold = (decided.filter(decided["problem_id"].is_in(bare) == where)
                      for where in (True, False))
@@ -171,9 +153,3 @@ def summary(counts: Counts) -> str:
                  f"majority answer ({bare['kept']:,} traces kept)")
     usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
     return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")
-
-
-STAGE = Stage(
-    name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=2,
-    files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else (),
-    summary=summary)

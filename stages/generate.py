@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pipeline import tables
+from pipeline.config.experiment import Experiment
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
-from pipeline.prompts import chats, prompt_path
-from pipeline.stage import Counts, Stage
+from pipeline.prompts import chats
+from pipeline.stage import Counts
+from pipeline.teacher.ask import ask_teacher
+from pipeline.teacher.from_file import import_traces
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write traces.parquet: one row for every sample the teacher gave."""
-    from pipeline import tables
-    from pipeline.teacher.ask import ask_teacher
-    from pipeline.teacher.from_file import import_traces
-
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
@@ -46,15 +45,3 @@ def summary(counts: Counts) -> str:
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
             f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
-
-
-def files(experiment: Any) -> tuple[Path, ...]:
-    """The prompt template and, where they are a local file, the traces."""
-    from pipeline.problems.sources import is_file
-
-    teacher = experiment.generate.teacher
-    own = isinstance(teacher, FileTeacher) and is_file(teacher.traces)
-    return (prompt_path(experiment.generate.prompt), *([Path(teacher.traces)] if own else []))
-
-
-STAGE = Stage(name="generate", run=run, needs=lambda e: ("prepare",), summary=summary, files=files)

@@ -1,15 +1,127 @@
-"""The stages in order and the Experiment config: the only list of either."""
+"""The whole flow on one page: every stage, what it needs and reads, and what follows it.
+
+The only list of stages: commands, help, `make` targets and the report follow it. A stage's module,
+stages/NAME.py, has `run`, and `check` and `summary` if it needs them; it is imported when it runs.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config.experiment import Experiment
+from pipeline.prompts import PAGE, chat_template_path, prompt_path
 from pipeline.stage import Plan, Stage, make_plan
-from stages import evaluate, filter, generate, logits, pack, prepare, report, rl, sft, student
 
-STAGES: dict[str, Stage] = {module.STAGE.name: module.STAGE for module in (
-    prepare, generate, filter, student, pack, logits, sft, rl, evaluate, report)}
+if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
+    from pipeline.config.experiment import Experiment
+
+
+def _local(*sources: Any) -> tuple[Path, ...]:
+    """The local files among names of problem sets, traces or evaluation sets."""
+    from pipeline.problems.sources import is_file
+
+    names = (getattr(source, "problems", source) for source in sources)
+    return tuple(Path(name) for name in names if is_file(name))
+
+
+def _prompt(e: Experiment) -> Path:
+    return prompt_path(e.generate.prompt)
+
+
+def _generate_files(e: Experiment) -> tuple[Path, ...]:
+    teacher = e.generate.teacher
+    return (_prompt(e), *(_local(teacher.traces) if teacher.type == "file" else ()))
+
+
+def _student_files(e: Experiment) -> tuple[Path, ...]:
+    template = chat_template_path(e.student.chat_template, e.student.model)
+    return (_prompt(e), *([template] if template else []))
+
+
+def _rl_files(e: Experiment) -> tuple[Path, ...]:
+    return (_prompt(e), *sorted({Path(key.rpartition(":")[0])
+                                 for key in e.rl.rewards if ":" in key}))
+
+
+def _logits_needs(e: Experiment) -> tuple[str, ...]:
+    from_traces = e.logits.scorer.type == "traces"
+    return ("student", "pack", *(("prepare", "filter") if from_traces else ()))
+
+
+def _sft_needs(e: Experiment) -> tuple[str, ...]:
+    method = e.sft.method
+    stored = method.type == "logits" and method.source.type == "offline"
+    return ("student", "pack", *(("logits",) if stored else ()))
+
+
+def _rl_needs(e: Experiment) -> tuple[str, ...]:
+    by_teacher = e.rl.difficulty and not e.rl.difficulty_samples
+    return ("prepare", "student", *(("sft",) if e.rl.start == "sft" else ()),
+            *(("filter",) if by_teacher else ()))
+
+
+def _evaluate_needs(e: Experiment) -> tuple[str, ...]:
+    makers = {MAKER[model] for model in e.evaluate.models}
+    return ("prepare", *sorted(makers - {"prepare"} | {"student"}))
+
+
+def _report_needs(e: Experiment) -> tuple[str, ...]:
+    """Every stage that the models compared come from."""
+    models = e.evaluate.models
+    refined = "rl" in models
+    tuned = "sft" in models or (refined and e.rl.start == "sft")
+    return ("prepare", "generate", "filter", "student", *(("pack", "sft") if tuned else ()),
+            *(("rl",) if refined else ()), "evaluate")
+
+
+def _by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
+    return {stage.name: stage for stage in stages}
+
+
+def _load(name: str) -> Any:
+    return partial(import_module, f"stages.{name}")
+
+
+STAGES = _by_name((
+    Stage("prepare", _load("prepare"), next="generate", version=4,
+          help="Load problems, check their gold answers, hold some out.",
+          files=lambda e: _local(e.prepare.problems, *e.prepare.decontaminate)),
+    Stage("generate", _load("generate"), next="filter", model="teacher",
+          help="Ask the teacher for reasoning traces; each is paid for once.",
+          needs=lambda e: ("prepare",), files=_generate_files),
+    Stage("filter", _load("filter"), next="sft", version=2,
+          help="Judge every trace and choose those the student learns from.",
+          needs=lambda e: ("prepare", "generate"),
+          files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+    Stage("student", _load("student"), next="pack", model="untrained",
+          help="Build or name the student before training.",
+          needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
+          files=_student_files),
+    Stage("pack", _load("pack"), next="sft", version=3,
+          help="Turn kept traces into token rows with a loss mask.",
+          needs=lambda e: ("prepare", "filter", "student"), files=lambda e: (_prompt(e),)),
+    Stage("logits", _load("logits"), next="sft", resumable=True,
+          help="Score the rows with the teacher: its distribution at every trained token.",
+          needs=_logits_needs),
+    Stage("sft", _load("sft"), next="rl", model="sft", resumable=True,
+          help="Fine-tune the student on the rows.", needs=_sft_needs),
+    Stage("rl", _load("rl"), next="evaluate", model="rl", resumable=True, version=3,
+          help="Refine the student by GRPO with verifiable rewards.",
+          needs=_rl_needs, files=_rl_files),
+    Stage("evaluate", _load("evaluate"), next="report", version=5,
+          help="Sample every model on held-out problems and score it.",
+          needs=_evaluate_needs,
+          files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),
+    Stage("report", _load("report"), shows_name=True,
+          help="Write numbers.json and one HTML page.",
+          needs=_report_needs, files=lambda e: (PAGE,)),
+))
+
+MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
+"""Which stage makes each model that evaluate compares."""
 
 
 def plans(experiment: Experiment, target: str) -> dict[str, Plan]:

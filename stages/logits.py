@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
+from pipeline import tables
+from pipeline.config.experiment import Experiment
 from pipeline.config.sft import Traces, Vllm
 from pipeline.errors import UserError
-from pipeline.stage import Counts, Stage
+from pipeline.progress import progress
+from pipeline.prompts import chats
+from pipeline.sft.endpoint_logprobs import TracesScorer
+from pipeline.sft.target_store import score_rows
+from pipeline.sft.teacher_scorer import make_scorer
+from pipeline.stage import Counts
+from pipeline.student.tiny import resolve
+from pipeline.student.token_rows import read_rows
+from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary, load_tokenizer
+from pipeline.teacher import Request, TraceStore
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write shard-N.parquet: outcomes and their log-probabilities of every trained token."""
-    from pipeline.progress import progress
-    from pipeline.sft.target_store import score_rows
-    from pipeline.student.token_rows import read_rows
-    from pipeline.student.tokenizer import load_tokenizer
-
     config = experiment.logits
     rows = read_rows(inputs["pack"] / "rows.parquet")
     student = load_tokenizer(inputs["student"] / "tokenizer")
@@ -28,26 +36,15 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
                           out, facts, advance)
 
 
-def _from_model(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
-    from transformers import AutoConfig
-
-    from pipeline.sft.teacher_scorer import make_scorer
-    from pipeline.student.tiny import resolve
-    from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary
-
+def _from_model(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
     config = experiment.logits
     check_vocabulary(bare_tokenizer(config.teacher), student, config.teacher)
     width = AutoConfig.from_pretrained(resolve(inputs["student"])).get_text_config().vocab_size
     return make_scorer(config, width)
 
 
-def _from_traces(experiment: Any, inputs: Mapping[str, Path], student: Any) -> Any:
+def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
     """The scorer that finds the kept traces' log-probabilities in the trace store."""
-    from pipeline import tables
-    from pipeline.prompts import chats
-    from pipeline.sft.endpoint_logprobs import TracesScorer
-    from pipeline.teacher import Request, TraceStore
-
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(config.prompt, problems.iter_rows(named=True))
@@ -60,7 +57,7 @@ def _from_traces(experiment: Any, inputs: Mapping[str, Path], student: Any) -> A
     return TracesScorer(traces.filter(spoken), asked, student)
 
 
-def check(experiment: Any) -> None:
+def check(experiment: Experiment) -> None:
     config = experiment.logits
     if isinstance(config.scorer, Traces):
         if experiment.generate.teacher.type == "file":
@@ -82,11 +79,3 @@ def summary(counts: Counts) -> str:
     return (f"{counts['loss_tokens']:,} tokens, {counts['outcomes_per_token']} outcomes and "
             f"{counts['bytes_per_token']} bytes each, {counts['mean_rest']:.2%} in the rest; the "
             f"likeliest is the trace's in {counts['argmax_share']:.0%}")
-
-
-def needs(experiment: Any) -> tuple[str, ...]:
-    traces = isinstance(experiment.logits.scorer, Traces)
-    return ("student", "pack", *(("prepare", "filter") if traces else ()))
-
-
-STAGE = Stage(name="logits", run=run, check=check, needs=needs, resumable=True, summary=summary)

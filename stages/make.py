@@ -13,6 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of
 from pipeline.errors import UserError
@@ -22,14 +26,12 @@ from pipeline.stage import Plan, execute, read_manifest
 from stages.graph import STAGES, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
-NEXT = {"prepare": "generate", "generate": "filter", "filter": "sft", "student": "pack",
-        "pack": "sft", "logits": "sft", "sft": "rl", "rl": "evaluate", "evaluate": "report"}
 
 
 def plan_of(experiment: Experiment, name: str) -> Plan:
-    """The plan of the stage called `name`; a UserError where there is none."""
+    """Return the plan of stage `name`. Raises UserError if there is no such stage."""
     if name not in STAGES:
-        raise UserError(f"there is no stage {name!r}; there are {', '.join(STAGES)}")
+        raise UserError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
     return plans(experiment, name)[name]
 
 
@@ -53,12 +55,12 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
 
 def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
            cached: bool = False) -> None:
-    """The one closing line of a stage: what, where, how long, and what next where none follows."""
-    name = plan.stage.name
+    """Print the closing line of a stage: what, where, how long, and what to run next."""
+    name, following = plan.stage.name, plan.stage.next
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
     follow = ""
-    if given is not None and name in NEXT:
-        follow = f"; next: {shlex.join(['limbeck', NEXT[name], *given])}"
+    if given is not None and following:
+        follow = f"; next: {shlex.join(['limbeck', following, *given])}"
     print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
           f"({took}){follow}", file=sys.stderr)
 
@@ -76,7 +78,7 @@ def _provenance() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     commit = ""
-    if shutil.which("git"):
+    if shutil.which("git") and (ROOT / ".git").exists():
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
                                 capture_output=True, check=False).stdout.strip()
     return {"git_commit": commit or None, "libraries": libraries,
@@ -85,9 +87,6 @@ def _provenance() -> dict[str, Any]:
 
 def show_plan(experiment: Experiment) -> None:
     """A table of every stage: cached or to run, and why."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
     chain = plans(experiment, "report")
     if "filter" in chain:       # the one check that needs neither torch nor a network
@@ -117,7 +116,7 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
 
 
 def _newest(manifests: Iterable[Path]) -> dict[str, Any] | None:
-    """The last written of the manifests that are whole, if any is."""
+    """The newest undamaged manifest, if any."""
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(UserError):
             return read_manifest(path)
@@ -135,8 +134,6 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
-    import polars as pl
-
     chain = plans(experiment, "filter")
     if chain["filter"].manifest is None:
         raise UserError("filter is not made yet for this config; run `limbeck filter`")
@@ -158,4 +155,8 @@ def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> 
             origin = origin_of(location, layers)
             print(f"{'.'.join(location)}={json.dumps(node, ensure_ascii=False)}  # {origin}")
 
-    walk(experiment.model_dump(mode="json"), ())
+    tree = experiment.model_dump(mode="json")
+    for section in ("sft", "rl"):       # no part of the section's key, but part of what it does
+        defaults = getattr(experiment, section).trainer_defaults()
+        tree[section]["trainer"] = {**defaults, **tree[section]["trainer"]}
+    walk(tree, ())

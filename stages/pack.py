@@ -6,37 +6,35 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.prompts import chats, prompt_path
-from pipeline.stage import Counts, Stage
+from pipeline import tables
+from pipeline.config.experiment import Experiment
+from pipeline.config.student import BestFitPacking
+from pipeline.progress import progress
+from pipeline.prompts import chats
+from pipeline.stage import Counts
+from pipeline.student.packing import Packer, block_tables, table
+from pipeline.student.tokenizer import load_tokenizer
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write rows.parquet (token rows, or blocks of them) and a data set card."""
-    from pipeline import tables
-    from pipeline.student.packing import Packer, block_tables
-
     packing = experiment.pack.packing
-    packed = packing.type == "best_fit"
-    longest = experiment.pack.max_tokens
-    tally = Packer(min(longest, packing.block) if packed else longest)
+    block = packing.block if isinstance(packing, BestFitPacking) else None
+    packer = Packer(min(experiment.pack.max_tokens, block or experiment.pack.max_tokens))
     shape: dict[str, Any] = {}
-    schema = tables.Block if packed else tables.TokenRow
+    schema = tables.Block if block else tables.TokenRow
     with tables.writer(schema, out / "rows.parquet") as writer:
-        batches = _rows(experiment, inputs, tally)
+        batches = _rows(experiment, inputs, packer)
         rows = (row for batch in batches for row in batch)
-        for table in block_tables(rows, packing.block, shape) if packed else _tables(batches):
-            writer.write(table)
-    counts = {**tally.counts(), **shape}
-    (out / "README.md").write_text(_card(experiment, counts, packed), encoding="utf-8")
+        for frame in block_tables(rows, block, shape) if block else _tables(batches):
+            writer.write(frame)
+    counts = {**packer.counts(), **shape}
+    (out / "README.md").write_text(_card(experiment, counts, bool(block)), encoding="utf-8")
     return counts
 
 
-def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[list]:
+def _rows(experiment: Experiment, inputs: Mapping[str, Path], packer: Packer) -> Iterator[list]:
     """Token rows, a batch of traces at a time."""
-    from pipeline import tables
-    from pipeline.progress import progress
-    from pipeline.student.tokenizer import load_tokenizer
-
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
@@ -46,13 +44,11 @@ def _rows(experiment: Any, inputs: Mapping[str, Path], tally: Any) -> Iterator[l
             kept = batch.filter(batch["kept"])
             advance(len(batch) - len(kept))
             yield [row for trace in kept.iter_rows(named=True)
-                   for row in tally.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
-                                            advance)]
+                   for row in packer.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
+                                             advance)]
 
 
 def _tables(batches: Iterator[list]) -> Iterator[Any]:
-    from pipeline.student.packing import table
-
     return (table(batch) for batch in batches if batch)
 
 
@@ -85,7 +81,7 @@ BLOCK_COLUMNS = """| `seq_lengths` | lengths of a block's rows; positions start 
 """
 
 
-def _card(experiment: Any, counts: Counts, packed: bool) -> str:
+def _card(experiment: Experiment, counts: Counts, packed: bool) -> str:
     """The data set card; its head is what `datasets` reads."""
     teacher = experiment.generate.teacher
     return CARD.format(
@@ -104,8 +100,3 @@ def summary(counts: Counts) -> str:
     long = f"{counts['too_long']:,} too long" + (" and split" if counts["pieces"] else "")
     return (f"{counts['rows']:,} rows{blocks}, {counts['tokens']:,} tokens "
             f"({counts['loss_tokens'] / counts['tokens']:.0%} trained), {long}")
-
-
-STAGE = Stage(
-    name="pack", run=run, needs=lambda e: ("prepare", "filter", "student"), version=3,
-    files=lambda e: (prompt_path(e.generate.prompt),), summary=summary)

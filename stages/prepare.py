@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import polars as pl
+
+from pipeline import tables as records
+from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet, PrepareConfig
+from pipeline.curate.contamination import Evaluation, contamination
+from pipeline.curate.near_duplicates import near_duplicates, signatures
+from pipeline.curate.normalise import same_text_key
 from pipeline.errors import UserError
-from pipeline.judge import has_gold, needs_answer
-from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
+from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
+from pipeline.problems.sources import evaluation_sets, load_rows, short_names
 from pipeline.progress import progress
-from pipeline.stage import Counts, Stage
+from pipeline.stage import Counts
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write problems.parquet (train), heldout.parquet, and removed.parquet where any were."""
-    from pipeline import tables as records
-
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
+    """Write problems.parquet (train), heldout.parquet, and removed.parquet if any were removed."""
     config = experiment.prepare
     loaded = load_rows(config, experiment.seed, needs_answer)
     rows, again = _distinct(loaded)
@@ -48,8 +52,6 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
     """The first of each set of rows that ask the same, and (first, later) of those after it; ids
     must be unique."""
-    from pipeline.curate.normalise import same_text_key
-
     seen: dict[str, dict] = {}
     pairs = [(seen.setdefault(same_text_key(row["problem"]), row), row) for row in rows]
     ids = [row["problem_id"] for row in seen.values()]
@@ -60,9 +62,7 @@ def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
 
 
 def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
-    """One sentence where a problem that is there twice has two answers: one of them is wrong."""
-    from pipeline.judge import Problem, judge_answer
-
+    """Warn if a repeated problem has two answers: one of them is wrong."""
     apart = [(first, row) for first, row in again
              if has_gold(first) and has_gold(row) and first["answer"] != row["answer"]
              and judge_answer(row["answer"], Problem.from_row(first)).score != 1.0]
@@ -73,8 +73,6 @@ def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
 
 
 def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
-    from pipeline.judge import Problem, check_gold
-
     good = []
     with progress("checking gold answers", len(rows)) as advance:
         for row in rows:
@@ -85,7 +83,7 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
             elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
                                 f"{row['problem_id']!r} fails its own check "
-                                f"({judgement.verdict}); mend it, give it kind text if it is "
+                                f"({judgement.verdict}); fix it, give it kind text if it is "
                                 "prose, or set prepare.bad_gold=drop")
     return good
 
@@ -95,7 +93,6 @@ def _drop_near_duplicates(rows: list[dict],
     """(rows kept, one record for each that nearly repeats an earlier one)."""
     if threshold is None:
         return rows, []
-    from pipeline.curate.near_duplicates import near_duplicates, signatures
 
     of = near_duplicates(signatures([row["problem"] for row in rows]), threshold)
     removed = [{"problem_id": row["problem_id"], "reason": "near duplicate", "score": None,
@@ -109,7 +106,6 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     """(training problems left, one record for each that an evaluation set holds)."""
     if not config.decontaminate:
         return tables["problems"], []
-    from pipeline.curate.contamination import Evaluation, contamination
 
     texts: dict[str, str] = {}
     sets = _evaluation_sets(config)
@@ -139,23 +135,13 @@ def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
 
 def _write_removed(removed: list[dict], path: Path) -> None:
     """Each problem that was taken out, with why, against what, and the text that matched."""
-    import polars as pl
-
     path.parent.mkdir(parents=True, exist_ok=True)
     pl.DataFrame(removed, infer_schema_length=None,
                  schema_overrides={"score": pl.Float64}).write_parquet(path)
 
 
-def files(experiment: Any) -> tuple[Path, ...]:
-    """The local files that decide the outcome."""
-    config = experiment.prepare
-    named = (config.problems, *(one.problems for one in _evaluation_sets(config).values()))
-    return tuple(Path(name) for name in named if is_file(name))
-
 
 def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
-    from pipeline.curate.normalise import same_text_key
-
     train = {same_text_key(row["problem"]) for row in tables["problems"]}
     shared = [row["problem_id"] for row in tables["heldout"]
               if same_text_key(row["problem"]) in train]
@@ -164,8 +150,8 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
                         f"first {shared[0]!r}")
 
 
-def _say_who_judges(rows: list[dict], experiment: Any) -> None:
-    """One sentence where problems of kind text have no model that could compare answers."""
+def _say_who_judges(rows: list[dict], experiment: Experiment) -> None:
+    """Warn if problems of kind text have no model that could compare answers."""
     texts = sum(row["kind"] == "text" for row in rows)
     if texts and experiment.filter.llm_judge is None:
         print(f"prepare: {texts:,} problems are of kind text and no filter.llm_judge is named: "
@@ -181,4 +167,6 @@ def summary(counts: Counts) -> str:
         f", {count:,} {name} left out" for name, count in left_out.items() if count)
 
 
-STAGE = Stage(name="prepare", run=run, files=files, version=4, summary=summary)
+def check(experiment: Experiment) -> None:
+    """Raise UserError if prepare.decontaminate names a set twice."""
+    _evaluation_sets(experiment.prepare)

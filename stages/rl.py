@@ -7,22 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import tables
+from pipeline.config.evaluate import StudentSampling
+from pipeline.config.experiment import Experiment
 from pipeline.config.rl import RlJob
-from pipeline.prompts import chats, prompt_path
-from pipeline.rl.difficulty import check_band
+from pipeline.errors import UserError
+from pipeline.judge import JudgePool, has_gold
+from pipeline.prompts import chats
+from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
+from pipeline.rl.phases import train
+from pipeline.rl.rewards import RewardContext, reward_functions
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
-from pipeline.rl.user_reward import user_files
-from pipeline.serving.vllm_server import has_vllm
-from pipeline.stage import Counts, Stage
+from pipeline.serving.engine_group import check_engines
+from pipeline.serving.processes import gpu_count
+from pipeline.serving.vllm_server import has_vllm, rollout_server
+from pipeline.stage import Counts
+from pipeline.student.tiny import resolve
+from pipeline.train.arguments import lora_config
+from pipeline.train.launch import check_options, launch
 
 
-def needs(experiment: Any) -> tuple[str, ...]:
-    start = {"sft": ("sft",), "base": ()}.get(experiment.rl.start, ())
-    by_teacher = experiment.rl.difficulty and not experiment.rl.difficulty_samples
-    return ("prepare", "student", *start, *(("filter",) if by_teacher else ()))
-
-
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
     job = job_of(experiment, inputs, out)
     counts = {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
@@ -33,23 +38,21 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
 
 
 def summary(counts: Counts) -> str:
-    """Steps and seconds, and which model goes on where that is not the last."""
+    """State steps and seconds, and which model is handed on if not the last."""
     best = counts.get("handed_on")
     which = f"; handed on as it was after step {best['step']}, {best['accuracy']:.1%} of " \
             f"{best['problems']} held-out problems right" if best else ""
     return f"{counts['steps']:,} steps in {counts['train_seconds']} s{which}"
 
 
-def job_of(experiment: Any, inputs: Mapping[str, Path], out: Path) -> RlJob:
+def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJob:
     """The refinement of the problems inside the band, from the start that the config names."""
-    from pipeline.student.tiny import resolve
-
     config, runtime = experiment.rl, experiment.runtime
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
     if config.difficulty:
-        rows = _within_band(experiment, inputs, rows, model, out)
+        rows = _within_band(experiment, inputs, rows, config.difficulty, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
         if config.evaluate_every else []
     return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
@@ -63,10 +66,6 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
     Each phase gets a process of its own: a trainer and its vLLM engine give their memory back only
     when their process ends.
     """
-    from pipeline.serving.processes import gpu_count
-    from pipeline.serving.vllm_server import rollout_server
-    from pipeline.train.launch import launch
-
     config, module = job.rl, "pipeline.rl.phases"
     if config.server is not None:
         with rollout_server(job.model, config.server, config.server_gpus,
@@ -75,8 +74,6 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
             job = job.model_copy(update={"rl": served})
             return launch(job, module, options, left)
     if not (options or config.phases or config.trainer.get("use_vllm") or gpu_count() > 1):
-        from pipeline.rl.phases import train
-
         return train(job)
     counts: Counts = {}
     for last in range(len(config.phases) or 1):
@@ -84,23 +81,16 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def _asked(experiment: Any, path: Path) -> list[dict[str, Any]]:
+def _asked(experiment: Experiment, path: Path) -> list[dict[str, Any]]:
     """The problems of a table with their prompts; without a gold there is no reward."""
-    from pipeline import tables
-    from pipeline.judge import has_gold
-
     problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
     asked = chats(experiment.generate.prompt, problems)
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 
 
-def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[str, Any]],
-                 model: str, out: Path) -> list[dict[str, Any]]:
+def _within_band(experiment: Experiment, inputs: Mapping[str, Path], rows: list[dict[str, Any]],
+                 band: str, model: str, out: Path) -> list[dict[str, Any]]:
     """The problems inside the difficulty band, by the teacher's or the start model's scores."""
-    from pipeline.config.evaluate import StudentSampling
-    from pipeline.judge import JudgePool
-    from pipeline.rl.difficulty import student_scores, teacher_scores, within_band
-
     config = experiment.rl
     args = grpo_config(phase_settings(config)[0], out, experiment.seed)
     if config.difficulty_samples:
@@ -112,17 +102,11 @@ def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[st
                                     out / "difficulty.parquet", experiment.runtime.engine())
     else:
         scores = teacher_scores(inputs["filter"] / "judged.parquet")
-    return within_band(rows, config.difficulty, scores,
-                  args.generation_batch_size // args.num_generations)
+    return within_band(rows, band, scores,
+                       args.generation_batch_size // args.num_generations)
 
 
-def check(experiment: Any) -> None:
-    from pipeline.errors import UserError
-    from pipeline.rl.rewards import RewardContext, reward_functions
-    from pipeline.serving.engine_group import check_engines
-    from pipeline.train.arguments import lora_config
-    from pipeline.train.launch import check_options
-
+def check(experiment: Experiment) -> None:
     config = experiment.rl
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, RewardContext())
     check_options(experiment.runtime.launch)
@@ -151,8 +135,3 @@ def check(experiment: Any) -> None:
             raise UserError("rl samples by vLLM, which is not installed; run pip install "
                             "'.[vllm]' in limbeck's checkout, or set rl.trainer.use_vllm=false "
                             "(and no rl.server)")
-
-
-STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
-              files=lambda e: (prompt_path(e.generate.prompt), *user_files(e.rl.rewards)),
-              summary=summary)

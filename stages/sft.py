@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.config.sft import LogitsMethod
-from pipeline.stage import Counts, Stage
+from pipeline.config.experiment import Experiment
+from pipeline.config.sft import SftJob
+from pipeline.errors import UserError
+from pipeline.serving.engine_group import check_engines
+from pipeline.serving.processes import gpu_count
+from pipeline.serving.vllm_server import has_vllm
+from pipeline.sft.trainer import arguments, train
+from pipeline.stage import Counts
+from pipeline.student.tiny import resolve
+from pipeline.train.launch import check_options, launch
 
 
-def offline(experiment: Any) -> bool:
-    """Whether training reads the logits stage's distributions."""
-    method = experiment.sft.method
-    return isinstance(method, LogitsMethod) and method.source.type == "offline"
-
-
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, an ordinary checkpoint with tokenizer and template, and log.jsonl."""
-    from pipeline.config.sft import SftJob
-    from pipeline.serving.processes import gpu_count
-    from pipeline.sft.trainer import train
-    from pipeline.student.tiny import resolve
-    from pipeline.train.launch import launch
-
     job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed,
@@ -35,13 +30,7 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     return launch(job, "pipeline.sft.trainer", options) if apart else train(job)
 
 
-def check(experiment: Any) -> None:
-    from pipeline.errors import UserError
-    from pipeline.serving.engine_group import check_engines
-    from pipeline.serving.vllm_server import has_vllm
-    from pipeline.sft.trainer import arguments
-    from pipeline.train.launch import check_options
-
+def check(experiment: Experiment) -> None:
     check_options(experiment.runtime.launch)
     args = arguments(experiment.sft, Path("unused"), experiment.seed)
     check_engines(experiment.runtime.engines, args, "sft")
@@ -50,7 +39,6 @@ def check(experiment: Any) -> None:
                         "in limbeck's checkout, or set sft.trainer.use_vllm=false")
 
 
-STAGE = Stage(
-    name="sft", run=run, check=check, resumable=True,
-    needs=lambda e: ("student", "pack", "logits") if offline(e) else ("student", "pack"),
-    summary=lambda c: f"{c['steps']:,} steps in {c['train_seconds']} s on {c['rows']:,} rows")
+def summary(counts: Counts) -> str:
+    return (f"{counts['steps']:,} steps in {counts['train_seconds']} s on "
+            f"{counts['rows']:,} rows")

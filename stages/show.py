@@ -10,6 +10,7 @@ import polars as pl
 from rich.console import Console
 from rich.pretty import Pretty
 
+from pipeline.config.experiment import Experiment
 from pipeline.curate.features import FEATURES
 from pipeline.curate.select import difficulty
 from pipeline.errors import UserError
@@ -21,7 +22,7 @@ FIRST = ("problem", "gold", "thinking", "answer")
 """What is read first of a row; the other columns follow in their order."""
 
 
-def show_stage(experiment: Any, name: str, rows: int, where: str | None = None) -> None:
+def show_stage(experiment: Experiment, name: str, rows: int, where: str | None = None) -> None:
     """Print manifest, counts and the first rows of each table of a made stage, long texts cut.
 
     With `where` instead the first rows for which it holds, whole.
@@ -50,8 +51,9 @@ def _show_first(console: Console, folder: Path, rows: int) -> None:
             _print(console, {column: _short(value) for column, value in row.items()})
 
 
-def _show_matching(console: Console, experiment: Any, plan: Plan, rows: int, where: str) -> None:
-    """Of every table that has the columns of `where`; a UserError where none has."""
+def _show_matching(console: Console, experiment: Experiment, plan: Plan, rows: int,
+                   where: str) -> None:
+    """Show matches in every table with the columns of `where`. Raises UserError if none has."""
     prepared, language = plan_of(experiment, "prepare").folder, experiment.filter.language
     tables = {path.name: widened(path, prepared, names_in(where), language)
               for path in sorted(plan.folder.glob("*.parquet"))}

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.config.student import StudentConfig
+from pipeline import tables
+from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.prompts import ROOT, chats, prompt_path
-from pipeline.stage import Counts, Stage
-
-TEMPLATES = ROOT / "prompts" / "chat_templates"
-
-
-def template_path(config: StudentConfig) -> Path | None:
-    """The chat template file the student uses, or None for its tokenizer's own."""
-    name = config.chat_template or ("tiny" if config.model == "tiny" else None)
-    if name is None or Path(name).suffix:
-        return Path(name) if name else None
-    return TEMPLATES / f"{name}.jinja"
+from pipeline.prompts import chat_template_path, chats
+from pipeline.stage import Counts
+from pipeline.student.tiny import save_tiny
+from pipeline.student.tokenizer import load_tokenizer
 
 
-def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
+def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/ (tiny) or model.txt (a name), and the tokenizer with its template."""
-    from pipeline.student.tokenizer import load_tokenizer
-
     config = experiment.student
-    template = template_path(config)
+    template = chat_template_path(config.chat_template, config.model)
     if config.model == "tiny":
-        from pipeline.student.tiny import save_tiny
-
         assert template is not None
         counts = save_tiny(_corpus(experiment, inputs), config.tiny,
                            template.read_text(encoding="utf-8"), experiment.seed, out / "model")
@@ -42,10 +30,8 @@ def run(experiment: Any, inputs: Mapping[str, Path], out: Path) -> Counts:
     return {"vocabulary": len(tokenizer)}
 
 
-def _corpus(experiment: Any, inputs: Mapping[str, Path]) -> list[str]:
+def _corpus(experiment: Experiment, inputs: Mapping[str, Path]) -> list[str]:
     """Prompts and kept traces: what the tiny tokenizer must spell in few tokens."""
-    from pipeline import tables
-
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"])
@@ -55,12 +41,7 @@ def _corpus(experiment: Any, inputs: Mapping[str, Path]) -> list[str]:
                     for row in kept.iter_rows(named=True)]
 
 
-def files(experiment: Any) -> tuple[Path, ...]:
-    template = template_path(experiment.student)
-    return (prompt_path(experiment.generate.prompt), *([template] if template else []))
-
-
-def check(experiment: Any) -> None:
+def check(experiment: Experiment) -> None:
     """Refuse a folder without weights before the teacher is asked; a hub id is left to the hub."""
     model = experiment.student.model
     folder = Path(model)
@@ -72,6 +53,5 @@ def check(experiment: Any) -> None:
                         "hub id")
 
 
-STAGE = Stage(name="student", run=run, files=files, check=check,
-              needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
-              summary=lambda c: ", ".join(f"{v:,} {k}" for k, v in c.items()))
+def summary(counts: Counts) -> str:
+    return ", ".join(f"{value:,} {key}" for key, value in counts.items())

@@ -18,7 +18,7 @@ class StudentSampling(Config):
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Nucleus of the distribution."""
     max_tokens: int = Field(default=4096, ge=1)
-    """Longest completion in tokens; what reaches it counts as cut off."""
+    """Longest completion in tokens; what reaches it counts as truncated."""
 
 
 ModelName = Literal["untrained", "sft", "rl", "teacher"]
@@ -36,7 +36,7 @@ class EvaluateConfig(Config):
     samples: int = Field(default=4, ge=1)
     """k of avg@k, pass@k and maj@k."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many problems of each benchmark."""
+    """Use only the first N problems of each benchmark."""
     sampling: StudentSampling = StudentSampling()
     """How students are sampled."""
 

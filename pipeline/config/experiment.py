@@ -34,18 +34,18 @@ class Runtime(Config):
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
     in this process, or in one of its own where vLLM samples."""
     vllm: dict[str, Any] = {}
-    """Handed to vllm.LLM where it samples a student, in sft (on_policy), rl and evaluate
+    """Handed to vllm.LLM when it samples a student, in sft (on_policy), rl and evaluate
     (max_num_seqs, ...)."""
     engines: int = Field(default=1, ge=1)
-    """vLLM engines on each GPU there, in processes of their own, which share its memory. Two pay
-    for a small model and some 500 completions at once, where the GPU waits for one's Python."""
+    """vLLM engines on each GPU, in processes of their own that share its memory. Two pay for a
+    small model and 500 completions at once: one engine's Python keeps the GPU waiting."""
     teacher: TeacherRuntime = TeacherRuntime()
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
-    """The same of the model that filter.llm_judge names."""
+    """The same for the model that filter.llm_judge names."""
 
     def engine(self) -> dict[str, Any]:
-        """Options of vllm.LLM, and `engines` where there are several (serving.engine_group)."""
+        """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
         return {**self.vllm, **({"engines": self.engines} if self.engines > 1 else {})}
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class Runtime(Config):
 
 
 class Experiment(Config):
-    """One run of limbeck from problems to report."""
+    """One run from problems to report."""
 
     name: str = "default"
     """Shown in the report."""

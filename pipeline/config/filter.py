@@ -66,14 +66,14 @@ class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
     llm_judge: LLMJudgeConfig | None = None
-    """A model, {model: NAME}, that compares answer and gold where the judge's rules abstain; such
-    verdicts have the grader `llm`. runtime.llm_judge.base_url says where it is."""
+    """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
+    verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
     majority: int | None = Field(default=None, ge=2)
     """Judge a problem without a gold (prepare.answer_optional) by the answer that more than half of
-    its samples give, and so many at least; such verdicts have the grader `majority`."""
+    its samples give, and at least N; such verdicts have the grader `majority`."""
     keep: str = 'verdict == "correct"'
     """Expression over the columns of the judged table (tokens, thinking_tokens, pass_rate,
-    difficulty, language_share, repetition, has_code, source, ...); a trace is kept where it is
+    difficulty, language_share, repetition, has_code, source, ...); a trace is kept if it is
     true."""
     rules: list[Rule] = []
     """Traces that these named rules describe are rejected; RULES in pipeline/config/filter.py says

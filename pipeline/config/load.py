@@ -80,7 +80,7 @@ def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> list[tuple[s
 
 
 def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -> C:
-    """The config that `files`, then `overrides`, make of `model`; a UserError on bad input."""
+    """Load `files`, then `overrides`, into `model`. Raises UserError on bad input."""
     layers = read_layers(files, overrides)
     # Overrides twice: one that changes a type drops what those before it said for the new type.
     trees = [tree for _, tree in [*layers, *layers[len(files):]]]
@@ -114,7 +114,7 @@ def parse_override(text: str) -> dict:
         tree: Any = yaml.load(value, Yaml)
     except yaml.YAMLError as error:
         raise UserError(f"the value of override {text!r} is not valid YAML "
-                        f"({_fault(value, error)[1]}); mend or quote it") from None
+                        f"({_fault(value, error)[1]}); fix or quote it") from None
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
@@ -147,7 +147,7 @@ def _fault(text: str, error: Any) -> tuple[int, str]:
 
 
 def origin_of(location: Sequence[str], layers: Sequence[tuple[str, dict]]) -> str:
-    """Which layer set the value at `location`, or "default"."""
+    """Name the layer that set the value at `location`, or "default"."""
     for origin, tree in reversed(layers):
         node: Any = tree
         for part in location:

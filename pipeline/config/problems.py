@@ -36,7 +36,7 @@ class Source(Config):
     kind: str = "math"
     """The judge's kind for rows that name none: math, choice, exact, text, code or gym."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many problems after shuffling."""
+    """Use only the first N problems after shuffling."""
 
     @field_validator("answer_pattern")
     @classmethod

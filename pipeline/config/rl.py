@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline.config.job import Job
 from pipeline.config.load import Config
+from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
 class Alarms(Config):
@@ -99,9 +100,10 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
-        "gradient_checkpointing": False, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
+        **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
         "num_completions_to_print": 0}
+    """Keys of TRL's config that hold unless `trainer` sets them."""
 
     start: str = "sft"
     """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""

@@ -1,17 +1,15 @@
-"""How the student is trained: the config of the logits, sft and rl stages.
-
-Kept apart from the stages because a launched training process reads it too
-(`pipeline.train.launch`).
-"""
+"""The logits and sft sections, and the job that a launched SFT process reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pipeline.config.job import Job
 from pipeline.config.load import Config
+from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
 class Transformers(Config):
@@ -19,24 +17,24 @@ class Transformers(Config):
 
     type: Literal["transformers"] = "transformers"
     batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens a forward pass; a longer row goes alone."""
+    """Padded tokens in a forward pass; a longer row is scored alone."""
     dtype: str = "auto"
-    """Weights' type: auto (as saved), bfloat16 or float32."""
+    """Type of the weights: auto (as saved), bfloat16 or float32."""
 
 
 class Vllm(Config):
-    """Score with vLLM's `prompt_logprobs`; the distribution is taken at temperature 1."""
+    """Score with vLLM's `prompt_logprobs`, at temperature 1."""
 
     type: Literal["vllm"] = "vllm"
     engine: dict[str, Any] = {}
-    """Handed to vllm.LLM under its own names (tensor_parallel_size, max_model_len, ...)."""
+    """Passed to vllm.LLM under its own names (tensor_parallel_size, max_model_len, ...)."""
 
 
 class Traces(Config):
-    """Take the log-probabilities that came with the traces: no model is run.
+    """Use the log-probabilities stored with the traces, without running a model.
 
-    Needs `generate.sampling.top_logprobs` and a teacher that splits text as the student does. Ask
-    at temperature 1 where the endpoint gives them after its temperature (vLLM gives them before).
+    Needs `generate.sampling.top_logprobs` and a teacher that splits text as the student does.
+    Sample at temperature 1 if the endpoint applies its temperature to them (vLLM does not).
     """
 
     type: Literal["traces"] = "traces"
@@ -46,27 +44,27 @@ class LogitsConfig(Config):
     """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
 
     teacher: str = ""
-    """Hub id or folder of the model that scores; its vocabulary must be the student's."""
+    """Hub id or folder of the model that scores; it needs the student's vocabulary."""
     scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
-    """What runs the teacher, or `traces`: what its endpoint said as it answered."""
+    """What runs the teacher, or `traces`: the log-probabilities stored with the traces."""
     top_k: int = Field(default=32, ge=1, le=255)
-    """Most outcomes stored a token; the mass of all others is one more outcome."""
+    """Most outcomes stored for a token; the mass of all others is one more outcome."""
     mass: float = Field(default=0.999, gt=0, le=1)
     """Outcomes are stored until they hold this much probability; 1 stores all top_k."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions: the teacher's when scored, the student's when trained."""
     shard_rows: int = Field(default=512, ge=1)
-    """Rows a shard; an interrupted run goes on at the first shard that is missing."""
+    """Rows in a shard; an interrupted run resumes at the first missing shard."""
 
 
 class Offline(Config):
-    """The teacher's distributions come from the logits stage."""
+    """Use the teacher's distributions from the logits stage."""
 
     type: Literal["offline"] = "offline"
 
 
 class Online(Config):
-    """The teacher is loaded beside the student: its whole distribution, no storage."""
+    """Load the teacher beside the student for its full distribution, without storage."""
 
     type: Literal["online"] = "online"
     teacher: str
@@ -84,71 +82,87 @@ class SequenceMethod(Config):
 
 
 class LogitsMethod(Config):
-    """The student learns the teacher's distribution at every token of the teacher's traces."""
+    """Learn the teacher's distribution at every token of the traces."""
 
     type: Literal["logits"] = "logits"
     source: Annotated[Offline | Online, Field(discriminator="type")] = Offline()
     """Where the teacher's distribution comes from."""
-    beta: float = Field(default=0.0, ge=0, le=1)
-    """0: forward KL(teacher, student); 1: reverse KL; between: GKD's JSD (arXiv 2306.13649)."""
+    beta: Annotated[float, Field(ge=0, le=1)] | str = Field(default=0.0, union_mode="left_to_right")
+    """0: forward KL(teacher, student); 1: reverse KL; between: GKD's JSD (arXiv 2306.13649). Or the
+    name of a divergence in pipeline/sft/divergence.py."""
     cross_entropy: float = Field(default=0.0, ge=0, le=1)
-    """Share of the plain cross-entropy on the trace's tokens in the loss."""
+    """Share of the cross-entropy on the trace's tokens in the loss."""
 
 
 class OnPolicyMethod(Config):
-    """The student answers the rows' prompts itself and learns the teacher's distribution there.
+    """Learn the teacher's distribution at the student's own answers to the rows' prompts.
 
-    GKD with every answer the student's own (arXiv 2306.13649), by TRL's DistillationTrainer:
-    `sft.trainer` takes the names of its config (beta, temperature, max_completion_length, ...).
-    Unless it names a `max_completion_length`, answers may be as long as the rows' longest.
+    On-policy GKD (arXiv 2306.13649) by TRL's DistillationTrainer: `sft.trainer` takes the keys of
+    its config (beta, temperature, max_completion_length, ...). The default of
+    `max_completion_length` is the length of the longest answer in the rows.
     """
 
     type: Literal["on_policy"] = "on_policy"
     teacher: str
-    """Hub id or folder of the teacher; its vocabulary must be the student's."""
+    """Hub id or folder of the teacher; it needs the student's vocabulary."""
     dtype: str = "bfloat16"
     """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
 
 
+_ROW_DEFAULTS = {"train_sampling_strategy": "group_by_length", "per_device_eval_batch_size": 8}
+
+
 class SftConfig(Config):
     """How the student is fine-tuned."""
+
+    TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
+        **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
+    """Keys of TRL's config that hold unless `trainer` sets them."""
+    METHOD_DEFAULTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "sequence": _ROW_DEFAULTS, "logits": _ROW_DEFAULTS, "on_policy": {}}
+    """The same, for one method."""
+    FIXED_KEYS: ClassVar[dict[str, Any]] = {
+        "max_length": None, "remove_unused_columns": False, "prediction_loss_only": True,
+        "dataset_kwargs": {"skip_prepare_dataset": True}}
+    """Rows come as pack made them, so the trainer must not cut, pack or tokenise."""
+    KEYS_SET_ELSEWHERE: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(FIXED_KEYS, "nothing (pack decides it)"),
+        "max_length": "pack.max_tokens", "packing": "the pack stage's packing",
+        "assistant_only_loss": "the rows' loss mask", "completion_only_loss": "the rows' mask",
+        "report_to": "sft.report_to", "eval_strategy": "sft.held_out",
+        "chat_template_path": "student.chat_template", "eos_token": "student.chat_template"}
+    """Keys that `trainer` must not set, and what to set instead."""
 
     method: Annotated[SequenceMethod | LogitsMethod | OnPolicyMethod,
                       Field(discriminator="type")] = SequenceMethod()
     """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there;
     `on_policy`: learn it at the student's own tokens."""
     trainer: dict[str, Any] = {}
-    """Handed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
+    """Passed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
     head: Literal["trl", "limbeck"] = "trl"
-    """What turns states into the sequence loss, chunk by chunk: TRL's tiles, which are computed
-    again for the gradient, or the logits method's pass, which works out both at once."""
+    """What computes the sequence loss in chunks: TRL's tiles, which are computed again for the
+    gradient, or the logits method's single pass for both."""
     lora: dict[str, Any] | None = None
-    """Handed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged when trained."""
+    """Passed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged at the end."""
     minutes: float | None = Field(default=None, gt=0)
-    """Training ends after so many minutes, or at the trainer's own end, whichever is first."""
+    """Time limit of training, which may end earlier by the trainer's own limit."""
     held_out: int = Field(default=64, ge=0)
-    """Rows, in blocks samples, kept from training to watch the loss on: whole problems, at most 2 %
-    of all; 0: none. With `on_policy` the loss is that at the student's answers to their prompts."""
+    """Rows (in blocks: samples) held out to log the loss on: all rows of some problems, at most 2 %
+    of all; 0: none. With `on_policy` it is the loss at the student's answers to their prompts."""
     report_to: list[Literal["wandb", "trackio"]] = []
-    """Trackers beside TensorBoard, which is always written."""
+    """Trackers in addition to TensorBoard, which is always written."""
+
+    def trainer_defaults(self) -> dict[str, Any]:
+        """Return the keys of TRL's config that hold unless `trainer` sets them."""
+        return {**self.TRAINER_DEFAULTS, **self.METHOD_DEFAULTS[self.method.type]}
 
 
-class SftJob(Config):
-    """One training run as a launched process reads it."""
+class SftJob(Job):
+    """One SFT run as a launched process reads it."""
 
     sft: SftConfig
-    """The recipe."""
-    model: str
-    """Hub id or folder of the student before training."""
-    tokenizer: Path
-    """Folder of the student's tokenizer."""
+    """The sft section."""
     rows: Path
     """Token rows, a Parquet file."""
     logits: Path | None = None
     """Folder of the teacher's distributions, for the offline source."""
-    out: Path
-    """Folder that gets model/, log.jsonl and checkpoints/."""
-    seed: int = 0
-    """Seed of order and first adapter weights."""
-    engine: dict[str, Any] = {}
-    """Options of a colocated vllm.LLM, where the student samples by one."""

@@ -120,7 +120,7 @@ class Sampling(Config):
     stop: list[str] | None = None
     """Texts that end the completion."""
     reasoning_effort: str | None = None
-    """How long to think, where the endpoint knows it."""
+    """How long to think, if the endpoint supports it."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """Keep the log-probabilities of the sampled token and of this many likeliest ones."""
     extra: dict[str, Any] = {}
@@ -151,12 +151,12 @@ class TeacherRuntime(Config):
     api_key_env: str = "LIMBECK_API_KEY"
     """Environment variable of the key; DEEPSEEK_API_KEY and OPENAI_API_KEY serve their hosts."""
     key_file: Path | None = None
-    """File that holds the key, used where the variable is not set."""
+    """File that holds the key, used if the variable is not set."""
     concurrency: int | None = Field(default=None, ge=1)
     """Requests in flight in all. Unset: found by rising until the endpoint objects, or as a local
     vLLM's max_num_seqs says. Set: the ceiling."""
     n: int = Field(default=8, ge=1)
-    """Most samples asked in one request, where the endpoint honours `n`."""
+    """Most samples asked in one request, if the endpoint honours `n`."""
     rpm: float | None = Field(default=None, gt=0)
     """Requests a minute; unset: as the endpoint's headers say, if they do."""
     tpm: float | None = Field(default=None, gt=0)
@@ -198,7 +198,7 @@ class TeacherRuntime(Config):
         return [self.base_url, *self.mirrors] if self.base_url else []
 
     def api_key(self) -> SecretStr:
-        """The key, or an empty one; a UserError where it cannot be read or sent in a header."""
+        """The key, or an empty one. Raises UserError if it cannot be read or sent in a header."""
         key = self._given_key()
         if not (key.isascii() and key.isprintable()):
             raise UserError("the API key is not one line of printable ASCII; see what "
@@ -249,7 +249,7 @@ class JudgeRuntime(TeacherRuntime):
 
 
 class LLMJudgeConfig(OpenAITeacher):
-    """The model that is asked where the judge's rules abstain; runtime.llm_judge says where."""
+    """The model asked if the judge's rules abstain; runtime.llm_judge has its address."""
 
     sampling: Sampling = Sampling(temperature=0.0, max_tokens=4096)
     """Sampling parameters, as generate.sampling."""

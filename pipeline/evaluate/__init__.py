@@ -1,1 +1,1 @@
-"""The report of a run: its numbers, its plots, its page."""
+"""Metrics of a run, and its report: numbers, plots, page."""

@@ -1,4 +1,4 @@
-"""Three problems of the evaluation, with what each model wrote: found by rule, not by taste."""
+"""Three problems with every model's completion, and a rejected trace per reason, chosen by rule."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import polars as pl
 
 from pipeline.evaluate.numbers import columns
 
-LONGEST = 20_000
-EXCERPT = 600
-"""Characters shown of a rejected trace."""
+# Characters shown of a completion and of a rejected trace.
+COMPLETION_CHARS = 20_000
+REJECTED_CHARS = 600
 
 
-def samples(inputs: Mapping[str, Path], models: Sequence[str]) -> list[dict[str, Any]]:
+def example_problems(inputs: Mapping[str, Path], models: Sequence[str]) -> list[dict[str, Any]]:
     """[{problem_id, why, problem, gold, by: {model: completion row}}] of the first benchmark.
 
-    `models` are the students in the order they were trained; by sample 0 the problems are the
-    first that the last of them got right where the one before did not, the first that it got
-    right, and the first that it got wrong; made up to three by the next ones in order.
+    `models` are the students in the order of training; see `choose`.
     """
     path = inputs["evaluate"] / "completions.parquet"
     table = columns(path, "problem_id", "sample", "benchmark", "model", "score")
@@ -29,14 +27,18 @@ def samples(inputs: Mapping[str, Path], models: Sequence[str]) -> list[dict[str,
     texts = pl.scan_parquet(path).filter(
         pl.col("problem_id").is_in(list(chosen)), pl.col("sample") == 0,
         pl.col("benchmark") == pl.lit(table["benchmark"][0])).collect().rows(named=True)
-    asked = _problems(inputs["prepare"])
-    return [{"problem_id": name, "why": why, **asked.get(name, {"problem": None, "gold": None}),
+    problems = _problems(inputs["prepare"])
+    return [{"problem_id": name, "why": why, **problems.get(name, {"problem": None, "gold": None}),
              "by": {row["model"]: _shortened(row) for row in texts if row["problem_id"] == name}}
             for name, why in chosen.items()]
 
 
 def choose(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str, str]:
-    """{problem_id: why it is shown} of at most three problems."""
+    """{problem_id: why it is shown} of up to three problems.
+
+    The first that the last of `models` got right and the one before got wrong, the first it got
+    right and the first it got wrong; if one is missing, the next in order.
+    """
     right: dict[str, dict[str, bool]] = {}
     for row in rows:
         right.setdefault(row["problem_id"], {})[row["model"]] = row["score"] == 1.0
@@ -44,7 +46,7 @@ def choose(rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> dict[str
 
     def take(why: str, wanted: Mapping[str, bool]) -> None:
         for name, by in right.items():
-            if name not in chosen and all(by.get(m) == value for m, value in wanted.items()):
+            if name not in chosen and wanted.items() <= by.items():
                 chosen[name] = why
                 return
 
@@ -69,22 +71,20 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rejected(filtered: Path) -> dict[str, dict[str, Any]]:
-    """{reason: the first trace that was rejected for it, its text shortened}.
-
-    Each is read by its place, so that a table of any size costs little.
-    """
+    """{reason: the first trace rejected for it, with its text shortened}."""
     path = filtered / "judged.parquet"
     table = columns(path, "kept", "reason").with_row_index()
     first = table.filter(~pl.col("kept")).unique("reason", keep="first", maintain_order=True)
+    # A row at a time, so that a table of any size costs little.
     chosen = {reason: pl.scan_parquet(path).slice(index, 1).collect().row(0, named=True)
               for index, _, reason in first.iter_rows()}
     return {reason: {**row, "text": shorten("\n\n".join(filter(None, (
-        row["thinking"], row["answer"]))), EXCERPT)} for reason, row in chosen.items()}
+        row["thinking"], row["answer"]))), REJECTED_CHARS)} for reason, row in chosen.items()}
 
 
-def shorten(text: str, longest: int = LONGEST) -> str:
-    """Head and tail of a text too long to print, with how much is left out between."""
-    half = longest // 2
-    if len(text) <= longest:
+def shorten(text: str, limit: int = COMPLETION_CHARS) -> str:
+    """Head and tail of a text longer than `limit` characters, with the count left out between."""
+    half = limit // 2
+    if len(text) <= limit:
         return text
-    return f"{text[:half]}\n\n[… {len(text) - longest:,} characters left out …]\n\n{text[-half:]}"
+    return f"{text[:half]}\n\n[… {len(text) - limit:,} characters left out …]\n\n{text[-half:]}"

@@ -1,4 +1,4 @@
-"""avg@k, pass@k, maj@k with 95 % confidence intervals, over problems x samples."""
+"""avg@k, pass@k and maj@k over problems and samples, with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from math import comb, sqrt
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high): 95 % normal interval of the mean over problems, clipped to [0, 1].
+    """(mean, low, high) of `values`, one per problem: 95 % normal interval, clipped to [0, 1].
 
-    Problems, not samples, are the independent draws, so a problem's samples are averaged before.
-    Where all values are 0 or all are 1 the normal interval would have no width: Wilson's is given.
+    Problems, not samples, are the independent draws: average a problem's samples first.
     """
     n = len(values)
     mean = sum(values) / n
-    if mean in (0.0, 1.0):
+    if mean in (0.0, 1.0):      # Wilson's interval, because the normal one would have no width
         width = 1.96 ** 2 / (n + 1.96 ** 2)
         return (mean, 0.0, width) if mean == 0 else (mean, 1 - width, 1.0)
     half = _half_width(values)
@@ -28,23 +27,23 @@ def pass_at_k(n: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], scores: Sequence[float]) -> float:
-    """Score of the most frequent answer (self-consistency, arXiv 2203.11171); ties share."""
-    counts = Counter(a for a in answers if a is not None)
+    """Score of the most frequent answer (self-consistency, arXiv 2203.11171), the mean of ties."""
+    counts = Counter(answer for answer in answers if answer is not None)
     if not counts:
         return 0.0
     most = max(counts.values())
-    winners = [a for a, c in counts.items() if c == most]
-    right = {a for a, s in zip(answers, scores, strict=True) if s == 1.0}
-    return sum(a in right for a in winners) / len(winners)
+    winners = [answer for answer, count in counts.items() if count == most]
+    right = {answer for answer, score in zip(answers, scores, strict=True) if score == 1.0}
+    return sum(answer in right for answer in winners) / len(winners)
 
 
 def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
-    """Metrics of one model on one benchmark; fractions of 1, tokens as counts.
+    """Metrics of one model on one benchmark, as fractions of 1.
 
-    Each row has problem_id, score (None counts as unjudged and is left out), vote (what its answer
-    counts for in maj@k), cut_off and completion_tokens.
+    Each row has problem_id, score (None: left out as unjudged), vote (its answer in maj@k),
+    cut_off and completion_tokens.
     """
-    groups = _judged(rows)
+    groups = _judged_by_problem(rows)
     scores = [[r["score"] for r in group] for group in groups.values()]
     k = min((len(group) for group in scores), default=0)
     if not k:
@@ -65,11 +64,10 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
 
 
 def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, float, float]:
-    """(mean, low, high) of the difference of a problem's mean score: `rows` minus `base`.
+    """(mean, low, high) of the problems' differences in mean score: `rows` minus `base`.
 
-    The same problems were put to both, so their differences are compared, not the two means: the
-    95 % interval is then that of the gain itself. Problems judged for only one are left out;
-    where none is judged for both nothing is known: (0, -1, 1).
+    Paired, so the 95 % interval is that of the gain itself. Problems judged for only one are left
+    out; without any judged for both it is (0, -1, 1).
     """
     after, before = _problem_means(rows), _problem_means(base)
     gains = [after[name] - before[name] for name in after if name in before]
@@ -81,11 +79,10 @@ def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
 
 def _problem_means(rows: Sequence[dict]) -> dict[str, float]:
     return {name: sum(row["score"] for row in group) / len(group)
-            for name, group in _judged(rows).items()}
+            for name, group in _judged_by_problem(rows).items()}
 
 
-def _judged(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """The rows that have a score, by problem."""
+def _judged_by_problem(rows: Sequence[dict]) -> dict[str, list[dict]]:
     groups: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
         if row["score"] is not None:

@@ -1,6 +1,6 @@
 """numbers.json: every figure of a run as plain data, read from the stages' folders.
 
-`models.<name>.<benchmark>` holds fractions of 1; tokens are counts, cost is US dollars.
+Scores in `models.<name>.<benchmark>` are fractions of 1, costs US dollars.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from typing import Any
 import polars as pl
 
 from pipeline.errors import UserError
+from pipeline.stage import read_manifest
 from pipeline.train.log import read_log
 
 Points = list[tuple[float, float]]
 
 
 def collect(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, Any]:
-    """Everything numbers.json says of the run whose stage folders are `inputs`."""
-    manifests = {name: _json(folder / "manifest.json") for name, folder in inputs.items()}
+    """The content of numbers.json for a run with the stage folders `inputs`."""
+    manifests = {name: read_manifest(path / "manifest.json") for name, path in inputs.items()}
     newest = max(manifests.values(), key=lambda m: m.get("finished", 0))
     out: dict[str, Any] = {
         "experiment": experiment.name, "seed": experiment.seed,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "machine": machine(),
         "git_commit": newest.get("git_commit"), "python": newest.get("python"),
         "libraries": newest.get("libraries", {}),
-        "models": _json(inputs["evaluate"] / "scores.json") if "evaluate" in inputs else {},
+        "models": _scores(inputs["evaluate"] / "scores.json") if "evaluate" in inputs else {},
         "stages": {name: _stage(name, inputs[name], m) for name, m in manifests.items()},
         "lineage": {name: m["inputs"] for name, m in manifests.items()}}
     if "filter" in inputs:
-        out["traces"] = trace_counts(judged(inputs["filter"]))
+        out["traces"] = trace_counts(judged_columns(inputs["filter"]))
     return out
 
 
-def _json(path: Path) -> Any:
+def _scores(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -51,7 +52,7 @@ def _json(path: Path) -> Any:
 
 
 def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """key, seconds, counts of a stage, and where it has them tokens and cost_usd."""
+    """key, seconds and counts of a stage, with tokens and cost_usd if it has any."""
     row: dict[str, Any] = {"key": manifest["key"], "seconds": manifest["seconds"]}
     if name == "generate":
         table = columns(folder / "traces.parquet", "completion_tokens", "cost_usd")
@@ -64,15 +65,15 @@ def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, An
         row["tokens"] = table["completion_tokens"].sum()
     elif name == "pack":
         row["tokens"] = manifest["counts"]["tokens"]
-    elif seen := curve(read_log(folder), "num_tokens"):
-        row["tokens"] = int(seen[-1][1])
-    if name != "evaluate":  # its counts are the scores, which stand under `models`
+    elif points := curve(read_log(folder), "num_tokens"):
+        row["tokens"] = int(points[-1][1])
+    if name != "evaluate":      # its counts are the scores under `models`
         row["counts"] = manifest["counts"]
     return row
 
 
 def columns(path: Path, *names: str) -> pl.DataFrame:
-    """The named columns of a Parquet file; a UserError that names it where it is broken."""
+    """The named columns of a Parquet file; raises UserError if it cannot be read."""
     try:
         return pl.read_parquet(path, columns=list(names))
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -80,14 +81,14 @@ def columns(path: Path, *names: str) -> pl.DataFrame:
                         "delete its folder to remake it") from None
 
 
-def judged(folder: Path) -> pl.DataFrame:
-    """kept, reason, verdict, grader and completion_tokens of every trace, without its texts."""
+def judged_columns(folder: Path) -> pl.DataFrame:
+    """kept, reason, verdict, grader and completion_tokens of every trace, without the texts."""
     return columns(folder / "judged.parquet", "kept", "reason", "verdict", "grader",
                    "completion_tokens")
 
 
 def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
-    """How many traces there are, were kept, and were rejected for which reason, most first."""
+    """Counts of all traces, of those kept and of the rejected by reason, most frequent first."""
     def count(frame: pl.DataFrame, column: str) -> dict[str, int]:
         rows = frame[column].value_counts().sort(["count", column], descending=[True, False])
         return dict(rows.iter_rows())
@@ -99,12 +100,12 @@ def trace_counts(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def curve(log: Sequence[Mapping[str, float]], key: str) -> Points:
-    """(step, value) where `key` was logged and is finite; a metric may be NaN for a step."""
+    """(step, value) of the rows in which `key` is logged and finite."""
     return [(row["step"], row[key]) for row in log if key in row and math.isfinite(row[key])]
 
 
 def machine() -> dict[str, Any]:
-    """What this report was made on: processor, cores, memory, system and any NVIDIA GPUs."""
+    """Processor, cores, memory, system and NVIDIA GPUs of this machine."""
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
     out = {"cpu": named[1] if named else platform.processor() or platform.machine(),

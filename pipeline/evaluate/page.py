@@ -1,24 +1,23 @@
-"""report.html: one page that opens from disk, without script or request; all text is escaped."""
+"""report.html: one page without scripts or requests; all text is escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.evaluate import plots
-from pipeline.evaluate.examples import rejected, samples
-from pipeline.evaluate.numbers import curve, judged
+from pipeline.evaluate.examples import example_problems, rejected
+from pipeline.evaluate.numbers import Points, curve, judged_columns
 from pipeline.train.log import read_lines, read_log
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teacher": "teacher"}
+# Graders that do not compare with a gold answer: the funnel shows their share of the kept traces.
 NOT_BY_GOLD = {"llm": "of it by LLM judge", "majority": "of it by majority"}
-"""Graders whose verdicts are shown apart: a model's, and those against other samples' answer."""
 BENCHMARKS = {"heldout": "held-out"}
 CURVES = {
     "sft": (("loss", "Loss", "cross-entropy of a trained token, in nats", False),
@@ -52,46 +51,48 @@ def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, An
         benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
         llm_share=llm_share(numbers),
         rejected=rejected(inputs["filter"]) if "filter" in inputs else {},
-        lengths=lengths(inputs), curves={name: drawn(name, inputs) for name in CURVES},
+        lengths=length_histogram(inputs),
+        curves={name: training_curves(name, inputs) for name in CURVES},
         alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
-        students=students, samples=samples(inputs, students) if "evaluate" in inputs else [],
+        students=students,
+        samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
         kept_price=kept_price(numbers))
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """0.5874 as `58.7 %`, which does not break across lines."""
+    """0.5874 as `58.7 %`, without a line break inside."""
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """`1.5 s`, `2 min 03 s` or `4 h 05 min`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left:02} min" if hours else f"{minutes} min {rest:02} s"
+    all_minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(all_minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {whole_seconds:02} s"
 
 
 def headline(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The result in one sentence, on the first benchmark; "" where nothing was judged."""
+    """The result on the first benchmark in one sentence; "" if nothing was judged."""
     first = next((name for by in models.values() for name in by), "")
-    got = {name: by[first] for name, by in models.items()
-           if first in by and by[first].get("avg") is not None}
-    if not got:
+    scores = {name: by[first] for name, by in models.items()
+              if first in by and by[first].get("avg") is not None}
+    if not scores:
         return ""
-    parts = [f"{percent(got[name]['avg'])} {NAMES[name]}" for name in NAMES
-             if name in got and name != "teacher"]
+    parts = [f"{percent(scores[name]['avg'])} {NAMES[name]}" for name in NAMES
+             if name in scores and name != "teacher"]
     text = " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])
-    some = next(iter(got.values()))
-    teacher = percent(got["teacher"]["avg"]) if "teacher" in got else ""
+    problems = next(iter(scores.values()))["problems"]
+    teacher = percent(scores["teacher"]["avg"]) if "teacher" in scores else ""
     who = (f"the student solves {text}" + (f"; its teacher solves {teacher}" if teacher else "")
            if parts else f"the teacher solves {teacher}")
-    return f"Of {some['problems']:,} {BENCHMARKS.get(first, first)} problems, {who}."
+    return f"Of {problems:,} {BENCHMARKS.get(first, first)} problems, {who}."
 
 
 def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A table a benchmark: its models in order, and the axis their intervals share."""
+    """A table for each benchmark: its models in order, and the common axis of their intervals."""
     tables = []
     for name in dict.fromkeys(name for by in models.values() for name in by):
         rows = {model: models[model][name] for model in [*NAMES, *models]
@@ -105,14 +106,14 @@ def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def funnel(traces: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Bars from all traces down to those kept: each reason takes its part off the right end."""
+    """Bars from all traces down to those kept: each reason takes its share off the right end."""
     if not traces or not traces["total"]:
         return []
-    total = left = traces["total"]
+    total = remaining = traces["total"]
     rows = [{"name": "traces", "count": total, "start": 0.0, "share": 1.0, "kind": "all"}]
     for reason, count in traces["rejected"].items():
-        left -= count
-        rows.append({"name": reason.replace("_", " "), "count": count, "start": left / total,
+        remaining -= count
+        rows.append({"name": reason.replace("_", " "), "count": count, "start": remaining / total,
                      "share": count / total, "kind": "rejected"})
     parts = {"kept": traces["kept"], **{name: traces["kept_by"][grader] for grader, name
                                         in NOT_BY_GOLD.items() if grader in traces["kept_by"]}}
@@ -121,49 +122,49 @@ def funnel(traces: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def kept_price(numbers: Mapping[str, Any]) -> str:
-    """What the traces cost in all and for each one kept, in a sentence; "" where nothing."""
+    """The cost of all traces and of each one kept, in a sentence; "" if they were free."""
     usd = numbers["stages"].get("generate", {}).get("cost_usd")
     kept = (numbers.get("traces") or {}).get("kept")
     return f"All cost ${usd:,.2f}, ${usd / kept:,.4f} for each one kept. " if usd and kept else ""
 
 
 def llm_share(numbers: Mapping[str, Any]) -> str:
-    """What the LLM judge decided of the traces and what it cost, in a sentence; "" without one."""
+    """The LLM judge's share of the decisions and its cost, in a sentence; "" without one."""
     llm = numbers["stages"].get("filter", {}).get("counts", {}).get("llm_judge")
     return "" if llm is None else (
         f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
         f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
 
 
-def lengths(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+def length_histogram(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
     """The mirrored histogram of kept and rejected traces' tokens, and both medians."""
     if "filter" not in inputs:
         return None
-    table = judged(inputs["filter"])
+    table = judged_columns(inputs["filter"])
     width = max(1.0, plots.nice_step(max(table["completion_tokens"].to_list(), default=1), BINS))
     parts = {kept: table.filter(pl.col("kept") == kept)["completion_tokens"]
              for kept in (True, False)}
     label = "Length of kept and of rejected traces in tokens"
-    return {"plot": plots.mirrored(counts(parts[True], width), counts(parts[False], width), width,
-                                   label),
+    bins = {kept: bin_counts(values, width) for kept, values in parts.items()}
+    return {"plot": plots.mirrored(bins[True], bins[False], width, label),
             "kept": parts[True].median(), "rejected": parts[False].median()}
 
 
-def counts(values: pl.Series, width: float) -> list[int]:
-    """How many of `values` fall into each bin `width` wide, from 0 on."""
-    found = dict((values / width).floor().cast(pl.Int64).value_counts().iter_rows())
-    return [found.get(index, 0) for index in range(max(found, default=-1) + 1)]
+def bin_counts(values: pl.Series, width: float) -> list[int]:
+    """How many of `values` fall into each bin of `width`, starting at 0."""
+    counts = dict((values / width).floor().cast(pl.Int64).value_counts().iter_rows())
+    return [counts.get(index, 0) for index in range(max(counts, default=-1) + 1)]
 
 
-def drawn(stage: str, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
-    """The curves of a training stage that its log holds; [] where it holds none."""
+def training_curves(stage: str, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """The curves of CURVES that the log of a training stage holds."""
     log = read_log(inputs[stage]) if stage in inputs else []
-    out: list[dict[str, Any]] = []
-    seen: list[Sequence[tuple[float, float]]] = []
+    curves: list[dict[str, Any]] = []
+    shown: list[Points] = []
     for key, name, meaning, share in CURVES[stage]:
         points = curve(log, key)
-        if points and points not in seen:  # with one reward, `reward` and its accuracy are equal
-            seen.append(points)
-            plot: Markup = plots.line(points, name, share)
-            out.append({"name": name, "meaning": meaning, "plot": plot})
-    return out
+        if points and points not in shown:  # with one reward, `reward` and its accuracy are equal
+            shown.append(points)
+            plot = plots.line(points, name, share)
+            curves.append({"name": name, "meaning": meaning, "plot": plot})
+    return curves

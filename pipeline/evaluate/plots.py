@@ -1,6 +1,6 @@
-"""Small inline SVG plots, drawn by hand: no script, no font, no request, coloured by the page.
+"""Small inline SVG plots without scripts, fonts or requests, coloured by the page's CSS.
 
-Every text goes through Markup.format, which escapes it. Sizes are in px of a WIDTH x HEIGHT view.
+Markup.format escapes every text. Sizes are in px of a WIDTH x HEIGHT view.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def nice_step(span: float, wanted: int) -> float:
 
 
 def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round values that enclose [low, high] and 0; [0, 1] where both are 0."""
+    """Round values that enclose [low, high] and 0, or [0, 1] if both are 0."""
     low, high = min(low, 0.0), max(high, 0.0)
     high = high if high > low else low + 1.0
     step = nice_step(high - low, wanted)
@@ -38,30 +38,30 @@ def number(value: float) -> str:
 
 
 def line(points: Sequence[tuple[float, float]], label: str, percent: bool = False) -> Markup:
-    """A curve over steps: what was logged, faint, and its trailing mean where it is noisy."""
+    """A curve over steps: the trailing mean, and behind it the logged values of a long curve."""
     steps = [x for x, _ in points]
     first, last = min(steps), max(steps)
     marks = ticks(min(y for _, y in points), max(y for _, y in points))
     across, up = _scale(first, last, LEFT, WIDTH - RIGHT), _y_scale(marks)
-    inside = [_grid(marks, up, percent), _x_labels(_step_labels(first, last), across)]
+    parts = [_grid(marks, up, percent), _x_labels(_step_labels(first, last), across)]
     smooth = trailing_mean([y for _, y in points], max(1, len(points) // 15))
     if len(points) > 30:
-        inside.append(_path(((across(x), up(y)) for x, y in points), "raw"))
-    inside.append(_path(((across(x), up(y)) for x, y in zip(steps, smooth, strict=True)), "curve"))
-    inside.append(Markup('<circle class="end" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
+        parts.append(_path(((across(x), up(y)) for x, y in points), "raw"))
+    parts.append(_path(((across(x), up(y)) for x, y in zip(steps, smooth, strict=True)), "curve"))
+    parts.append(Markup('<circle class="end" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(
         across(last), up(smooth[-1])))
-    return _svg(inside, f"{label}, from {points[0][1]:.3g} at step {first:g} to "
+    return _svg(parts, f"{label}, from {points[0][1]:.3g} at step {first:g} to "
                         f"{points[-1][1]:.3g} at step {last:g}")
 
 
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to `window` - 1 before it."""
-    cut = [values[max(0, i + 1 - window):i + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in cut]
+    windows = [values[max(0, i + 1 - window):i + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in windows]
 
 
 def mirrored(above: Sequence[int], below: Sequence[int], width: float, label: str) -> Markup:
-    """Two histograms over one axis of bins `width` wide: one stands, the other hangs."""
+    """Two histograms over one axis with bins of `width`, the second upside down."""
     high, low = max([*above, 1]), -max([*below, 1])
     across = _scale(0, width * max(len(above), len(below)), LEFT, WIDTH - RIGHT)
     up = _y_scale([low * 1.05, high * 1.05])
@@ -84,7 +84,7 @@ def _bar(left: float, right: float, base: float, end: float, name: str, title: s
 
 
 def _scale(low: float, high: float, start: float, stop: float):
-    """The linear map from [low, high] onto [start, stop]; its middle where low == high."""
+    """The linear map from [low, high] onto [start, stop], or its middle if low == high."""
     if high <= low:
         return lambda value: (start + stop) / 2
     return lambda value: start + (value - low) / (high - low) * (stop - start)
@@ -95,7 +95,7 @@ def _y_scale(marks: Sequence[float]):
 
 
 def _step_labels(first: float, last: float) -> list[float]:
-    """First and last step, and the round whole ones that are not too near to either."""
+    """First and last step, and the round ones between that are not too near to either."""
     gap = (last - first) / 10
     inner = [t for t in ticks(0, last, 5) if first + gap < t < last - gap and t == int(t)]
     return sorted({first, *inner, last})
@@ -121,6 +121,6 @@ def _path(points: Iterable[tuple[float, float]], name: str) -> Markup:
         name, "L".join(f"{x:.1f},{y:.1f}" for x, y in points))
 
 
-def _svg(inside: Iterable[Markup], label: str) -> Markup:
+def _svg(parts: Iterable[Markup], label: str) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, label, Markup("").join(inside))
+        WIDTH, HEIGHT, label, Markup("").join(parts))

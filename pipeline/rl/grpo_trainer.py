@@ -79,7 +79,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         self.engine_checked = True
         if self._ignores_engine_logprobs():
             del batch["sampling_per_token_logps"]
-            self.make_no_logprobs()
+            self.disable_logprobs()
 
     def _add_loss_counts(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with the loss's denominators, counted over the judged rows of all processes."""
@@ -90,7 +90,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         batch["num_items_in_batch"] = tokens.sum()
         return batch
 
-    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def arrange(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The micro-batches without rows that have no gradient; unchanged if order counts."""
         if not self._order_is_free():
             return batches
@@ -98,7 +98,7 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
             own: Any = sum((batch["advantages"] != 0).sum() for batch in batches)
             rows = int(self.accelerator.gather(own).max())      # the same in every process
             batches = drop_zero_advantage(batches, rows, self.loss_type in MEANS_OVER_ROWS)
-        return super().arranged(batches)
+        return super().arrange(batches)
 
     def _order_is_free(self) -> bool:
         """Whether a whole generation is trained on in one update."""
@@ -115,9 +115,9 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         with self.timed("generation_time"):
             by_engine = self.engine_checked and self._ignores_engine_logprobs()
-            if images or not (by_engine or self.decoded()):
+            if images or not (by_engine or self.decodes_itself()):
                 return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)
-            return self.sampled(prompt_ids, int(self.num_generations or 1))[0], None
+            return self.sample_completions(prompt_ids, int(self.num_generations or 1))[0], None
 
     def _get_per_token_logps_and_entropies(
             self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor,

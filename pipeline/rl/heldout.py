@@ -51,10 +51,13 @@ class HeldOut(TrainerCallback):
             prompts = self.prompts[share]
             # vLLM needs equal shares, so a process with fewer prompts samples some for nothing.
             equal = -(-len(self.prompts) // accelerator.num_processes)
-            ids = self._sample(prompts + self.prompts[:equal - len(prompts)])[:len(prompts)]
+            ids, _ = trainer.sample_completions(
+                prompts + self.prompts[:equal - len(prompts)],
+                batch=trainer.args.per_device_train_batch_size * trainer.args.steps_per_generation)
         trainer.model.train()
-        opened = opens_thinking(self.tokenizer)
-        sampled = [complete(self.tokenizer, row, opened, trainer.eos_token_ids) for row in ids]
+        in_thinking = opens_thinking(self.tokenizer)
+        sampled = [complete(self.tokenizer, row, in_thinking, trainer.eos_token_ids)
+                   for row in ids[:len(prompts)]]
         verdicts = self.pool.judge_many([completion for completion, _ in sampled],
                                         [Problem.from_row(row) for row in self.rows[share]])
         results = gather_object([(verdict.score, tokens) for verdict, (_, tokens)
@@ -62,14 +65,6 @@ class HeldOut(TrainerCallback):
         scores = [score for score, _ in results if score is not None]
         return (sum(scores) / len(scores) if scores else 0.0,
                 sum(tokens for _, tokens in results) / len(results))
-
-    def _sample(self, prompts: list[list[int]]) -> list[list[int]]:
-        """A completion (token ids) of each prompt, sampled with the settings of training."""
-        args = self.trainer.args
-        size = len(prompts) if args.use_vllm else \
-            args.per_device_train_batch_size * args.steps_per_generation
-        return [ids for start in range(0, len(prompts), size)
-                for ids in self.trainer.sampled(prompts[start:start + size])[0]]
 
     def _save_if_best(self, accuracy: float, step: int) -> None:
         record = self.best / "heldout.json"

@@ -23,7 +23,7 @@ from pipeline.rl.rewards import RewardContext, reward_functions, with_reflection
 from pipeline.rl.schedule import grpo_config, phase_settings
 from pipeline.serving.processes import is_first
 from pipeline.student.decode import keep_freed_memory
-from pipeline.student.template import end_ids, opens_thinking
+from pipeline.student.template import end_of_turn_ids, opens_thinking
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.train.arguments import lora_config
 from pipeline.train.fit import fit, load_student
@@ -90,7 +90,7 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     args = grpo_config(settings, folder, job.seed)
     rewards = reward_functions(config.rewards, RewardContext(
         pool, opens_thinking(tokenizer), args.max_completion_length, config.language,
-        config.process, end_ids(tokenizer, job.model)))
+        config.process, end_of_turn_ids(tokenizer, job.model)))
     args.reward_weights = [weight for weight, _ in rewards.values()]
     lora = lora_config(config.lora, "rl.lora", job.model)
     guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)

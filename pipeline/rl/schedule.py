@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trl import GRPOConfig
+
 from pipeline.config.rl import RlConfig
 from pipeline.errors import UserError
+from pipeline.train.arguments import trainer_arguments, trainer_settings
 
 
 def phase_settings(config: RlConfig) -> list[dict[str, Any]]:
     """The GRPOConfig keys of each phase; its `max_steps` counts the steps of all phases so far."""
-    trainer = {**config.trainer_defaults(), **config.trainer}
+    trainer = trainer_settings(config)
     if not config.phases:
         return [trainer]
     total = trainer.get("max_steps", -1)
@@ -27,10 +30,6 @@ def phase_settings(config: RlConfig) -> list[dict[str, Any]]:
 
 def grpo_config(settings: Mapping[str, Any], out: Path, seed: int) -> Any:
     """The GRPOConfig of a phase's `settings`; raises UserError on a key that TRL does not take."""
-    from trl import GRPOConfig
-
-    from pipeline.train.arguments import trainer_arguments
-
     return trainer_arguments(GRPOConfig, "rl.trainer", settings, out, seed)
 
 

@@ -6,7 +6,7 @@ Whatever the user's file raises becomes one sentence that names the function and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from runpy import run_path
@@ -37,11 +37,6 @@ class UserCodeErrors:
         message = " ".join(str(error).split())
         raise UserError(f"rl.rewards: {self.what}: {type(error).__name__}{where}: {message:.300}; "
                         "fix the file") from error
-
-
-def user_files(keys: Iterable[str]) -> tuple[Path, ...]:
-    """The user's files among the keys of rl.rewards."""
-    return tuple(sorted({Path(key.rpartition(":")[0]) for key in keys if ":" in key}))
 
 
 @cache     # by the digest, so that an edited file runs again

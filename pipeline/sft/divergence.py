@@ -1,57 +1,115 @@
-"""Divergences between a student's and a teacher's next-token distributions, chunked over tokens.
+"""Divergences between the student's and the teacher's next-token distributions, in chunks.
 
-The teacher is known either by its K likeliest outcomes and the mass of all others, which is one
-more outcome (a true divergence over K + 1 outcomes, equal to the dense one at K = vocabulary), or
-by its hidden states and output matrix, which TRL's kernel is for. For the outcomes the gradient is
-worked out with the loss, chunk by chunk, so that at no time more than one chunk of [tokens,
-vocabulary] is held.
-
-With p the student's and q the teacher's probability of a bin, log p = s and log q = t, the
-gradients by the logit of a bin are (GKD, arXiv 2306.13649, for the definitions):
-forward KL  sum q (t - s)                       p - q
-reverse KL  sum p (s - t) = D                   p (s - t - D)
-JSD(beta)   beta KL(q, m) + (1 - beta) KL(p, m) (1 - beta) p (s - log m - KL(p, m))
-with m = (1 - beta) p + beta q. Inside the bin of the rest, its gradient is shared by p.
+The teacher is given by its K likeliest outcomes and the mass of all others as one more outcome (a
+true divergence over K + 1 outcomes), or by its hidden states and output matrix (TRL's kernel). For
+the outcomes, loss and gradient come from one pass that holds one chunk of [tokens, vocabulary].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import pad
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
+from pipeline.errors import UserError
+
 ABSENT = -1e4
-"""Logit of an outcome the teacher does not know: finite, or TRL's kernel makes 0 * inf of it."""
+"""Logit of an outcome that the teacher does not have: finite, or TRL's kernel computes 0 * inf."""
 FLOOR = math.log(1e-30)
-"""Log-probability below which an outcome counts as that improbable: keeps every loss finite."""
+"""Lowest log-probability of an outcome, which keeps every loss finite."""
+
+# With p the student's and q the teacher's probability of an outcome, s = log p and t = log q, each
+# function returns ([n] values, [n, K] gradients by the student's logits) for s and t [n, K].
+
+
+def forward_kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(q, p) = sum q (t - s); gradient p - q."""
+    q = t.exp()
+    return (q * (t - s)).sum(-1), s.exp() * q.sum(-1, keepdim=True) - q
+
+
+def reverse_kl(s: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(p, q) = sum p (s - t) = D; gradient p (s - t - D)."""
+    p, gap = s.exp(), s - t
+    value = (p * gap).sum(-1)
+    return value, p * (gap - value[:, None])
+
+
+def jsd(s: torch.Tensor, t: torch.Tensor,
+        beta: float = 0.5) -> tuple[torch.Tensor, torch.Tensor]:
+    """beta KL(q, m) + (1 - beta) KL(p, m), with m = (1 - beta) p + beta q (GKD, arXiv 2306.13649).
+
+    The gradient is (1 - beta) p (s - log m - KL(p, m)).
+    """
+    p, q = s.exp(), t.exp()
+    m = torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
+    gap = s - m
+    student = (p * gap).sum(-1)
+    value = beta * (q * (t - m)).sum(-1) + (1 - beta) * student
+    return value, (1 - beta) * p * (gap - student[:, None])
+
+
+DIVERGENCES: dict[str, Callable[[torch.Tensor, torch.Tensor],
+                                tuple[torch.Tensor, torch.Tensor]]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+}
+"""What `sft.method.beta` may name; a number selects one of these three."""
+
+
+def divergence(s: torch.Tensor, t: torch.Tensor,
+               beta: float | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the divergence that `beta` selects, with values and gradients as above."""
+    s, t = s.clamp(min=FLOOR), t.clamp(min=FLOOR)
+    if isinstance(beta, str):
+        return DIVERGENCES[beta](s, t)
+    if 0 < beta < 1:
+        return jsd(s, t, beta)
+    return reverse_kl(s, t) if beta else forward_kl(s, t)
+
+
+def check_beta(beta: float | str, online: bool) -> None:
+    """Raise UserError if `beta` names no divergence, or one that an online teacher cannot use."""
+    if not isinstance(beta, str):
+        return
+    if beta not in DIVERGENCES:
+        raise UserError(f"sft.method.beta={beta} is not a divergence; set a number from 0 to 1 or "
+                        f"one of {', '.join(DIVERGENCES)}")
+    if online:
+        raise UserError("sft.method.source.type=online computes its loss by TRL's kernel, which "
+                        "knows no names; set sft.method.beta to a number, or "
+                        "sft.method.source.type=offline")
 
 
 @dataclass(frozen=True)
 class TopK:
-    """The teacher's K likeliest outcomes a token: `ids` and `logps` [N, K], log mass `rest` [N].
+    """The teacher's K likeliest outcomes for each token: `ids` and `logps` [N, K].
 
-    Log-probabilities are at the training temperature; a place without an outcome has logp -inf.
+    `tail_logprob` [N] is the log mass of all others. Log-probabilities are at the training
+    temperature; unused entries have -inf.
     """
 
     ids: torch.Tensor
     logps: torch.Tensor
-    rest: torch.Tensor
+    tail_logprob: torch.Tensor
 
     def normalised(self) -> TopK:
-        """The same with outcomes that sum to 1 exactly (storage rounds them)."""
-        total = torch.logsumexp(torch.cat([self.logps, self.rest[:, None]], 1), 1)
-        return TopK(self.ids, self.logps - total[:, None], self.rest - total)
+        """Rescale the outcomes, which storage rounds, to sum to 1."""
+        total = torch.logsumexp(torch.cat([self.logps, self.tail_logprob[:, None]], 1), 1)
+        return TopK(self.ids, self.logps - total[:, None], self.tail_logprob - total)
 
-    def part(self, chunk: slice) -> TopK:
-        return TopK(self.ids[chunk], self.logps[chunk], self.rest[chunk])
+    def chunk(self, rows: slice) -> TopK:
+        return TopK(self.ids[rows], self.logps[rows], self.tail_logprob[rows])
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The teacher's whole distribution: `hidden` [N, H'] and its output `weight` [V', H']."""
+    """The teacher's full distribution: `hidden` [N, H'] and its output `weight` [V', H']."""
 
     hidden: torch.Tensor
     weight: torch.Tensor
@@ -65,54 +123,37 @@ class LossWeights:
     The divergence is not multiplied by the squared temperature.
     """
 
-    beta: float = 0.0
+    beta: float | str = 0.0
     temperature: float = 1.0
     cross_entropy: float = 0.0
     chunk_elements: int = 1 << 28
-    """Logits held at a time; 2**28 are 1 GiB in float32, 1,766 tokens at 151,936 outcomes."""
-
-
-def divergence(s: torch.Tensor, t: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """([n] divergences, [n, K] gradients by the student's logits) of log-probabilities [n, K]."""
-    s, t = s.clamp(min=FLOOR), t.clamp(min=FLOOR)
-    p, q = s.exp(), t.exp()
-    if beta == 0:
-        return (q * (t - s)).sum(-1), p * q.sum(-1, keepdim=True) - q
-    if beta == 1:
-        gap = s - t
-        value = (p * gap).sum(-1)
-        return value, p * (gap - value[:, None])
-    m = torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
-    gap = s - m
-    student = (p * gap).sum(-1)
-    value = beta * (q * (t - m)).sum(-1) + (1 - beta) * student
-    return value, (1 - beta) * p * (gap - student[:, None])
+    """Logits in memory at a time; 2**28 are 1 GiB in float32, 1,766 tokens at 151,936 outcomes."""
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                       labels: torch.Tensor, teacher: TopK | Dense | None,
-                      mix: LossWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, divergence, cross-entropy), each summed over the N tokens; the loss has gradients.
+                      loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (loss, divergence, cross-entropy) summed over N tokens; the loss has gradients.
 
     `hidden` [N, H] are the student's states before its output `weight` [V, H] (and `bias` [V]) at
-    N trained positions, `labels` [N] the tokens that follow. Products are taken in the autocast
-    type where that is on, sums in float32. Without a teacher the loss is the cross-entropy alone.
+    N trained positions, `labels` [N] the next tokens. Without a teacher the loss is the
+    cross-entropy alone. Products are in the autocast type if that is on, sums in float32.
     """
     if not isinstance(teacher, Dense):
-        return _Fused.apply(hidden, weight, bias, labels, teacher, mix)  # type: ignore
-    matrix, offset = _as_wide(teacher, len(weight))
+        return _Fused.apply(hidden, weight, bias, labels, teacher, loss)  # type: ignore
+    matrix, offset = _with_width(teacher, len(weight))
     gap = ChunkedDivergenceFunction.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, teacher.hidden, matrix, offset, mix.beta, mix.temperature)[0].sum()
-    if not mix.cross_entropy:
+        hidden, weight, bias, teacher.hidden, matrix, offset, loss.beta, loss.temperature)[0].sum()
+    if not loss.cross_entropy:
         return gap, gap.detach(), torch.zeros_like(gap)
-    alone = LossWeights(cross_entropy=1.0, chunk_elements=mix.chunk_elements)
-    nll = _Fused.apply(hidden, weight, bias, labels, None, alone)[0]  # type: ignore
-    share = mix.cross_entropy
+    plain = LossWeights(cross_entropy=1.0, chunk_elements=loss.chunk_elements)
+    nll = _Fused.apply(hidden, weight, bias, labels, None, plain)[0]  # type: ignore
+    share = loss.cross_entropy
     return (1 - share) * gap + share * nll, gap.detach(), nll.detach()
 
 
-def _as_wide(teacher: Dense, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The teacher's output (weight, bias) over the student's outcomes: cut, or widened by none."""
+def _with_width(teacher: Dense, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cut or pad the teacher's output (weight, bias) to the student's vocabulary."""
     weight, bias = teacher.weight[:vocabulary], teacher.bias
     bias = bias if bias is None else bias[:vocabulary]
     if missing := vocabulary - len(weight):
@@ -122,29 +163,29 @@ def _as_wide(teacher: Dense, vocabulary: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 class _Fused(torch.autograd.Function):
-    """Values and gradients in one pass over the chunks."""
+    """Computes loss and gradients in one pass over the chunks."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, teacher, mix):
+    def forward(ctx, hidden, weight, bias, labels, teacher, loss):
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         matrix = weight.to(dtype)
         wanted = [torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None
                   for x, need in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)]
         sums = torch.zeros(2, device=hidden.device)
-        step = max(1, mix.chunk_elements // weight.shape[0])
+        step = max(1, loss.chunk_elements // weight.shape[0])
         for start in range(0, len(hidden), step):
             chunk = slice(start, start + step)
             states = hidden[chunk].to(dtype)
             logits = _project(states, matrix, bias)
-            values, grad = _chunk(logits, labels[chunk], teacher and teacher.part(chunk), mix)
+            values, grad = _chunk(logits, labels[chunk], teacher and teacher.chunk(chunk), loss)
             sums += values
             _add_gradients(wanted, chunk, grad.to(dtype), states, matrix)
         ctx.gradients = [None if grad is None else grad.to(x.dtype)
                          for grad, x in zip(wanted, (hidden, weight, bias), strict=True)]
-        loss = (1 - mix.cross_entropy) * sums[0] + mix.cross_entropy * sums[1]
+        total = (1 - loss.cross_entropy) * sums[0] + loss.cross_entropy * sums[1]
         ctx.mark_non_differentiable(parts := sums.clone())
-        return loss, parts[0], parts[1]
+        return total, parts[0], parts[1]
 
     @staticmethod
     def backward(ctx, scale, *_):
@@ -153,20 +194,19 @@ class _Fused(torch.autograd.Function):
 
 
 def _project(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Logits [n, V] in float32."""
+    """Compute logits [n, V] in float32."""
     logits = (states @ matrix.T).float()
     return logits if bias is None else logits.add_(bias.float())
 
 
 def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.Tensor,
                    states: torch.Tensor, matrix: torch.Tensor) -> None:
-    """Add one chunk's gradients by hidden states, weight and bias to those wanted."""
     by_hidden, by_weight, by_bias = wanted
     if by_hidden is not None:
         by_hidden[chunk] = grad @ matrix
     if by_weight is not None:
         if grad.is_cuda and grad.dtype is not torch.float32:
-            # Rounded to 16 bits before they are added up, the chunks' products would be biased.
+            # Products rounded to 16 bits before they are summed would be biased.
             by_weight += torch.mm(grad.T, states, out_dtype=torch.float32)
         else:
             by_weight.addmm_(grad.T.float(), states.float())
@@ -175,41 +215,39 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
 
 
 def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | None,
-           mix: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    """([divergence, cross-entropy] sums, gradient [n, V]) of one chunk; overwrites `logits`."""
+           loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ([divergence, cross-entropy] sums, gradient [n, V]); overwrites `logits`."""
     grad = None
     values = torch.zeros(2, device=logits.device)
-    share = mix.cross_entropy
+    share = loss.cross_entropy
     if teacher is None:
         values[1], grad = _cross_entropy(logits, labels, 1.0)
         return values, grad
-    if share and mix.temperature != 1:
-        # A second distribution is needed, the one at temperature 1.
+    if share and loss.temperature != 1:
+        # The cross-entropy needs a second distribution, at temperature 1.
         values[1], grad = _cross_entropy(logits, labels, share)
         share = 0.0
-    if mix.temperature != 1:
-        logits.div_(mix.temperature)
-    found, at_temperature = _sparse(logits, labels, teacher, mix, share)
-    at_temperature.div_(mix.temperature)
-    return values + found, at_temperature if grad is None else grad.add_(at_temperature)
+    if loss.temperature != 1:
+        logits.div_(loss.temperature)
+    sums, at_temperature = _sparse(logits, labels, teacher, loss, share)
+    at_temperature.div_(loss.temperature)
+    return values + sums, at_temperature if grad is None else grad.add_(at_temperature)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor,
                    share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum, gradient times `share`) of the cross-entropy."""
+    """Return the cross-entropy's (sum, gradient times `share`); overwrites `logits`."""
     s = torch.log_softmax(logits, -1)
     value = -s.gather(1, labels[:, None]).sum()
     grad = s.exp_().mul_(share)
     return value, grad.scatter_add_(1, labels[:, None], torch.full_like(grad[:, :1], -share))
 
 
-def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, mix: LossWeights,
+def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, loss: LossWeights,
             share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sums, gradient) over K + 1 bins; `share` of the cross-entropy joins from the same softmax.
-
-    One buffer is turned from logits to exponentials to gradients in place: the likeliest outcomes
-    are taken out of it, handled as [n, K], and put back.
-    """
+    """Return (sums, gradient) over K + 1 outcomes, with `share` of the cross-entropy."""
+    # One buffer holds logits, exponentials and gradients in turn: the K outcomes are taken out of
+    # it, handled as [n, K], and put back. Outcomes of the tail share its gradient by probability.
     valid = teacher.logps > -math.inf
     ids = torch.where(valid, teacher.ids, teacher.ids[:, :1])
     top, at_label = logits.gather(1, ids), logits.gather(1, labels[:, None])
@@ -217,14 +255,14 @@ def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, mix: Loss
     e = logits.sub_(peak).exp_()
     e_top = torch.where(valid, (top - peak).exp(), 0.0)
     e.scatter_(1, ids, 0.0)
-    rest = e.sum(1, keepdim=True)
-    total = rest + e_top.sum(1, keepdim=True)
+    tail = e.sum(1, keepdim=True)
+    total = tail + e_top.sum(1, keepdim=True)
     s_top = torch.where(valid, top - peak - total.log(), -math.inf)
-    s = torch.cat([s_top, rest.log() - total.log()], 1)
-    t = torch.cat([teacher.logps, teacher.rest[:, None]], 1)
-    value, grad = divergence(s, t, mix.beta)
-    grad.mul_(1 - mix.cross_entropy)
-    e.mul_(grad[:, -1:] / rest.clamp(min=1e-30) + share / total)
+    s = torch.cat([s_top, tail.log() - total.log()], 1)
+    t = torch.cat([teacher.logps, teacher.tail_logprob[:, None]], 1)
+    value, grad = divergence(s, t, loss.beta)
+    grad.mul_(1 - loss.cross_entropy)
+    e.mul_(grad[:, -1:] / tail.clamp(min=1e-30) + share / total)
     e.scatter_add_(1, ids, torch.where(valid, grad[:, :-1] + share * e_top / total, 0.0))
     if share:
         e.scatter_add_(1, labels[:, None], torch.full_like(at_label, -share))

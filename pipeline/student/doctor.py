@@ -1,7 +1,6 @@
-"""Is a model fit to be a student (or teacher), before a token is trained? `limbeck doctor MODEL`.
+"""Checks whether a model can be a student or teacher before any training (`limbeck doctor`).
 
-Every check answers with one sentence. Only tokenizer, template and configuration are read, never
-the weights.
+Each check answers with one sentence. Only tokenizer, template and configuration are read.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ANSWER = "Six sevens are **42**.\n\n\\boxed{42}"
 
 
 class Check(NamedTuple):
-    """One check: its name, whether it passed, and a sentence with the remedy where it did not."""
+    """A check's name, whether it passed, and a sentence with the remedy if it did not."""
 
     name: str
     ok: bool
@@ -30,11 +29,10 @@ class Check(NamedTuple):
 
 def examine(model: str, chat_template: Path | None = None, teacher: str | None = None,
             problems: str | None = None) -> list[Check]:
-    """Every check of `model` (folder or hub id), with `chat_template` in place of its own.
+    """Run every check of `model` (folder or hub id); a bad model fails checks and raises nothing.
 
-    `teacher`, a folder or hub id, adds the comparison that learning from logits needs; `problems`,
-    a file with the columns problem and answer, the check of its gold answers. Never raises for a
-    bad model: what fails is a check that is not ok.
+    `teacher` adds the vocabulary comparison that learning from logits needs, `problems` (a file
+    with the columns problem and answer) the check of its gold answers.
     """
     try:
         tokenizer = load_tokenizer(model, chat_template)
@@ -49,7 +47,7 @@ def examine(model: str, chat_template: Path | None = None, teacher: str | None =
 
 
 def vocabulary_size(model: str) -> int | None:
-    """Rows of the model's embedding as its configuration says, or None where there is none."""
+    """Return the embedding rows in the model's configuration, or None without one."""
     from transformers import AutoConfig
 
     try:
@@ -59,7 +57,7 @@ def vocabulary_size(model: str) -> int | None:
 
 
 def run(name: str, check: Callable[[Any], tuple[bool, str]], subject: Any) -> Check:
-    """The check called `name` of `subject`; one that raises a UserError is not ok, in its words."""
+    """Run `check` on `subject`; a UserError fails it."""
     try:
         return Check(name, *check(subject))
     except UserError as error:
@@ -73,8 +71,8 @@ def _row(tokenizer: Any) -> tuple[list[int], list[int]]:
 def _eos(tokenizer: Any) -> tuple[bool, str]:
     ids, mask = _row(tokenizer)
     trained = ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
-    spoken = [*ASK, {"role": "assistant", "content": ANSWER}]
-    if template.render(tokenizer, spoken).rstrip().endswith(tokenizer.eos_token):
+    conversation = [*ASK, {"role": "assistant", "content": ANSWER}]
+    if template.render(tokenizer, conversation).rstrip().endswith(tokenizer.eos_token):
         return trained, f"{tokenizer.eos_token!r} ends the assistant's turn and is trained"
     return trained, (f"the template does not end a turn in {tokenizer.eos_token!r}; it is added "
                      "to every row, so the student stops there")
@@ -83,8 +81,8 @@ def _eos(tokenizer: Any) -> tuple[bool, str]:
 def _pad(tokenizer: Any) -> tuple[bool, str]:
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
         return True, f"{tokenizer.pad_token!r} pads and differs from eos"
-    return True, ("pad is eos; the loss follows completion_mask and never the pad token, so "
-                  "eos is trained all the same")
+    return True, ("pad is eos; the loss follows completion_mask and not the pad token, so eos is "
+                  "trained nevertheless")
 
 
 def _prefix(tokenizer: Any) -> tuple[bool, str]:
@@ -92,103 +90,103 @@ def _prefix(tokenizer: Any) -> tuple[bool, str]:
     prompt = template.prompt_ids(tokenizer, ASK)
     text = template.render_prompt(tokenizer, ASK)
     same = ids[:len(prompt)] == prompt == template.encode(tokenizer, text)
-    return same, (f"the generation prompt ({len(prompt)} tokens) is the head of the training row"
-                  if same else "the generation prompt is not the head of the training row; set "
+    return same, (f"the generation prompt ({len(prompt)} tokens) is the prefix of the training row"
+                  if same else "the generation prompt is not the prefix of the training row; set "
                   "student.chat_template to one of prompts/chat_templates/")
 
 
 def _mask(tokenizer: Any) -> tuple[bool, str]:
     _ids, mask = _row(tokenizer)
     share = sum(mask) / len(mask)
-    plain = len(template.encode(tokenizer, THINKING + ANSWER))
-    right = 0 < share < 1 and plain - 8 <= sum(mask) <= plain + 40
+    expected = len(template.encode(tokenizer, THINKING + ANSWER))
+    right = 0 < share < 1 and expected - 8 <= sum(mask) <= expected + 40
     return right, (f"{sum(mask)} of {len(mask)} tokens of a sample row are trained ({share:.0%})"
-                   + ("" if right else f", where its completion has about {plain}; "
-                      "look at the chat template"))
+                   + ("" if right else f", but its completion has about {expected}; "
+                      "check the chat template"))
 
 
 def _thinking(tokenizer: Any) -> tuple[bool, str]:
     ids, mask = _row(tokenizer)
-    new = [index for index, trained in zip(ids, mask, strict=True) if trained]
-    text = tokenizer.decode(new, skip_special_tokens=True)
-    came = split_completion(text, opened=template.opens_thinking(tokenizer))
-    if came.thinking == THINKING and came.answer == ANSWER:
-        return True, "thinking and answer come back from the tokens as they went in"
+    trained = [index for index, has_loss in zip(ids, mask, strict=True) if has_loss]
+    text = tokenizer.decode(trained, skip_special_tokens=True)
+    decoded = split_completion(text, opened=template.opens_thinking(tokenizer))
+    if decoded.thinking == THINKING and decoded.answer == ANSWER:
+        return True, "thinking and answer are unchanged after encoding and decoding"
     if "</think>" not in text:
-        return False, ("the thinking tags are special tokens of this tokenizer and vanish when it "
-                       "decodes without them; add them as ordinary tokens")
-    return False, (f"thinking or answer change on the way through the tokens ({text[:60]!r}…); "
+        return False, ("the thinking tags are special tokens of this tokenizer and are lost when "
+                       "it decodes without special tokens; add them as ordinary tokens")
+    return False, (f"encoding and decoding change the thinking or the answer ({text[:60]!r}…); "
                    "set student.chat_template to one of prompts/chat_templates/")
 
 
-def _spelt_out(tokenizer: Any) -> tuple[bool, str]:
-    tokens = sorted(set(tokenizer.all_special_tokens))
-    inside = [{"role": "user", "content": "Say " + " ".join(tokens)}]
-    ids, _ = template.training_row(tokenizer, inside, " ".join(tokens), " ".join(tokens) + " x")
+def _spelt_out_tokens(tokenizer: Any) -> tuple[bool, str]:
+    tokens = " ".join(sorted(set(tokenizer.all_special_tokens)))
+    chat = [{"role": "user", "content": f"Say {tokens}"}]
+    ids, _ = template.training_row(tokenizer, chat, tokens, f"{tokens} x")
     clean, _ = template.training_row(tokenizer, [{"role": "user", "content": "Say"}], "x", "x")
     special = set(tokenizer.all_special_ids)
-    more = sum(i in special for i in ids) - sum(i in special for i in clean)
-    return more == 0, ("control tokens that a text spells out are encoded as text" if not more
-                       else f"{more} control tokens spelt out in a text are encoded as such; this "
-                       "tokenizer cannot be made safe against its own texts")
+    surplus = sum(i in special for i in ids) - sum(i in special for i in clean)
+    return surplus == 0, ("control tokens spelt out in a text are encoded as text" if not surplus
+                          else f"{surplus} control tokens spelt out in a text are encoded as "
+                          "control tokens; this tokenizer cannot be used safely")
 
 
 CHECKS: dict[str, Callable[[Any], tuple[bool, str]]] = {
     "end of turn": _eos, "pad": _pad, "prefix": _prefix, "mask": _mask, "thinking": _thinking,
-    "control tokens": _spelt_out}
+    "control tokens": _spelt_out_tokens}
 
 
 def _eos_of_model(tokenizer: Any, model: str) -> Check:
-    """Whether servers stop where the student was taught to stop."""
+    """Check that servers stop at the trained end of turn."""
     from transformers import GenerationConfig
 
     try:
-        ends = GenerationConfig.from_pretrained(model).eos_token_id
+        declared = GenerationConfig.from_pretrained(model).eos_token_id
     except (OSError, ValueError):
-        return Check("generation config", True, "there is none; training writes one with the eos")
-    if ends is None:
+        return Check("generation config", True, "not present; training writes one with the eos")
+    if declared is None:
         return Check("generation config", False, "generation_config.json names no eos_token_id; "
-                     f"set it to {tokenizer.eos_token_id} there, or servers may run on")
-    known = ends if isinstance(ends, list) else [ends]
-    if tokenizer.eos_token_id in known:
+                     f"set it to {tokenizer.eos_token_id} there, or servers may not stop")
+    eos_token_ids = declared if isinstance(declared, list) else [declared]
+    if tokenizer.eos_token_id in eos_token_ids:
         return Check("generation config", True, "servers stop at the trained end of turn")
     return Check("generation config", False,
-                 f"generation_config.json stops at {known}, the tokenizer's eos is "
-                 f"{tokenizer.eos_token_id}; mend eos_token_id there, or servers run on")
+                 f"generation_config.json stops at {eos_token_ids}, the tokenizer's eos is "
+                 f"{tokenizer.eos_token_id}; fix eos_token_id there, or servers will not stop")
 
 
 def _embeddings(tokenizer: Any, size: int | None, model: str) -> Check:
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(model):
-        return Check("embeddings", False, "this is a LoRA adapter without its model; merge the two "
-                     "(peft's merge_and_unload) and name the folder of the whole")
+        return Check("embeddings", False, "this is a LoRA adapter without its model; merge them "
+                     "(peft's merge_and_unload) and name the folder of the merged model")
     if size is None:
-        return Check("embeddings", True, "no model configuration here, so nothing to compare")
-    top = max(tokenizer.get_vocab().values())
-    if top < size:
-        return Check("embeddings", True, f"{size:,} rows hold every token id (highest {top:,})")
-    return Check("embeddings", False, f"token id {top:,} has no row among the model's {size:,}; "
-                 "take the tokenizer that belongs to the model, or resize its embeddings")
+        return Check("embeddings", True, "no model configuration, so nothing to compare")
+    highest = max(tokenizer.get_vocab().values())
+    if highest < size:
+        return Check("embeddings", True, f"{size:,} rows hold every token id (highest {highest:,})")
+    return Check("embeddings", False, f"token id {highest:,} is beyond the model's {size:,} rows; "
+                 "use the model's own tokenizer, or resize its embeddings")
 
 
 def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
-    """Learning from logits needs equal token ids, as the logits stage asks for them."""
+    """Check for equal token ids, as the logits stage does."""
     from pipeline.student.tokenizer import check_vocabulary
 
     try:
-        other = bare_tokenizer(teacher)
-        check_vocabulary(other, tokenizer, teacher)
+        teacher_tokenizer = bare_tokenizer(teacher)
+        check_vocabulary(teacher_tokenizer, tokenizer, teacher)
     except UserError as error:
         return Check("teacher vocabulary", False, str(error))
-    apart = len(tokenizer.get_vocab().keys() ^ other.get_vocab().keys())
-    but = f", but {apart} added ones that one side alone has" if apart else ""
-    return Check("teacher vocabulary", True, f"the same {len(tokenizer):,} tokens{but} (embeddings "
-                 f"{size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
+    unshared = len(tokenizer.get_vocab().keys() ^ teacher_tokenizer.get_vocab().keys())
+    note = f" except {unshared} added tokens of one side" if unshared else ""
+    return Check("teacher vocabulary", True, f"the same {len(tokenizer):,} tokens{note} (embeddings"
+                 f" {size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
 
 
 def _golds(problems: str) -> tuple[bool, str]:
-    """Whether the judge takes every gold answer for right where it is given as the answer."""
+    """Check that the judge accepts every gold answer as its own answer."""
     from pipeline.config.problems import Source
     from pipeline.judge import Problem, check_gold, needs_answer
     from pipeline.problems.sources import load_rows
@@ -198,4 +196,4 @@ def _golds(problems: str) -> tuple[bool, str]:
     if not bad:
         return True, f"all {len(rows):,} pass their own check"
     return False, (f"{len(bad):,} of {len(rows):,} fail their own check, e.g. {bad[0]['answer']!r} "
-                   f"of problem {bad[0]['problem_id']!r}; mend them or set prepare.bad_gold=drop")
+                   f"of problem {bad[0]['problem_id']!r}; fix them or set prepare.bad_gold=drop")

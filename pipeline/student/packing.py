@@ -1,4 +1,4 @@
-"""Kept traces to token rows, and rows to blocks; nothing is cut without being counted."""
+"""Turns kept traces into token rows, and rows into blocks; nothing is cut without being counted."""
 
 from __future__ import annotations
 
@@ -14,149 +14,148 @@ from pipeline.completion import Messages
 from pipeline.errors import UserError
 from pipeline.student.template import training_row
 
-WINDOW = 1 << 25
-"""Tokens that are packed together, to bound memory; enough rows for blocks to fill."""
-FRAME = 1 << 22
-"""Tokens of a frame of blocks: small enough that the allocator takes the same memory again."""
+WINDOW_TOKENS = 1 << 25
+"""Tokens that are packed together: bounds memory, with enough rows to fill the blocks."""
+FRAME_TOKENS = 1 << 22
+"""Tokens of a frame of blocks: small enough that the allocator reuses its memory."""
 Row = tuple[str, int, list[int], list[int]]
+"""(problem id, sample, token ids, loss mask)."""
 
 
 def table(rows: Iterable[Row]) -> pl.DataFrame:
-    """Rows as a records.TokenRow frame."""
+    """Return rows as a tables.TokenRow frame."""
     names = ("problem_id", "sample", "input_ids", "completion_mask")
     return tables.table_of(tables.TokenRow, [dict(zip(names, row, strict=True)) for row in rows])
 
 
 class Packer:
-    """Makes rows and counts what became of every trace; lengths in tokens."""
+    """Makes token rows and counts what became of every trace; lengths in tokens."""
 
     def __init__(self, max_tokens: int):
         self.max_tokens = max_tokens
-        self.seen: Counter[str] = Counter()
+        self.counter: Counter[str] = Counter()
         self.longest = 0
 
     def rows_of(self, trace: Mapping[str, Any], chats: Mapping[str, Messages], tokenizer: Any,
                 too_long: str, advance: Any) -> Iterator[Row]:
-        """The rows of one trace: one, none, or several where it is split."""
+        """Yield the rows of one trace: one, none, or several if it is split."""
         advance(1)
         if not (trace["answer"] or "").strip():
-            self.seen["without_answer"] += 1
+            self.counter["without_answer"] += 1
             return
         name = trace["problem_id"], trace["sample"]
         ids, mask = training_row(tokenizer, chats[name[0]], trace["thinking"], trace["answer"])
-        refuse_wrong_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
-        self.seen["too_long"] += len(ids) > self.max_tokens
+        check_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
+        self.counter["too_long"] += len(ids) > self.max_tokens
         pieces = [(ids, mask)] if len(ids) <= self.max_tokens else []
         if len(ids) > self.max_tokens and too_long == "split":
             pieces = list(split(ids, mask, self.max_tokens))
-            self.seen["pieces"] += len(pieces)
-        for piece, trained in pieces:
-            self.seen.update(rows=1, tokens=len(piece), loss_tokens=sum(trained))
+            self.counter["pieces"] += len(pieces)
+        for piece, piece_mask in pieces:
+            self.counter.update(rows=1, tokens=len(piece), loss_tokens=sum(piece_mask))
             self.longest = max(self.longest, len(piece))
-            yield *name, piece, trained
+            yield *name, piece, piece_mask
 
     def counts(self) -> dict[str, Any]:
-        """Counts of rows, tokens and what was left out; a UserError where no row was made."""
-        if not self.seen["rows"]:
+        """Return counts of rows, tokens and dropped traces; raises UserError if no row was made."""
+        if not self.counter["rows"]:
             raise UserError(
-                f"no row is left to train on: {self.seen['too_long']} kept traces are longer than "
-                f"pack.max_tokens={self.max_tokens} and {self.seen['without_answer']} have no "
-                "answer; raise pack.max_tokens or set pack.too_long=split")
+                f"no row is left to train on: {self.counter['too_long']} kept traces are longer "
+                f"than pack.max_tokens={self.max_tokens} and {self.counter['without_answer']} have "
+                "no answer; raise pack.max_tokens or set pack.too_long=split")
         names = ("rows", "tokens", "loss_tokens", "too_long", "pieces", "without_answer")
-        return {**{name: self.seen[name] for name in names}, "longest": self.longest}
+        return {**{name: self.counter[name] for name in names}, "longest": self.longest}
 
 
-def refuse_wrong_mask(ids: list[int], mask: list[int], end: int, name: str) -> None:
-    """UserError unless the mask is 0 over a prompt, then 1 to the end-of-turn token."""
+def check_mask(ids: list[int], mask: list[int], eos_token_id: int, name: str) -> None:
+    """Raise UserError unless the mask is 0 over a prompt, then 1 to the end-of-turn token."""
     first = mask.index(1) if 1 in mask else len(mask)
-    if not 0 < first < len(ids) == len(mask) or 0 in mask[first:] or ids[-1] != end:
-        raise UserError(f"trace {name} would train on no end of turn, on nothing or on its "
-                        "prompt; check student.chat_template")
+    if not 0 < first < len(ids) == len(mask) or 0 in mask[first:] or ids[-1] != eos_token_id:
+        raise UserError(f"trace {name} would be trained without its end of turn, on its prompt or "
+                        "on nothing; check student.chat_template")
 
 
 def split(ids: list[int], mask: list[int], longest: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Stretches of at most `longest` tokens that follow each other; those untrained are left out.
-
-    All but the first begin within the trace, without its problem, at the last token of the one
-    before: a row's first token is predicted by nothing, so it is trained where it came last.
-    """
+    """Yield consecutive pieces of at most `longest` tokens; pieces without loss are dropped."""
+    # A row's first token is predicted by nothing, so a piece begins with the last token of the
+    # piece before, where that token was trained.
     for start in range(0, len(ids) - 1, longest - 1):
-        trained = [0, *mask[start + 1:start + longest]]
-        if any(trained):
-            yield ids[start:start + longest], trained
+        piece_mask = [0, *mask[start + 1:start + longest]]
+        if any(piece_mask):
+            yield ids[start:start + longest], piece_mask
 
 
 def block_tables(rows: Iterable[Row], block: int,
                  shape: dict[str, Any]) -> Iterator[pl.DataFrame]:
-    """records.Block frames of the packed rows; fills `shape` with what came of it.
+    """Yield tables.Block frames of the packed rows; adds their counts to `shape`.
 
-    Rows are packed a WINDOW of tokens at a time, so any number of them fits in memory.
+    Rows are packed WINDOW_TOKENS at a time, so any number of them fits in memory.
     """
     lengths: list[list[int]] = []
     for window in _windows(rows):
         sizes = [len(ids) for _, _, ids, _ in window]
         blocks = best_fit(sizes, block)
         lengths += [[sizes[index] for index in members] for members in blocks]
-        step = max(1, FRAME // block)
+        step = max(1, FRAME_TOKENS // block)
         for start in range(0, len(blocks), step):
-            yield _blocks(window, blocks[start:start + step])
+            yield _frame(window, blocks[start:start + step])
     filled = sum(map(sum, lengths))
     shape.update(blocks=len(lengths), block_tokens=block,
                  fill=round(filled / max(1, len(lengths) * block), 5),
-                 attention_balance=round(balance(lengths), 4))
+                 attention_balance=round(attention_balance(lengths), 4))
 
 
 def _windows(rows: Iterable[Row]) -> Iterator[list[tuple[str, int, np.ndarray, np.ndarray]]]:
-    held, size = [], 0
+    window, size = [], 0
     for name, sample, ids, mask in rows:
-        held.append((name, sample, np.asarray(ids, np.int32), np.asarray(mask, np.int8)))
+        window.append((name, sample, np.asarray(ids, np.int32), np.asarray(mask, np.int8)))
         size += len(ids)
-        if size >= WINDOW:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+        if size >= WINDOW_TOKENS:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
 
 
-def _blocks(window: list[tuple[str, int, np.ndarray, np.ndarray]],
-            blocks: list[list[int]]) -> pl.DataFrame:
+def _frame(window: list[tuple[str, int, np.ndarray, np.ndarray]],
+           blocks: list[list[int]]) -> pl.DataFrame:
     import pyarrow as pa
 
     order = [index for members in blocks for index in members]
     sizes = np.array([len(window[index][2]) for index in order])
-    rows = np.cumsum([0] + [len(members) for members in blocks])
-    tokens = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[rows]
+    row_bounds = np.cumsum([0] + [len(members) for members in blocks])
+    token_bounds = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))[row_bounds]
 
     def lists(bounds: np.ndarray, values: Any) -> Any:
         return pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(values))
 
+    ids, masks = (np.concatenate([window[index][column] for index in order]) for column in (2, 3))
     frame: Any = pl.from_arrow(pa.table({
-        "problem_id": lists(rows, [window[index][0] for index in order]),
-        "sample": lists(rows, [window[index][1] for index in order]),
-        "input_ids": lists(tokens, np.concatenate([window[index][2] for index in order])),
-        "completion_mask": lists(tokens, np.concatenate([window[index][3] for index in order])),
-        "seq_lengths": lists(rows, sizes)}))
+        "problem_id": lists(row_bounds, [window[index][0] for index in order]),
+        "sample": lists(row_bounds, [window[index][1] for index in order]),
+        "input_ids": lists(token_bounds, ids), "completion_mask": lists(token_bounds, masks),
+        "seq_lengths": lists(row_bounds, sizes)}))
     return frame
 
 
 def best_fit(lengths: Sequence[int] | np.ndarray, block: int) -> list[list[int]]:
-    """Indices of the rows of each block: best-fit decreasing (arXiv 2404.10830), no row cut.
+    """Return the row indices of each block by best-fit decreasing (arXiv 2404.10830).
 
-    `block` and `lengths` are in tokens. Free space is looked up in one integer whose bit s is set
-    where a block with s free tokens is open: the lowest bit from a row's length on is the best fit.
-    Raises ValueError where a row is longer than a block or empty.
+    `block` and `lengths` are in tokens. Raises ValueError if a row is empty or longer than a block.
     """
     lengths = np.asarray(lengths, np.int64)
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= block:
         raise ValueError(f"row lengths must lie between 1 and {block}")
     blocks: list[list[int]] = []
     open_with: list[list[int]] = [[] for _ in range(block + 1)]
+    # Bit s is set if a block with s free tokens is open: the lowest bit from a row's length on is
+    # the best fit.
     spaces = 0
     order = np.argsort(-lengths, kind="stable")
     for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        room = spaces >> length
-        if room:
-            space = length + (room & -room).bit_length() - 1
+        candidates = spaces >> length
+        if candidates:
+            space = length + (candidates & -candidates).bit_length() - 1
             number = open_with[space].pop()
             if not open_with[space]:
                 spaces ^= 1 << space
@@ -164,20 +163,14 @@ def best_fit(lengths: Sequence[int] | np.ndarray, block: int) -> list[list[int]]
             space, number = block, len(blocks)
             blocks.append([])
         blocks[number].append(index)
-        left = space - length
-        if left:
-            open_with[left].append(number)
-            spaces |= 1 << left
+        free = space - length
+        if free:
+            open_with[free].append(number)
+            spaces |= 1 << free
     return blocks
 
 
-def position_ids(lengths: Sequence[int]) -> np.ndarray:
-    """0, 1, … for each row of a block of rows with these lengths: int64 [sum of lengths]."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
-
-
-def balance(lengths: Sequence[Sequence[int]]) -> float:
-    """Attention work of the mean block over that of the heaviest, as sums of squared lengths."""
+def attention_balance(lengths: Sequence[Sequence[int]]) -> float:
+    """Return the mean block's attention work (sum of squared lengths) over the largest."""
     work = [sum(length * length for length in block) for block in lengths]
     return sum(work) / len(work) / max(work) if work else 1.0

@@ -1,4 +1,4 @@
-"""Sample completions from a checkpoint: by our decoding loop anywhere, by vLLM where it is."""
+"""Samples completions from a checkpoint: by vLLM if it is installed, else by student.decode."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from pipeline.completion import Completion, Messages, split_completion
 from pipeline.config.evaluate import StudentSampling
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
-from pipeline.student.template import end_ids, opens_thinking, prompt_ids
+from pipeline.student.template import end_of_turn_ids, opens_thinking, prompt_ids
 from pipeline.student.tokenizer import load_tokenizer
 
 Sampled = tuple[Completion, int]
 BATCH = 512
-"""Rows decoded together where vLLM is not."""
+"""Rows decoded together without vLLM."""
 
 
 def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
            sampling: StudentSampling, seed: int,
            engine: Mapping[str, Any] | None = None) -> list[list[Sampled]]:
-    """n (completion, tokens) for each chat, in order; tokens count the end of turn.
+    """Return n (completion, tokens) for each chat, in order; tokens count the end of turn.
 
-    `engine` holds options of vllm.LLM, used where vLLM and a GPU are there.
+    `engine` are options of vllm.LLM, used if vLLM and a GPU are available.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    prompts = [prompt_ids(tokenizer, chat) for chat in chats]
-    run = _by_vllm if _vllm_is_here() else _by_transformers
-    asked = [ids for ids in prompts for _ in range(n)]
-    end = end_ids(tokenizer, model)
-    outputs = run(model, end, asked, sampling, seed, engine or {})
-    opened = opens_thinking(tokenizer)
-    done = [complete(tokenizer, ids, opened, end) for ids in outputs]
+    prompts = [ids for ids in (prompt_ids(tokenizer, chat) for chat in chats) for _ in range(n)]
+    run = _by_vllm if _vllm_available() else _by_transformers
+    eos_token_ids = end_of_turn_ids(tokenizer, model)
+    outputs = run(model, eos_token_ids, prompts, sampling, seed, engine or {})
+    prompt_opens_thinking = opens_thinking(tokenizer)
+    done = [complete(tokenizer, ids, prompt_opens_thinking, eos_token_ids) for ids in outputs]
     return [done[i:i + n] for i in range(0, len(done), n)]
 
 
-def complete(tokenizer: Any, ids: list[int], opened: bool, end: Collection[int]) -> Sampled:
-    """(completion, tokens) of sampled `ids`; cut off where they do not end in one of `end`."""
+def complete(tokenizer: Any, ids: list[int], prompt_opens_thinking: bool,
+             eos_token_ids: Collection[int]) -> Sampled:
+    """Return (completion, tokens) of sampled `ids`; truncated unless they end in an end of turn."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    finish = "stop" if ids and ids[-1] in end else "length"
-    return split_completion(text, opened=opened, finish_reason=finish), len(ids)
+    finish = "stop" if ids and ids[-1] in eos_token_ids else "length"
+    return split_completion(text, opened=prompt_opens_thinking, finish_reason=finish), len(ids)
 
 
-def _vllm_is_here() -> bool:
+def _vllm_available() -> bool:
     import torch
 
     from pipeline.serving.vllm_server import has_vllm
@@ -51,30 +51,29 @@ def _vllm_is_here() -> bool:
     return torch.cuda.is_available() and has_vllm()
 
 
-def _by_vllm(model: str, end: list[int], prompts: list[list[int]], sampling: StudentSampling,
-             seed: int, engine: Mapping[str, Any]) -> list[list[int]]:
-    # A forked engine finds CUDA taken by this process, which has asked whether there is any.
+def _by_vllm(model: str, eos_token_ids: list[int], prompts: list[list[int]],
+             sampling: StudentSampling, seed: int, engine: Mapping[str, Any]) -> list[list[int]]:
+    # A forked engine would find CUDA initialised by this process.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import LLM, SamplingParams
 
     from pipeline.serving.engine_group import start_engines
 
     longest = max(map(len, prompts)) + sampling.max_tokens
-    given = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
-    llm = start_engines(LLM, {"model": model, "seed": seed, **given, **engine})
+    defaults = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
+    llm = start_engines(LLM, {"model": model, "seed": seed, **defaults, **engine})
     params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
-                            max_tokens=sampling.max_tokens, stop_token_ids=end)
+                            max_tokens=sampling.max_tokens, stop_token_ids=eos_token_ids)
     try:
         outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params)
     finally:
-        llm.llm_engine.engine_core.shutdown()      # else the next engine finds the memory taken
+        llm.llm_engine.engine_core.shutdown()      # frees the GPU's memory for the next engine
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def _by_transformers(model: str, end: list[int], prompts: list[list[int]],
+def _by_transformers(model: str, eos_token_ids: list[int], prompts: list[list[int]],
                      sampling: StudentSampling, seed: int,
                      engine: Mapping[str, Any]) -> list[list[int]]:
-    """Prompts of like length share a batch, so that padding stays small."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -89,14 +88,15 @@ def _by_transformers(model: str, end: list[int], prompts: list[list[int]],
     except (OSError, ValueError) as error:
         raise UserError(f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     student = student.to(device).eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))   # keeps padding small
     out: list[list[int]] = [[] for _ in prompts]
     with progress(f"sampling {model.rsplit('/', 2)[-2]}", len(prompts)) as advance:
         for start in range(0, len(order), BATCH):
-            chosen = order[start:start + BATCH]
-            rows = decode(student, [prompts[i] for i in chosen], max_tokens=sampling.max_tokens,
-                          temperature=sampling.temperature, top_p=sampling.top_p, end=end)
-            for index, row in zip(chosen, rows, strict=True):
+            batch = order[start:start + BATCH]
+            rows = decode(student, [prompts[i] for i in batch], max_tokens=sampling.max_tokens,
+                          temperature=sampling.temperature, top_p=sampling.top_p,
+                          eos_token_ids=eos_token_ids)
+            for index, row in zip(batch, rows, strict=True):
                 out[index] = row
-            advance(len(chosen))
+            advance(len(batch))
     return out

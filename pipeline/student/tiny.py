@@ -1,7 +1,6 @@
-"""The tiny student: a small Qwen3 from random weights with a tokenizer made for its corpus.
+"""Builds the tiny student: a random small Qwen3 and a tokenizer for its corpus.
 
-Saved as an ordinary Hugging Face checkpoint. Only for runs without a downloaded model: real
-students are named by hub id or folder and used as they are.
+Saved as an ordinary Hugging Face checkpoint, for runs without a downloaded model.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ END, PAD, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
 
 
 def build_tokenizer(texts: Iterable[str], size: int, chat_template: str):
-    """A fast tokenizer of at most `size` tokens whose decode(encode(text)) is `text` exactly.
+    """Build a fast, lossless tokenizer of at most `size` tokens.
 
-    A number is one token, and so is each stretch between two numbers that is frequent in `texts`;
-    anything else is spelt in UTF-8 bytes. The thinking tags are ordinary text: a trainer that
-    skips special tokens when it decodes must still see them.
+    A number is one token, and so is each piece between two numbers that is frequent in `texts`;
+    anything else is spelt in UTF-8 bytes.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    # The thinking tags are ordinary text, for trainers that decode without special tokens.
     special = [PAD, END, USER, ASSISTANT]
     known = special + [f"<0x{byte:02X}>" for byte in range(256)]
     known += [str(number) for number in range(100)]
@@ -46,12 +45,12 @@ _PIECE = r"\d+|</?think>\n*|\n+"
 
 
 def _pieces(text: str) -> list[str]:
-    """`text` as the tokenizer's pre-tokenizer cuts it."""
+    """Split `text` as the tokenizer's pre-tokenizer does."""
     return [piece for piece in re.split(f"({_PIECE})", text) if piece]
 
 
 def build_model(tokenizer, tiny: TinyModel, seed: int):
-    """A Qwen3ForCausalLM with random float32 weights, tied embeddings, and `tokenizer`'s ids."""
+    """Build a Qwen3ForCausalLM with random float32 weights and tied embeddings."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -71,7 +70,7 @@ def build_model(tokenizer, tiny: TinyModel, seed: int):
 
 def save_tiny(texts: Iterable[str], tiny: TinyModel, chat_template: str, seed: int,
               folder: Path) -> dict[str, int]:
-    """Build tokenizer and model, save both to `folder`; returns counts."""
+    """Save tokenizer and model to `folder`; returns counts."""
     from pipeline.progress import quiet_libraries
 
     quiet_libraries()
@@ -83,6 +82,6 @@ def save_tiny(texts: Iterable[str], tiny: TinyModel, chat_template: str, seed: i
 
 
 def resolve(folder: Path) -> str:
-    """The checkpoint a student, sft or rl folder stands for: its own `model/`, or a named one."""
+    """Return the checkpoint of a student, sft or rl folder: its `model/`, or a hub id or folder."""
     pointer = folder / "model.txt"
     return pointer.read_text(encoding="utf-8") if pointer.is_file() else str(folder / "model")

@@ -13,8 +13,7 @@ from pipeline.student.template import encode
 
 
 def bare_tokenizer(model: str | Path) -> Any:
-    """The tokenizer of a checkpoint folder or hub id as it is: a teacher that scores needs neither
-    a chat template nor an end of turn."""
+    """Load a tokenizer that need have neither chat template nor end of turn (a scoring teacher)."""
     from transformers import AutoTokenizer
 
     try:
@@ -24,13 +23,13 @@ def bare_tokenizer(model: str | Path) -> Any:
         raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
                         "name a checkpoint folder or a hub id you can reach") from None
     if not encode(tokenizer, "a"):
-        raise UserError(f"the tokenizer of {str(model)!r} knows no text; copy its tokenizer.json "
-                        "there too")
+        raise UserError(f"the tokenizer of {str(model)!r} encodes no text; copy its "
+                        "tokenizer.json there too")
     return tokenizer
 
 
 def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
-    """The tokenizer of a checkpoint folder or hub id, with `chat_template` in place of its own."""
+    """Load a student's tokenizer, with `chat_template` instead of its own if given."""
     tokenizer = bare_tokenizer(model)
     if chat_template is not None:
         try:
@@ -49,10 +48,8 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
 
 
 def check_hub(model: str) -> None:
-    """OSError where `model` is neither a folder nor cached and the hub takes no connection.
-
-    huggingface_hub would try twelve times in a minute, with two lines each; nothing sets that.
-    """
+    """Raise OSError if `model` is neither a folder nor cached and the hub is unreachable."""
+    # huggingface_hub would retry twelve times in a minute and print two lines each time.
     from huggingface_hub import constants, try_to_load_from_cache
 
     if (Path(model).exists() or constants.HF_HUB_OFFLINE or getproxies()
@@ -67,25 +64,24 @@ def check_hub(model: str) -> None:
 
 
 def check_vocabulary(teacher: Any, student: Any, name: str) -> None:
-    """Refuse tokenizers that give one id two meanings, or text tokens only one of them has.
+    """Raise UserError if an id has two meanings or only one tokenizer has a text token.
 
-    The width of the output matrices may differ (they are padded for speed), and so may special
-    tokens that only one side knows.
+    The output matrices' widths may differ (they are padded for speed), and special tokens too.
     """
     theirs, ours = teacher.get_vocab(), student.get_vocab()
     special = set(teacher.all_special_ids) | set(student.all_special_ids) | \
         set(teacher.added_tokens_decoder) | set(student.added_tokens_decoder)
-    back = {index: token for token, index in theirs.items()}
+    token_of = {index: token for token, index in theirs.items()}
     for token, index in sorted(ours.items(), key=lambda item: item[1]):
-        if theirs.get(token) != index and (index in back or index not in special):
-            _refuse(name, f"token {index} is {token!r} to the student and "
-                          f"{back.get(index)!r} to the teacher")
+        if theirs.get(token) != index and (index in token_of or index not in special):
+            raise _mismatch(name, f"token {index} is {token!r} to the student and "
+                                  f"{token_of.get(index)!r} to the teacher")
     for token, index in theirs.items():
         if token not in ours and index not in special:
-            _refuse(name, f"the student has no token {token!r}")
+            raise _mismatch(name, f"the student has no token {token!r}")
 
 
-def _refuse(name: str, why: str) -> None:
-    raise UserError(f"the vocabulary of teacher {name!r} is not the student's ({why}); set "
-                    "sft.method.type=sequence, take a teacher of the student's family, or train "
-                    "with TRL's GOLDTrainer, which aligns different vocabularies")
+def _mismatch(name: str, why: str) -> UserError:
+    return UserError(f"the vocabulary of teacher {name!r} is not the student's ({why}); set "
+                     "sft.method.type=sequence, use a teacher of the student's family, or train "
+                     "with TRL's GOLDTrainer, which aligns different vocabularies")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,10 +12,11 @@ from pydantic import Field, ValidationError
 from pipeline.config.load import Config
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.prompts import ROOT
 from pipeline.teacher.answer import Reply, Usage
 from pipeline.teacher.request import Job, prompt_bound
 
-PRICES = Path(__file__).resolve().parents[2] / "configs" / "prices.yaml"
+PRICES = ROOT / "configs" / "prices.yaml"
 
 
 class Price(Config):

@@ -1,1 +1,1 @@
-"""What SFT and GRPO share round TRL."""
+"""What SFT and GRPO share around TRL."""

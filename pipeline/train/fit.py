@@ -1,4 +1,4 @@
-"""What SFT and GRPO share round the library's trainers: arguments, guards, progress, resume."""
+"""Runs a trainer of TRL from the student's checkpoint to the saved model, and resumes it."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from safetensors import SafetensorError
 
 from pipeline.errors import UserError
 from pipeline.train import attention, checkpoints
-from pipeline.train.guard import Clock, Guard, bad_weights
+from pipeline.train.guard import Clock, Guard, non_finite_weight
 
 
 def load_student(model: str | Path, args: Any) -> Any:
-    """The model to train, by the trainer's model_init_kwargs, which are then used up; float32
-    unless they say otherwise."""
+    """Load the model to train with the trainer's model_init_kwargs, in float32 by default.
+
+    Raises UserError if its weights are missing or damaged, or if a package is missing.
+    """
     attention.register()
     settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
-    args.model_init_kwargs = None
+    args.model_init_kwargs = None       # TRL warns of them beside a loaded model
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
-    except (ImportError, OSError) as error:    # an attention not installed, weights not there
+    except (ImportError, OSError) as error:
         if getattr(error, "errno", None):
-            raise                   # the machine's fault, a full disk for one, and not the model's
-        raise UserError(f"{model} cannot be loaded so: {str(error).splitlines()[0]}") from None
+            raise                   # the machine's fault (a full disk), not the model's
+        raise UserError(f"cannot load {model} with these settings: "
+                        f"{str(error).splitlines()[0]}") from None
     except SafetensorError as error:
-        raise UserError(f"the weights of {model} are damaged ({error}); copy it anew") from None
+        raise UserError(f"the weights of {model} are damaged ({error}); copy it again") from None
 
 
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
-    """Train from the last whole checkpoint, save model and tokenizer to `out/model`.
-
-    train_seconds are those of every step, by the trainer's Clock.
-    """
+    """Train from the last complete checkpoint and save model and tokenizer to `out/model`."""
     trainer.remove_callback(transformers.PrinterCallback)
-    main = trainer.is_world_process_zero()
+    first = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
-        checkpoint = checkpoints.last_whole(out / "checkpoints")
-    if main and checkpoint:
-        print(f"{guard.label}: going on from {checkpoint.name}", file=sys.stderr)
-        _cut_log(guard.log, int(checkpoint.name.rsplit("-", 1)[1]))
-    elif main:
+        checkpoint = checkpoints.last_complete(out / "checkpoints")
+    if first and checkpoint:
+        print(f"{guard.label}: resuming from {checkpoint.name}", file=sys.stderr)
+        _truncate_log(guard.log, int(checkpoint.name.rsplit("-", 1)[1]))
+    elif first:
         guard.log.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()         # every process reads the log as it is now
     if not (checkpoint and _finished(trainer, checkpoint)):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if name := bad_weights(trainer.model):
+    if name := non_finite_weight(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
     clock = trainer.state.stateful_callbacks.get("Clock", Clock().state())
@@ -59,11 +59,9 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
 
 
 def _finished(trainer: Any, checkpoint: Path) -> bool:
-    """Whether `checkpoint` is of the last step; then the trainer has its weights.
-
-    transformers 5.17 would train a step more, as it looks for the end after each step only. Sharded
-    weights (FSDP, DeepSpeed) are loaded by its own loop alone, so there the step more remains.
-    """
+    """Whether `checkpoint` is of the last step; if so, load it into the trainer."""
+    # transformers 5.17 would train one step more, as it checks for the end after each step. Sharded
+    # weights (FSDP, DeepSpeed) are loaded only by its own loop, so for them the extra step remains.
     state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
             or state.global_step < state.max_steps):
@@ -74,10 +72,9 @@ def _finished(trainer: Any, checkpoint: Path) -> bool:
 
 
 def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:
-    """Write the trainer's current model and `tokenizer` to `folder`, as a stage hands them on.
+    """Write the trainer's current model and `tokenizer` to `folder`; every process waits for it.
 
-    Of a LoRA run that is the merged model, with the adapter in `folder`/adapter. Every process
-    waits until all is written.
+    A LoRA run writes the merged model, and the adapter to `folder`/adapter.
     """
     adapted = is_peft_model(trainer.model)
     saved = folder / "adapter" if adapted else folder
@@ -91,22 +88,19 @@ def save_student(trainer: Any, folder: Path, tokenizer: Any) -> None:
 
 
 def _merge(adapter: Path, folder: Path, width: int) -> None:
-    """Write an ordinary checkpoint of `adapter` and the model it was trained on to `folder`.
-
-    `width` is that of the output matrix in training, which a narrower teacher may have cut.
-    """
+    """Merge `adapter` into its base model, saved to `folder`."""
     from peft import PeftConfig, PeftModel
 
     name = str(PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path)
     base = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    if base.config.get_text_config().vocab_size != width:
+    if base.config.get_text_config().vocab_size != width:      # cut to a narrower teacher's width
         base.resize_token_embeddings(width)
     model: Any = PeftModel.from_pretrained(base, str(adapter))
     model.merge_and_unload().save_pretrained(folder)
 
 
-def _cut_log(log: Path, step: int) -> None:
-    """Drop the log lines past the checkpoint that the run goes on from, and a torn last one."""
+def _truncate_log(log: Path, step: int) -> None:
+    """Drop the log lines after `step`, and an incomplete last line."""
     if log.is_file():
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[-1:] == "}"]
         kept = [line for line in lines if json.loads(line)["step"] <= step]

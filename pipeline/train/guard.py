@@ -1,4 +1,4 @@
-"""Stops training on a NaN, and counts its seconds."""
+"""Stops training on values that are not finite, logs it and counts its seconds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.progress import progress
 from pipeline.train import checkpoints
 
 
-def bad_weights(model: Any) -> str | None:
-    """The name of the first parameter that holds a NaN or an infinity, or None."""
+def non_finite_weight(model: Any) -> str | None:
+    """Return the name of the first parameter with a NaN or an infinity, or None."""
     for name, weight in model.named_parameters():
         local = weight.to_local() if hasattr(weight, "to_local") else weight
         if not torch.isfinite(local).all():
@@ -29,10 +29,7 @@ def bad_weights(model: Any) -> str | None:
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Counts the seconds of training, which each checkpoint holds: a resumed run counts on.
-
-    Ends it after so many minutes where it is told any, so that two runs get the same time.
-    """
+    """Counts the seconds of training, kept in checkpoints, and ends it after `minutes` if given."""
 
     def __init__(self, minutes: float | None = None):
         self.minutes, self.start, self.spent = minutes, 0.0, 0.0
@@ -49,16 +46,16 @@ class Clock(TrainerCallback, ExportableState):
         state.stateful_callbacks["Clock"] = self.state()
         if self.minutes is None:
             return
-        late = [self.spent >= 60 * self.minutes]
-        broadcast_object_list(late)         # the first process's clock holds for all
-        if late[0]:
+        time_is_up = [self.spent >= 60 * self.minutes]
+        broadcast_object_list(time_is_up)           # the first process's clock decides for all
+        if time_is_up[0]:
             control.should_training_stop = True
 
 
 class Guard(TrainerCallback):
-    """Stops a run before bad weights are saved; marks checkpoints whole; shows and logs progress.
+    """Stops a run before weights that are not finite are saved; marks checkpoints complete.
 
-    Every logged value goes to log.jsonl. A trainer that can, checks each step's loss as well.
+    Shows progress and appends every logged value to `log`, a JSON Lines file.
     """
 
     def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool):
@@ -66,32 +63,32 @@ class Guard(TrainerCallback):
         self.zero_loss_is_wrong = zero_loss_is_wrong
         self.stack = ExitStack()
         self.advance: Any = lambda steps=1, note="": None
-        self.note, self.keep = "", 0
+        self.progress_note, self.save_total_limit = "", 0
 
     def on_init_end(self, args, state, control, **kwargs):
-        # The trainer would drop the older checkpoint before the newer is marked whole.
-        self.keep, args.save_total_limit = args.save_total_limit or 0, None
+        # The trainer would delete the older checkpoint before the newer is marked complete.
+        self.save_total_limit, args.save_total_limit = args.save_total_limit or 0, None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self._refuse(model, "are not finite before the first step; take another checkpoint")
+        self._check_weights(model, "before the first step; use another checkpoint")
         if state.is_world_process_zero:
             self.advance = self.stack.enter_context(progress(self.label, state.max_steps))
             self.advance(state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.advance(1, note=self.note)
+        self.advance(1, note=self.progress_note)
         if control.should_save:
-            self._refuse(model, f"are not finite after step {state.global_step}; the run is "
-                                "stopped and they are not saved. Lower the learning rate")
+            self._check_weights(model, f"after step {state.global_step}; the run is stopped and "
+                                       "they are not saved. Lower the learning rate")
 
     def on_save(self, args, state, control, **kwargs):
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
-            checkpoints.mark_whole(folder / f"checkpoint-{state.global_step}")
-            if self.keep > 0:
-                checkpoints.rotate(folder, self.keep)
+            checkpoints.mark_complete(folder / f"checkpoint-{state.global_step}")
+            if self.save_total_limit > 0:
+                checkpoints.rotate(folder, self.save_total_limit)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.stack.close()
@@ -101,7 +98,7 @@ class Guard(TrainerCallback):
         for key in ("loss", "grad_norm", "eval_loss"):
             if not math.isfinite(values.get(key, 0.0)):
                 self.stop(f"{key} is {values[key]} at step {state.global_step}; the run is stopped "
-                          "and not saved. Lower the learning rate, or look at that step's rows")
+                          "and not saved. Lower the learning rate, or check that step's rows")
         if self.zero_loss_is_wrong and values.get("loss") == 0.0:
             self.stop(f"the loss is exactly 0 at step {state.global_step}; no token is trained "
                       "(check the loss mask and precision)")
@@ -109,16 +106,17 @@ class Guard(TrainerCallback):
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         shown = ("loss", "reward", "completions/mean_length")
-        self.note = " ".join(f"{k.split('/')[-1]} {values[k]:.3g}" for k in shown if k in values)
+        self.progress_note = " ".join(f"{key.split('/')[-1]} {values[key]:.3g}"
+                                      for key in shown if key in values)
 
     def stop(self, sentence: str) -> None:
         """Close the progress bar and raise a UserError."""
         self.stack.close()
         raise UserError(f"{self.label}: {sentence}")
 
-    def _refuse(self, model: Any, sentence: str) -> None:
-        if name := bad_weights(model):
-            self.stop(f"weights {name} {sentence}")
+    def _check_weights(self, model: Any, sentence: str) -> None:
+        if name := non_finite_weight(model):
+            self.stop(f"weights {name} are not finite {sentence}")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Starts a training job in processes of its own, by `accelerate launch` on several GPUs or nodes.
 
-A job is a JSON file; what runs there is `python -m MODULE JOB.json`, once a process.
+Each process runs `python -m MODULE JOB.json`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.rl import RlJob
-from pipeline.config.sft import SftJob
+from pipeline.config.job import Job
 from pipeline.errors import UserError
 from pipeline.serving.disk import DiskFullGuard
 from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
 
 
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
-    """The accelerate command line: `options` under accelerate's own names, true ones bare.
-
-    Without options it is one process of plain Python.
-    """
+    """Build the accelerate command line from `options`, or plain Python's without options."""
     flags = []
     for name, value in options.items():
         if value is True:
@@ -38,8 +34,7 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse runtime.launch where accelerate does not take it, or where it needs a package that is
-    not there."""
+    """Raise UserError if accelerate does not accept runtime.launch or a package is missing."""
     if options.get("use_deepspeed") and not find_spec("deepspeed"):
         raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
                         "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
@@ -47,32 +42,30 @@ def check_options(options: Mapping[str, Any]) -> None:
         return
     from accelerate.commands.launch import launch_command_parser
 
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(said), redirect_stdout(io.StringIO()):
-            given = launch_command_parser().parse_args(command(options, ["train"])[3:])
-        wrong = given.training_script != "train" and f"a switch takes no {given.training_script}"
+        with redirect_stderr(stderr), redirect_stdout(io.StringIO()):
+            parsed = launch_command_parser().parse_args(command(options, ["train"])[3:])
+        fault = parsed.training_script != "train" and f"a switch takes no {parsed.training_script}"
     except SystemExit:
-        wrong = said.getvalue().rpartition("error: ")[2].strip() or "no training comes of it"
-    if wrong:
-        raise UserError(f"runtime.launch is not what accelerate takes ({wrong}); "
-                        "`accelerate launch --help` lists what it may hold")
+        fault = stderr.getvalue().rpartition("error: ")[2].strip() or "it would start no training"
+    if fault:
+        raise UserError(f"runtime.launch is not valid for accelerate ({fault}); "
+                        "`accelerate launch --help` lists its options")
 
 
 def run(line: list[str], environment: Mapping[str, str]) -> int:
-    """The exit code of the process `line`; all it has started ends with it, or with this one."""
+    """Run the process `line` and return its exit code; its children end with it or this process."""
     with process_group(line, environment) as process:
         return process.wait()
 
 
-def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
+def launch(job: Job, module: str, options: Mapping[str, Any],
            gpus: str | None = None) -> dict[str, Any]:
-    """Run `job` by `module` in the processes accelerate starts; returns its counts.
+    """Run `job` by `module` in accelerate's processes on `gpus` (all by default); returns counts.
 
-    `gpus` are the only ones it sees, by default all, and without `options` only the first: a single
-    process that sees several would spread each batch over them by threads. Every node of several
-    runs the same command with its own machine_rank. A UserError repeats what a process complained
-    of.
+    With several nodes each runs the same command with its own machine_rank. Raises UserError with
+    the message of a process that failed.
     """
     check_options(options)
     path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
@@ -80,11 +73,12 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
     for old in (failure, counts):
         old.unlink(missing_ok=True)
     names = visible_gpus() if gpus is None else gpus.split(",")
-    seen = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
-    # A colocated vLLM listens there; left to itself every run of a host tries the same few ports.
+    # Without options only the first: one process would spread each batch over several by threads.
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
+    # A colocated vLLM listens there; by default every run of a host tries the same few ports.
     port = {} if options else {"MASTER_PORT": str(free_port())}
     line = command(options, ["-m", module, str(path)])
-    code = run(line, {**port, **os.environ, **seen})
+    code = run(line, {**port, **os.environ, **visible})
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():
@@ -93,7 +87,7 @@ def launch(job: SftJob | RlJob, module: str, options: Mapping[str, Any],
 
 
 def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
-    """What a launched module does: `train` the job of `kind` that the command line names.
+    """Run `train` on the job of `kind` whose JSON file the command line names.
 
     The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
     """
@@ -105,6 +99,6 @@ def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None
                 (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     except UserError as error:
         print(error, file=sys.stderr)
-        with suppress(OSError):     # what it says may be that nothing more can be written
+        with suppress(OSError):     # the disk may be full
             (job.out / "failure.txt").write_text(str(error), encoding="utf-8")
         sys.exit(2)

@@ -11,17 +11,17 @@ from pipeline.errors import UserError
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The training log of a stage, one dict a logging step; [] where it keeps none."""
+    """Return the training log of a stage, one dict a logging step; [] without one."""
     return read_lines(folder / "log.jsonl")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; [] where there is none."""
+    """Return the objects of a JSON Lines file, [] without a file; raises UserError if not JSON."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise UserError(f"{path} holds a line that is not JSON ({error}); "
+        raise UserError(f"{path} has a line that is not JSON ({error}); "
                         "delete its folder to remake it") from None
 
 

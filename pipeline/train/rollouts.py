@@ -1,6 +1,6 @@
-"""How a trainer of TRL's samples from its student: by a lean colocated vLLM, or by student.decode.
+"""Samples a trainer's completions by a lean colocated vLLM or by student.decode.
 
-Neither changes the samples' distribution. Where settings are ones that neither knows, TRL samples.
+Both keep the sampling distribution; settings that neither supports fall back to TRL's generation.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from transformers import Trainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from pipeline.student.decode import decode
-from pipeline.train.attention import lays_end_to_end
+from pipeline.train.attention import uses_varlen_attention
 from pipeline.train.padding import rebalance
 from pipeline.train.weight_sync import engine_options, sync_weights
 
 
 class RolloutMixin(Trainer):
-    """Mixed into TRL's GRPOTrainer and DistillationTrainer.
-
-    `engine` holds options of vllm.LLM for a colocated engine, under its own names. A step's log
-    has generation_time beside step_time (seconds), and what else was `timed`.
-    """
+    """Mixed into TRL's GRPOTrainer and DistillationTrainer; `engine` are options of vllm.LLM."""
 
     model: Any
     _metrics: Any
@@ -40,21 +36,21 @@ class RolloutMixin(Trainer):
     top_p: float
     args: Any
 
-    def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **given: Any):
+    def __init__(self, *args: Any, engine: Mapping[str, Any] | None = None, **kwargs: Any):
         self._seconds: defaultdict[str, float] = defaultdict(float)
         with engine_options(engine or {}):
-            super().__init__(*args, **given)
+            super().__init__(*args, **kwargs)
 
     @contextmanager
     def timed(self, metric: str) -> Iterator[None]:
-        """Counts seconds of a step towards `metric`, which the log has beside step_time."""
-        begun = time.perf_counter()
+        """Add the block's seconds of a training step to `metric`, logged beside step_time."""
+        start = time.perf_counter()
         yield
         if self.model.training:
-            self._seconds[metric] += time.perf_counter() - begun
+            self._seconds[metric] += time.perf_counter() - start
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """TRL's; at the end of an update, what of its step_time the timed parts took."""
+        """Run TRL's step; logs the timed seconds at the end of an update."""
         times = self._metrics["train"]["step_time"]
         updates = len(times)
         loss = super().training_step(*args, **kwargs)
@@ -65,38 +61,40 @@ class RolloutMixin(Trainer):
         return loss
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """TRL's; the micro-batches of a fresh rollout are those that `arranged` makes of them."""
+        """Run TRL's rollout and arrange its micro-batches."""
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before:
             return inputs
-        self._buffered_inputs = self.arranged(self._buffered_inputs)
+        self._buffered_inputs = self.arrange(self._buffered_inputs)
         return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
-    def arranged(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The micro-batches' rows dealt out again, so that little or nothing is padded."""
+    def arrange(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Redistribute the rows over the micro-batches for little padding."""
         return rebalance(batches, self.without_padding())
 
     def without_padding(self) -> bool:
-        """Whether the student's attention knows samples laid end to end."""
-        return lays_end_to_end(self.accelerator.unwrap_model(self.model))
+        """Whether the student's attention takes samples end to end."""
+        return uses_varlen_attention(self.accelerator.unwrap_model(self.model))
 
     def colocated(self) -> bool:
         """Whether a vLLM engine in this process samples."""
         return self.args.use_vllm and self.args.vllm_mode == "colocate"
 
-    def decoded(self) -> bool:
-        """Whether the settings are ones that pipeline.student.decode knows."""
+    def decodes_itself(self) -> bool:
+        """Whether student.decode samples: in one process, with settings that it supports."""
         args = self.args
         return bool(not args.use_vllm and self.accelerator.num_processes == 1 and not args.top_k
                     and args.min_p is None and args.repetition_penalty == 1.0
                     and not args.generation_kwargs and self.max_completion_length
                     and not getattr(args, "use_transformers_continuous_batching", False))
 
-    def sampled(self, prompts: list[list[int]], group: int = 1) -> tuple[list[list[int]], Any]:
-        """(completions as token ids, the engine's log-probabilities of them if it made any).
+    def sample_completions(self, prompts: list[list[int]], group: int = 1,
+                           batch: int | None = None) -> tuple[list[list[int]], Any]:
+        """Return (completions as token ids, the engine's log-probabilities or None).
 
-        `group` completions of one prompt stand in a row, the prompt with each.
+        A prompt is repeated for each of its `group` completions, which are consecutive. Without
+        vLLM, `batch` rows (default all) are sampled at once.
         """
         if self.args.use_vllm:
             if self.state.global_step != self._last_loaded_step:
@@ -104,17 +102,20 @@ class RolloutMixin(Trainer):
                 self._last_loaded_step = self.state.global_step
             return self.vllm_generation.generate(prompts, None, group)[1:3]
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
+        step = batch or max(1, len(prompts))
+        rows: list[list[int]] = []
         # A checkpointing model in train mode drops the cache, and with it all but the last token.
         with disable_gradient_checkpointing(model, self.args.gradient_checkpointing_kwargs):
-            return decode(model, prompts, max_tokens=self.max_completion_length,
-                          temperature=self.temperature, top_p=self.top_p,
-                          end=list(self.eos_token_ids)), None
+            for start in range(0, len(prompts), step):
+                rows += decode(model, prompts[start:start + step],
+                               max_tokens=int(self.max_completion_length),
+                               temperature=self.temperature, top_p=self.top_p,
+                               eos_token_ids=list(self.eos_token_ids))
+        return rows, None
 
-    def make_no_logprobs(self) -> None:
-        """From now on the engine makes neither log-probabilities nor text, unless `stop` reads it.
-
-        Their objects cost vLLM half of a rollout's time.
-        """
-        given = self.vllm_generation.generation_kwargs
-        self.vllm_generation.generation_kwargs = {"detokenize": "stop" in given, **given}
+    def disable_logprobs(self) -> None:
+        """Turn off the engine's log-probabilities, and its text unless `stop` needs it."""
+        # Their objects cost vLLM half of a rollout's time.
+        kwargs = self.vllm_generation.generation_kwargs
+        self.vllm_generation.generation_kwargs = {"detokenize": "stop" in kwargs, **kwargs}
         self.vllm_generation.logprobs = None

@@ -10,8 +10,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.rl import phases
-from pipeline.train import launch
-from stages import make
+from stages import make, rl
 from tests.rl.test_process_reward import classifier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +23,7 @@ RECIPES = ["countdown-qwen-0.5b", "deepscaler-1.5b", "language-qwen-0.5b", "r1-z
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_made_tiny_runs_and_logs_its_curves(tmp_path, monkeypatch, capsys, recipe):
     # Phases one after the other as ever, but in this process, which has its libraries already.
-    monkeypatch.setattr(launch, "launch", lambda job, module, options: phases.train(job))
+    monkeypatch.setattr(rl, "launch", lambda job, module, options: phases.train(job))
     monkeypatch.chdir(tmp_path)
     classifier(tmp_path / "prm", "Token", 2)
     more = {"deepscaler-1.5b": [PHASES], "r1-zero-qwen-0.5b": PRM}.get(recipe, [])

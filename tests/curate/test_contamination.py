@@ -12,6 +12,7 @@ from pipeline.curate.contamination import Evaluation, contamination
 from pipeline.errors import UserError
 from pipeline.problems.sources import load_rows
 from stages import evaluate, prepare
+from stages.graph import STAGES
 
 LONG = ("The points $(9, -5)$ and $(-3, -1)$ are the endpoints of a diameter of a circle. "
         "What is the sum of the coordinates of the center of the circle?")
@@ -195,6 +196,6 @@ def test_an_evaluation_set_may_have_its_own_columns_and_is_named_once(tmp_path):
     config = PrepareConfig(problems=train, decontaminate=[entry])
     assert left_of(config) == ([TINY], {"other/other-0"})
     experiment = SimpleNamespace(prepare=config)
-    assert prepare.STAGE.files(experiment) == (tmp_path / "train.jsonl", other)
+    assert STAGES["prepare"].files(experiment) == (tmp_path / "train.jsonl", other)
     with pytest.raises(UserError, match="twice"):
         left_of(PrepareConfig(problems=train, decontaminate=[entry, str(other)]))

@@ -7,7 +7,6 @@ from typing import get_args
 import polars as pl
 import pytest
 
-import pipeline.judge.table
 from pipeline import tables
 from pipeline.config import filter
 from pipeline.config.filter import FilterConfig
@@ -207,7 +206,7 @@ def test_nothing_kept_is_one_sentence_that_says_why():
     {"keep": "tokns < 3"}, {"keep": "tokens"}, {"language": "klingon"}])
 def test_a_config_that_cannot_work_is_refused_before_any_work(settings):
     with pytest.raises(UserError):
-        stage.STAGE.check(SimpleNamespace(filter=FilterConfig(**settings)))
+        stage.check(SimpleNamespace(filter=FilterConfig(**settings)))
 
 
 RUNTIME = SimpleNamespace(judge_workers=1)
@@ -230,7 +229,7 @@ def artifacts(tmp_path, monkeypatch):
         return batch.with_columns(*(pl.Series(n, [r[n] for r in said]) for n in names),
                                   pass_rate=pl.lit(0.0))
 
-    monkeypatch.setattr(pipeline.judge.table, "judge_traces", judge)
+    monkeypatch.setattr(stage, "judge_traces", judge)
     problems = [{"problem_id": f"p{i}", "problem": "12 + 30?", "answer": "42", "kind": "math",
                  "source": "s", "split": "problems", "meta": "{}"} for i in range(20)]
     inputs = {"prepare": tmp_path / "prepare", "generate": tmp_path / "generate"}
@@ -268,7 +267,7 @@ def test_the_preview_counts_what_the_run_then_keeps_and_can_use_earlier_verdicts
     table = stage.preview(experiment, inputs)
     counts = stage.run(experiment, inputs, tmp_path / "out")
     assert table.filter(what="kept")["traces"].item() == counts["kept"]
-    monkeypatch.setattr(pipeline.judge.table, "judge_traces", None)
+    monkeypatch.setattr(stage, "judge_traces", None)
     assert stage.preview(experiment, {**inputs, "filter": tmp_path / "out"}).equals(table)
 
 

@@ -13,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
 from pipeline.problems.sources import evaluation_sets, short_names
 from stages import evaluate
+from stages.graph import STAGES
 
 
 def rows(table):
@@ -85,8 +86,8 @@ def test_a_score_of_answers_that_mostly_did_not_end_says_so():
 
     score = {"avg": 0.5, "ci_low": 0.4, "ci_high": 0.6, "cut_off": 0.2}
     assert summary({"scores": {"sft": {"gsm8k": score}}}) == "sft gsm8k 50.0 [40.0, 60.0]"
-    endless = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
-    assert "76% of sft's answers on gsm8k did not end" in endless and "max_tokens" in endless
+    said = summary({"scores": {"sft": {"gsm8k": {**score, "cut_off": 0.76}}}})
+    assert "76% of sft's answers on gsm8k were truncated" in said and "max_tokens" in said
 
 
 def default(*overrides):
@@ -131,6 +132,6 @@ def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
             "answer_pattern: '#### (.+)'}"
     experiment = default(f"evaluate.benchmarks=[{entry}]")
     evaluate.check(experiment)
-    assert path in evaluate.files(experiment)
+    assert path in STAGES["evaluate"].files(experiment)
     row, = evaluate._benchmarks(experiment, {})["own"]
     assert (row["problem"], row["answer"]) == ("1+1?", "2")

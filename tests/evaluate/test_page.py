@@ -17,7 +17,8 @@ from pipeline.config.evaluate import ReportConfig
 from pipeline.errors import UserError
 from pipeline.evaluate import examples, numbers, plots
 from pipeline.evaluate.page import duration, funnel, headline
-from stages.report import STAGE
+from stages import report
+from stages.graph import STAGES
 
 ATTACK = '</pre><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig())
@@ -28,9 +29,9 @@ def made_report(root, leave_out=(), **run):
     folders = {k: v for k, v in made_run(root, **run).items() if k not in leave_out}
     out = root / "report-key.partial"
     out.mkdir()
-    counts = STAGE.run(EXPERIMENT, folders, out)
+    counts = report.run(EXPERIMENT, folders, out)
     final = out.rename(root / "report-key")
-    assert str(final / "report.html") in STAGE.summary(counts)
+    assert str(final / "report.html") in report.summary(counts)
     page = (final / "report.html").read_text(encoding="utf-8")
     return json.loads((final / "numbers.json").read_text(encoding="utf-8")), page, final
 
@@ -113,7 +114,7 @@ def test_the_alarms_of_refinement_stand_on_the_page_as_text(tmp_path):
             file.write(json.dumps({"step": step, "kind": "made", "alarm": said}) + "\n")
     out = tmp_path / "report"
     out.mkdir()
-    STAGE.run(EXPERIMENT, folders, out)
+    report.run(EXPERIMENT, folders, out)
     page = (out / "report.html").read_text()
     assert "the KL divergence is &lt;b&gt;high" in page and "step 50" in page
     assert Tags(page).open == []
@@ -140,7 +141,7 @@ def test_a_model_of_which_something_or_nothing_could_be_judged_is_said_to_be_so(
     path.write_text(json.dumps(scores))
     out = tmp_path / "out"
     out.mkdir()
-    STAGE.run(EXPERIMENT, folders, out)
+    report.run(EXPERIMENT, folders, out)
     page = (out / "report.html").read_text()
     assert "none of its 240 completions could be judged" in page
     assert page.count("not judged:") == 1 and "without 5 not judged: 59 problems, k = 3" in page
@@ -154,7 +155,7 @@ def test_a_broken_input_is_one_sentence_that_names_the_file(tmp_path):
         whole = path.read_bytes()
         path.write_bytes(whole[:len(whole) // 2])
         with pytest.raises(UserError, match=re.escape(file)) as error:
-            STAGE.run(EXPERIMENT, folders, tmp_path)
+            report.run(EXPERIMENT, folders, tmp_path)
         assert "\n" not in str(error.value)
         path.write_bytes(whole)
 
@@ -173,7 +174,7 @@ def test_sample_problems_follow_the_rule_and_never_repeat():
 def test_a_very_long_trace_keeps_its_head_and_its_tail():
     text = "head" + "x" * 1_000_000 + "tail"
     short = examples.shorten(text)
-    assert len(short) < 1.01 * examples.LONGEST
+    assert len(short) < 1.01 * examples.COMPLETION_CHARS
     assert short.startswith("head") and short.endswith("tail") and "980,008 characters" in short
 
 
@@ -220,7 +221,7 @@ def test_durations_read_as_people_say_them():
 
 def test_stages_that_no_model_needs_are_not_run():
     def needed(models, start="sft"):
-        return set(STAGE.needs(SimpleNamespace(evaluate=SimpleNamespace(models=models),
+        return set(STAGES["report"].needs(SimpleNamespace(evaluate=SimpleNamespace(models=models),
                                                rl=SimpleNamespace(start=start))))
 
     assert {"pack", "sft", "rl"} <= needed(["rl"])

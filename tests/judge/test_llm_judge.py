@@ -10,8 +10,7 @@ from pipeline import tables as records
 from pipeline.config.filter import FilterConfig
 from pipeline.config.teacher import JudgeRuntime
 from pipeline.errors import UserError
-from pipeline.evaluate.numbers import judged as judged_columns
-from pipeline.evaluate.numbers import trace_counts
+from pipeline.evaluate.numbers import judged_columns, trace_counts
 from pipeline.evaluate.page import funnel, llm_share
 from pipeline.judge import check_gold, judge
 from pipeline.judge.llm import LLMJudge, plain, presentable
@@ -64,7 +63,7 @@ def test_the_filter_asks_what_the_rules_leave_open_and_only_once(inputs, tmp_pat
     assert counts["llm_judge"]["asked"] == 2 and again["llm_judge"]["asked"] == 0
     assert counts["llm_judge"]["cost_usd"] == again["llm_judge"]["cost_usd"] > 0
     assert counts["llm_judge"]["share"] == pytest.approx(1 / 3)
-    said = stage.STAGE.summary(counts)
+    said = stage.summary(counts)
     assert "LLM judge decided 1" in said and said.endswith("; $0.7500 of teacher for each kept")
     told = llm_share({"stages": {"filter": {"counts": counts}}})
     assert "left 2 traces open; the LLM judge decided 1, 33.3" in told

@@ -11,8 +11,7 @@ from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.problems import PrepareConfig
 from pipeline.errors import UserError
-from pipeline.evaluate.numbers import judged as judged_columns
-from pipeline.evaluate.numbers import trace_counts
+from pipeline.evaluate.numbers import judged_columns, trace_counts
 from pipeline.evaluate.page import funnel
 from pipeline.judge import Judgement, JudgePool, Problem
 from pipeline.judge.table import votes
@@ -79,7 +78,7 @@ def test_majority_verdicts_are_counted_apart_and_shown_apart(filtered):
     bare = counts["without_gold"]
     assert (bare["problems"], bare["agreed"], bare["kept"]) == (5, 2, 6)
     assert bare["verdicts"]["correct"] == 6
-    assert "2 of 5 problems without a gold" in stage.STAGE.summary(counts)
+    assert "2 of 5 problems without a gold" in stage.summary(counts)
     traces = trace_counts(judged_columns(root / "out"))
     assert traces["verdicts"]["correct"] == 3
     assert funnel(traces)[-1] | {"name": ""} == {"name": "", "count": 6, "start": 0.0,

@@ -88,7 +88,8 @@ def test_rollouts_of_a_checkpointing_model_see_what_was_said_before(tmp_path):
     got, _ = made._generate_single_turn(asked, None)
     assert made.model.is_gradient_checkpointing and made.model.training
     made.model.eval()
-    assert got == decode(made.model, asked, max_tokens=12, temperature=0, end=made.eos_token_ids)
+    assert got == decode(made.model, asked, max_tokens=12, temperature=0,
+                         eos_token_ids=made.eos_token_ids)
 
 
 def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkeypatch):
@@ -100,7 +101,8 @@ def test_the_trimmed_loss_and_its_gradient_equal_the_whole_ones(tmp_path, monkey
         made.train()
         return weights(made)
 
-    torch.testing.assert_close(run(grpo.trim_padding), run(lambda inputs: inputs), atol=1e-6, rtol=0)
+    trimmed, whole = run(grpo.trim_padding), run(lambda inputs: inputs)
+    torch.testing.assert_close(trimmed, whole, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo"])

@@ -165,7 +165,7 @@ def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
     ("rl.lora={rank: 4}", "rl.lora"), ("rl.server={}", "go together"),
     ("rl.server_gpus=1", "go together"), ("rl.lora={r: 0}", "rl.lora.r=0 must be above 0"),
     ("rl.rewards.acuracy=1", "names 'acuracy'; there are accuracy,"),
-    ("rl.trainer.output_dir=elsewhere", "rl.trainer.output_dir: .* leave this out"),
+    ("rl.trainer.output_dir=elsewhere", "rl.trainer.output_dir: .* remove this key"),
     ("rl.trainer.beta=abc", "rl.trainer.beta='abc' should be a valid number"),
     ("rl.trainer.temperature=-1", "temperature=-1.0 must be above 0"),
     ("rl.trainer.max_steps=0", "max_steps=0 must be above 0")])
@@ -182,7 +182,7 @@ def test_a_run_with_vllm_is_refused_before_it_starts_where_there_is_none(overrid
     monkeypatch.setattr(rl, "has_vllm", lambda: False)
     server = ["rl.server={}", "rl.server_gpus='1'"] if "2}" in override else []
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override, *server])
-    with pytest.raises(UserError, match=r"limbeck\[vllm\]"):
+    with pytest.raises(UserError, match=r"not installed; run pip install '\.\[vllm\]'"):
         rl.check(experiment)
 
 

@@ -46,8 +46,8 @@ class Engine:
     def generate(self, prompts, images, num_generations, profiler=None):
         fresh = all(map(torch.equal, self.weights, self.model.parameters()))
         self.calls.append((fresh, num_generations, self.logprobs, self.generation_kwargs))
-        rows = decode(self.model, prompts, end=[self.model.generation_config.eos_token_id],
-                      **self.sampling)
+        rows = decode(self.model, prompts, **self.sampling,
+                      eos_token_ids=[self.model.generation_config.eos_token_id])
         logprobs = None if self.logprobs is None else [
             self.scored(*pair) for pair in zip(prompts, rows, strict=True)]
         return prompts, rows, logprobs, None

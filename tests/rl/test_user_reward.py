@@ -91,7 +91,8 @@ def test_an_edited_reward_is_read_anew():
     ("def own(completions): ...", ["own.py:own"], "unexpected keyword argument"),
     ("def accuracy(**given): ...", ["own.py:accuracy"], "the name of another reward, 'accuracy'"),
     ("def process(**given): ...", ["own.py:process"], "the name of another reward, 'process'"),
-    ("def own(**given): ...", ["own.py:own", "./own.py:own"], "own.py:own has the name of another reward, 'own'"),
+    ("def own(**given): ...", ["own.py:own", "./own.py:own"],
+     r"\./own.py:own has the name of another reward, 'own'"),
     ("", ["own.py"], "rl.rewards names 'own.py'; there are accuracy, .*path/to/file.py:function")])
 def test_a_reward_that_cannot_be_had_is_refused_before_the_run(text, keys, said):
     if text is not None:

@@ -8,7 +8,15 @@ import math
 import pytest
 import torch
 
-from pipeline.sft.divergence import Dense, LossWeights, TopK, distillation_loss
+from pipeline.errors import UserError
+from pipeline.sft.divergence import (
+    DIVERGENCES,
+    Dense,
+    LossWeights,
+    TopK,
+    check_beta,
+    distillation_loss,
+)
 
 N, H, V = 13, 16, 60
 BETAS, TEMPERATURES = (0.0, 0.1, 0.5, 0.9, 1.0), (0.5, 1.0, 2.0)
@@ -90,7 +98,7 @@ def test_what_top_k_loses_is_the_rests_mass_times_the_divergence_inside_it():
         kept = torch.zeros_like(s, dtype=torch.bool).scatter(1, signal.ids, True)
         tails = [torch.log_softmax(x.masked_fill(kept, -math.inf), -1) for x in (s, t)]
         inside = torch.where(kept, 0.0, tails[1].exp() * (tails[1] - tails[0])).sum(-1)
-        lost = (signal.rest.exp() * inside).sum()
+        lost = (signal.tail_logprob.exp() * inside).sum()
         assert abs(dense - sparse - lost) < 1e-4 and lost >= 0
 
 
@@ -101,6 +109,33 @@ def test_a_student_of_another_padded_width_learns_over_its_own_outcomes(width):
     theirs = torch.cat([theirs, torch.full((N, max(0, width - V)), -math.inf)], 1)[:, :width]
     expected = dense_loss(hidden @ weight.T, labels, theirs, LossWeights(0.0))
     assert_same(hidden, weight, labels, Dense(states, teacher), expected, LossWeights(0.0))
+
+
+def test_a_divergence_of_ones_own_is_a_function_and_a_line_and_is_chosen_by_its_name(monkeypatch):
+    def squared_distance(s, t):
+        """sum (p - q)^2 / 2."""
+        p, gap = s.exp(), s.exp() - t.exp()
+        return 0.5 * gap.square().sum(-1), p * (gap - (p * gap).sum(-1, keepdim=True))
+
+    with pytest.raises(UserError, match=r"beta=squared is not a divergence.*forward_kl.*jsd"):
+        check_beta("squared", online=False)
+    monkeypatch.setitem(DIVERGENCES, "squared", squared_distance)
+    check_beta("squared", online=False)
+    with pytest.raises(UserError, match=r"source\.type=offline"):
+        check_beta("squared", online=True)
+    hidden, weight, labels, states, teacher = setup()
+    p, q = (torch.softmax(x.double(), -1) for x in (hidden @ weight.T, states @ teacher.T))
+    assert_same(hidden, weight, labels, top_k(states @ teacher.T, V),
+                0.5 * (p - q).square().sum(), LossWeights("squared"))
+
+
+@pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0), ("reverse_kl", 1), ("jsd", 0.5)])
+def test_numbers_choose_among_the_named_divergences(name, beta):
+    hidden, weight, labels, states, teacher = setup()
+    by_name, by_number = (distillation_loss(hidden, weight, None, labels,
+                                            top_k(states @ teacher.T, 5), LossWeights(chosen))[0]
+                          for chosen in (name, beta))
+    assert by_name == by_number
 
 
 def test_chunks_change_nothing():

@@ -22,6 +22,7 @@ from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.teacher import TraceStore, generate
 from stages import logits as scoring
+from stages.graph import STAGES
 from tests.fault_server import Answer, FaultServer, completion
 
 K = 8
@@ -114,7 +115,7 @@ def scored(tiny, endpoint, folder):
 @pytest.mark.parametrize("by_id", [False, True])
 def test_what_the_endpoint_said_equals_what_the_model_gives(tiny, exact, by_id, tmp_path):
     experiment, inputs = scored(tiny, Endpoint(tiny, exact, by_id), tmp_path)
-    scoring.STAGE.check(experiment)
+    scoring.check(experiment)
     scorer = scoring._from_traces(experiment, inputs, load_tokenizer(tiny / "tokenizer"))
     samples, named, tokens = samples_of(tiny), 0.0, 0
     with torch.no_grad():
@@ -129,13 +130,14 @@ def test_what_the_endpoint_said_equals_what_the_model_gives(tiny, exact, by_id, 
                                   strict=True))
                 assert set(found) - {token} <= set(wanted) and token in found
                 assert all(abs(logp - wanted.get(i, logp)) < 1e-5 for i, logp in found.items())
-                assert abs(np.exp(list(found.values())).sum() + np.exp(ours.rest[row]) - 1) < 1e-5
+                tail = np.exp(ours.tail_logprob[row])
+                assert abs(np.exp(list(found.values())).sum() + tail - 1) < 1e-5
                 named += len(set(found) & set(wanted)) / K
                 tokens += 1
             if not by_id:
                 assert ours.ids[-1, 0] == ids[-1] and ours.logps[-1, 0] == 0
     assert named == tokens if by_id else named > 0.6 * tokens   # bytes alone have no text
-    counts = scoring.STAGE.run(experiment, inputs, inputs["logits"])
+    counts = scoring.run(experiment, inputs, inputs["logits"])
     assert counts["loss_tokens"] == sum(len(places) for _, places in samples)
     job = tiny_sft.job(tiny, tmp_path / "out", {"method": {"type": "logits"}}, max_steps=2)
     assert trainer.train(job.model_copy(update={"logits": inputs["logits"]}))["steps"] == 2
@@ -179,7 +181,7 @@ def test_other_tokens_than_the_students_are_refused_with_the_remedy(spoil, why, 
     endpoint.spoil = spoil
     experiment, inputs = scored(tiny, endpoint, tmp_path)
     with pytest.raises(UserError, match=f"sum-0#0 .*{why}.*sft.method.type=sequence"):
-        scoring.STAGE.run(experiment, inputs, inputs["logits"])
+        scoring.run(experiment, inputs, inputs["logits"])
 
 
 def test_traces_as_a_scorer_need_the_option_that_stores_them():
@@ -191,5 +193,5 @@ def test_traces_as_a_scorer_need_the_option_that_stores_them():
                 update={"sampling": Sampling(top_logprobs=5)}),
             logits=LogitsConfig(scorer={"type": "traces"}, **settings))
         with pytest.raises(UserError, match=said):
-            scoring.STAGE.check(experiment)
-    assert scoring.STAGE.needs(experiment) == ("student", "pack", "prepare", "filter")
+            scoring.check(experiment)
+    assert STAGES["logits"].needs(experiment) == ("student", "pack", "prepare", "filter")

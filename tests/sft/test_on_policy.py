@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.sft import SftConfig
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
-from pipeline.sft.on_policy import prompts_of, same_width
+from pipeline.sft.on_policy import cut_to_same_width, unique_prompts
 from pipeline.student.template import prompt_ids
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import load_tokenizer
@@ -62,11 +62,11 @@ def test_the_loss_is_watched_on_prompts_that_are_not_trained_on(teacher, tmp_pat
     losses = logged(done.out, "eval_loss")
     assert len(losses) == 4 and losses[-1] < losses[0]
     trainer, _, _ = sft.make_trainer(done)
-    asked, watched = ([tuple(row["prompt"]) for row in rows]
-                      for rows in (trainer.train_dataset, trainer.eval_dataset))
-    assert (counts["rows"], counts["held_out"]) == (len(asked), len(watched))
-    assert watched and not set(asked) & set(watched)
-    assert len(asked) + len(watched) == len(prompts_of(trainer.rows))
+    asked, held_out = ([tuple(row["prompt"]) for row in rows]
+                       for rows in (trainer.train_dataset, trainer.eval_dataset))
+    assert (counts["rows"], counts["held_out"]) == (len(asked), len(held_out))
+    assert held_out and not set(asked) & set(held_out)
+    assert len(asked) + len(held_out) == len(unique_prompts(trainer.rows))
 
 
 def test_the_prompts_are_the_rows_own_tokens_once_each(tiny, tmp_path):
@@ -74,12 +74,12 @@ def test_the_prompts_are_the_rows_own_tokens_once_each(tiny, tmp_path):
     tokenizer = load_tokenizer(tiny / "tokenizer")
     wanted = [prompt_ids(tokenizer, [{"role": "user", "content": p}])
               for p, *_ in tiny_sft.sums(32)]
-    assert [found["prompt"] for found in prompts_of(rows)] == wanted
-    blocks = prompts_of(read_rows(packed(tiny, tmp_path) / "rows.parquet"))
+    assert [found["prompt"] for found in unique_prompts(rows)] == wanted
+    blocks = unique_prompts(read_rows(packed(tiny, tmp_path) / "rows.parquet"))
     assert [found["prompt"] for found in blocks] == wanted
     assert [found["row"] for found in blocks] == [i // 4 for i in range(32)]
     rows.labels[3] = np.where(np.arange(len(rows.ids[3])) > 0, rows.ids[3], IGNORED)
-    assert len(prompts_of(rows)) == 31
+    assert len(unique_prompts(rows)) == 31
 
 
 def test_answers_may_be_as_long_as_the_longest_row_unless_a_limit_is_given(tiny, teacher, tmp_path):
@@ -121,7 +121,7 @@ def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, te
     assert torch.allclose(trainer.teacher_model(ids).logits, before, atol=1e-6)
     wide.resize_token_embeddings(len(tokenizer) - 5)
     with pytest.raises(UserError, match="GOLDTrainer"):
-        same_width(trainer.model, wide, tokenizer)
+        cut_to_same_width(trainer.model, wide, tokenizer)
     other = tiny_sft.build(tmp_path / "other", rows=64, seed=1)
     vocabulary = json.loads((other / "model/tokenizer.json").read_text())
     vocabulary["model"]["vocab"] = {
@@ -193,11 +193,11 @@ def test_leaving_out_padding_and_dealing_rows_out_again_changes_no_update(
                       **trainer))
         return load_file(tmp_path / name / "model/model.safetensors")
 
-    monkeypatch.setattr(RolloutMixin, "sampled", answers)
+    monkeypatch.setattr(RolloutMixin, "sample_completions", answers)
     ours = [trained("padded"), trained("end_to_end", model_init_kwargs={
         "attn_implementation": "limbeck_varlen"})]
-    monkeypatch.setattr("pipeline.train.rollouts.dealt", lambda batches, mixed: batches)
-    monkeypatch.setattr("pipeline.sft.on_policy.trimmed", lambda inputs: inputs)
+    monkeypatch.setattr("pipeline.train.rollouts.rebalance", lambda batches, free: batches)
+    monkeypatch.setattr("pipeline.sft.on_policy.trim_padding", lambda inputs: inputs)
     theirs, start = trained("theirs"), load_file(tiny / "model/model.safetensors")
     assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in theirs)
     for weights in ours:

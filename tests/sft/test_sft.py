@@ -22,9 +22,9 @@ from pipeline.config.experiment import Runtime
 from pipeline.config.sft import SftConfig
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
-from pipeline.student.token_rows import IGNORED, Collator, held_out, read_rows
+from pipeline.student.token_rows import IGNORED, Collator, held_out_problems, read_rows
 from pipeline.train import attention, checkpoints, launch
-from stages.sft import STAGE
+from stages import sft as stage
 
 MODULE = "pipeline.sft.trainer"
 
@@ -86,7 +86,7 @@ def test_attention_made_for_samples_end_to_end_gets_them_unless_told(tmp_path, k
 
 def test_a_sample_does_not_see_its_neighbour_in_a_block(tiny, tmp_path):
     rows = read_rows(packed(tiny, tmp_path) / "rows.parquet")
-    batch = Collator(rows, 0, flat=True)([{"row": 0}])
+    batch = Collator(rows, 0, padding_free=True)([{"row": 0}])
     model = AutoModelForCausalLM.from_pretrained(tiny / "model").eval()
     bounds = np.cumsum([0, *rows.lengths[0]])
     fed = {"position_ids": batch["position_ids"], "use_cache": False}
@@ -169,7 +169,7 @@ def test_positions_that_restart_mark_samples_as_lengths_do(tiny, tmp_path):
 def test_the_end_of_turn_is_trained_whatever_the_padding_token_is(tiny, pad):
     tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
     rows = read_rows(tiny / "rows.parquet")
-    collator = Collator(rows, tokenizer.convert_tokens_to_ids(pad), flat=False)
+    collator = Collator(rows, tokenizer.convert_tokens_to_ids(pad), padding_free=False)
     batch = collator([{"row": i} for i in range(16)])
     ends = (batch["labels"] == tokenizer.eos_token_id).sum(1)
     assert ends.tolist() == [1] * 16
@@ -206,7 +206,7 @@ def problems_trained(trainer, dataset):
         index = example["row"]
         of_token = np.repeat(rows.problems[index], rows.lengths[index])
         found.update(of_token[bearing].tolist())
-        assert len(batch.get("target_rest", of_token[bearing])) == bearing.sum()
+        assert len(batch.get("target_tail_logprob", of_token[bearing])) == bearing.sum()
     return found
 
 
@@ -214,24 +214,24 @@ def problems_trained(trainer, dataset):
 def test_held_out_problems_are_not_trained_on_and_no_token_is_lost(spread, tmp_path, per_block):
     folder = packed(spread, tmp_path, per_block) if per_block else spread
     trainer, _, _ = sft.make_trainer(tiny_sft.job(folder, tmp_path / "out", {"held_out": 64}))
-    trained, watched = (problems_trained(trainer, part)
-                        for part in (trainer.train_dataset, trainer.eval_dataset))
-    assert len(watched) in (2, 3) and not trained.keys() & watched.keys()
-    assert len(trained) + len(watched) == 160
+    trained, held_out = (problems_trained(trainer, part)
+                         for part in (trainer.train_dataset, trainer.eval_dataset))
+    assert len(held_out) in (2, 3) and not trained.keys() & held_out.keys()
+    assert len(trained) + len(held_out) == 160
     mask = pl.read_parquet(spread / "rows.parquet")["completion_mask"].explode()
-    assert trained.total() + watched.total() == mask.sum()
+    assert trained.total() + held_out.total() == mask.sum()
 
 
 def test_held_out_rows_are_whole_problems_and_few(tiny, spread, capsys):
     rows = read_rows(tiny / "rows.parquet")
     many = rows.__class__(*([*column, *column, *column, *column] for column in
                             vars(rows).values()))
-    away = held_out(many, 64)
-    assert len(away) == 1 and sum(p[0] in away for p in many.problems) == 4
-    assert held_out(rows, 0) == set() and not capsys.readouterr().err
+    chosen = held_out_problems(many, 64)
+    assert len(chosen) == 1 and sum(p[0] in chosen for p in many.problems) == 4
+    assert held_out_problems(rows, 0) == set() and not capsys.readouterr().err
     large = [["large"]] * 60 + rows.problems
-    assert held_out(replace(rows, problems=large), 64).isdisjoint({"large"})
-    assert held_out(replace(rows, problems=[["large"]] * 60), 64) == set()
+    assert held_out_problems(replace(rows, problems=large), 64).isdisjoint({"large"})
+    assert held_out_problems(replace(rows, problems=[["large"]] * 60), 64) == set()
     assert "no problem is held out" in capsys.readouterr().err
 
 
@@ -245,7 +245,7 @@ def test_the_held_out_loss_is_logged_and_tensorboard_written(tiny, tmp_path):
 
 def test_training_ends_when_its_minutes_are_over(tiny, tmp_path, monkeypatch):
     ticks = count(step=20.0)                 # the clock is read at the start and after every step
-    monkeypatch.setattr("pipeline.train.fit.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    monkeypatch.setattr("pipeline.train.guard.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     assert sft.train(tiny_sft.job(tiny, tmp_path, {"minutes": 1}))["steps"] == 3
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
@@ -336,12 +336,25 @@ def test_an_overfitted_student_thinks_answers_and_stops(tiny, tmp_path):
     ({"lora": {"rank": 4}}, {}, "sft.lora"),
     ({"method": {"type": "logits"}}, {"loss_type": "dft"}, "loss_type"),
     ({"head": "limbeck"}, {"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+    ({"method": {"type": "logits", "beta": "jds"}}, {}, "beta=jds is not a divergence"),
 ])
 def test_settings_that_cannot_work_are_refused_before_any_work(recipe, trainer, said, monkeypatch):
     monkeypatch.setattr(sft, "find_spec", lambda name: None)
     config = SftConfig.model_validate({**recipe, "trainer": trainer})
     with pytest.raises(UserError, match=said):
         sft.arguments(config, Path("unused"), 0)
+
+
+@pytest.mark.parametrize("method", [{"type": "sequence"}, {"type": "logits"},
+                                    {"type": "on_policy", "teacher": "t"}])
+def test_the_trainer_gets_the_sections_defaults_under_the_users_keys_and_no_key_holds_them(method):
+    config = SftConfig.model_validate({"method": method, "trainer": {"save_steps": 7}})
+    args = sft.arguments(config, Path("unused"), 0)
+    defaults = config.trainer_defaults()
+    assert defaults["save_steps"] == 0.25 and args.save_steps == 7
+    assert all(getattr(args, key) == value for key, value in defaults.items()
+               if key != "save_steps")
+    assert config.model_dump()["trainer"] == {"save_steps": 7}
 
 
 def test_a_launched_run_gets_accelerates_options_and_the_whole_job(tiny, tmp_path, monkeypatch):
@@ -369,7 +382,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
     monkeypatch.setattr(launch, "run", None)
     options = {"num_processes": 8, "use_deepspeed": True}
     runtime = SimpleNamespace(launch=options)
-    for work in (lambda: STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+    for work in (lambda: stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
                  lambda: launch.launch(tiny_sft.job(tiny, tmp_path), MODULE, options)):
         with pytest.raises(UserError, match="pip install deepspeed"):
             work()
@@ -381,7 +394,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
 def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
     runtime = SimpleNamespace(launch=options)
     with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
-        STAGE.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+        stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
     assert capfd.readouterr() == ("", "")
 
 
@@ -404,7 +417,7 @@ def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch,
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
                        per_device_train_batch_size=4, save_steps=2)
     assert launch.launch(job, MODULE, tiny_sft.TWO)["steps"] == 8
-    assert all(checkpoints.is_whole(path) for path in checkpoints.steps(two / "checkpoints"))
+    assert all(checkpoints.is_complete(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)
 
@@ -426,14 +439,10 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
         monkeypatch, tmp_path, gpus, trainer, launched):
     from types import SimpleNamespace
 
-    from pipeline.serving import vllm_server
-    from pipeline.student import tiny as student
-    from stages import sft as stage
-
-    monkeypatch.setattr(vllm_server, "gpu_count", lambda: gpus)
-    monkeypatch.setattr(student, "resolve", str)
-    monkeypatch.setattr(launch, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
-    monkeypatch.setattr(sft, "train", lambda job: False)
+    monkeypatch.setattr(stage, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(stage, "resolve", str)
+    monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
+    monkeypatch.setattr(stage, "train", lambda job: False)
     experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,
                                  runtime=Runtime(vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}

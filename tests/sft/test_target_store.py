@@ -23,6 +23,7 @@ from pipeline.sft.target_store import TargetStore, TopKLogprobs, score_rows, tri
 from pipeline.sft.teacher_scorer import TransformersScorer, VllmScorer, make_scorer
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import check_vocabulary
+from stages.graph import STAGES
 from tests.sft.test_sft import packed
 
 
@@ -168,14 +169,15 @@ def test_samples_of_a_block_that_are_held_out_take_their_distributions_with_them
     score(blocks, teacher, tmp_path / "stored")
     trainer, _, _ = sft.make_trainer(logits_job(blocks, tmp_path / "out", tmp_path / "stored"))
     whole = trainer.data_collator([{"row": 0}])
-    apart = replace(trainer.data_collator, away={"sum-1"})
+    apart = replace(trainer.data_collator, held_out_problems={"sum-1"})
     bearing = whole["labels"][0] != IGNORED
     starts = torch.tensor(np.cumsum([0, *trainer.rows.lengths[0]]))
     second = (torch.arange(len(bearing)) >= starts[1]) & (torch.arange(len(bearing)) < starts[2])
-    for watched in (False, True):
-        batch = apart([{"row": 0, "watched": watched}])
-        assert torch.equal(batch["labels"][0] != IGNORED, bearing & (second == watched))
-        assert torch.equal(batch["target_rest"], whole["target_rest"][second[bearing] == watched])
+    for is_eval in (False, True):
+        batch = apart([{"row": 0, "is_eval": is_eval}])
+        assert torch.equal(batch["labels"][0] != IGNORED, bearing & (second == is_eval))
+        tails = whole["target_tail_logprob"][second[bearing] == is_eval]
+        assert torch.equal(batch["target_tail_logprob"], tails)
         assert trainer.compute_loss(trainer.model, batch).isfinite()
 
 
@@ -271,7 +273,7 @@ def test_vllms_flat_log_probabilities_become_the_same_columns(tiny, teacher, mon
         for ours, theirs in zip(scorer(samples), exact(samples), strict=True):
             assert np.array_equal(ours.ids, theirs.ids)
             assert np.allclose(ours.logps, theirs.logps, atol=1e-5)
-            assert np.allclose(np.exp(ours.rest), np.exp(theirs.rest), atol=1e-5)
+            assert np.allclose(np.exp(ours.tail_logprob), np.exp(theirs.tail_logprob), atol=1e-5)
 
 
 def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, tmp_path):
@@ -291,15 +293,15 @@ def test_the_stages_hand_the_teachers_distributions_to_training(tiny, teacher, t
     experiment = SimpleNamespace(sft=SftConfig.model_validate(recipe), seed=0,
                                  logits=LogitsConfig(teacher=str(teacher)),
                                  runtime=Runtime())
-    assert training.STAGE.needs(experiment) == ("student", "pack", "logits")
+    assert STAGES["sft"].needs(experiment) == ("student", "pack", "logits")
     inputs = {"student": student, "pack": pack, "logits": tmp_path / "logits"}
     inputs["logits"].mkdir(), (tmp_path / "out").mkdir()
-    scoring.STAGE.check(experiment)
-    counts = scoring.STAGE.run(experiment, inputs, inputs["logits"])
-    assert "bytes each" in scoring.STAGE.summary(counts)
-    assert training.STAGE.run(experiment, inputs, tmp_path / "out")["steps"] == 2
+    scoring.check(experiment)
+    counts = scoring.run(experiment, inputs, inputs["logits"])
+    assert "bytes each" in scoring.summary(counts)
+    assert training.run(experiment, inputs, tmp_path / "out")["steps"] == 2
     plain = SimpleNamespace(sft=SftConfig())
-    assert training.STAGE.needs(plain) == ("student", "pack")
+    assert STAGES["sft"].needs(plain) == ("student", "pack")
 
 
 @pytest.mark.parametrize(("settings", "said"), [
@@ -309,4 +311,4 @@ def test_scoring_that_cannot_work_is_refused_before_any_work(settings, said):
     from stages import logits as scoring
 
     with pytest.raises(UserError, match=said):
-        scoring.STAGE.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))
+        scoring.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))

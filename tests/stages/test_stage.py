@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -39,7 +40,12 @@ def write_value(experiment, inputs, out: Path):
     return {"value": experiment.one.value}
 
 
-ONE = Stage("one", write_value)
+def one(run, **facts):
+    """A stage that runs `run`."""
+    return Stage("one", lambda: SimpleNamespace(run=run), **facts)
+
+
+ONE = one(write_value)
 
 
 def plan(experiment=None, stage=ONE, root=Path("artifacts"), inputs=None):
@@ -49,10 +55,10 @@ def plan(experiment=None, stage=ONE, root=Path("artifacts"), inputs=None):
 def test_the_key_moves_with_config_seed_version_inputs_and_files_and_with_nothing_else(tmp_path):
     file = tmp_path / "prompt.jinja"
     file.write_text("a")
-    reading = Stage("one", write_value, files=lambda e: (file,))
+    reading = one(write_value, files=lambda e: (file,))
     before = plan(stage=reading).key
     file.write_text("b")
-    newer = Stage("one", write_value, version=2)
+    newer = one(write_value, version=2)
     keys = [plan().key, before, plan(stage=reading).key, plan(Whole(seed=1)).key,
             plan(Whole(one=Section(value=2))).key, plan(stage=newer).key,
             plan(inputs={"zero": plan()}).key]
@@ -74,7 +80,7 @@ def test_another_name_remakes_the_report_that_shows_it_and_nothing_else(tmp_path
 
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.jinja does not exist"):
-        plan(stage=Stage("one", write_value, files=lambda e: (Path("nowhere.jinja"),)))
+        plan(stage=one(write_value, files=lambda e: (Path("nowhere.jinja"),)))
 
 
 def test_a_finished_stage_has_its_output_and_a_manifest(tmp_path):
@@ -107,7 +113,7 @@ def test_a_stage_that_fails_leaves_no_finished_folder_and_runs_again(tmp_path):
         (out / "half.txt").write_text("half")
         raise RuntimeError
 
-    broken = plan(stage=Stage("one", fail), root=tmp_path)
+    broken = plan(stage=one(fail), root=tmp_path)
     with pytest.raises(RuntimeError):
         execute(broken, Whole(), {}, {})
     assert broken.manifest is None and not broken.folder.exists()
@@ -121,7 +127,7 @@ def test_only_a_resumable_stage_sees_what_an_interrupted_run_left(tmp_path):
             assert (out / "half.txt").exists() == resumable
             return {}
 
-        made = plan(stage=Stage("one", run, resumable=resumable), root=tmp_path / str(resumable))
+        made = plan(stage=one(run, resumable=resumable), root=tmp_path / str(resumable))
         partial = made.folder.with_name(made.folder.name + ".partial")
         partial.mkdir(parents=True)
         (partial / "half.txt").touch()
@@ -138,7 +144,7 @@ def test_a_second_process_making_the_same_artifact_is_refused(tmp_path):
 
 def test_what_another_process_has_made_meanwhile_is_taken_as_it_is(tmp_path):
     runs = []
-    made = plan(stage=Stage("one", lambda *given: {"run": runs.append(1) or len(runs)}),
+    made = plan(stage=one(lambda *given: {"run": runs.append(1) or len(runs)}),
                 root=tmp_path)
     assert [execute(made, Whole(), {}, {})["counts"]["run"] for _ in range(2)] == [1, 1]
     assert runs == [1]
@@ -153,10 +159,12 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(error, tmp_path, monk
 
     given = [f"runtime.artifacts={tmp_path}"]
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
-    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=full))
+    monkeypatch.setitem(STAGES, "prepare", replace(
+        STAGES["prepare"], load=lambda: SimpleNamespace(run=full)))
     with pytest.raises(UserError, match=rf"no space is left for {tmp_path}/prepare-.*; free some"):
         make(experiment, "prepare")
-    monkeypatch.setitem(STAGES, "prepare", replace(STAGES["prepare"], run=lambda *_: 1 / 0))
+    monkeypatch.setitem(STAGES, "prepare", replace(
+        STAGES["prepare"], load=lambda: SimpleNamespace(run=lambda *_: 1 / 0)))
     with pytest.raises(ZeroDivisionError):
         make(experiment, "prepare")
 
@@ -166,7 +174,8 @@ def test_the_last_line_is_of_the_stage_asked_for_even_where_only_one_before_it_w
     given = [f"runtime.artifacts={tmp_path}"]
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], given)
     for name in ("prepare", "generate"):
-        monkeypatch.setitem(STAGES, name, replace(STAGES[name], run=lambda *_: {}, summary=str))
+        monkeypatch.setitem(STAGES, name, replace(
+            STAGES[name], load=lambda: SimpleNamespace(run=lambda *_: {}, summary=str)))
     make(experiment, "generate")
     plans(experiment, "generate")["prepare"].folder.joinpath("manifest.json").unlink()
     plans(experiment, "generate")["prepare"].folder.rmdir()

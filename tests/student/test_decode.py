@@ -29,7 +29,7 @@ def prompts(count, seed=0):
 def test_greedy_rows_equal_generates_whatever_leaves_the_batch(model):
     asked = prompts(24)
     ends = [END, *range(260, 330)]  # many end tokens, so that rows leave at different times
-    ours = decode(model, asked, max_tokens=40, temperature=0, end=ends)
+    ours = decode(model, asked, max_tokens=40, temperature=0, eos_token_ids=ends)
     for prompt, row in zip(asked, ours, strict=True):
         ids = torch.tensor([prompt])
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
@@ -40,7 +40,7 @@ def test_greedy_rows_equal_generates_whatever_leaves_the_batch(model):
 
 def test_a_row_ends_with_its_first_end_token_or_at_the_limit(model):
     ends = list(range(4, 120))
-    for row in decode(model, prompts(40), max_tokens=12, temperature=1.0, end=ends):
+    for row in decode(model, prompts(40), max_tokens=12, temperature=1.0, eos_token_ids=ends):
         assert 1 <= len(row) <= 12
         assert not set(row[:-1]) & set(ends) and (row[-1] in ends or len(row) == 12)
 

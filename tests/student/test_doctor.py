@@ -141,7 +141,7 @@ def test_the_doctor_says_of_added_tokens_what_the_logits_stage_says(tmp_path):
     one, two = saved(student, tmp_path / "one"), saved(teacher, tmp_path / "two")
     check_vocabulary(teacher, student, two)
     found = examine(one, teacher=two)[-1]
-    assert found.name == "teacher vocabulary" and found.ok and "2 added" in found.sentence
+    assert found.name == "teacher vocabulary" and found.ok and "2 added tokens" in found.sentence
 
 
 def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
@@ -160,7 +160,7 @@ def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
     ("sft.trainer.learning_rat=1", "sft.trainer.learning_rat is not a key"),
     ("sft.trainer.num_train_epochs=many", "sft.trainer.num_train_epochs='many' should be"),
     ("rl.trainer.beta=abc", "rl.trainer.beta='abc' should be"),
-    ("runtime.launch.num_process=2", "runtime.launch is not what accelerate takes"),
+    ("runtime.launch.num_process=2", "runtime.launch is not valid for accelerate"),
     ("rl.lora={target_modules: [q_prj]}", "rl.lora.target_modules"),
     ("sft.trainer.num_train_epochs=1", "")])
 def test_trainer_settings_are_checked_before_a_token_is_bought(given, said, tmp_path, capsys):

@@ -18,15 +18,14 @@ from pipeline.errors import UserError
 from pipeline.student import packing as pack
 from pipeline.student.packing import (
     Packer,
-    balance,
+    attention_balance,
     best_fit,
     block_tables,
-    position_ids,
-    refuse_wrong_mask,
+    check_mask,
     table,
 )
-from pipeline.student.token_rows import IGNORED, read_rows
-from stages.pack import STAGE
+from pipeline.student.token_rows import IGNORED, position_ids, read_rows
+from stages import pack as stage
 
 CHATS = {"p": [{"role": "user", "content": "What is 12 + 30?"}]}
 
@@ -51,7 +50,7 @@ def test_every_row_trains_its_completion_and_its_end_of_turn(name):
     made, counts = token_rows(traces(["12 + 30 = 42.", "check"]), tokenizer, 4096)
     assert counts["rows"] == 2 == len(made)
     for ids, mask in made.select("input_ids", "completion_mask").rows():
-        refuse_wrong_mask(ids, mask, tokenizer.eos_token_id, "p#0")
+        check_mask(ids, mask, tokenizer.eos_token_id, "p#0")
         assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1 and 0 < sum(mask) < len(mask)
 
 
@@ -60,7 +59,7 @@ def test_every_row_trains_its_completion_and_its_end_of_turn(name):
     ([1, 2, 9], [0, 1]), ([], [])])
 def test_a_wrong_or_empty_mask_is_refused(ids, mask):
     with pytest.raises(UserError, match="p#3"):
-        refuse_wrong_mask(ids, mask, 9, "p#3")
+        check_mask(ids, mask, 9, "p#3")
 
 
 def test_a_long_trace_is_dropped_whole_and_counted():
@@ -135,11 +134,11 @@ def test_best_fit_refuses_what_fits_nowhere():
 def test_position_ids_begin_again_with_every_row():
     assert position_ids([3, 1, 2]).tolist() == [0, 1, 2, 0, 0, 1]
     assert position_ids([]).tolist() == []
-    assert balance([[2, 2], [4]]) == pytest.approx((8 + 16) / 2 / 16)
+    assert attention_balance([[2, 2], [4]]) == pytest.approx((8 + 16) / 2 / 16)
 
 
 def test_blocks_hold_every_token_of_their_rows_in_windows_too(monkeypatch):
-    monkeypatch.setattr(pack, "WINDOW", 300)
+    monkeypatch.setattr(pack, "WINDOW_TOKENS", 300)
     rng = random.Random(0)
     rows = [(f"p{i}", i, [rng.randrange(99) for _ in range(n)], [0] + [1] * (n - 1))
             for i, n in enumerate(rng.randint(2, 50) for _ in range(60))]
@@ -211,11 +210,11 @@ def test_datasets_opens_the_artifact_folder(artifacts, tmp_path, packing):
 
     out = tmp_path / "out"
     out.mkdir()
-    counts = STAGE.run(experiment(packing=packing), artifacts, out)
+    counts = stage.run(experiment(packing=packing), artifacts, out)
     (out / "manifest.json").write_text(json.dumps({"counts": counts}))
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     packed = packing["type"] == "best_fit"
     assert counts["rows"] == 2 and len(rows) == (1 if packed else 2)
     assert ("seq_lengths" in rows.column_names) == packed
     assert sum(map(len, rows["input_ids"])) == counts["tokens"]
-    assert "2 rows" in STAGE.summary(counts)
+    assert "2 rows" in stage.summary(counts)

@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.errors import UserError
 from stages import __main__ as cli
+from stages.graph import STAGES
 from tests.fault_server import Answer, FaultServer, completion
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +141,7 @@ def limbeck(monkeypatch, capfd, *arguments):
 def commands(url, key_file):
     """Every command that may meet the endpoint or its answers, with --debug and without."""
     stages = [["all"], ["show", "generate"], ["show", "filter"], ["plan"], ["config"], ["audit"],
-              ["path", "sft"], ["estimate"], *([stage] for stage in cli.STAGE_HELP)]
+              ["path", "sft"], ["estimate"], *([stage] for stage in STAGES)]
     probing = ["probe", "m", "--base-url", url, *(["--key-file", "key"] if key_file else [])]
     for command in (["generate"], ["estimate", "--pilot", "2"], ["preview"], *stages):
         yield [*command, "-c", "mine.yaml"]

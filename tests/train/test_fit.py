@@ -54,7 +54,8 @@ def at_step(trainer, step, change):
 
 
 def saved(out):
-    return [path for path in checkpoints.steps(out / "checkpoints") if checkpoints.is_whole(path)]
+    return [path for path in checkpoints.steps(out / "checkpoints")
+            if checkpoints.is_complete(path)]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -123,7 +124,7 @@ def test_of_two_processes_both_name_the_rows_of_the_one_whose_loss_is_bad(tiny, 
 
 POISONED = """
 from pipeline.sft import trainer as sft
-from pipeline.train.launch import launched
+from pipeline.train.launch import worker_main
 from pipeline.config.sft import SftJob
 
 real = sft.StudentTrainer.compute_loss
@@ -136,7 +137,7 @@ def poisoned(self, model, inputs, *given, **more):
 
 
 sft.StudentTrainer.compute_loss = poisoned
-launched(SftJob, sft.train)
+worker_main(SftJob, sft.train)
 """
 
 
@@ -214,7 +215,7 @@ def test_a_checkpoint_that_is_damaged_or_asks_for_more_is_refused_in_a_sentence(
     from pipeline.train.fit import load_student
 
     model = shutil.copytree(tiny / "model", tmp_path / "model")
-    with pytest.raises(UserError, match="cannot be loaded so"):
+    with pytest.raises(UserError, match=r"cannot load .* with these settings"):
         load_student(model, SimpleNamespace(model_init_kwargs={
             "attn_implementation": "flash_attention_2"}))
     weights = model / "model.safetensors"
@@ -231,7 +232,7 @@ def test_a_checkpoint_that_is_damaged_or_asks_for_more_is_refused_in_a_sentence(
         "Error while serializing: I/O error: No space left on device (os error 28)")),
     (torch, "save", RuntimeError(
         "[enforce fail at inline_container.cc:672] . unexpected pos 202048 vs 201940")),
-    (checkpoints, "mark_whole", OSError(errno.ENOSPC, "No space left on device"))],
+    (checkpoints, "mark_complete", OSError(errno.ENOSPC, "No space left on device"))],
     ids=lambda case: case if isinstance(case, str) else "")
 def test_a_full_disk_is_one_sentence_no_torn_checkpoint_stays_and_the_next_run_goes_on(
         where, name, error, tiny, tmp_path, monkeypatch, capfd):
@@ -253,7 +254,7 @@ def test_a_full_disk_is_one_sentence_no_torn_checkpoint_stays_and_the_next_run_g
     assert capfd.readouterr().err.splitlines()[-1] == said
     assert [path.name for path in checkpoints.steps(tmp_path / "checkpoints")] == ["checkpoint-2"]
     launch.worker_main(SftJob, train)
-    assert "going on from checkpoint-2" in capfd.readouterr().err
+    assert "resuming from checkpoint-2" in capfd.readouterr().err
     assert json.loads((tmp_path / "counts.json").read_text())["steps"] == 8
 
 
@@ -268,23 +269,23 @@ def test_a_checkpoint_with_a_file_missing_or_changed_is_passed_over(tiny, tmp_pa
                   lambda: (newest / "whole.json").unlink()):
         copy = {p: p.read_bytes() for p in newest.iterdir()}
         spoil()
-        assert checkpoints.last_whole(tmp_path / "checkpoints") == older
+        assert checkpoints.last_complete(tmp_path / "checkpoints") == older
         assert not newest.exists()
         newest.mkdir()
         for path, content in copy.items():
             path.write_bytes(content)
-        assert checkpoints.last_whole(tmp_path / "checkpoints") == newest
+        assert checkpoints.last_complete(tmp_path / "checkpoints") == newest
 
 
 def test_the_older_checkpoint_goes_only_when_the_newer_is_whole(tiny, tmp_path, monkeypatch):
     seen = []
-    mark = checkpoints.mark_whole
+    mark = checkpoints.mark_complete
 
     def watch(path):
         seen.append(len(saved(tmp_path)))
         mark(path)
 
-    monkeypatch.setattr(checkpoints, "mark_whole", watch)
+    monkeypatch.setattr(checkpoints, "mark_complete", watch)
     train(tiny_sft.job(tiny, tmp_path, save_steps=2, save_total_limit=1))
     assert seen == [0, 1, 1, 1] and len(saved(tmp_path)) == 1
 
@@ -304,7 +305,7 @@ def weights_after_kills(tiny, out, kills, seed, **trainer):
         process.send_signal(signal.SIGKILL)
         process.wait()
         newest = checkpoints.steps(out / "checkpoints")[-1]
-        killed_saving += not checkpoints.is_whole(newest)
+        killed_saving += not checkpoints.is_complete(newest)
         last = saved(out)[-1] if saved(out) else None
         whole_before = int(last.name[11:]) if last else 0
         assert whole_before >= at - 1
