@@ -84,7 +84,7 @@ def contender(name: str, given: argparse.Namespace, batch: int, rows: Rows, out:
     shared = {"per_device_train_batch_size": batch, "max_steps": given.steps,
               "logging_steps": 1, "learning_rate": 1e-5, "train_sampling_strategy": "sequential",
               "save_strategy": "no", "lr_scheduler_type": "constant", "bf16": CUDA,
-              "logging_nan_inf_filter": False}
+              "logging_nan_inf_filter": False, "ddp_find_unused_parameters": False}
     if name.startswith("limbeck"):
         recipe = SftConfig(held_out=0, head=settings.pop("head", "trl"),
                            trainer={**shared, **settings, "padding_free": True,

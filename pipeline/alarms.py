@@ -45,6 +45,10 @@ class Alarms(Config):
     twentieth of a step's problems."""
     hacking: float | None = 0.1
     """Gain in reward since the start that should show in accuracy, held-out where it is known."""
+    memory: float | None = 0.1
+    """Lead that accuracy on problems asked before may win over accuracy on held-out ones."""
+    epochs: float | None = 1.0
+    """Times that every problem may be asked."""
 
 
 LEVELS = (
@@ -86,7 +90,31 @@ def crossings(log: Log, limits: Alarms) -> dict[str, str]:
         found[kind] = _beyond(ratio, getattr(limits, kind), sign, sentence)
     found["falling"] = _falling(log, limits)
     found["hacking"] = _hacking(log, limits)
+    found["memory"] = _memory(log, limits)
+    epochs = max(_values(log, "epoch"), default=math.nan)
+    found["epochs"] = _beyond(epochs, limits.epochs, 1, "every problem has been asked {limit:g} "
+                              "times, and asked again it rewards memory as well; take more "
+                              "problems (prepare.problems), or fewer steps")
     return {kind: sentence for kind, sentence in found.items() if sentence}
+
+
+def _memory(log: Log, limits: Alarms) -> str:
+    """Accuracy on problems asked before leaves that on held-out ones behind."""
+    first = [row for row in log if row.get("epoch", 0.0) <= 1]
+    before, now = _lead(first, limits.window), _lead(log[len(first):], limits.window)
+    if limits.memory is None or not now[0] - before[0] > limits.memory:
+        return ""
+    return (f"on problems asked before {now[1]:.1%} are right, on held-out ones {now[2]:.1%}, "
+            f"where the first epoch ended at {before[1]:.1%} and {before[2]:.1%}; the student "
+            "remembers answers, so take more problems or stop earlier")
+
+
+def _lead(log: Log, window: int) -> tuple[float, float, float]:
+    """(lead, accuracy asked, accuracy held out) at the end of `log`; NaN if too little is known."""
+    asked = _ends(log, "rewards/accuracy/mean", window)[1]
+    held_out = _values(log, "heldout/accuracy")
+    away = sum(held_out[-2:]) / 2 if len(held_out) > 1 else math.nan
+    return asked - away, asked, away
 
 
 def _values(log: Log, key: str) -> list[float]:

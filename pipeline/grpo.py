@@ -37,6 +37,9 @@ class CompactGRPOTrainer(Rollouts, GRPOTrainer):
 
     def __init__(self, *args: Any, **given: Any):
         super().__init__(*args, **given)
+        rows: Any = self.train_dataset
+        # Each micro-batch fetches a whole generation of rows, which a Dataset makes anew each time.
+        self.train_dataset = list(rows)
         self.compared = not self.use_vllm
 
     keep_completions = 0
