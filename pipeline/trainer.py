@@ -154,6 +154,11 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
     train_seconds are those of every step, by the trainer's Clock.
     """
     trainer.remove_callback(transformers.PrinterCallback)
+    if trainer.args.device.type == "cpu":
+        # accelerate calls the processors of several processes cpu:0, which torch.load does not know
+        torch.serialization.register_package(
+            30, lambda storage: None,
+            lambda storage, place: storage if place.startswith("cpu:") else None)
     main = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
         checkpoint = checkpoints.last_whole(out / "checkpoints")
