@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -128,11 +127,11 @@ def finished(run: RlJob, processes: int, attempt: int, chance: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("processes", "kills", "chance"), [(2, 20, 0.01), (4, 4, 0.01)])
+@pytest.mark.parametrize(("processes", "kills", "chance"), [(2, 20, 0.02), (4, 4, 0.02)])
 def test_killed_at_random_several_processes_end_in_the_weights_of_one_run(modules, processes, kills,
                                                                          chance):
     start = tiny_rl.build(modules / "start")
-    steps = {"max_steps": 2 * kills}
+    steps = {"max_steps": 4 * kills + 10}
     whole, cut = (job(start, modules / name, **steps) for name in ("whole", "cut"))
     assert finished(whole, processes, 0, 0.0)
     died = 0
@@ -141,9 +140,8 @@ def test_killed_at_random_several_processes_end_in_the_weights_of_one_run(module
             break
         died += 1
         assert attempt < 3 * kills
-    assert died >= min(kills, 4)
+    assert died == kills
     assert (tiny_rl.weights(cut.out / "model") == tiny_rl.weights(whole.out / "model")).all()
     assert [line["reward"] for line in tiny_rl.log(cut.out)] == \
         [line["reward"] for line in tiny_rl.log(whole.out)]
     assert numbers(cut.out) == numbers(whole.out)
-    print(f"{died} kills", file=sys.stderr)
