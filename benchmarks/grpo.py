@@ -1,15 +1,21 @@
-"""Prompts a second of GRPO with a colocated vLLM: TRL's GRPOTrainer as it stands beside limbeck.
+"""Prompts a second of GRPO with a colocated vLLM: TRL's GRPOTrainer beside limbeck.
 
   python benchmarks/grpo.py --model FOLDER --problems FILE.jsonl [--steps 8] [--set KEY=VALUE]...
 
-Both get the same model, problems, order, seed, sampling, group size and prompts a step, and a
-process of their own. TRL keeps its defaults for everything else (batches of 8, gradient
-checkpointing, importance-sampling correction, its own engine) and its accuracy_reward; limbeck
-takes what configs/qwen-distill.yaml says. One JSON line each: prompts and completion tokens a
-second after the warm-up, the shares of a step spent in generation and in verification, the share of
-the time in which the GPU ran any kernel and the most memory in use on it (nvidia-smi, five samples
-a second), and reward, tokens and seconds of every step. With ten steps or more a last line says
-what either spent until the mean reward of ten steps reached what both reached.
+All get the same model, problems, order, seed, sampling, group size and prompts a step, and a
+process of their own; with --runs they take turns. `TRL` keeps its defaults for everything else
+(batches of 8, gradient checkpointing, importance-sampling correction, its own engine) and its
+accuracy_reward; limbeck takes what configs/qwen-distill.yaml says. `TRL best` does neither
+checkpointing nor correction, has limbeck's micro-batches, Liger's layers and the engine awake;
+TRL 1.16 has no padding-free GRPO, computes the loss by its own fused head whatever Liger offers,
+and hands no compilation option to vLLM. `ahead` samples for four updates at once, which makes three
+of four off-policy. TRL's async_grpo has its attention from the hub's kernels and is not among them.
+
+One JSON line each: prompts and completion tokens a second after the warm-up, the shares of a step
+spent in generation and in verification, the share of the time in which the GPU ran any kernel and
+the most memory in use on it (nvidia-smi, five samples a second), and reward, tokens and seconds of
+every step. With ten steps or more a last line says what each spent until the mean reward of ten
+steps reached what all reached. --out gets the lines, with medians and spread.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,10 +37,19 @@ from typing import IO, Any, cast
 import yaml
 
 GROUP, LONGEST, WINDOW = 8, 512, 10
+LENGTH = "completions/mean_length"
 SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": LONGEST,
           "temperature": 1.0, "learning_rate": 5e-6, "logging_steps": 1, "report_to": [],
           "save_strategy": "no", "seed": 0, "disable_tqdm": True, "vllm_max_model_length": 4096}
 ROOT = Path(__file__).resolve().parents[1]
+BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 32,
+        "vllm_importance_sampling_correction": False, "use_liger_kernel": True}
+CONTENDERS: dict[str, dict[str, Any]] = {
+    "TRL": {}, "TRL best": BEST,
+    "TRL best, FA4": {**BEST, "model_init_kwargs": {"attn_implementation": "flash_attention_4"}},
+    "TRL best, ahead": BEST, "limbeck": {}}
+AHEAD = 4
+"""Updates that `TRL best, ahead` samples for at once."""
 
 
 def timed(call: Callable, spent: list[float]) -> Callable:
@@ -97,8 +113,12 @@ def trl_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from trl import GRPOConfig, GRPOTrainer
     from trl.rewards import accuracy_reward
 
-    args = GRPOConfig(output_dir=out, **SHARED, max_steps=given.steps,
-                      gradient_accumulation_steps=given.prompts * GROUP // 8, **options(given))
+    settings = {**SHARED, **CONTENDERS[given.contender], **options(given)}
+    size = settings.get("per_device_train_batch_size", 8)
+    settings["gradient_accumulation_steps"] = given.prompts * GROUP // size
+    if "ahead" in given.contender:
+        settings["steps_per_generation"] = AHEAD * settings["gradient_accumulation_steps"]
+    args = GRPOConfig(output_dir=out, max_steps=given.steps, **settings)
     return GRPOTrainer(model=given.model, reward_funcs=[timed(accuracy_reward, verify)], args=args,
                        train_dataset=Dataset.from_list(rows))
 
@@ -138,7 +158,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     verify: list[float] = []
     generate: list[float] = []
     busy = Busy()
-    make = {"TRL": trl_trainer, "limbeck": our_trainer}[given.contender]
+    make = our_trainer if given.contender == "limbeck" else trl_trainer
     with tempfile.TemporaryDirectory() as out:
         trainer = make(given, prompts(given.problems), out, verify)
         trainer._generate_single_turn = timed(trainer._generate_single_turn, generate)
@@ -146,22 +166,32 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         trainer.train()
         end = time.perf_counter()
     warm = given.steps // 3
-    logged = [entry for entry in trainer.state.log_history if "step_time" in entry]
+    logged = carried([entry for entry in trainer.state.log_history if "step_time" in entry])
     logs = logged[warm:]
     wall = sum(entry["step_time"] for entry in logs)
-    tokens = sum(entry["completions/mean_length"] for entry in logs) * given.prompts * GROUP
+    tokens = sum(entry[LENGTH] for entry in logs) * given.prompts * GROUP
     per_step = len(logs) * given.prompts
+    first = warm // (AHEAD if "ahead" in given.contender else 1)
     return {"contender": given.contender, "prompts_per_second": round(per_step / wall, 2),
             "completion_tokens_per_second": round(tokens / wall),
             "mean_length": round(tokens / per_step / GROUP, 1),
-            "generation_share": round(sum(generate[warm:]) / wall, 3),
-            "verification_share": round(sum(verify[warm:]) / wall, 4),
+            "generation_share": round(sum(generate[first:]) / wall, 3),
+            "verification_share": round(sum(verify[first:]) / wall, 4),
             "gpu_busy": busy.since(end - wall),
             "peak_gb": round(busy.most, 1),
             "rewards": [round(entry["reward"], 3) for entry in logged],
-            "tokens": [round(entry["completions/mean_length"] * given.prompts * GROUP)
-                       for entry in logged],
+            "tokens": [round(entry[LENGTH] * given.prompts * GROUP) for entry in logged],
             "seconds": [round(entry["step_time"], 2) for entry in logged]}
+
+
+def carried(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`logged` with the reward and length of the generation that a step was trained on."""
+    kept: dict[str, Any] = {}
+    out = []
+    for entry in logged:
+        kept |= {key: entry[key] for key in ("reward", LENGTH) if key in entry}
+        out.append({**kept, **entry})
+    return out
 
 
 def means(values: list[float]) -> list[float]:
@@ -180,6 +210,37 @@ def compared(contenders: list[dict[str, Any]]) -> dict[str, Any]:
     return out
 
 
+def summary(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Median, least and most prompts a second of each contender, fastest first."""
+    rates: dict[str, list[float]] = {}
+    for line in lines:
+        rates.setdefault(line["contender"], []).append(line["prompts_per_second"])
+    out = [{"contender": name, "runs": len(some), "median": statistics.median(some),
+            "low": min(some), "high": max(some)} for name, some in rates.items()]
+    return sorted(out, key=lambda row: -row["median"])
+
+
+def in_turn(given: argparse.Namespace) -> str:
+    """The JSON lines of --runs rounds of the contenders, each in a process of its own."""
+    said, begun = "", time.monotonic()
+    for name in given.only * given.runs:
+        if given.minutes and time.monotonic() - begun > 60 * given.minutes:
+            break
+        done = subprocess.run([sys.executable, *sys.argv, "--contender", name], check=False,
+                              stdout=subprocess.PIPE, text=True)
+        print(done.stdout, end="", flush=True)
+        said += done.stdout
+        if given.out:
+            found = parsed([said])
+            given.out.write_text(json.dumps({"summary": summary(found), "runs": found}))
+    return said
+
+
+def parsed(said: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for text in said for line in text.splitlines()
+            if line.startswith('{"contender"')]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,10 +248,14 @@ def main() -> None:
     parser.add_argument("--problems", type=Path)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=32, help="problems a step")
-    parser.add_argument("--set", action="append", default=[], help="a GRPOConfig key for both")
+    parser.add_argument("--set", action="append", default=[], help="a GRPOConfig key for all")
     parser.add_argument("--engine", type=json.loads, default={},
                         help="vllm.LLM options for limbeck beside the recipe's, in JSON")
-    parser.add_argument("--contender", choices=["TRL", "limbeck"], help="measure only this one")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=["TRL", "limbeck"])
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="begin no run after so many")
+    parser.add_argument("--contender", choices=list(CONTENDERS), help="measure only this one, here")
+    parser.add_argument("--out", type=Path, help="JSON of all runs and their summary")
     parser.add_argument("--compare", nargs="+", type=Path, metavar="FILE",
                         help="measure nothing; compare the JSON lines in these")
     given = parser.parse_args()
@@ -199,19 +264,13 @@ def main() -> None:
     if given.contender:
         print(json.dumps(measure(given)), flush=True)
         return
-    if given.compare:
-        said = [path.read_text(encoding="utf-8") for path in given.compare]
-    else:
-        said = []
-        for name in ("TRL", "limbeck"):
-            done = subprocess.run([sys.executable, *sys.argv, "--contender", name], check=False,
-                                  stdout=subprocess.PIPE, text=True)
-            print(done.stdout, end="", flush=True)
-            said.append(done.stdout)
-    contenders = [json.loads(line) for text in said for line in text.splitlines()
-                  if line.startswith('{"contender"')]
-    if len(contenders) > 1 and all(len(one["rewards"]) >= WINDOW for one in contenders):
-        print(json.dumps(compared(contenders)), flush=True)
+    contenders = parsed([path.read_text(encoding="utf-8") for path in given.compare]
+                        if given.compare else [in_turn(given)])
+    for row in summary(contenders):
+        print(json.dumps(row), flush=True)
+    once = list({one["contender"]: one for one in contenders}.values())
+    if len(once) > 1 and all(len(one["rewards"]) >= WINDOW for one in once):
+        print(json.dumps(compared(once)), flush=True)
 
 
 if __name__ == "__main__":

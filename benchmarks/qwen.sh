@@ -42,6 +42,10 @@ rl_only=('evaluate.models=[rl]' rl.start=base)
 distilled_rl=('evaluate.models=[rl]' rl.start=sft "${sequence[@]:1}")
 two_gpus=("${distilled_rl[@]}" rl.trainer.gradient_accumulation_steps=16
           'runtime.launch={num_processes: 2, multi_gpu: true, mixed_precision: bf16}')
+# The same from one distilled student with three seeds: other orders of problems, other samples.
+seed_0=("${distilled_rl[@]}" rl.trainer.seed=0)
+seed_1=("${distilled_rl[@]}" rl.trainer.seed=1)
+seed_2=("${distilled_rl[@]}" rl.trainer.seed=2)
 on_policy_rl=('evaluate.models=[rl]' rl.start=sft "${on_policy[@]:1}")
 r1_zero=('evaluate.models=[rl]' rl.start=base generate.prompt=r1_zero student.chat_template=bare
          'rl.difficulty='

@@ -5,6 +5,7 @@ the recipe's overrides, a line each. FOLDER gets one file for each table of SHOW
 
 models              scores of each model on each benchmark; fractions of 1, tokens are counts
 differences_paired  [mean, low, high] of a difference on the same problems, 95 %; fractions of 1
+seeds               [mean, low, high] over seed_*, 95 % over problems and seeds; each seed's score
 curves              [step, value] by the log's own names, at most POINTS each; seconds for *_time
 rl                  steps, minutes and settings of each refinement, and the alarms that rang
 overrides           what was laid over configs/qwen-distill.yaml
@@ -20,6 +21,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any
 
 import yaml
@@ -38,13 +40,16 @@ SHOWN = {"qwen-distill": {"base": "base", "sequence": "sequence", "logits": "log
          "qwen-two-gpus": {"base": "base", "sequence": "distilled", "two_gpus": "distilled_rl",
                            "teacher": "teacher"},
          "qwen-context": {"sequence": "start", "fixed": "fixed", "growing": "growing"},
+         "qwen-seeds": {"base": "base", "sequence": "distilled", "seed_0": "seed_0",
+                        "seed_1": "seed_1", "seed_2": "seed_2", "teacher": "teacher"},
          "qwen-r1-zero": {"base": "base", "r1_zero": "r1_zero"}}
 COMPARED = [("sequence", "base"), ("logits", "sequence"), ("sequence", "unfiltered"),
             ("teacher", "sequence"), ("rl_only", "base"),
             ("distilled", "base"), ("distilled", "rl_only"), ("distilled_rl", "distilled"),
             ("distilled_rl", "rl_only"), ("on_policy", "start"), ("on_policy_rl", "on_policy"),
             ("on_policy_rl", "start"), ("fixed", "start"), ("growing", "start"),
-            ("fixed", "growing"), ("r1_zero", "base")]
+            ("fixed", "growing"), ("r1_zero", "base"),
+            *((f"seed_{seed}", "distilled") for seed in range(3))]
 BENCHMARKS = {"gsm8k_test": "gsm8k"}
 LENGTH = "completions/mean_length"
 CURVES = {"rl": ("reward", "rewards/accuracy/mean", "rewards/r1_format/mean", "heldout/accuracy",
@@ -69,6 +74,7 @@ def gather(work: Path, shown: Mapping[str, str]) -> dict[str, Any]:
     return {"models": {name: _scores(made[name]) for name in scored},
             "differences_paired": {f"{one} - {other}": _gains(rows[one], rows[other])
                                    for one, other in COMPARED if one in rows and other in rows},
+            "seeds": _seeds([rows[name] for name in scored if name.startswith("seed_")]),
             "curves": {name: _curves(*last) for name, last in trained.items() if last},
             "rl": {name: _refinement(runs[name]["rl"], last[1], _processes(notes[name]))
                    for name, last in trained.items() if last and last[0] == "rl"},
@@ -114,6 +120,25 @@ def _gains(rows: Mapping[str, Sequence[dict]],
            others: Mapping[str, Sequence[dict]]) -> dict[str, list[float]]:
     return {b: [round(value, 6) for value in paired_gain(rows[b], others[b])]
             for b in rows if b in others}
+
+
+def _seeds(runs: Sequence[Mapping[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """By benchmark, the mean score over `runs` with its 95 % interval, and each run's mean.
+
+    The variance is that of a problem's mean over runs plus that of a run's mean over problems.
+    """
+    out: dict[str, Any] = {}
+    for name in runs[0] if len(runs) > 1 else ():
+        tables = [{row["problem_id"]: row["score"] for row in run[name]
+                   if row["score"] is not None} for run in runs]
+        shared = set.intersection(*map(set, tables))
+        of_problems = [fmean(table[key] for table in tables) for key in shared]
+        of_runs = [fmean(table[key] for key in shared) for table in tables]
+        mean = fmean(of_runs)
+        half = 1.96 * (variance(of_problems) / len(shared) + variance(of_runs) / len(runs)) ** 0.5
+        out[name] = {"mean": [round(value, 6) for value in (mean, mean - half, mean + half)],
+                     "each": [round(value, 6) for value in of_runs], "problems": len(shared)}
+    return out
 
 
 def _curves(stage: str, folder: Path) -> dict[str, Points]:

@@ -155,7 +155,7 @@ def print_config(experiment: Experiment, layers: Sequence[tuple[str, dict]]) -> 
             origin = origin_of(location, layers)
             print(f"{'.'.join(location)}={json.dumps(node, ensure_ascii=False)}  # {origin}")
 
-    tree = experiment.model_dump(mode="json")
+    tree = experiment.model_dump(mode="json", context="everything")
     for section in ("sft", "rl"):       # no part of the section's key, but part of what it does
         defaults = getattr(experiment, section).trainer_defaults()
         tree[section]["trainer"] = {**defaults, **tree[section]["trainer"]}

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from pipeline.errors import UserError
 
@@ -25,6 +25,17 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True,
                               validate_default=True, protected_namespaces=(), allow_inf_nan=False)
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Fields newer than the first artifacts: left out of a dump at their default, so keys stay."""
+
+    @model_serializer(mode="wrap")
+    def _without_added_defaults(self, dump: Any, info: Any) -> dict[str, Any]:
+        tree = dump(self)
+        if info.context == "everything":
+            return tree
+        fields = type(self).model_fields
+        return {name: value for name, value in tree.items()
+                if name not in self.ADDED or getattr(self, name) != fields[name].default}
 
 
 C = TypeVar("C", bound=Config)

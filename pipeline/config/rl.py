@@ -38,6 +38,11 @@ class Alarms(Config):
     more than 5 % of a step's problems."""
     hacking: float | None = 0.1
     """Gain in reward since the start that accuracy (held-out, if measured) should share."""
+    ADDED: ClassVar[frozenset[str]] = frozenset({"memory", "epochs"})
+    memory: float | None = 0.1
+    """Highest gain of accuracy on problems asked before over accuracy on held-out ones."""
+    epochs: float | None = 1.0
+    """Times that every problem may be asked."""
 
 
 class Phase(Config):

@@ -58,7 +58,31 @@ def crossings(log: Log, limits: Alarms) -> dict[str, str]:
         found[kind] = _beyond(ratio, getattr(limits, kind), sign, sentence)
     found["falling"] = _falling(log, limits)
     found["hacking"] = _hacking(log, limits)
+    found["memory"] = _memory(log, limits)
+    epochs = max(_values(log, "epoch"), default=math.nan)
+    found["epochs"] = _beyond(epochs, limits.epochs, 1, "every problem has been asked {limit:g} "
+                              "times, and asked again it rewards memory too; take more "
+                              "problems (prepare.problems), or fewer steps")
     return {kind: sentence for kind, sentence in found.items() if sentence}
+
+
+def _memory(log: Log, limits: Alarms) -> str:
+    """Whether accuracy on problems asked before leaves held-out accuracy behind."""
+    first = [row for row in log if row.get("epoch", 0.0) <= 1]
+    before, now = _lead(first, limits.window), _lead(log[len(first):], limits.window)
+    if limits.memory is None or not now[0] - before[0] > limits.memory:
+        return ""
+    return (f"{now[1]:.1%} are right of problems asked before and {now[2]:.1%} of held-out ones, "
+            f"after {before[1]:.1%} and {before[2]:.1%} in the first epoch; the student "
+            "remembers answers, so take more problems or stop earlier")
+
+
+def _lead(log: Log, window: int) -> tuple[float, float, float]:
+    """(lead, accuracy asked, accuracy held out) at the end of `log`; NaN if too little is known."""
+    asked = _first_and_last_mean(log, "rewards/accuracy/mean", window)[1]
+    values = _values(log, "heldout/accuracy")
+    held_out = sum(values[-2:]) / 2 if len(values) > 1 else math.nan
+    return asked - held_out, asked, held_out
 
 
 def _values(log: Log, key: str) -> list[float]:

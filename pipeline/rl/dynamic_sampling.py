@@ -171,6 +171,8 @@ class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        # With save_only_model the first process alone makes the folder: the others come too early.
+        self.accelerator.wait_for_everyone()
         args: Any = self.args
         unused = self._step % (args.steps_per_generation * self.num_iterations)
         rollouts = self._buffered_inputs if unused else None

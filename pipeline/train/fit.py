@@ -39,6 +39,11 @@ def load_student(model: str | Path, args: Any) -> Any:
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
     """Train from the last complete checkpoint and save model and tokenizer to `out/model`."""
     trainer.remove_callback(transformers.PrinterCallback)
+    if trainer.args.device.type == "cpu":
+        # accelerate calls the processors of several processes cpu:0, which torch.load does not know
+        torch.serialization.register_package(
+            30, lambda storage: None,
+            lambda storage, place: storage if place.startswith("cpu:") else None)
     first = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
         checkpoint = checkpoints.last_complete(out / "checkpoints")

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from benchmarks import qwen_results
 
@@ -68,6 +69,17 @@ def test_differences_are_of_the_problems_that_both_were_judged_on(tmp_path):
     assert list(found) == ["sequence - base"]
     mean, low, high = found["sequence - base"]["gsm8k"]
     assert mean == 0.333333 and low < 0 < high
+
+
+def test_seeds_have_a_mean_whose_interval_holds_problems_and_seeds(tmp_path):
+    for seed, scores in enumerate(([1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0],
+                                   [1.0, 0.0, None, 0.0])):
+        evaluated(tmp_path, f"seed_{seed}", scores)
+    found = gathered(tmp_path, "qwen-seeds")["seeds"]["gsm8k"]
+    assert found["problems"] == 3 and found["each"] == [0.333333, 0.666667, 0.333333]
+    mean, low, high = found["mean"]
+    half = 1.96 * (7 / 27 / 3 + 1 / 27 / 3) ** 0.5      # by hand: of problems 1, 1/3, 0; of seeds
+    assert [mean, low, high] == pytest.approx([4 / 9, 4 / 9 - half, 4 / 9 + half], abs=1e-5)
 
 
 def test_curves_and_settings_are_those_of_the_stage_that_trained_last(tmp_path):

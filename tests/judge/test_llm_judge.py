@@ -93,7 +93,7 @@ def test_a_dead_endpoint_leaves_it_open_with_one_sentence(inputs, tmp_path, caps
     counts = stage.run(experiment(tmp_path, "http://127.0.0.1:9/v1"), inputs, tmp_path / "out")
     assert counts["verdicts"] == {"cannot_judge": 2, "correct": 1}
     said = [line for line in capsys.readouterr().err.splitlines() if "LLM judge at" in line]
-    assert len(said) == 1 and "stays cannot_judge" in said[0]
+    assert len(said) == 1 and "stay cannot_judge" in said[0]
 
 
 def test_a_preview_asks_no_model_and_a_missing_address_is_one_sentence(inputs, tmp_path):

@@ -53,6 +53,31 @@ def test_without_held_out_problems_accuracy_in_training_tells_a_gamed_reward():
     assert crossings(earned, Alarms()) == {}
 
 
+def remembering(lead):
+    """A log of two epochs: accuracy on problems asked again wins `lead` over held-out problems."""
+    return [{"step": s, "epoch": s / 40, "reward": 0.6, "rewards/accuracy/mean":
+             0.6 + lead * (s > 40), **({"heldout/accuracy": 0.5} if s % 10 == 0 else {})}
+            for s in range(1, 81)]
+
+
+def test_rewards_that_rise_only_on_problems_asked_before_are_told_as_memory():
+    found = crossings(remembering(0.15), Alarms(epochs=2))
+    assert list(found) == ["memory"]
+    assert "75.0% are right, on held-out ones 50.0%, where the first epoch ended at 60.0%" \
+        in found["memory"]
+    assert crossings(remembering(0.05), Alarms(epochs=2)) == {}
+    assert crossings(remembering(0.15), Alarms(epochs=2, memory=None)) == {}
+    away = [{k: v for k, v in row.items() if k[:4] != "held"} for row in remembering(0.15)]
+    assert crossings(away, Alarms(epochs=2)) == {}
+
+
+def test_the_step_after_every_problem_was_asked_is_told():
+    rows = remembering(0.0)
+    assert crossings(rows[:40], Alarms()) == {}
+    assert list(crossings(rows[:41], Alarms())) == ["epochs"]
+    assert crossings(rows, Alarms(epochs=None)) == {}
+
+
 def test_a_reward_that_wavers_rings_nothing_and_neither_do_other_problems():
     for seed in range(20):
         draw = random.Random(seed)
@@ -63,7 +88,7 @@ def test_a_reward_that_wavers_rings_nothing_and_neither_do_other_problems():
 
 
 def test_every_threshold_has_its_trouble():
-    assert set(Alarms.model_fields) == {"window", *TROUBLE}
+    assert set(Alarms.model_fields) == {"window", "memory", "epochs", *TROUBLE}
 
 
 def test_values_that_are_missing_or_not_finite_are_passed_over():

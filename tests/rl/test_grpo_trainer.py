@@ -64,6 +64,20 @@ def test_rollouts_come_from_the_compacting_loop_and_the_weights_move(tmp_path, m
     assert len(calls) == 2 and not torch.equal(before, weights(made))
 
 
+def test_rows_in_a_list_are_those_of_the_data_set_and_the_update_stays(tmp_path):
+    from datasets import Dataset
+
+    def run(kept):
+        made = trainer(tmp_path, even, steps=4, per_device_train_batch_size=4,
+                       gradient_accumulation_steps=2)
+        assert made.train_dataset == list(Dataset.from_list(ROWS))
+        made.train_dataset = made.train_dataset if kept else Dataset.from_list(ROWS)
+        made.train()
+        return weights(made)
+
+    assert torch.equal(run(True), run(False))
+
+
 def test_the_log_says_what_of_a_step_went_to_rollouts_and_rewards(tmp_path):
     def slow(completions, completion_ids, **columns):
         time.sleep(0.2)
