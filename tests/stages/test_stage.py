@@ -4,6 +4,8 @@ import errno
 import json
 import os
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from pipeline.config.load import Config, load
 from pipeline.errors import UserError
 from pipeline.stage import Stage, execute, make_plan
 from stages.graph import STAGES, plans
-from stages.make import _why, make
+from stages.make import _why, make, plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,3 +185,25 @@ def test_the_last_line_is_of_the_stage_asked_for_even_where_only_one_before_it_w
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["prepare", "generate"] * 2
     assert "already made" in lines[-1] and lines[-1].endswith("next: limbeck filter a=1")
+
+
+def test_a_new_stage_is_a_module_and_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "counting.py").write_text("""
+def run(experiment, inputs, out):
+    lines = (inputs["prepare"] / "problems.parquet").stat().st_size > 0
+    (out / "counted.txt").write_text(str(lines))
+    return {"counted": 1}
+
+def summary(counts):
+    return f"{counts['counted']} table counted"
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STAGES, "counting", Stage(
+        "counting", partial(import_module, "counting"), help="Count tables.", next="generate",
+        needs=lambda e: ("prepare",)))
+    experiment = load(Experiment, [ROOT / "configs/default.yaml"],
+                      [f"runtime.artifacts={tmp_path}", "prepare.limit=12", "prepare.held_out=4"])
+    make(experiment, "counting", [])
+    assert "counting: 1 table counted" in (said := capsys.readouterr().err)
+    assert "next: limbeck generate" in said
+    assert (plan_of(experiment, "counting").folder / "counted.txt").read_text() == "True"
