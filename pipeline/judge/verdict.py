@@ -29,9 +29,9 @@ class Policy:
     digits: int = 4
     """Significant digits from which a correctly rounded decimal equals an exact gold."""
     rounding: Literal["asked", "coarse", "gold"] = "asked"
-    """coarse: a decimal gold rounded to three digits or more, within 0.2 %, is right; gold: never
-    fewer digits than the gold has; asked: coarse where the problem's text asks for no precision,
-    gold if it does or there is no text."""
+    """A decimal gold is exact unless the answer does not terminate, or (asked) the problem asks
+    for rounding; coarse: rounded to three digits or more, within 0.2 %, is right too; gold:
+    whatever the problem says."""
     ends: Literal["strict", "free"] = "strict"
     """free: open and closed intervals are the same, as always where a problem asks on which
     interval a function rises or falls."""

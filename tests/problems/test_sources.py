@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config.problems import PrepareConfig, Source
 from pipeline.errors import UserError
-from pipeline.judge import Problem, check_gold, judge
+from pipeline.judge import Problem, check_gold, judge, needs_answer
 from pipeline.problems.sources import load_rows
 from stages import prepare
 
@@ -18,7 +18,7 @@ ROWS = [{"problem": f"Half of {i}?\u2028Say it.", "answer": str(i / 2)} for i in
 
 def problems(path, rows, **settings):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return load_rows(Source(problems=str(path), **settings), 0)
+    return load_rows(Source(problems=str(path), **settings), 0, needs_answer)
 
 
 def test_csv_and_json_files_hold_the_same_problems_as_json_lines(tmp_path):

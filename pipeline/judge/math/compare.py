@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.judge.math import numeric
+from pipeline.judge.math.chemistry import formula, is_chemistry
 from pipeline.judge.math.latex import clean
+from pipeline.judge.math.moments import moment, same_moment
 from pipeline.judge.math.node import (
     Node,
     all_of,
@@ -21,33 +24,52 @@ from pipeline.judge.math.node import (
 )
 from pipeline.judge.math.parse import parse
 from pipeline.judge.math.parser import Tree, UnreadableError, read
-from pipeline.judge.math.phrases import key, phrase_of, without_aside, without_remark, words
+from pipeline.judge.math.phrases import key, without_remark, words
 from pipeline.judge.math.rational import TooLargeError, UnsureError
 from pipeline.judge.math.values import Quantities
+from pipeline.judge.math.wording import bare_condition, comparable, is_universal
 from pipeline.judge.verdict import Policy
 
 _MONOTONE = re.compile(
     r"monoton|(?:increasing|decreasing) (?:on|interval)"
     r"|intervals? (?:of (?:in|de)crease|(?:where|on which) .{0,40}(?:in|de)creas)", re.I)
-_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
-_MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|september|october|"
-                    r"november|december)\b")
+_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix", "piecewise"))
+_EITHER = re.compile(r"\bor\b|\\lor\b|\\vee\b")
+_BOTH = re.compile(r"\band\b|\\land\b|\\wedge\b")
 
 
 def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | None:
     """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
+    if is_chemistry(gold) and (said := formula(answer)):
+        return said == formula(gold)
     if key(gold) == key(answer) and not policy.reduced:
         return True
-    if phrase_of(answer, gold):
-        return True
+    told = moment(gold, statement)
+    if told is None and (also := moment(answer, statement)) and also.minutes is not None:
+        told = moment(gold, statement, timed=True)
+    if told is not None:
+        also = moment(answer, statement, timed=told.minutes is not None)
+        if also is not None:
+            return same_moment(told, also)
+        return None if parse(answer).kind in ("text", "opaque") else False
     golds = _readings(gold)
     if (short := without_remark(plain := clean(gold))) not in ("", plain):
         golds.append(parse(short))
     results = [Comparison(policy, statement).same(a, b) for a in golds
                for b in _readings(answer)]
     if True in results:
-        return True
+        return False if _joined_otherwise(gold, answer) else True
     return None if None in results else False
+
+
+def _joined_otherwise(gold: str, answer: str) -> bool:
+    """Whether one says "or" and the other "and" of equations that a value does not settle."""
+    first, second = parse(gold), parse(answer)
+    if first.kind != "list" or second.kind != "list" or not all(
+            item.tree is None or numeric.symbols(item.tree) for item in first.items):
+        return False
+    sides = [(bool(_EITHER.search(text)), bool(_BOTH.search(text))) for text in (gold, answer)]
+    return sides in ([(True, False), (False, True)], [(False, True), (True, False)])
 
 
 def _readings(text: str) -> list[Node]:
@@ -57,17 +79,24 @@ def _readings(text: str) -> list[Node]:
         point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
             [parse(f"{match[1]}.{match[2]}{match[3]}")]
         return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
-    short = without_aside(plain)
-    return [node, parse(short)] if short and short != plain else [node]
+    return [node]
 
 
 class Comparison(Quantities):
     """One comparison of whole answers."""
 
     def same(self, a: Node, b: Node) -> bool | None:
-        """Gold `a` against answer `b`."""
+        """Gold `a` against answer `b`, with what they hold for."""
+        result = self.shapes(a, b)
+        if result is not False and (a.condition or b.condition):
+            return all_of([result, self.conditions(a.condition, b.condition)])
+        return result
+
+    def shapes(self, a: Node, b: Node) -> bool | None:
         if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
             return any_of(self.same(item, b) for item in a.items)
+        if "modified" in (a.kind, b.kind):
+            return self.modified(a, b)
         if "relation" in (a.kind, b.kind):
             return self.relations(a, b)
         if a.kind == b.kind == "value":
@@ -78,25 +107,48 @@ class Comparison(Quantities):
             return self.ratios(a, b)
         return self.texts(a, b)
 
+    def conditions(self, first: str, second: str) -> bool | None:
+        """Whether two answers hold for the same; one that only names its letters adds nothing."""
+        left, right = (("" if is_universal(one) else bare_condition(one)) for one in (first, second))
+        if left == right or (sorted(comparable(left).split()) == sorted(comparable(right).split()) \
+                and not re.search(r"[\d=<>\\]", left + right)):
+            return True
+        if not left or not right:
+            return None
+        nodes = parse(left), parse(right)
+        if any(node.kind in ("opaque", "text") for node in nodes):
+            return False if re.search(r"[A-Za-z]", left + right) else None
+        return self.same(*nodes)
+
+    def modified(self, a: Node, b: Node) -> bool | None:
+        """A number with words that change it is not that number; what it is, is not known."""
+        inner = self.same(*(node.items[0] if node.kind == "modified" else node for node in (a, b)))
+        if a.kind == b.kind:
+            return inner if comparable(a.text) == comparable(b.text) else inner and None
+        return False if inner and a.kind == "value" else None
+
     def texts(self, a: Node, b: Node) -> bool | None:
         left, right = words(a.text), words(b.text)
-        if left and left == right and "text" in (a.kind, b.kind):
-            return True
-        if _MONTH.search(left) and _day(left) == _day(right):
+        plain = not re.search(r"[\\^_=<>+*/|(){}\d]", a.text + b.text)
+        if left and plain and (left == right or comparable(a.text) == comparable(b.text) != ""):
             return True
         if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
             return said[1].lower() == left
         if is_infinite(a) and is_infinite(b):
             return True
-        if (a.kind == "value" and b.kind == "text") or (
-                a.kind == "text" and len(left.split()) == 1):
+        if a.kind == "value" and (b.kind == "text" or not re.search(r"[A-Za-z\\‹]", b.text)):
             return False
-        return None
+        return False if a.kind == "text" and len(left.split()) == 1 else None
 
     def groups(self, a: Node, b: Node) -> bool | None:
         """Collections: element by element, ordered or as multisets (see Policy.order)."""
         if "ratio" in (a.kind, b.kind):
             return False
+        if "piecewise" in (a.kind, b.kind):
+            if a.kind != b.kind:
+                return None if "opaque" in (a.kind, b.kind) else False
+            return self.matched(a.items, b.items) if len(a.items) == len(b.items) else False
+        a, b = _permuted(a, b), _flat(b, a)
         if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
@@ -179,9 +231,21 @@ class Comparison(Quantities):
         return equations(a, b)
 
 
-def _day(text: str) -> list[str]:
-    """The parts of a date in any order, 4th as 4."""
-    return sorted(part for part in text.split() if part not in ("st", "nd", "rd", "th", "of"))
+def _permuted(a: Node, b: Node) -> Node:
+    """`a` in the order of the names of `b`: (a, b) = (1, 2) beside (b, a)."""
+    names, others = ([name.strip() for name in node.label.strip("() ").split(",")]
+                     if node.label.startswith("(") else [] for node in (a, b))
+    if names == others or sorted(names) != sorted(others) or len(names) != len(a.items):
+        return a
+    return replace(a, label=b.label, items=tuple(a.items[names.index(name)] for name in others))
+
+
+def _flat(b: Node, a: Node) -> Node:
+    """A vector in i, j, k as a pair beside a pair."""
+    if b.detail == "ijk" and len(a.items) == 2 and b.items[2].tree and \
+            numeric.equal(b.items[2].tree, ("n", Fraction(0))):
+        return replace(b, items=b.items[:2])
+    return b
 
 
 def substituted(a: Node, b: Node) -> bool | None:
