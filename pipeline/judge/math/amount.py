@@ -22,7 +22,7 @@ _DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹(?:degrees?|deg
                      r"(?:‹?\s*(C|F|[Cc]elsius|[Ff]ahrenheit)\s*›?)?\s*$")
 _MINUTES = re.compile(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+)\s*(?:\^\s*\{?\s*)?(?:'|\\prime)"
                       r"\s*\}?(?:\s*(\d+)\s*(?:''|\"|\^\s*\{\s*\\prime\s*\\prime\s*\}))?")
-_LEAD = re.compile(r"‹([^›\d]*)›\s*(?=[-\d.\\(A-Za-z])")
+_LEAD = re.compile(r"((?:‹[^›\d]*›\s*(?:[A-Za-z]\s*(?=‹))?)*)(?=[-\d.\\(A-Za-z])")
 _SIGN = re.compile(r"\s*\b(?:negative|minus)$", re.I)
 _COMPOUND = re.compile(r"(?:(\d+(?:\.\d+)?)\s*‹([^›\d]+)›[\s,]*){2,4}")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*‹([^›\d]+)›")
@@ -36,8 +36,8 @@ def amount(text: str) -> Node:
         return compound
     number, unit = _unit(text)
     label, detail = "", ""
-    if lead := _LEAD.match(number):
-        number, label = number[lead.end():], lead[1].strip()
+    if (lead := _LEAD.match(number)) and lead[1]:
+        number, label = number[lead.end():], re.sub(r"\s*[‹›]\s*", " ", lead[1]).strip()
         if sign := _SIGN.search(label):
             number, label = f"-({number})", label[:sign.start()]
         if not harmless_before(label):

@@ -7,7 +7,14 @@ from functools import lru_cache
 
 from pipeline.judge.math.wrappings import unwrap
 
-_ELEMENTS = frozenset(["H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U", "Np", "Pu", "Am"])
+_ELEMENTS = frozenset([
+    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S",
+    "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga",
+    "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd",
+    "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm",
+    "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os",
+    "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa",
+    "U", "Np", "Pu", "Am"])
 _FONT = re.compile(r"\\(?:text|mathrm|mathsf|textrm|mbox|rm|ce|mathbf|textbf)(?![A-Za-z])")
 _FORMULA = re.compile(r"\d*(?:[A-Z][a-z]?\d*|[()\[\]]\d*)+(?:\^\d*[+-])?")
 _SYMBOL = re.compile(r"[A-Z][a-z]?")
@@ -19,6 +26,7 @@ def formula(text: str) -> str:
     if len(text) > 120 or not re.search(r"[A-Z]", text):
         return ""
     bare = re.sub(r"\\[,;! ]|[{}\s$_]", "", _FONT.sub("", unwrap(text))).replace("−", "-")
+    bare = re.sub(r"^\(([A-Za-z\d]*)\)$", r"\1", bare)
     if not _FORMULA.fullmatch(bare) or not set(_SYMBOL.findall(bare)) <= _ELEMENTS:
         return ""
     return bare
@@ -26,5 +34,5 @@ def formula(text: str) -> str:
 
 def is_chemistry(text: str) -> bool:
     """Whether `text` is set as a formula of chemistry, not as a product of variables."""
-    return bool(formula(text)) and bool(_FONT.search(text) or re.search(r"[₀-₉]", text)
+    return len(formula(text)) > 1 and bool(_FONT.search(text) or re.search(r"[₀-₉]", text)
                                         or re.search(r"[A-Z][a-z]", text))

@@ -34,6 +34,8 @@ _MONOTONE = re.compile(
     r"monoton|(?:increasing|decreasing) (?:on|interval)"
     r"|intervals? (?:of (?:in|de)crease|(?:where|on which) .{0,40}(?:in|de)creas)", re.I)
 _GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix", "piecewise"))
+_SUM = re.compile(r"[A-Za-z](?:\s*\+\s*[A-Za-z])+")
+"""A sum that a problem asks for, as m + n."""
 _EITHER = re.compile(r"\bor\b|\\lor\b|\\vee\b")
 _BOTH = re.compile(r"\band\b|\\land\b|\\wedge\b")
 
@@ -58,7 +60,7 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
     results = [Comparison(policy, statement).same(a, b) for a in golds
                for b in _readings(answer)]
     if True in results:
-        return False if _joined_otherwise(gold, answer) else True
+        return not _joined_otherwise(gold, answer)
     return None if None in results else False
 
 
@@ -109,7 +111,10 @@ class Comparison(Quantities):
 
     def conditions(self, first: str, second: str) -> bool | None:
         """Whether two answers hold for the same; one that only names its letters adds nothing."""
-        left, right = (("" if is_universal(one) else bare_condition(one)) for one in (first, second))
+        if not first or not second:
+            return True if is_universal(first or second, alone=True) else None
+        left, right = ("" if is_universal(one) else bare_condition(one)
+                       for one in (first, second))
         if left == right or (sorted(comparable(left).split()) == sorted(comparable(right).split()) \
                 and not re.search(r"[\d=<>\\]", left + right)):
             return True
@@ -220,6 +225,9 @@ class Comparison(Quantities):
         if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
                 and len(a.items) == len(b.items) > 2:
             return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+        if b.kind == "relation" and b.detail == "=" and a.kind == "value":
+            sides = [item for item in b.items if not _SUM.fullmatch(item.text)]
+            return self.same(a, sides[0]) if len(sides) == 1 else False
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":
             return substituted(a, b)
         if a.kind != b.kind:

@@ -23,7 +23,8 @@ _PLAIN = {
     "√": r"\sqrt ", "p.m.": "pm", "a.m.": "am", "P.M.": "PM", "A.M.": "AM", "Ω": r"\Omega ",
     "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
 _PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
-_CURRENCIES = {"¤": "dollar", "€": "euro", "£": "quid", "¥": "yuan", "₹": "rupee", "₽": "ruble", "₩": "won"}
+_CURRENCIES = {"¤": "dollar", "€": "euro", "£": "quid", "¥": "yuan", "₹": "rupee", "₽": "ruble",
+               "₩": "won"}
 _CURRENCY = re.compile(r"(-?)\s*([¤€£¥₹₽₩])\s*(-?\d(?:[\d,]*\d)?(?:\.\d+)?)")
 _CURRENCY_AFTER = re.compile(r"(?<=\d)\s*([¤€£¥₹₽₩])")
 _CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
@@ -124,11 +125,14 @@ def _trim(text: str) -> str:
     return text.lstrip(" ,;:").rstrip(" .,;:^")
 
 
-_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or|oder|ou|und|et|или)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or|oder|ou|und|et|или)\s+"
+                     r"|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
                      r"|\\(?:and|or)\b")
 
 
 _JOINERS = ("and", "or", "oder", "ou", "und", "et", "или", "y", "o", "и")
+_JOINER_AT_END = re.compile(rf",?\s*(?:{'|'.join(_JOINERS)})\s+(.*)"
+                            rf"|(.*?),?\s+(?:{'|'.join(_JOINERS)})")
 _LETTER_UNITS = frozenset("msghLJNWVCKAFT")
 
 
@@ -151,11 +155,12 @@ def _word(text: str) -> str:
         return f" {text} "
     if text in _JOINERS:
         return " , "
-    if match := re.fullmatch(rf",?\s*(?:{'|'.join(_JOINERS)})\s+(.*)|(.*?),?\s+(?:{'|'.join(_JOINERS)})",
-                             text):
+    if match := _JOINER_AT_END.fullmatch(text):
         return f" , {_word(match[1])}" if match[1] else f"{_word(match[2])} , "
     if text in FUNCTIONS:
         return f"\\{text} "
+    if counted := re.fullmatch(r"(-?\d[\d,.]*)\s+([^\W\d_].*)", text):
+        return f" {counted[1]} ‹{counted[2]}›"
     return f"‹{text}›" if not _WORD.fullmatch(text) else f" {text} "
 
 

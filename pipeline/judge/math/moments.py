@@ -25,7 +25,7 @@ _DATES = (
     (re.compile(rf"({_MONTH}),? (\d{{4}})", re.I), "my"),
     (re.compile(rf"({_MONTH})", re.I), "m"))
 _WEEKDAY = re.compile(rf"(?:on )?(?:the )?({_DAY})s?(?:, (.*))?\.?", re.I)
-_ABOUT_TIME = re.compile(r"\b(?:time|clock|o'clock|when|a\.?m|p\.?m|hours?|arrives?|leaves?)\b", re.I)
+_ABOUT_TIME = re.compile(r"\b(?:time|clock|o'clock|when|a\.?m|p\.?m|hours?)\b", re.I)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def _decimal(tokens: list[str]) -> Fraction | None:
 
 def _fraction(tokens: list[str]) -> Fraction | None:
     """"three quarters", "a half", "two and a half"."""
+    top: int | None
     if "and" in tokens:
         at = len(tokens) - 1 - tokens[::-1].index("and")
         whole, part = _cardinal(tokens[:at]), _fraction(tokens[at + 1:])
@@ -95,8 +96,9 @@ def _cardinal(tokens: list[str]) -> int | None:
 _DIGITS = {char: i for i, char in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
 _STEPS = {"十": 10, "百": 100, "千": 1000}
 CHINESE = "零〇一二两三四五六七八九十百千万亿"
-_CHINESE_NUMBER = re.compile(rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?[十百千]?[万亿]+|[{CHINESE}]+)"
-                             rf"(?:点([零〇一二三四五六七八九]+))?")
+_CHINESE_NUMBER = re.compile(
+    rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?[十百千]?[万亿]+|[{CHINESE}]+)"
+    r"(?:点([零〇一二三四五六七八九]+))?")
 
 
 def chinese(text: str) -> str:

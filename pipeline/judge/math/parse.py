@@ -163,10 +163,12 @@ def _equal(text: str, parts: list[str], depth: int) -> Node:
     """A chain of equations: what only names is the label, of whichever side it stands."""
     names = [part for part in parts if is_label(part)]
     values = [part for part in parts if part not in names]
-    if len(values) > 1 and (sums := [part for part in values if _SYMBOLIC.fullmatch(part)]):
+    if len(parts) > 2 and (sums := [part for part in values if _SYMBOLIC.fullmatch(part)]):
         values = [part for part in values if part not in sums] or values
     if len(values) > 1 and len(parts) == 2 and evaluates_to(*parts):
         values = values[1:]
+    if len(parts) == 2 and not values and not all(len(part) == 1 for part in parts):
+        names, values = parts[:1], parts[1:]
     label = names[0] if len(names) == 1 else "=".join(sorted(names))
     if len(values) == 1 and (names or len(parts) > 1):
         return replace(_parse(values[0], depth + 1), label=label, text=text)

@@ -45,7 +45,8 @@ def split_condition(text: str) -> tuple[str, str]:
     match = _CONDITION.search(text)
     if match is None and (bound := _BOUND.search(text)):
         before = text[:bound.start()]
-        alone = re.match(rf"\s*{bound[1]}\s*(?:[=<>]|\\)", before)
+        alone = re.match(rf"\s*{bound[1]}\s*(?:=|\\)", before) or \
+            re.search(r"[<>]|\\(?:le|ge|ne)\b", before)
         if re.search(rf"(?<![A-Za-z\\]){bound[1]}(?![A-Za-z])", before) and not alone:
             match = bound
     if match is None or match.start() == 0 or _depth(text[:match.start()]):

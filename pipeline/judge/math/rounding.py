@@ -15,7 +15,8 @@ from pipeline.judge.math.parser import Tree
 from pipeline.judge.math.rational import exact, places
 
 _DOUBLE_DIGITS = 15
-_MINUS_ONE: Tree = ("n", Fraction(-1))
+_FACTORS: tuple[Tree, ...] = (("n", Fraction(-1)), ("n", Fraction(1, 100)))
+"""A sign and per cent."""
 
 
 def reduced(tree: Tree) -> bool:
@@ -32,9 +33,9 @@ def zeros(text: str) -> int:
 
 def literal(tree: Tree) -> Fraction | None:
     """The number that a tree writes out with its sign, as 2.5 or -3; None of a fraction."""
-    if tree[0] == "*" and tree[1] == _MINUS_ONE:
+    if tree[0] == "*" and tree[1] in _FACTORS:
         value = literal(tree[2])
-        return None if value is None else -value
+        return None if value is None else tree[1][1] * value
     return tree[1] if tree[0] == "n" else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 
@@ -10,7 +11,7 @@ from pipeline.judge.math.number_words import MAGNITUDES, PARTS
 
 Size = str | int | Fraction
 _M, _S, _G = {"m": 1}, {"s": 1}, {"g": 1}
-_SIZES: tuple[tuple[dict[str, int], dict[str, Size]], ...] = (
+_SIZES: tuple[tuple[dict[str, int], Mapping[str, Size]], ...] = (
     (_M, {"m": 1, "meter": 1, "metre": 1, "mètre": 1, "in": "0.0254", "inch": "0.0254",
           "ft": "0.3048", "foot": "0.3048", "feet": "0.3048", "yd": "0.9144", "yard": "0.9144",
           "mi": "1609.344", "mile": "1609.344", "nmi": 1852, "furlong": "201.168",
@@ -25,7 +26,9 @@ _SIZES: tuple[tuple[dict[str, int], dict[str, Size]], ...] = (
     (_G, {"g": 1, "gram": 1, "gramme": 1, "gramm": 1, "lb": "453.59237", "pound": "453.59237",
           "oz": "28.349523125", "ounce": "28.349523125", "ton": 10**6, "tonne": 10**6}),
     ({"dollar": 1}, {"dollar": 1, "usd": 1, "cent": "0.01", "¢": "0.01", "buck": 1}),
-    ({"euro": 1}, {"euro": 1, "eur": 1}), ({"yuan": 1}, {"yuan": 1, "rmb": 1}),
+    *(({name: 1}, {name: 1, code: 1}) for name, code in (
+        ("euro", "EUR"), ("yuan", "RMB"), ("quid", "GBP"), ("rupee", "INR"), ("ruble", "RUB"),
+        ("won", "KRW"), ("yen", "JPY"), ("peso", "MXN"), ("franc", "CHF"))),
     ({"g": 1, "m": 2, "s": -2}, {"J": 1000, "joule": 1000, "Wh": 3600000, "cal": 4184,
                                  "calorie": 4184, "eV": "1.602176634e-16",
                                  "electronvolt": "1.602176634e-16"}),

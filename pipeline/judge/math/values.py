@@ -173,7 +173,7 @@ class Quantities:
 
 def _name(node: Node) -> str:
     """What a node is said to be, without layout and without words that only state."""
-    if "‹" in node.label:
+    if "‹" in node.label or node.label.count(" ") or (len(node.label) > 3 and node.label.isalpha()):
         return f"‹{' '.join(content(node.label))}›" if content(node.label) else ""
     return re.sub(r"[\s{}]|\\(?:mathrm|text)", "", node.label)
 

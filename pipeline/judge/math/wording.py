@@ -11,15 +11,52 @@ import re
 from pipeline.judge.math.number_words import NUMBER_WORDS
 from pipeline.judge.math.units import unit_of
 
-_STATING = frozenset(["the", "a", "an", "is", "are", "be", "was", "were", "equals", "equal", "to", "exactly", "only", "just", "precisely", "of", "in", "total", "answer", "answers", "final", "value", "values", "result", "solution", "there", "so", "thus", "therefore", "hence", "then", "we", "get", "obtain", "have", "has", "it", "its", "that", "which", "all", "altogether", "must", "should", "will", "our", "this", "these", "and", "i", "n"])
-_QUANTITIES = frozenset(["area", "perimeter", "circumference", "length", "width", "height", "depth", "radius", "diameter", "volume", "distance", "speed", "velocity", "acceleration", "force", "energy", "power", "slope", "gradient", "intercept", "mean", "average", "median", "mode", "range", "variance", "deviation", "probability", "number", "count", "amount", "price", "cost", "age", "angle", "measure", "size", "weight", "mass", "time", "temperature", "maximum", "minimum", "max", "min", "remainder", "quotient", "coefficient", "rate", "profit", "loss", "salary", "income", "score", "side", "sides", "base", "hypotenuse", "diagonal", "period", "frequency", "amplitude", "wavelength", "pressure", "current", "voltage", "resistance", "density", "charge", "population", "percentage", "percent", "fraction", "ratio", "difference", "sum", "product", "discriminant", "determinant"])
+_STATING = frozenset([
+    "the", "a", "an", "is", "are", "be", "was", "were", "equals", "equal", "to", "exactly",
+    "only", "just", "precisely", "of", "in", "total", "answer", "answers", "final", "value",
+    "values", "result", "solution", "there", "so", "thus", "therefore", "hence", "then", "we",
+    "get", "obtain", "have", "has", "it", "its", "that", "which", "all", "altogether", "must",
+    "should", "will", "our", "this", "these", "and", "i", "n"])
+_QUANTITIES = frozenset([
+    "area", "perimeter", "circumference", "length", "width", "height", "depth", "radius",
+    "diameter", "volume", "distance", "speed", "velocity", "acceleration", "force", "energy",
+    "power", "slope", "gradient", "intercept", "mean", "average", "median", "mode", "range",
+    "variance", "deviation", "probability", "number", "count", "amount", "price", "cost", "age",
+    "angle", "measure", "size", "weight", "mass", "time", "temperature", "maximum", "minimum",
+    "max", "min", "remainder", "quotient", "coefficient", "rate", "profit", "loss", "salary",
+    "income", "score", "side", "sides", "base", "hypotenuse", "diagonal", "period", "frequency",
+    "amplitude", "wavelength", "pressure", "current", "voltage", "resistance", "density",
+    "charge", "population", "percentage", "percent", "fraction", "ratio", "difference", "sum",
+    "product", "discriminant", "determinant", "largest", "smallest", "greatest", "maximal", "minimal",
+    "possible", "required", "desired", "correct"])
 _OPERATIONS = frozenset(["of", "difference", "sum", "product", "ratio", "fraction", "percent",
                          "percentage", "power", "quotient"])
 """Before "of" a number these take something from it."""
-_CLOSED = frozenset(["about", "above", "across", "after", "against", "almost", "along", "although", "among", "and", "any", "anything", "around", "as", "at", "before", "behind", "below", "beneath", "beside", "besides", "between", "beyond", "both", "but", "by", "can", "cannot", "could", "despite", "down", "during", "each", "either", "else", "even", "every", "everything", "except", "fewer", "few", "for", "from", "greater", "hardly", "if", "in", "inside", "instead", "into", "it", "larger", "least", "less", "like", "many", "may", "maybe", "might", "minus", "modulo", "more", "most", "much", "must", "near", "nearly", "neither", "never", "no", "nobody", "non", "none", "nor", "not", "nothing", "off", "on", "once", "one", "ones", "only", "onto", "or", "other", "others", "otherwise", "out", "outside", "over", "past", "perhaps", "plus", "possibly", "probably", "rather", "roughly", "same", "several", "should", "since", "smaller", "some", "something", "sometimes", "squared", "cubed", "factorial", "than", "that", "their", "then", "though", "through", "throughout", "till", "to", "toward", "under", "unless", "unlike", "until", "unknown", "up", "upon", "very", "via", "wait", "was", "what", "when", "where", "whether", "which", "while", "who", "whose", "why", "with", "within", "without", "would", "wrong", "yet", "always", "unless", "approximately", "times", "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus", "this", "thus"]) | NUMBER_WORDS
+_CLOSED = frozenset([
+    "about", "above", "across", "after", "against", "almost", "along", "although", "among",
+    "and", "any", "anything", "around", "as", "at", "before", "behind", "below", "beneath",
+    "beside", "besides", "between", "beyond", "both", "but", "by", "can", "cannot", "could",
+    "despite", "down", "during", "each", "either", "else", "even", "every", "everything",
+    "except", "fewer", "few", "for", "from", "greater", "hardly", "if", "in", "inside",
+    "instead", "into", "it", "larger", "least", "less", "like", "many", "may", "maybe", "might",
+    "minus", "modulo", "more", "most", "much", "must", "near", "nearly", "neither", "never",
+    "no", "nobody", "non", "none", "nor", "not", "nothing", "off", "on", "once", "one", "ones",
+    "only", "onto", "or", "other", "others", "otherwise", "out", "outside", "over", "past",
+    "perhaps", "plus", "possibly", "probably", "rather", "roughly", "same", "several", "should",
+    "since", "smaller", "some", "something", "sometimes", "squared", "cubed", "factorial",
+    "than", "that", "their", "then", "though", "through", "throughout", "till", "to", "toward",
+    "under", "unless", "unlike", "until", "unknown", "up", "upon", "very", "via", "wait", "was",
+    "what", "when", "where", "whether", "which", "while", "who", "whose", "why", "with",
+    "within", "without", "would", "wrong", "yet", "always", "unless", "approximately", "times",
+    "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus", "this", "thus"]) | NUMBER_WORDS
 _AFTER = frozenset(["total", "altogether", "each", "long", "old", "wide", "tall", "high", "deep",
                     "apart", "away", "exactly", "respectively"])
-_PLURALS = frozenset(["people", "children", "men", "women", "feet", "teeth", "geese", "mice", "fish", "sheep", "deer", "students", "dice", "vertices", "indices", "matrices", "axes", "bases", "radii", "loci", "foci", "formulae", "maxima", "minima", "series", "species", "data", "criteria", "money", "water", "food", "rice", "sugar", "milk", "paper", "time", "work", "credit", "homework", "salt", "ways"])
+_PLURALS = frozenset([
+    "people", "children", "men", "women", "feet", "teeth", "geese", "mice", "fish", "sheep",
+    "deer", "students", "dice", "vertices", "indices", "matrices", "axes", "bases", "radii",
+    "loci", "foci", "formulae", "maxima", "minima", "series", "species", "data", "criteria",
+    "money", "water", "food", "rice", "sugar", "milk", "paper", "time", "work", "credit",
+    "homework", "salt", "ways"])
 
 
 def _words(text: str) -> list[str]:
@@ -65,7 +102,9 @@ def content(text: str) -> list[str]:
             if word not in _STATING]
 
 
-_COPULAS = frozenset(["is", "are", "be", "must", "must", "should", "was", "were", "a", "an", "the", "that", "it", "has", "to", "of"])
+_COPULAS = frozenset([
+    "is", "are", "be", "must", "must", "should", "was", "were", "a", "an", "the", "that", "it",
+    "has", "to", "of"])
 _MARKERS = re.compile(r"^\s*,?\s*(?:for|where|when(?:ever)?|if|with|provided(?: that)?|given"
                       r"(?: that)?|such that|assuming(?: that)?|as long as)\b\s*", re.I)
 _UNIVERSAL = re.compile(r"(?:for )?(?:all|any|every|each|arbitrary|some)\b|\bintegers?\b|\breals?\b"
@@ -83,10 +122,14 @@ def bare_condition(text: str) -> str:
     return _MARKERS.sub("", text.replace("‹", " ").replace("›", " ")).strip(" ,.")
 
 
-def is_universal(text: str) -> bool:
-    """Whether a condition only says what its letters stand for: "k an integer", "for all n"."""
-    plain = re.sub(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?", " integer ", text)
+def is_universal(text: str, alone: bool = False) -> bool:
+    """Whether a condition only says what its letters stand for: "k an integer", "for all n".
+
+    `alone`: the other answer has none, so "for all positive integers" adds nothing either.
+    """
+    plain = re.sub(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?(?:\s*[_^]\s*\{?\s*(?:[>*+]|\\ge)?"
+                   r"\s*0?\s*\}?)?", " integer ", text)
     plain = plain.replace("\\forall", " for all ")
     return bool(_UNIVERSAL.search(plain)) and not re.search(
-        r"\d|[=<>]|\\(?:le|ge|ne)\b|\b(?:even|odd|prime|positive|negative|not|except|non\w*)\b",
-        plain)
+        r"\d|[=<>]|\\(?:le|ge|ne)\b|\b(?:even|odd|prime|not|except|" + (
+            "but" if alone else r"positive|negative|non\w*") + r")\b", plain)
