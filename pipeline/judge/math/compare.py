@@ -225,7 +225,8 @@ class Comparison(Quantities):
         if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
                 and len(a.items) == len(b.items) > 2:
             return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
-        if b.kind == "relation" and b.detail == "=" and a.kind == "value":
+        if b.kind == "relation" and b.detail == "=" and a.kind == "value" and not a.label \
+                and a.tree and not numeric.symbols(a.tree):
             sides = [item for item in b.items if not _SUM.fullmatch(item.text)]
             return self.same(a, sides[0]) if len(sides) == 1 else False
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":

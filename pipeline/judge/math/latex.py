@@ -98,6 +98,8 @@ def clean(text: str) -> str:
     text = _STRAY.sub("", text)
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    if "'" in text:
+        text = re.sub(r"(?<=\d)'(?=\d{3}(?!\d))", "", text)
     if "\\" in text:
         text = _CROSS.sub(r"\1\\cross \2", _UNIT_VECTOR.sub(_unit_vector, text))
         text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))

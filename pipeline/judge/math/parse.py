@@ -111,12 +111,16 @@ def _list(text: str, items: list[Node]) -> Node:
     return Node("list", text, tuple(flat), label=label)
 
 
-_GROUPED = re.compile(r"([-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?)(?!\d)")
+_GROUPED = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?:\.\d+)?)(?!\d)")
+_SPACED = re.compile(r"([-+]?\d{1,3}(?: \d{3})+)$")
+_POINTED = re.compile(r"([-+]?\d{1,3}(?:\.\d{3})+),(\d+)$")
 
 
 def _grouped_number(text: str) -> Node | None:
-    """"1,234.5" or "1 234" as one number with what unit follows."""
-    match = _GROUPED.match(text) or re.match(r"([-+]?\d{1,3}(?: \d{3})+)$", text)
+    """"1,234.5", "1,00,000", "1 234" or "1.234,5" as one number with what unit follows."""
+    if match := _POINTED.match(text):
+        return amount(f"{match[1].replace('.', '')}.{match[2]}")
+    match = _GROUPED.match(text) or _SPACED.match(text)
     if not match or "," in text[match.end():] or re.search(r"[=<>]", text):
         return None
     return amount(re.sub("[, ]", "", match[1]) + text[match.end():])
