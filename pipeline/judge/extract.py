@@ -150,8 +150,8 @@ def _from_sentence(tail: str, before: str) -> list[str]:
     clause = re.split(r"[.;\n。，]\s*|, ", before)[-1]
     if corrected := _CORRECTED.search(tail):
         return _last_value(tail[corrected.end():])
-    if _denied(re.sub(r"^(?:but|no),? ", "", clause, flags=re.I), doubt=False) or (
-            is_prose(tail) or not tail[:1].isupper()) and _denied(tail, doubt=False):
+    if _denied(re.sub(r"^(?:but|no),? ", "", clause, flags=re.I), doubt=False) or ((
+            is_prose(tail) or not tail[:1].isupper()) and _denied(tail, doubt=False)):
         return []
     return [tail] if not is_prose(tail) else _last_value(tail)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.completion import Verdict
 from pipeline.errors import UserError
 
-VERSION = "5"
+VERSION = "6"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 UNSCORED = ("cannot_judge", "timeout", "error")
@@ -41,6 +41,9 @@ class Policy:
     """Any one element of a gold list is a full answer."""
     reduced: bool = False
     """A fraction must be in lowest terms."""
+    restated: Literal["accepted", "refused"] = "accepted"
+    """refused: an answer that is a formula of the problem's text, or an unsolved equation where the
+    gold is a solved one, is wrong though equal by value."""
     marker: Literal["any", "box", "tag"] = "any"
     """Where the answer must stand: anywhere stated, in a box, or in <answer> tags."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.judge.math.latex import FUNCTIONS
@@ -41,13 +42,17 @@ def amount(text: str) -> Node:
         if sign := _SIGN.search(label):
             number, label = f"-({number})", label[:sign.start()]
         if not harmless_before(label):
-            detail = "named" if is_name(label) else "modified"
+            detail = "named" if is_name(label) and not label.endswith(" of") else "modified"
     tree, unit = _magnitude(_read(number, unit), unit.strip())
     if tree is None:
         return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)
+    if unit not in ("", "%") and unit_of(unit) is None and not is_name(unit):
+        detail = "modified"
     unit = unit or "°" * (tree[0] == "+" and _MINUTES.fullmatch(number.strip()) is not None)
     node = Node("value", text, tree=tree, unit=unit, label=label, detail=detail)
-    return Node("modified", text, (node,)) if detail == "modified" else node
+    if detail == "modified":
+        return Node("modified", text, (replace(node, unit="", label="", detail=""),))
+    return node
 
 
 def _read(number: str, unit: str) -> Tree | None:

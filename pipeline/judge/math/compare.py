@@ -45,7 +45,7 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
     if is_chemistry(gold) and (said := formula(answer)):
         return said == formula(gold)
     if key(gold) == key(answer) and not policy.reduced:
-        return True
+        return not _joined_otherwise(gold, answer)
     told = moment(gold, statement)
     if told is None and (also := moment(answer, statement)) and also.minutes is not None:
         told = moment(gold, statement, timed=True)
@@ -120,6 +120,8 @@ class Comparison(Quantities):
             return True
         if not left or not right:
             return None
+        if not re.search(r"[\d=<>\\]", left + right):
+            return False
         nodes = parse(left), parse(right)
         if any(node.kind in ("opaque", "text") for node in nodes):
             return False if re.search(r"[A-Za-z]", left + right) else None
@@ -237,6 +239,9 @@ class Comparison(Quantities):
         if a.detail == b.detail and len(a.items) == len(b.items) and \
                 all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
+        if a.detail == b.detail and len(a.items) == len(b.items) > 2 and all(
+                item.tree and item.tree[0] == "v" for item in (*a.items, *b.items)):
+            return False
         return equations(a, b)
 
 

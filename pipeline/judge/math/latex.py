@@ -92,9 +92,9 @@ def clean(text: str) -> str:
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
     text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
-    text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
     if not text.isascii():
         text = in_latex(text)
+    text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
     text = _STRAY.sub("", text)
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)

@@ -30,8 +30,8 @@ def matrix(text: str, parse: Parse) -> Node | None:
     if match[3]:
         if len({len(row.items) for row in rows}) != 1:
             return None
-        rows = tuple(Node("tuple", text, cells) for cells in zip(*(row.items for row in rows),
-                                                                 strict=True))
+        rows = tuple(Node("tuple", "&".join(cell.text for cell in cells), cells)
+                     for cells in zip(*(row.items for row in rows), strict=True))
     return _scaled(match[1].strip(), Node("matrix", text, rows))
 
 

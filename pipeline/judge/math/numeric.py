@@ -8,6 +8,7 @@ where that cannot be told, Unsure is raised and the engine decides.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -129,6 +130,10 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
         return abs(first)
     if name == "degree":
         return first * mp.pi / 180
+    if name == "conj":
+        return mp.conj(first)
+    if name in ("gcd", "lcm"):
+        return _of_integers(name, arguments, mp)
     if name in ("factorial", "binom"):
         return mp.factorial(first) if name == "factorial" else mp.binomial(*arguments)
     if name == "log":
@@ -136,6 +141,13 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
     if name not in _NAMES:
         raise UnsureError(f"no value for {name}")
     return getattr(mp, "expj" if name == "cis" else name.replace("arc", "a"))(first)
+
+
+def _of_integers(name: str, arguments: list[Any], mp: Any) -> Any:
+    numbers = [int(mp.re(value)) for value in arguments]
+    if any(value != number for value, number in zip(arguments, numbers, strict=True)):
+        raise UnsureError(f"{name} of what is no integer")
+    return mp.mpf(getattr(math, name)(*numbers))
 
 
 def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
@@ -159,6 +171,13 @@ def equal(left: Tree, right: Tree) -> bool:
     signs = (False, True) if holds(left, "f", "abs") != holds(right, "f", "abs") else (False,)
     return all(_close(_evaluate(left, point), _evaluate(right, point))
                for sign in signs for point in _points(names, sign))
+
+
+def constant(tree: Tree) -> bool:
+    """Whether `tree` has one value whatever its symbols. Raises UnsureError if untold."""
+    values = [_evaluate(("+", tree, ("n", Fraction(7, 3))), point)
+              for point in _points(symbols(tree), False)]
+    return all(_close(value, values[0]) for value in values)
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -14,6 +14,7 @@ from pipeline.judge.math.amount import amount, plain_text
 from pipeline.judge.math.latex import clean
 from pipeline.judge.math.matrices import matrix, vector
 from pipeline.judge.math.node import Node
+from pipeline.judge.math.number_words import in_words
 from pipeline.judge.math.numeric import symbols
 from pipeline.judge.math.phrases import congruence, distance, split_condition
 from pipeline.judge.math.split import (
@@ -44,6 +45,8 @@ def _parse(text: str, depth: int) -> Node:
     if _REALS.fullmatch(text):
         text = "(-\\infty, \\infty)"
     if text.startswith("‹") and text.find("›") == len(text) - 1:
+        if in_words(text[1:-1].strip()) is not None:
+            return plain_text(text)
         names = re.split(r",? and |, ", text[1:-1])
         return plain_text(text) if len(names) == 1 or any(len(n.split()) > 3 for n in names) else \
             Node("list", text, tuple(Node("text", f"‹{name}›") for name in names))
@@ -58,6 +61,8 @@ def _parse(text: str, depth: int) -> Node:
 _EMPTY = re.compile(r"\\(?:emptyset|varnothing)|∅|⦃\s*⦄|‹(?:there (?:is|are) )?no (?:real )?"
                     r"(?:solutions?|roots?)(?: exists?)?›", re.I)
 _REALS = re.compile(r"ℝ|‹all (?:the )?real(?:s| numbers?)›(?:\s*[a-z])?", re.I)
+_EXCEPT = re.compile(r"‹(?:all )?(?:the )?real(?: number)?s? (?:numbers )?(?:except|other than|besides|"
+                     r"but)(?: for)?›(.+)", re.I)
 _WITHOUT = re.compile(r"(.+?)\s*(?:\\setminus|\\backslash|\\(?=\s)|-)\s*⦃([^⦃⦄]*)⦄")
 _UNEQUAL = re.compile(r"([a-z])\s*\\ne\b(.*)")
 _UNEQUAL_TURNED = re.compile(r"([^=<>,]+)\\ne\s*([a-z])")
@@ -67,6 +72,8 @@ def _without(text: str, depth: int) -> Node | None:
     """ℝ or an interval without some points, x ≠ 2 among them, as the union of what is left."""
     if turned := _UNEQUAL_TURNED.fullmatch(text):
         text = f"{turned[2]} \\ne {turned[1]}"
+    if excepted := _EXCEPT.fullmatch(text):
+        text = f"(-\\infty, \\infty) \\setminus ⦃{excepted[1]}⦄"
     match, base, points = _WITHOUT.fullmatch(text), "(-\\infty, \\infty)", ""
     if match:
         base, points = match.groups()

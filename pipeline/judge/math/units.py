@@ -95,7 +95,7 @@ def unit_of(text: str) -> Unit | None:
             _multiply(powers, named[0], last[2])
             size *= named[1] ** last[2]
             waiting = 1
-    return {base: n for base, n in powers.items() if n}, size
+    return ({base: n for base, n in powers.items() if n}, size) if last[2] else None
 
 
 def _multiply(powers: dict[str, int], base: dict[str, int], times: int) -> None:

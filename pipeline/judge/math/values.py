@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
 from pipeline.judge.math import numeric
@@ -22,6 +23,8 @@ _PRECISION = re.compile(r"decimal (?:place|point)|to the nearest|nearest \w+|sig
                         r"|\bround(?:ed)?\b|approximat", re.I)
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""
+_CONSTANT = re.compile(r"[A-DKck]|[A-DKck]_\d")
+_INTEGRATION = frozenset(["C", "c", "K", "k", "C_1", "c_1"])
 _HUNDREDTH: Tree = ("n", Fraction(1, 100))
 
 
@@ -158,12 +161,47 @@ class Quantities:
         return self.policy.rounding == "asked" and bool(_PRECISION.search(self.statement))
 
     def renamed(self, a: Tree, b: Tree) -> bool:
+        """Equal up to the names of constants, or antiderivatives up to a constant."""
+        return self.reparametrised(a, b) or self.with_constants(a, b) or self.antiderivative(a, b)
+
+    def reparametrised(self, a: Tree, b: Tree) -> bool:
         """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
         old, new = numeric.symbols(a) - numeric.symbols(b), numeric.symbols(b) - numeric.symbols(a)
         if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
                 or not (self.free(*old) or numeric.periodic(a, *old)):
             return False
         return numeric.equal(numeric.replaced(a, ("v", *old), ("v", *new)), b)
+
+    def with_constants(self, a: Tree, b: Tree) -> bool:
+        """Equal functions of the same variables up to the names of at most three constants."""
+        first, second = ({name for name in numeric.symbols(tree) if _CONSTANT.fullmatch(name)
+                          and not self.mentioned(name)} for tree in (a, b))
+        if not first or len(first) != len(second) or len(first) > 3 or first == second or \
+                not numeric.symbols(a) - first or \
+                numeric.symbols(a) - first != numeric.symbols(b) - second:
+            return False
+        for order in permutations(sorted(second)):
+            tree = a
+            for name in first:  # by way of names that neither side has
+                tree = numeric.replaced(tree, ("v", name), ("v", f"#{name}"))
+            for name, other in zip(sorted(first), order, strict=True):
+                tree = numeric.replaced(tree, ("v", f"#{name}"), ("v", other))
+            if numeric.equal(tree, b):
+                return True
+        return False
+
+    def antiderivative(self, a: Tree, b: Tree) -> bool:
+        """Both end in + C and differ by a number."""
+        first, second = _without_constant(a), _without_constant(b)
+        if first is None or second is None or not numeric.symbols(first):
+            return False
+        if numeric.symbols(first) != numeric.symbols(second):
+            return False
+        return numeric.constant(("+", first, ("*", ("n", Fraction(-1)), second)))
+
+    def mentioned(self, name: str) -> bool:
+        letter = name.lstrip("\\").partition("_")[0]
+        return bool(re.search(rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])", self.statement))
 
     def free(self, name: str) -> bool:
         letter = name.lstrip("\\")
@@ -193,6 +231,17 @@ def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
     """The tree of a value, with the operation that its unit stands for."""
     assert node.tree
     return (*operation, node.tree) if node.unit == unit else node.tree
+
+
+def _without_constant(tree: Tree) -> Tree | None:
+    """A sum without the constant of integration that is one of its terms; None without one."""
+    if tree[0] != "+":
+        return None
+    constants = [part for part in tree[1:] if part[0] == "v" and part[1] in _INTEGRATION]
+    rest = tuple(part for part in tree[1:] if part not in constants)
+    if len(constants) != 1 or not rest or constants[0][1] in numeric.symbols(("+", *rest)):
+        return None
+    return rest[0] if len(rest) == 1 else ("+", *rest)
 
 
 def _bare_numeral(a: Tree, b: Tree) -> bool:

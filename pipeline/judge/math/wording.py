@@ -93,7 +93,7 @@ def harmless_before(text: str, statement: str = "") -> bool:
 
 def is_name(text: str) -> bool:
     """Whether `text` names something without a word that bounds, denies or counts."""
-    return not any(word in _CLOSED - {"in", "each", "for"} for word in _words(text))
+    return not any(word in _CLOSED - {"in", "each", "for", "by"} for word in _words(text))
 
 
 def content(text: str) -> list[str]:
