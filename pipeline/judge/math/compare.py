@@ -156,6 +156,8 @@ class Comparison(Quantities):
                 return None if "opaque" in (a.kind, b.kind) else False
             return self.matched(a.items, b.items) if len(a.items) == len(b.items) else False
         a, b = _permuted(a, b), _flat(b, a)
+        if self.names(a, b) is False:
+            return False
         if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):

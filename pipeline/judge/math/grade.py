@@ -13,6 +13,7 @@ from pipeline.judge.math.latex import MAX_ANSWER, clean
 from pipeline.judge.math.parse import parse
 from pipeline.judge.math.rational import TooLargeError
 from pipeline.judge.math.restated import restated
+from pipeline.judge.math.wrappings import unwrap
 from pipeline.judge.verdict import Judgement, Policy, Problem, WorkerTask, judgement
 
 
@@ -65,12 +66,12 @@ def _asked_of_engine(gold: str, answer: str, policy: Policy,
     if node.kind == "relation" and set(node.detail.split()) <= {"=", "chain"}:
         open_ = [item.text for item in node.items if item.kind == "opaque"]
         closed = [item for item in node.items if item.kind == "value"]
-        if len(open_) == 1 and closed and all(
+        if len(open_) == 1 and closed and parse(gold).tree != ("c", "oo") and all(
                 same(gold, item.text, policy, statement) for item in closed):
             asked = open_[0]  # a worked equation: its other side is the gold's value
-    if not _safe(asked) or not _safe(clean(gold)):
+    if not asked or not _safe(asked) or not _safe(clean(gold)):
         return judgement("cannot_judge", answer, "rules")
-    return _to_engine(gold, answer if asked == clean(answer) else asked, answer)
+    return _to_engine(unwrap(gold), unwrap(answer) if asked == clean(answer) else asked, answer)
 
 
 def _to_engine(gold: str, asked: str, answer: str) -> WorkerTask:
@@ -97,7 +98,7 @@ def _hedged(gold: str, answer: str) -> bool:
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,;+*/^=<>&⟦⟧⏎⦃⦄%!-]*")
 _COMMANDS = frozenset(["frac", "sqrt", "sum", "prod", "int", "lim", "binom", "pi", "infty", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp", "cdot", "le", "ge", "ne", "pm", "cup", "cap", "emptyset", "mathbb", "setminus", "circ", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "rho", "sigma", "tau", "epsilon", "rightarrow", "ldots", "det", "lfloor", "rfloor", "lceil", "rceil", "Delta", "Omega", "d", "in"])
 """What the engine reads as it stands; of a text with any other command it may read a part."""
-_PART_READ = re.compile(r"\d\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]")
+_PART_READ = re.compile(r"(?<![\d^_])\d+\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
 

@@ -156,7 +156,7 @@ def _related(text: str, depth: int) -> Node | None:
     if set(ops) == {"="}:
         return _equal(text, parts, depth)
     if ops == ["\\in"] and is_label(parts[0]):
-        return replace(_parse(parts[1], depth + 1), text=text)
+        return replace(_parse(parts[1], depth + 1), text=text, label=parts[0])
     if set(ops) <= {"<", ">", "\\le", "\\ge"}:
         if bound := _bounds(text, parts, ops, depth):
             return bound
@@ -221,6 +221,7 @@ def _union(text: str, depth: int) -> Node | None:
     return Node("union", text, tuple(_parse(part, depth + 1) for part in parts))
 
 
+_PAIRS = {"(": ")", "[": "]", "{": "}", "⟦": "⟧"}
 _POINT = re.compile(r"[A-Z](?:_\{?\w\}?)?'*\s*(?=\(.*,)")
 
 
@@ -243,6 +244,8 @@ def _bracketed(text: str, depth: int) -> Node | None:
     if len(parts) == 2 and text[0] + text[-1] in ("[]", "[)", "(]") and \
             all(item.detail != "±" for item in items):
         return Node("interval", text, items, detail=text[0] + text[-1])
+    if _PAIRS.get(text[0]) != text[-1]:
+        return Node("opaque", text)
     return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
 
 

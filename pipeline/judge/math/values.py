@@ -13,7 +13,7 @@ from pipeline.judge.math import numeric
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
 from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, places
-from pipeline.judge.math.rounding import coarsely, is_double, reduced, rounds, school_pi, zeros
+from pipeline.judge.math.rounding import coarsely, is_double, literal, reduced, rounds, school_pi, zeros
 from pipeline.judge.math.units import unit_of
 from pipeline.judge.math.wording import content, harmless_after
 from pipeline.judge.verdict import Policy
@@ -71,7 +71,7 @@ class Quantities:
         if calls[0] and calls[1] and first.partition("(")[0] == second.partition("(")[0]:
             return True
         return bool(self.statement) and len(first) == len(second) == 1 and \
-            second not in re.findall(r"[A-Za-z]+", self.statement)
+            not {first, second} & set(re.findall(r"[A-Za-z]+", self.statement))
 
     def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]] | None:
         """Pairs to compare of values with different units, [] if they differ, None if unsure.
@@ -148,8 +148,9 @@ class Quantities:
             return True
         if self.endless(first) and rounds(b, left, self.policy.digits, self.zeros[1]):
             return True
-        return (self.endless(second) or self.asked()) and rounds(
-            a, right, 2 if self.asked() else 3, self.zeros[0])
+        asked = self.asked() and literal(b) is None  # a longer decimal was not rounded as asked
+        return (self.endless(second) or asked) and rounds(a, right, 2 if asked else 3,
+                                                          self.zeros[0])
 
     @staticmethod
     def endless(value: Fraction | None) -> bool:

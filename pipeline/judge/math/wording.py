@@ -11,7 +11,7 @@ import re
 from pipeline.judge.math.number_words import NUMBER_WORDS
 from pipeline.judge.math.units import unit_of
 
-_STATING = frozenset([
+_STATING = frozenset(["approximately", "approx", 
     "the", "a", "an", "is", "are", "be", "was", "were", "equals", "equal", "to", "exactly",
     "only", "just", "precisely", "of", "in", "total", "answer", "answers", "final", "value",
     "values", "result", "solution", "there", "so", "thus", "therefore", "hence", "then", "we",
@@ -36,7 +36,7 @@ _CLOSED = frozenset([
     "about", "above", "across", "after", "against", "almost", "along", "although", "among",
     "and", "any", "anything", "around", "as", "at", "before", "behind", "below", "beneath",
     "beside", "besides", "between", "beyond", "both", "but", "by", "can", "cannot", "could",
-    "despite", "down", "during", "each", "either", "else", "even", "every", "everything",
+    "despite", "down", "during", "each", "either", "else", "every", "everything",
     "except", "fewer", "few", "for", "from", "greater", "hardly", "if", "in", "inside",
     "instead", "into", "it", "larger", "least", "less", "like", "many", "may", "maybe", "might",
     "minus", "modulo", "more", "most", "much", "must", "near", "nearly", "neither", "never",
@@ -47,10 +47,10 @@ _CLOSED = frozenset([
     "than", "that", "their", "then", "though", "through", "throughout", "till", "to", "toward",
     "under", "unless", "unlike", "until", "unknown", "up", "upon", "very", "via", "wait", "was",
     "what", "when", "where", "whether", "which", "while", "who", "whose", "why", "with",
-    "within", "without", "would", "wrong", "yet", "always", "unless", "approximately", "times",
+    "within", "without", "would", "wrong", "yet", "always", "unless", "times",
     "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus", "this", "thus"]) | NUMBER_WORDS
 _AFTER = frozenset(["total", "altogether", "each", "long", "old", "wide", "tall", "high", "deep",
-                    "apart", "away", "exactly", "respectively"])
+                    "apart", "away", "exactly", "respectively", "approximately", "approx"])
 _PLURALS = frozenset([
     "people", "children", "men", "women", "feet", "teeth", "geese", "mice", "fish", "sheep",
     "deer", "students", "dice", "vertices", "indices", "matrices", "axes", "bases", "radii",
