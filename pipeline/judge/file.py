@@ -50,7 +50,7 @@ def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     if isinstance(gold, list) and gold:
         gold = spellings[0] if spellings else ", ".join(map(str, gold))
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
-        raise UserError(f"row {number} needs text in gold (or answer), not {gold!r}")
+        raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
     problem = Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
                                 "kind": kind}, policy)
     return replace(problem, meta={**problem.meta, "spellings": spellings}) if spellings else problem
