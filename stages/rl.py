@@ -119,6 +119,7 @@ def _within_band(experiment: Any, inputs: Mapping[str, Path], rows: list[dict[st
 
 def check(experiment: Any) -> None:
     from pipeline.errors import UserError
+    from pipeline.judge.verdict import make_policy
     from pipeline.rl.rewards import reward_functions
     from pipeline.rl.run import arguments
     from pipeline.serving.engine_group import check_engines
@@ -126,6 +127,7 @@ def check(experiment: Any) -> None:
     from pipeline.train.launch import check_options
 
     config = experiment.rl
+    make_policy(config.policy)
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, None, False, 1)
     check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")

@@ -36,6 +36,12 @@ class Alarms(Config):
     twentieth of a step's problems."""
     hacking: float | None = 0.1
     """Gain in reward since the start that should show in accuracy, held-out where it is known."""
+    undecided: float | None = 0.05
+    """Share of answers that the judge could not decide (they earn 0), at most."""
+    restated: float | None = 0.05
+    """Share of answers that only repeat what the problem asks to work out, at most."""
+    many_boxes: float | None = 0.3
+    """Share of responses with more than two boxes, at most."""
 
 
 class Phase(Config):
@@ -103,6 +109,9 @@ class RlConfig(Config):
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
     process, or path/to/file.py:function (seen from the working folder) for one of your own, called
     as TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
+    """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
+    in a box, and a formula of the problem's text, or an equation left unsolved, earns nothing."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
                       "th"] = "en"
     """What the reward `language` wants the thinking to be in; told apart by script."""

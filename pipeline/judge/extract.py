@@ -122,14 +122,14 @@ _DENIAL = re.compile(
 """Words that make of a value in a sentence something else than its answer."""
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|probably|might|may|could|would|should|if|some|"
                     r"guess|suppose|assume|rather)\b", re.I)
-_CODE = re.compile(r"^\s*(?:def |class |import |from \w+ import|return\b|print\s*\(|for \w+ in |while |"
-                   r"if .*:\s*$)|(?<!\\)\blambda [\w, ]*:|==|\+=|;\s*$|[\w\])]\s*%\s*[a-z]\b|\w+\(.*\bor\b.*\)", re.M)
+_CODE = re.compile(r"^\s*(?:def |class |import |from \w+ import|return\b|print\s*\(|for \w+ in .*:|"
+                   r"if .*:\s*$)|(?<!\\)\blambda [\w, ]*:|==|\+=|;\s*$|[\w\])]\s*%\s*[a-z]\b", re.M)
 _CORRECTED = re.compile(r"\b(?:not|n['’]t)\b[^.;]*[;,] (?:it is|it's|but|rather)\b", re.I)
 
 
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
-    if _CODE.search(text):
+    if _CODE.search("\n".join(text.rsplit("\n", 3)[-3:])):
         return []
     text = _FORMULA.sub(lambda m: re.sub(r"\s*\n\s*", " ", m[0]), text)
     *_, last = [None, *_STATED.finditer(text)]

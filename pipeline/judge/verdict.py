@@ -48,6 +48,10 @@ class Policy:
     """Where the answer must stand: anywhere stated, in a box, or in <answer> tags."""
 
 
+RL_POLICY = Policy(marker="box", restated="refused")
+"""What the judge asks of an answer that is rewarded: a box, and work."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One problem to judge against; `kind` is one of kinds.KINDS."""

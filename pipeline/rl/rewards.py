@@ -11,10 +11,12 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from pipeline.completion import CLOSE, OPEN, split_completion
+from pipeline.completion import CLOSE, OPEN, Completion, split_completion
 from pipeline.errors import UserError
-from pipeline.judge import JudgePool, Problem
+from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold
 from pipeline.judge.extract import boxes
+from pipeline.judge.kinds import kind_of
+from pipeline.judge.verdict import RL_POLICY
 from pipeline.rl.user_reward import own_reward
 
 Reward = Callable[..., list[float | None]]
@@ -32,26 +34,51 @@ def text_of(completion: Any) -> str:
 
 
 def accuracy_reward(pool: JudgePool, *, opened: bool = False,
-                    end: Collection[int] = ()) -> Reward:
-    """TRL reward: the judge's score, None (skipped by TRL) where nothing could be decided.
+                    end: Collection[int] = (), policy: Policy = RL_POLICY) -> Reward:
+    """TRL reward: the judge's score; 0 for what it cannot decide beside a gold that it can read.
 
-    Columns hold the problem rows' fields as lists: problem_id, problem, answer, kind, meta.
+    An abstention that paid better than a wrong answer would be learnt. None (skipped by TRL)
+    remains for faults of the grader, golds that fail their own check, and texts, of which only a
+    reader can tell. Columns hold the problem rows' fields as lists: problem_id, problem, answer,
+    kind, meta. Logs the shares of judge_shares().
     `opened` says that the prompt template ends in <think>. `end` holds the end-of-turn tokens:
     where there are any, a completion that does not end in one is cut off, as in evaluation.
     """
     def accuracy(prompts: Sequence[Any], completions: Sequence[Any],
                  **columns: Sequence[Any]) -> list[float | None]:
         names = [n for n in ("problem_id", "problem", "answer", "kind", "meta") if n in columns]
-        problems = [Problem.from_row({name: columns[name][i] for name in names})
+        problems = [Problem.from_row({name: columns[name][i] for name in names}, policy)
                     for i in range(len(completions))]
         ended = [not end or (len(ids) > 0 and ids[-1] in end)
                  for ids in columns.get("completion_ids", completions)]
         judged = [split_completion(text_of(completion), opened=opened,
                                    finish_reason="stop" if stopped else "length")
                   for completion, stopped in zip(completions, ended, strict=True)]
-        return [j.score for j in pool.judge_many(judged, problems)]
+        judgements = pool.judge_many(judged, problems)
+        for name, share in judge_shares(judgements, judged).items():
+            if log := columns.get("log_metric"):
+                log(f"judge/{name}", share)  # type: ignore[operator]
+        return [rewarded(j, problem, pool)
+                for j, problem in zip(judgements, problems, strict=True)]
 
     return accuracy
+
+
+def rewarded(judgement: Judgement, problem: Problem, pool: JudgePool) -> float | None:
+    """The score, or 0 for an answer that is undecided though the gold passes its own check."""
+    if judgement.score is not None or judgement.verdict == "error" or \
+            kind_of(problem).llm_prose:
+        return judgement.score
+    return 0.0 if check_gold(problem, pool).score == 1.0 else None
+
+
+def judge_shares(judgements: Sequence[Judgement],
+                 completions: Sequence[Completion]) -> dict[str, float]:
+    """Shares of undecided answers, restatements, and responses with more than two boxes."""
+    count = max(len(judgements), 1)
+    return {"undecided": sum(j.verdict in ("cannot_judge", "timeout") for j in judgements) / count,
+            "restated": sum(j.grader == "restated" for j in judgements) / count,
+            "many_boxes": sum(c.answer.count("\\boxed") > 2 for c in completions) / count}
 
 
 def reward(term: Callable[..., float], name: str = "", **settings: Any) -> Reward:
@@ -139,18 +166,20 @@ def repetition_penalty(text: str, *, ngram: int = 3, most: float = -1.0) -> floa
 
 def reward_functions(weights: Mapping[str, float], pool: Any, opened: bool, max_length: int,
                      language: str = "en", prm: Any = None,
-                     end: Collection[int] = ()) -> dict[str, tuple[float, Any]]:
+                     end: Collection[int] = (),
+                     policy: Policy = RL_POLICY) -> dict[str, tuple[float, Any]]:
     """{name: (weight, TRL reward function)} of the terms named in `weights`, own ones included.
 
     `opened` says that the prompt ends in `<think>`; `max_length` is the completion limit in
     tokens, whose last fifth the over-long term punishes; `prm` scores the `process` term;
-    `end` holds the end-of-turn tokens, without one of which an answer is cut off.
+    `end` holds the end-of-turn tokens, without one of which an answer is cut off; `policy` is the
+    judge's.
     """
     from pipeline.rl import rewards
     from pipeline.rl.process_reward import process_reward
 
     known = {
-        "accuracy": rewards.accuracy_reward(pool, opened=opened, end=end),
+        "accuracy": rewards.accuracy_reward(pool, opened=opened, end=end, policy=policy),
         "format": rewards.reward(rewards.format_reward, opened=opened),
         "r1_format": rewards.reward(rewards.format_reward, template="answer", opened=opened),
         "language": rewards.reward(rewards.language_reward, language=language, opened=opened),

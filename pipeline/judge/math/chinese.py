@@ -40,7 +40,7 @@ def _word(match: re.Match[str]) -> str:
     if run in _WORDS:
         found = _WORDS[run]
         return found if found.startswith("\\") else f"\\text{{{found}}}"
-    if before[-1:].isdigit() or before[-1:] == "}":
+    if before[-1:].isdigit() or before[-1:] in ("}", ")"):
         power = {"平方": "square ", "立方": "cubic "}.get(run[:2], "")
         if unit := _UNITS.get(run[2:] if power else run):
             return f"\\text{{ {power}{unit}}}"

@@ -42,26 +42,31 @@ _BOTH = re.compile(r"\band\b|\\land\b|\\wedge\b")
 
 def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | None:
     """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
-    if is_chemistry(gold) and (said := formula(answer)):
-        return said == formula(gold)
-    if key(gold) == key(answer) and not policy.reduced:
-        return not _joined_otherwise(gold, answer)
-    told = moment(gold, statement)
-    if told is None and (also := moment(answer, statement)) and also.minutes is not None:
-        told = moment(gold, statement, timed=True)
-    if told is not None:
-        also = moment(answer, statement, timed=told.minutes is not None)
-        if also is not None:
-            return same_moment(told, also)
-        return None if parse(answer).kind in ("text", "opaque") else False
-    golds = _readings(gold)
-    if (short := without_remark(plain := clean(gold))) not in ("", plain):
-        golds.append(parse(short))
-    results = [Comparison(policy, statement).same(a, b) for a in golds
-               for b in _readings(answer)]
+    if early := decided_before_reading(gold, answer, policy, statement):
+        return early[1]
+    results = [Comparison(policy, statement).same(a, b) for a in readings(gold)
+               for b in readings(answer)]
     if True in results:
         return not _joined_otherwise(gold, answer)
     return None if None in results else False
+
+
+def decided_before_reading(gold: str, answer: str, policy: Policy,
+                           statement: str) -> tuple[str, bool | None] | None:
+    """(rule, result) where the two texts are enough; None where they must be read."""
+    if is_chemistry(gold) and (said := formula(answer)):
+        return "chemical formula", said == formula(gold)
+    if key(gold) == key(answer) and not policy.reduced:
+        return "the same text", not _joined_otherwise(gold, answer)
+    told = moment(gold, statement)
+    if told is None and (also := moment(answer, statement)) and also.minutes is not None:
+        told = moment(gold, statement, timed=True)
+    if told is None:
+        return None
+    also = moment(answer, statement, timed=told.minutes is not None)
+    if also is not None:
+        return "time or date", same_moment(told, also)
+    return "time or date", None if parse(answer).kind in ("text", "opaque") else False
 
 
 def _joined_otherwise(gold: str, answer: str) -> bool:
@@ -74,9 +79,11 @@ def _joined_otherwise(gold: str, answer: str) -> bool:
     return sides in ([(True, False), (False, True)], [(False, True), (True, False)])
 
 
-def _readings(text: str) -> list[Node]:
+def readings(text: str) -> list[Node]:
     """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
     plain, node = clean(text), parse(text)
+    if (short := without_remark(plain)) not in ("", plain):
+        return [node, parse(short)]
     if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
         point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
             [parse(f"{match[1]}.{match[2]}{match[3]}")]
@@ -156,8 +163,8 @@ class Comparison(Quantities):
                 return None if "opaque" in (a.kind, b.kind) else False
             return self.matched(a.items, b.items) if len(a.items) == len(b.items) else False
         a, b = _permuted(a, b), _flat(b, a)
-        if self.names(a, b) is False:
-            return False
+        if (named := self.names(a, b)) is not True:
+            return named if named is False or key(a.text) != key(b.text) else None
         if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):

@@ -69,7 +69,8 @@ def _asked_of_engine(gold: str, answer: str, policy: Policy,
         if len(open_) == 1 and closed and parse(gold).tree != ("c", "oo") and all(
                 same(gold, item.text, policy, statement) for item in closed):
             asked = open_[0]  # a worked equation: its other side is the gold's value
-    if not asked or not _safe(asked) or not _safe(clean(gold)):
+    partly = node.kind == "relation" and asked == clean(answer) and parse(gold).kind != "relation"
+    if partly or not asked or not _safe(asked) or not _safe(clean(gold)):
         return judgement("cannot_judge", answer, "rules")
     return _to_engine(unwrap(gold), unwrap(answer) if asked == clean(answer) else asked, answer)
 

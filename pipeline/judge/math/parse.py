@@ -176,6 +176,8 @@ def _equal(text: str, parts: list[str], depth: int) -> Node:
     values = [part for part in parts if part not in names]
     if len(parts) > 2 and (sums := [part for part in values if _SYMBOLIC.fullmatch(part)]):
         values = [part for part in values if part not in sums] or values
+    if len(parts) > 1 and len({part.strip() for part in parts}) == 1:
+        return Node("relation", text, (_parse(parts[0], depth + 1),) * 2, detail="identity")
     if len(values) > 1 and len(parts) == 2 and evaluates_to(*parts):
         values = values[1:]
     if len(parts) == 2 and not values and not all(len(part) == 1 for part in parts):

@@ -27,7 +27,8 @@ def restated(gold: str, answer: str, statement: str) -> bool:
         return False
     a, b = parse(gold), parse(answer)
     if b.kind == "relation" and b.detail != "chain":
-        return a.kind in ("value", "interval", "list", "set", "union") and not _names_value(b)
+        return a.kind in ("value", "interval", "list", "set", "union") and (
+            not _names_value(b) or _copied(answer, statement))
     if b.kind != "value" or b.tree is None:
         return b.kind in ("opaque", "relation") and _copied(answer, statement)
     if a.kind != "value" or a.tree is None:

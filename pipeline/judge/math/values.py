@@ -13,7 +13,15 @@ from pipeline.judge.math import numeric
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
 from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, places
-from pipeline.judge.math.rounding import coarsely, is_double, literal, reduced, rounds, school_pi, zeros
+from pipeline.judge.math.rounding import (
+    coarsely,
+    is_double,
+    literal,
+    reduced,
+    rounds,
+    school_pi,
+    zeros,
+)
 from pipeline.judge.math.units import unit_of
 from pipeline.judge.math.wording import content, harmless_after
 from pipeline.judge.verdict import Policy

@@ -11,7 +11,7 @@ import re
 from pipeline.judge.math.number_words import NUMBER_WORDS
 from pipeline.judge.math.units import unit_of
 
-_STATING = frozenset(["approximately", "approx", 
+_STATING = frozenset(["approximately", "approx",
     "the", "a", "an", "is", "are", "be", "was", "were", "equals", "equal", "to", "exactly",
     "only", "just", "precisely", "of", "in", "total", "answer", "answers", "final", "value",
     "values", "result", "solution", "there", "so", "thus", "therefore", "hence", "then", "we",
