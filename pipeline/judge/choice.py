@@ -11,13 +11,14 @@ from pipeline.judge.math.grade import gold_answer
 from pipeline.judge.math.latex import clean
 from pipeline.judge.verdict import Judgement, Problem, judgement
 
-_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?![AI] (?!is |was |because |since )[a-z])([A-J])(?![A-Za-z'’]|\s*[=+<>])")
+_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?![AI] (?!is |was |because |since )[a-z])"
+                     r"([A-J])(?![A-Za-z'’]|\s*[=+<>])")
 _LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
 _STATED = re.compile(
     r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
     r"[^A-J.\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
-_FAILED = re.compile(r"(?:option|choice|answer)s?\s*\(?[A-J]\)?[^.;,\n]{0,40}\b(?:fails?|wrong|false|"
-                     r"incorrect|eliminated|excluded|impossible)\b", re.I)
+_FAILED = re.compile(r"(?:option|choice|answer)s?\s*\(?[A-J]\)?[^.;,\n]{0,40}\b(?:fails?|wrong|"
+                     r"false|incorrect|eliminated|excluded|impossible)\b", re.I)
 _ALSO = re.compile(r"\)?\s*(?:or|and|/)\s*\(?([A-J])(?![A-Za-z])")
 _EITHER = re.compile(r"(?<![A-Za-z])\(?[A-J]\)? or \(?[A-J]\)?(?![A-Za-z])\s*\.?\s*$")
 _NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"

@@ -35,7 +35,7 @@ def _compared(answer: str, gold: str, problem: Problem) -> tuple[float | None, s
         rule, result = early
         return None if result is None else float(result), rule, gold, answer
     found = []
-    for first in readings(gold):
+    for first in readings(gold, gold=True):
         for second in readings(answer):
             tracer = _Tracer(problem.policy, problem.problem)
             result = tracer.same(first, second)
@@ -60,8 +60,8 @@ class _Tracer(Comparison):
 
     def rule(self, result: bool | None) -> str:
         """The first rule to be done that said what came out."""
-        return next((name for name, said in self.__dict__.get("said", []) if said is result),
-                    "shape")
+        return next((name for name, said in self.__dict__.get("said", []) if said is result and (
+            not result or name not in ("names", "conditions"))), "shape")
 
 
 def read_as(node: Node, depth: int = 0) -> str:

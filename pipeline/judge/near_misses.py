@@ -95,7 +95,7 @@ def _structure(gold: str) -> list[str]:
            gold.replace("\\infty", "9", 1), gold.replace("\\cup", "\\cap", 1),
            re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\\frac{\2}{\1}", gold, count=1),
            re.sub(r"(?<=\d)i\b", "", gold, count=1), re.sub(r"_\{?\d+\}?", "_{7}", gold, count=1),
-           re.sub(r"\\begin\{pmatrix\}(.*?)&(.*?)\\\\", r"\\begin{pmatrix}\2&\1\\\\", gold, count=1)]
+           re.sub(r"\{pmatrix\}(.*?)&(.*?)\\\\", r"{pmatrix}\2&\1\\\\", gold, count=1)]
     same = re.match(r"\\frac\{(.*)\}\{\1\}$", gold)
     return [] if same else [one for one in out if one.strip() and one != gold]
 

@@ -145,7 +145,8 @@ class Box:
         ready = any(select.select(readers, writers, [], WATCH_SECONDS))
         if time.monotonic() > self.deadline:
             self.ended = "timeout"
-        elif resident(self.process.pid, self.limits.file_mb << 20) > self.limits.memory_mb << 20:
+        elif resident(self.process.pid, self.limits.file_mb << 20) > \
+                self.limits.memory_mb << 20:
             self.ended = "memory"
         if self.ended:
             self.process.kill()
@@ -218,7 +219,8 @@ def resident(pid: int, files: int = 0) -> int:
                 waiting += map(int, (task / "children").read_text().split())
         except (OSError, IndexError):
             continue  # it ended while we looked
-    return total + (in_files(last, files) if files and last != pid else 0)  # the last is inside the box
+    inside = last if last != pid else 0
+    return total + (in_files(inside, files) if files and inside else 0)
 
 
 def run(code: str, stdin: str = "", limits: Limits = Limits()) -> Run:

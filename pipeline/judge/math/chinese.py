@@ -8,14 +8,16 @@ from pipeline.judge.math.number_words import CHINESE, chinese
 
 _WORDS = {
     "空集": r"\emptyset ", "实数集": r"\mathbb{R}", "全体实数": r"\mathbb{R}",
-    "无解": "no solution", "不存在": "does not exist", "偶数": "even", "奇数": "odd", "质数": "prime", "是": "yes",
+    "无解": "no solution", "不存在": "does not exist", "偶数": "even", "奇数": "odd",
+    "质数": "prime", "是": "yes",
     "是的": "yes", "否": "no", "不是": "no", "正无穷": r"\infty ", "无穷大": r"\infty ",
     "无穷": r"\infty ", "无数": "infinitely many", "上午": "am", "下午": "pm"}
 _UNITS = {
     "毫米": "mm", "厘米": "cm", "分米": "dm", "米": "m", "千米": "km", "公里": "km", "克": "g",
     "千克": "kg", "公斤": "kg", "吨": "ton", "毫升": "mL", "升": "L", "秒": "s", "分": "min",
     "分钟": "min", "小时": "h", "时": "h", "天": "day", "周": "week", "月": "month",
-    "个月": "month", "年": "year", "元": "yuan", "美元": "dollar", "度": "degree", "牛": "N", "焦": "J", "瓦": "W",
+    "个月": "month", "年": "year", "元": "yuan", "美元": "dollar", "度": "degree",
+    "牛": "N", "焦": "J", "瓦": "W",
     **dict.fromkeys("个只本人名件条张次种颗组位台辆棵间道题", "things")}
 _JOINING = {"或": " or ", "或者": " or ", "和": " and ", "且": " and ", "并且": " and ",
             "与": " and ", "及": " and "}

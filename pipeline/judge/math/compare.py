@@ -44,7 +44,7 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
     """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
     if early := decided_before_reading(gold, answer, policy, statement):
         return early[1]
-    results = [Comparison(policy, statement).same(a, b) for a in readings(gold)
+    results = [Comparison(policy, statement).same(a, b) for a in readings(gold, gold=True)
                for b in readings(answer)]
     if True in results:
         return not _joined_otherwise(gold, answer)
@@ -79,10 +79,11 @@ def _joined_otherwise(gold: str, answer: str) -> bool:
     return sides in ([(True, False), (False, True)], [(False, True), (True, False)])
 
 
-def readings(text: str) -> list[Node]:
-    """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
+def readings(text: str, gold: bool = False) -> list[Node]:
+    """A number with a comma may also be a decimal ("1,25") or a list ("100,200"); a gold may end
+    in words that say what it is."""
     plain, node = clean(text), parse(text)
-    if (short := without_remark(plain)) not in ("", plain):
+    if gold and not node.condition and (short := without_remark(plain)) not in ("", plain):
         return [node, parse(short)]
     if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
         point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \

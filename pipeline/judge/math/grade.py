@@ -97,7 +97,13 @@ def _hedged(gold: str, answer: str) -> bool:
 
 
 _ENGINE = re.compile(r"[\w\s\\{}()\[\].,;+*/^=<>&⟦⟧⏎⦃⦄%!-]*")
-_COMMANDS = frozenset(["frac", "sqrt", "sum", "prod", "int", "lim", "binom", "pi", "infty", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp", "cdot", "le", "ge", "ne", "pm", "cup", "cap", "emptyset", "mathbb", "setminus", "circ", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "rho", "sigma", "tau", "epsilon", "rightarrow", "ldots", "det", "lfloor", "rfloor", "lceil", "rceil", "Delta", "Omega", "d", "in"])
+_COMMANDS = frozenset([
+    "frac", "sqrt", "sum", "prod", "int", "lim", "binom", "pi", "infty", "sin", "cos", "tan",
+    "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
+    "exp", "cdot", "le", "ge", "ne", "pm", "cup", "cap", "emptyset", "mathbb", "setminus",
+    "circ", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "rho",
+    "sigma", "tau", "epsilon", "rightarrow", "ldots", "det", "lfloor", "rfloor", "lceil",
+    "rceil", "Delta", "Omega", "d", "in"])
 """What the engine reads as it stands; of a text with any other command it may read a part."""
 _PART_READ = re.compile(r"(?<![\d^_])\d+\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")

@@ -41,8 +41,8 @@ def in_words(text: str) -> Fraction | None:
     if tokens[:2] == ["half", "a"] or tokens[:2] == ["half", "an"]:
         rest = _cardinal(["one", *tokens[2:]])
         return None if rest is None else Fraction(rest, 2)
-    value = _cardinal(tokens)
-    return None if value is None else Fraction(value)
+    whole = _cardinal(tokens)
+    return None if whole is None else Fraction(whole)
 
 
 def _decimal(tokens: list[str]) -> Fraction | None:
@@ -55,7 +55,6 @@ def _decimal(tokens: list[str]) -> Fraction | None:
 
 def _fraction(tokens: list[str]) -> Fraction | None:
     """"three quarters", "a half", "two and a half"."""
-    top: int | None
     if "and" in tokens:
         at = len(tokens) - 1 - tokens[::-1].index("and")
         whole, part = _cardinal(tokens[:at]), _fraction(tokens[at + 1:])
@@ -63,8 +62,8 @@ def _fraction(tokens: list[str]) -> Fraction | None:
             return whole + part
     if tokens in (["half"], ["a", tokens[-1]], ["an", tokens[-1]]):
         return Fraction(1, PARTS[tokens[-1]])
-    top = _cardinal(tokens[:-1])
-    return None if not top else Fraction(top, PARTS[tokens[-1]])
+    number = _cardinal(tokens[:-1])
+    return None if not number else Fraction(number, PARTS[tokens[-1]])
 
 
 def _cardinal(tokens: list[str]) -> int | None:

@@ -61,8 +61,8 @@ def _parse(text: str, depth: int) -> Node:
 _EMPTY = re.compile(r"\\(?:emptyset|varnothing)|∅|⦃\s*⦄|‹(?:there (?:is|are) )?no (?:real )?"
                     r"(?:solutions?|roots?)(?: exists?)?›", re.I)
 _REALS = re.compile(r"ℝ|‹all (?:the )?real(?:s| numbers?)›(?:\s*[a-z])?", re.I)
-_EXCEPT = re.compile(r"‹(?:all )?(?:the )?real(?: number)?s? (?:numbers )?(?:except|other than|besides|"
-                     r"but)(?: for)?›(.+)", re.I)
+_EXCEPT = re.compile(r"‹(?:all )?(?:the )?real(?: number)?s? (?:numbers )?"
+                     r"(?:except|other than|besides|but)(?: for)?›(.+)", re.I)
 _WITHOUT = re.compile(r"(.+?)\s*(?:\\setminus|\\backslash|\\(?=\s)|-)\s*⦃([^⦃⦄]*)⦄")
 _UNEQUAL = re.compile(r"([a-z])\s*\\ne\b(.*)")
 _UNEQUAL_TURNED = re.compile(r"([^=<>,]+)\\ne\s*([a-z])")

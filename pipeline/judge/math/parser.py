@@ -269,8 +269,9 @@ class _Reader:
             return ("^", tree, self.argument()) if self.take("^") else tree
         tree = self.power()
         for _ in range(MAX_FACTORS):
-            if not (token := self.peek()) or not (token[0].isalnum() or token in ("\\pi", "\\frac", "(")
-                                              or token[1:] in _GREEK):
+            if not (token := self.peek()) or not (
+                    token[0].isalnum() or token in ("\\pi", "\\frac", "(")
+                    or token[1:] in _GREEK):
                 return tree
             tree = ("*", tree, self.power())
         raise UnreadableError("too many factors")

@@ -34,9 +34,9 @@ def distance(text: str) -> str:
 
 
 _CONDITION = re.compile(
-    r"\s*,?\s*(?=‹(?:for|where|with|when(?:ever)?|if|provided|given|such that|assuming|as long as)\b"
-    r"|\\forall\b|,\s*\(?\s*[a-zA-Z](?:\s*,\s*[a-z])*\s*(?:\\in\b|‹(?:is|are|an?|any|integer|constant)"
-    r"\b))")
+    r"\s*,?\s*(?=‹(?:for|where|with|when(?:ever)?|if|provided|given|such that|assuming|"
+    r"as long as)\b|\\forall\b|,\s*\(?\s*[a-zA-Z](?:\s*,\s*[a-z])*\s*(?:\\in\b|‹(?:is|are|an?|any|"
+    r"integer|constant)\b))")
 _BOUND = re.compile(r"\s*,\s*(?=([a-z])\s*(?:<|>|\\(?:le|ge|ne)\b)[^,<>=]*$)")
 
 

@@ -11,7 +11,7 @@ from pipeline.judge.math.rational import UnsureError, exact
 OPEN, CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
 _LABEL = re.compile(
-    r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
+    r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b|infty\b|emptyset\b|varnothing\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
     r"(?:\(\s*(?:[a-z]|\d+)(?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
     r"\\frac\s*\{\s*(?:[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}|d\s*[a-z]?\s*\}\s*\{\s*d\s*[a-z])\s*\}|"
     r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)"

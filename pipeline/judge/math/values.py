@@ -27,7 +27,7 @@ from pipeline.judge.math.wording import content, harmless_after
 from pipeline.judge.verdict import Policy
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
-_PRECISION = re.compile(r"decimal (?:place|point)|to the nearest|nearest \w+|significant (?:fig|dig)"
+_PRECISION = re.compile(r"decimal (?:place|point)|nearest \w+|significant (?:fig|dig)"
                         r"|\bround(?:ed)?\b|approximat", re.I)
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""

@@ -27,8 +27,8 @@ _QUANTITIES = frozenset([
     "income", "score", "side", "sides", "base", "hypotenuse", "diagonal", "period", "frequency",
     "amplitude", "wavelength", "pressure", "current", "voltage", "resistance", "density",
     "charge", "population", "percentage", "percent", "fraction", "ratio", "difference", "sum",
-    "product", "discriminant", "determinant", "largest", "smallest", "greatest", "maximal", "minimal",
-    "possible", "required", "desired", "correct"])
+    "product", "discriminant", "determinant", "largest", "smallest", "greatest", "maximal",
+    "minimal", "possible", "required", "desired", "correct"])
 _OPERATIONS = frozenset(["of", "difference", "sum", "product", "ratio", "fraction", "percent",
                          "percentage", "power", "quotient"])
 """Before "of" a number these take something from it."""
@@ -48,7 +48,8 @@ _CLOSED = frozenset([
     "under", "unless", "unlike", "until", "unknown", "up", "upon", "very", "via", "wait", "was",
     "what", "when", "where", "whether", "which", "while", "who", "whose", "why", "with",
     "within", "without", "would", "wrong", "yet", "always", "unless", "times",
-    "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus", "this", "thus"]) | NUMBER_WORDS
+    "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus",
+    "this", "thus"]) | NUMBER_WORDS
 _AFTER = frozenset(["total", "altogether", "each", "long", "old", "wide", "tall", "high", "deep",
                     "apart", "away", "exactly", "respectively", "approximately", "approx"])
 _PLURALS = frozenset([
@@ -107,6 +108,8 @@ _COPULAS = frozenset([
     "has", "to", "of"])
 _MARKERS = re.compile(r"^\s*,?\s*(?:for|where|when(?:ever)?|if|with|provided(?: that)?|given"
                       r"(?: that)?|such that|assuming(?: that)?|as long as)\b\s*", re.I)
+_DOMAIN = re.compile(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?"
+                     r"(?:\s*[_^]\s*\{?\s*(?:[>*+]|\\ge)?\s*0?\s*\}?)?")
 _UNIVERSAL = re.compile(r"(?:for )?(?:all|any|every|each|arbitrary|some)\b|\bintegers?\b|\breals?\b"
                         r"|\bconstants?\b|\barbitrary\b|\bparameters?\b", re.I)
 
@@ -127,8 +130,7 @@ def is_universal(text: str, alone: bool = False) -> bool:
 
     `alone`: the other answer has none, so "for all positive integers" adds nothing either.
     """
-    plain = re.sub(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?(?:\s*[_^]\s*\{?\s*(?:[>*+]|\\ge)?"
-                   r"\s*0?\s*\}?)?", " integer ", text)
+    plain = _DOMAIN.sub(" integer ", text)
     plain = plain.replace("\\forall", " for all ")
     return bool(_UNIVERSAL.search(plain)) and not re.search(
         r"\d|[=<>]|\\(?:le|ge|ne)\b|\b(?:even|odd|prime|not|except|" + (
