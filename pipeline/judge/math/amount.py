@@ -19,6 +19,7 @@ _TAIL = re.compile(rf"(?:\s*(?:[-,]\s*)?\(?{_UNIT}\)?(?:\s*\^\s*(?:\{{\s*)?-?\d(
                    r"(?:\s*/)?)+\s*$")
 """One way alone to read a text by it: by two, lists of words would take exponential time."""
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct|per cent)›)\s*$")
+_PER_CENT = ("percent", "per cent", "pct")
 _DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹(?:degrees?|deg)›?)\s*"
                      r"(?:‹?\s*(C|F|[Cc]elsius|[Ff]ahrenheit)\s*›?)?\s*$")
 _MINUTES = re.compile(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+)\s*(?:\^\s*\{?\s*)?(?:'|\\prime)"
@@ -128,8 +129,9 @@ def plain_text(text: str) -> Node:
     said = text.strip("‹› .").split()
     for end in range(len(said), 0, -1):
         value = in_words(" ".join(said[:end]))
-        if value is not None and harmless_after(" ".join(said[end:]), single=value == 1):
-            return Node("value", text, tree=_spelt(value), unit=" ".join(said[end:]))
+        unit = " ".join(said[end:])
+        if value is not None and (unit in _PER_CENT or harmless_after(unit, single=value == 1)):
+            return Node("value", text, tree=_spelt(value), unit="%" if unit in _PER_CENT else unit)
         if end < len(said) - 4:
             break
     return Node("text", text)

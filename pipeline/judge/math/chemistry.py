@@ -27,6 +27,7 @@ def formula(text: str) -> str:
         return ""
     bare = re.sub(r"\\[,;! ]|[{}\s$_]", "", _FONT.sub("", unwrap(text))).replace("−", "-")
     bare = re.sub(r"^\(([A-Za-z\d]*)\)$", r"\1", bare)
+    bare = re.sub(r"(?<=[A-Za-z\d)\]])([+-])$", r"^\1", bare) if "^" not in bare else bare
     if not _FORMULA.fullmatch(bare) or not set(_SYMBOL.findall(bare)) <= _ELEMENTS:
         return ""
     return bare
@@ -34,5 +35,5 @@ def formula(text: str) -> str:
 
 def is_chemistry(text: str) -> bool:
     """Whether `text` is set as a formula of chemistry, not as a product of variables."""
-    return len(formula(text)) > 1 and bool(_FONT.search(text) or re.search(r"[₀-₉]", text)
+    return len(formula(text)) > 1 and bool(_FONT.search(text) or re.search(r"[₀-₉]|[A-Z]\d", text)
                                         or re.search(r"[A-Z][a-z]", text))

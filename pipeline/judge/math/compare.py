@@ -145,7 +145,8 @@ class Comparison(Quantities):
     def texts(self, a: Node, b: Node) -> bool | None:
         left, right = words(a.text), words(b.text)
         plain = not re.search(r"[\\^_=<>+*/|(){}\d]", a.text + b.text)
-        if left and plain and (left == right or comparable(a.text) == comparable(b.text) != ""):
+        if left and plain and (left == right or (
+                comparable(a.text) == comparable(b.text) != "" and _short(left) == _short(right))):
             return True
         if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
             return said[1].lower() == left
@@ -253,6 +254,12 @@ class Comparison(Quantities):
                 item.tree and item.tree[0] == "v" for item in (*a.items, *b.items)):
             return False
         return equations(a, b)
+
+
+def _short(text: str) -> list[str]:
+    """The words so short that they may be symbols, whose case counts."""
+    return sorted(word for word in text.split() if len(word) < 3 and word.casefold() not in (
+        "is", "be", "it", "to", "of", "no"))
 
 
 def _permuted(a: Node, b: Node) -> Node:

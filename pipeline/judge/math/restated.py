@@ -34,11 +34,19 @@ def restated(gold: str, answer: str, statement: str) -> bool:
     if a.kind != "value" or a.tree is None:
         return False
     own, right = _sorted(b.tree), _sorted(a.tree)
-    if own == right or _size(own) < 2:
+    if own == right and a.unit == b.unit:
         return False
     formulas, atoms = _said(statement)
-    return own in formulas or _copied(answer, statement) or (
-        _size(own) > _size(right) and _atoms(own) <= atoms)
+    if own in formulas or _copied(answer, statement) or (own[0] == "n" and _atoms(own) <= atoms):
+        return True
+    return _is_number(right) and not _is_number(own) and _atoms(own) <= atoms
+
+
+def _is_number(tree: Tree) -> bool:
+    """Whether a tree is a number worked out: 5, -2.5, 3/4."""
+    if tree[0] == "*" and len(tree) == 3 and ("n", -1) in tree[1:]:
+        tree = next((part for part in tree[1:] if part != ("n", -1)), tree)
+    return tree[0] == "n" or (tree[0] == "/" and tree[1][0] == tree[2][0] == "n")
 
 
 def _names_value(node: Node) -> bool:
@@ -66,7 +74,7 @@ def _said(statement: str) -> tuple[frozenset[Tree], frozenset[str]]:
                 tree = _sorted(read(part.strip()))
             except UnreadableError:
                 continue
-            formulas.update(one for one in _subtrees(tree) if _size(one) > 1)
+            formulas.update(one for one in _subtrees(tree) if one[0] not in ("n", "v", "c"))
             atoms |= _atoms(tree)
     return frozenset(formulas), frozenset(atoms)
 
@@ -85,16 +93,6 @@ def _subtrees(tree: Tree) -> Iterator[Tree]:
     for part in tree[1:]:
         if isinstance(part, tuple):
             yield from _subtrees(part)
-
-
-def _size(tree: Tree) -> int:
-    """How many operations and leaves; a sign costs nothing, a root what it shows."""
-    if tree[0] in ("n", "v", "c"):
-        return 1
-    parts = [part for part in tree[1:] if isinstance(part, tuple) and part != ("n", -1)]
-    if tree[0] == "^" and parts[1] == ("/", ("n", 1), ("n", 2)):
-        return 1 + _size(parts[0])
-    return (len(parts) > 1 or tree[0] == "f") + sum(map(_size, parts))
 
 
 def _atoms(tree: Tree) -> set[str]:

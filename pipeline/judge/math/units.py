@@ -42,6 +42,7 @@ _SIZES: tuple[tuple[dict[str, int], Mapping[str, Size]], ...] = (
     ({"g": -1, "m": -2, "s": 4, "A": 2}, {"F": "0.001", "farad": "0.001"}),
     ({"g": 1, "s": -2, "A": -1}, {"T": 1000, "tesla": 1000}),
     ({"K": 1}, {"K": 1, "kelvin": 1}), ({"mol": 1}, {"mol": 1, "mole": 1}),
+    ({"mol": 1, "m": -3}, {"M": 1000, "molar": 1000}),
     ({"m": 1, "s": -1}, {"mph": "0.44704", "kph": Fraction(5, 18), "kmh": Fraction(5, 18),
                          "knot": Fraction(1852, 3600)}),
     ({"rad": 1}, {"rad": 1, "radian": 1}), ({"°": 1}, {"°": 1, "degree": 1, "deg": 1}),

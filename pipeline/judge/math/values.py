@@ -49,6 +49,8 @@ class Quantities:
         if named is False or (self.policy.reduced and not reduced(b.tree)):
             return False
         self.zeros = zeros(a.text), zeros(b.text)
+        if a.unit != b.unit and "%" in (a.unit, b.unit) and a.unit and b.unit:
+            return False
         pairs: list[tuple[Tree, Tree]] | None = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
                 "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
@@ -220,7 +222,7 @@ class Quantities:
 
 def _name(node: Node) -> str:
     """What a node is said to be, without layout and without words that only state."""
-    if "‹" in node.label or node.label.count(" ") or (len(node.label) > 3 and node.label.isalpha()):
+    if "‹" in node.label or re.fullmatch(r"[A-Za-z' -]*(?:[a-z]{4,}| )[A-Za-z' -]*", node.label):
         return f"‹{' '.join(content(node.label))}›" if content(node.label) else ""
     return re.sub(r"[\s{}]|\\(?:mathrm|text)", "", node.label)
 
