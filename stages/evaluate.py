@@ -98,7 +98,7 @@ def _judged(experiment: Any, inputs: Mapping[str, Path], model: str,
 
 def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
     from pipeline.judge import Problem
-    from pipeline.judge.table import judge_all, votes
+    from pipeline.judge.table import is_restatement, judge_all, votes
 
     problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
     judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
@@ -107,10 +107,11 @@ def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> li
              "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
              "score": judgement.score, "verdict": judgement.verdict,
              "extracted": judgement.extracted, "vote": vote,
+             "restated": is_restatement(problem, judgement.score, judgement.extracted),
              "cut_off": completion.finish_reason == "length",
              "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), judgement, vote
-            in zip(sampled, judgements, voted, strict=True)]
+            for (name, index, completion, tokens, cost), problem, judgement, vote
+            in zip(sampled, problems, judgements, voted, strict=True)]
 
 
 Asked = Mapping[str, Mapping[str, list]]

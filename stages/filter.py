@@ -132,6 +132,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
     """What the manifest keeps; verdicts and bands are of problems with a gold."""
     from pipeline.curate.select import BANDS
     from pipeline.judge import has_gold
+    from pipeline.judge.table import count_restatements
 
     bare = {row["problem_id"] for row in problems.iter_rows(named=True) if not has_gold(row)}
     without, gold = (decided.filter(decided["problem_id"].is_in(bare) == where)
@@ -140,6 +141,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
     bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
     counts = {"traces": len(decided), "kept": len(kept),
               "kept_not_correct": int((kept["verdict"] != "correct").sum()),
+              "kept_restated": count_restatements(kept, problems),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
               "verdicts": _times(gold["verdict"]), "traces_usd": decided["cost_usd"].sum(),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
@@ -163,6 +165,8 @@ def summary(counts: Counts) -> str:
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
     if wrong := counts.get("kept_not_correct"):
         said += f"; {wrong:,} of these are not correct (filter.keep does not ask for it)"
+    if restated := counts.get("kept_restated"):
+        said += f"; {restated:,} only repeat the problem's formula as their answer"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")

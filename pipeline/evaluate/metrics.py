@@ -42,7 +42,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
     """Metrics of one model on one benchmark; fractions of 1, tokens as counts.
 
     Each row has problem_id, score (None counts as unjudged and is left out), vote (what its answer
-    counts for in maj@k), cut_off and completion_tokens.
+    counts for in maj@k), cut_off and completion_tokens, and may have `restated`.
     """
     groups = _judged(rows)
     scores = [[r["score"] for r in group] for group in groups.values()]
@@ -55,7 +55,8 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
         "avg": average, "ci_low": low, "ci_high": high, "problems": len(groups), "samples": k,
         "cut_off": sum(r["cut_off"] for r in rows) / len(rows),
         "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
-        "unjudged": sum(r["score"] is None for r in rows)}
+        "unjudged": sum(r["score"] is None for r in rows),
+        "restated": sum(r.get("restated", False) for r in rows)}
     at_k = [pass_at_k(len(g), sum(s == 1.0 for s in g), k) for g in scores]
     majorities = [majority([r["vote"] for r in g], [r["score"] for r in g])
                   for g in groups.values()]

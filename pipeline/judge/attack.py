@@ -57,7 +57,7 @@ def copy(gold: str, statement: str) -> list[str]:
     formulas = [next(filter(None, match.groups())) for match in _FORMULA.finditer(statement)]
     parts = [part.strip() for text in formulas for part in (text, *re.split(r"=", text))]
     return _box(*dict.fromkeys(part for part in parts if re.search(
-        r"[-+*/^=<>!|(]|\\\\[A-Za-z]{3}", part) and _squeezed(part) != _squeezed(gold)))
+        r"[-+*/^=<>!|(]|\\[A-Za-z]{3}", part) and _squeezed(part) != _squeezed(gold)))
 
 
 def _squeezed(text: str) -> str:
