@@ -88,6 +88,8 @@ def _last_statement(found: list[tuple[int, int, str | None]], text: str,
                     gold: bool = False) -> list[str]:
     """The last box and those joined to it, without repetition; [] if it is empty or unbalanced."""
     answers = [found[-1][2]]
+    if len(found) == 1:
+        return [answers[0].strip()] if answers[0] and _shows(answers[0]) else []
     for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
         between = text[earlier[1]:later[0]]
         if len(between) > GAP or not (_JOINING.fullmatch(between) or (
@@ -100,10 +102,12 @@ def _last_statement(found: list[tuple[int, int, str | None]], text: str,
     return [answer for answer in unique if answer]
 
 
+_UNSEEN = re.compile(r"\\[,;:! ]|\\q?quad\b|\\(?:text|mathrm|mbox)\s*(?=\{\s*\})|[\s{}~$]")
+
+
 def _shows(answer: str) -> bool:
     """Whether anything of `answer` would be seen."""
-    return bool(re.sub(r"\\[,;:! ]|\\q?quad\b|\\(?:text|mathrm|mbox)\s*(?=\{\s*\})|[\s{}~$]",
-                       "", answer))
+    return answer.isalnum() or bool(_UNSEEN.sub("", answer))
 
 
 def is_prose(text: str) -> bool:

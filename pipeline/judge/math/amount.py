@@ -16,7 +16,7 @@ from pipeline.judge.math.wording import harmless_after, harmless_before, is_name
 _WORD = r"(?:\^-?\d|[^›\d\s])++"
 _UNIT = rf"‹{_WORD}(?:\s{_WORD}){{0,4}}\s?›"
 _TAIL = re.compile(rf"(?:\s*(?:[-,]\s*)?\(?{_UNIT}\)?(?:\s*\^\s*(?:\{{\s*)?-?\d(?:\s*\}})?)?"
-                   r"(?:\s*/)?)+\s*$")
+                   r"(?:\s*(?:/|\\cdot\b))?)+\s*$")
 """One way alone to read a text by it: by two, lists of words would take exponential time."""
 _PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct|per cent)›)\s*$")
 _PER_CENT = ("percent", "per cent", "pct")

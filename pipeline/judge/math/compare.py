@@ -72,8 +72,9 @@ def decided_before_reading(gold: str, answer: str, policy: Policy,
 def _joined_otherwise(gold: str, answer: str) -> bool:
     """Whether one says "or" and the other "and" of equations that a value does not settle."""
     first, second = parse(gold), parse(answer)
-    if first.kind != "list" or second.kind != "list" or not all(
-            item.tree is None or numeric.symbols(item.tree) for item in first.items):
+    if first.kind != "list" or second.kind != "list" or (not all(
+            item.tree is None or numeric.symbols(item.tree) for item in first.items) \
+            and len({item.label for item in first.items}) < 2):
         return False
     sides = [(bool(_EITHER.search(text)), bool(_BOTH.search(text))) for text in (gold, answer)]
     return sides in ([(True, False), (False, True)], [(False, True), (True, False)])

@@ -202,6 +202,8 @@ _MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
 def _font(match: re.Match[str]) -> str:
     """The content of \\mathrm{} and its like: a unit or a word as ‹words›, else as it stands."""
     text = match[1]
+    if text in ("gcd", "lcm", "det"):
+        return f"\\{text} "
     if _MEASURE.fullmatch(text):
         return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"
     if text.strip("~ ") in ("m", "s", "g", "h") or _is_unit(text, match):

@@ -69,7 +69,7 @@ Unit = tuple[dict[str, int], Fraction]
 @lru_cache(maxsize=5_000)
 def unit_of(text: str) -> Unit | None:
     """(powers of base units, size in them) of a unit as amount() leaves it; None if not known."""
-    plain = re.sub(r"\bper\b", "/", text)
+    plain = re.sub(r"\bper\b", "/", text.replace("\\cdot", " "))
     plain = re.sub(r"\b(?:degrees?|deg) (celsius|fahrenheit)\b", r"\1", plain, flags=re.I)
     plain = re.sub(r"\b(kilo|mega)?watt[- ]hours?\b", lambda m: (
         {"kilo": "k", "mega": "M"}.get((m[1] or "").lower(), "") + "Wh"), plain, flags=re.I)

@@ -144,11 +144,10 @@ class Quantities:
 
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or a decimal that rounds the other (rounding.py)."""
-        first, second = exact(a), exact(b)
-        whole = first is not None and second is not None and \
-            first.denominator == second.denominator == 1 and not self.policy.tolerance
-        if whole or numeric.symbols(a) or numeric.symbols(b):
+        decimals = [value for value in map(literal, (a, b)) if value and value.denominator > 1]
+        if not (decimals or self.policy.tolerance) or numeric.symbols(a) or numeric.symbols(b):
             return False
+        first, second = exact(a), exact(b)
         left, right = numeric.number(a), numeric.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
@@ -173,6 +172,8 @@ class Quantities:
 
     def renamed(self, a: Tree, b: Tree) -> bool:
         """Equal up to the names of constants, or antiderivatives up to a constant."""
+        if not (numeric.symbols(a) and numeric.symbols(b)):
+            return False
         return self.reparametrised(a, b) or self.with_constants(a, b) or self.antiderivative(a, b)
 
     def reparametrised(self, a: Tree, b: Tree) -> bool:
@@ -257,7 +258,9 @@ def _without_constant(tree: Tree) -> Tree | None:
 
 def _bare_numeral(a: Tree, b: Tree) -> bool:
     """Whether `a` is the numeral `b` with the base that `b` leaves out: 1011_2 and 1011."""
-    return a[0] == "v" and b[0] == "n" and bool(re.fullmatch(rf"{b[1]}_\d+", a[1]))
+    if a[0] != "v" or b[0] != "n" or not (found := re.fullmatch(rf"({b[1]})_(\d+)", a[1])):
+        return False
+    return all(int(digit) < int(found[2]) for digit in found[1])
 
 
 _DOTS: Tree = ("v", "…")

@@ -76,7 +76,7 @@ def harmless_after(text: str, statement: str = "", single: bool = False) -> bool
         return False
     head = words[words.index("of") - 1] if "of" in words[1:] else words[-1]
     plural = (head.endswith("s") and not head.endswith(("ss", "us", "is"))) or head in _PLURALS
-    return plural or single or (bool(statement) and bool(
+    return plural or (single and head.isascii()) or (bool(statement) and bool(
         re.search(rf"\b{re.escape(head)}s?\b", statement, re.I)))
 
 
@@ -98,7 +98,8 @@ def is_name(text: str) -> bool:
 
 
 def content(text: str) -> list[str]:
-    """The words of `text` that do more than state."""
+    """The words of `text` that do more than state; a capital A inside is a name."""
+    text = re.sub(r"(?<=[a-z] )A\b", "A_", text)
     return [word.removesuffix("s") if len(word) > 3 else word for word in _words(text)
             if word not in _STATING]
 
