@@ -190,4 +190,4 @@ def check(experiment: Any) -> None:
 
 
 STAGE = Stage(name="evaluate", run=run, check=check, needs=needs, files=files, summary=summary,
-              version=5)
+              version=6)

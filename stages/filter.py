@@ -178,6 +178,6 @@ def summary(counts: Counts) -> str:
 
 
 STAGE = Stage(
-    name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=2,
+    name="filter", run=run, check=check, needs=lambda e: ("prepare", "generate"), version=3,
     files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else (),
     summary=summary)

@@ -157,6 +157,6 @@ def check(experiment: Any) -> None:
                             "(and no rl.server)")
 
 
-STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=3,
+STAGE = Stage(name="rl", run=run, check=check, needs=needs, resumable=True, version=4,
               files=lambda e: (prompt_path(e.generate.prompt), *own_files(e.rl.rewards)),
               summary=summary)

@@ -16,7 +16,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*(\{|[^\s{\\])")
 _TURN = re.compile(r"<\|[^|>]*\|>|<｜[^>]*｜>|</s>")
 _STATED = re.compile(
     r"(?:\b(?:answer|result|solution|r[ée]ponse|antwort|respuesta|option|choice)s?\b|答案|答)\**"
-    r"(?:\s*\w+){0,2}?\s*(?:\bis\b|\bare\b|\best\b|\bist\b|\bes\b|[:：是为=]|####)\**\s*[:：]?"
+    r"(?:\s*(?:to|for|of|the|this|problem|question|here|thus|then|therefore|simply|choice|option|"
+    r"part|will|must|be|\(?[a-f\d]\)?))*?\s*(?:\bis\b|\bare\b|\best\b|\bist\b|\bes\b|[:：是为=]|####)\**\s*[:：]?"
     r"|####", re.I)
 _HOPE = re.compile(r"\s*I hope (?:it|this) is correct\.?.*$|\s*\[?\[?Note.*$", re.S)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\(([^\n]+?)\\\)|\\\[(.+?)\\\]", re.S)
@@ -48,7 +49,9 @@ def boxes(text: str) -> list[tuple[int, int, str | None]]:
 
 _JOINING = re.compile(r"(?:[\s,;$.()\[\]\\]|\\?quad|\\text|and|or|[{}])*"
                       r"|\s*(?:[a-z]+,? ){0,3}and(?: [a-z]+){0,2}\s*")
-_LISTING = re.compile(r"[^.!?。\n]{0,60}?[,;&][^.!?。\n]{0,60}|[^.!?。\n]{0,60}\b(?:and|or)\b"
+_LISTING = re.compile(r"[^.!?。\n]{0,60}?[,;&][^.!?。\n]{0,60}"
+                      r"|[^.!?。\n]{0,60}\b(?:and|or|also|else|"
+                      r"alternative\w*|otherwise|perhaps|maybe|possibly)\b"
                       r"[^.!?。\n]{0,60}|\s*(?:\([a-z\d]\)|[a-z\d]\)|[a-z]:)\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 
@@ -63,11 +66,20 @@ def _closing(text: str, start: int) -> int:
     return 0
 
 
+_BEFORE = re.compile(r"\b(?:not|never|cannot|n['’]t)\s+"
+                     r"(?:(?:be|equal|to|the|simply|just|actually)\s+)*\$*$", re.I)
+_AFTER = re.compile(r"[\s$.)]*(?:,?\s*(?:but|and|which)\s+)?(?:(?:this|that|it)\s+)?"
+                    r"(?:is|was|would be|seems)\s+(?:\w+ly\s+)?"
+                    r"(?:not\b|wrong|incorrect|false|impossible|a mistake)", re.I)
+"""Words right before or after the last box that take it back."""
+
+
 def extract(text: str, marker: str = "any") -> list[str]:
     """The final answers stated in `text` (see the module); [] where none is."""
     text = _TURN.split(text, maxsplit=1)[0] if "<" in text else text
     if marker != "tag" and (found := boxes(text)):
-        return _last_statement(found, text)
+        denied = _BEFORE.search(text[:found[-1][0]][-60:]) or _AFTER.match(text, found[-1][1])
+        return [] if denied else _last_statement(found, text)
     if marker == "box":
         return []
     if "</answer>" in text:
@@ -121,12 +133,14 @@ _DENIAL = re.compile(
     r"except|but|than|between|least|most|more|less|fewer|below|above|under|over|near(?:ly)?|almost|"
     r"differs?|either|other|instead|nicht|kein\w*|mehr|weniger|falsch|mindestens|höchstens|zwischen|"
     r"pas|jamais|moins|plus|entre|faux|ni|nunca|más|menos|falso|incorrecto|mayor|menor|"
-    r"digits? of|sum of|half of|square of|reciprocal|multiple|factor of)\b|n['’]t\b|\bне\b"
-    r"|不|非|没|错|至少|至多|大于|小于|超过", re.I)
+    r"exceeds?|digits? of|sum of|half of|square of|reciprocal|multiple|factor of)\b|n['’]t\b|\bне\b"
+    r"|不|非|没|错|至少|至多|大于|小于|超过"
+    r"|\b(?:twice|double|triple|thrice|half|of) (?:the|our|this)\s*$", re.I)
 """Words that make of a value in a sentence something else than its answer."""
 _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|probably|might|may|could|would|should|if|some|"
                     r"guess|suppose|assume|rather)\b", re.I)
-_CODE = re.compile(r"^\s*(?:def |class |import |from \w+ import|return\b|print\s*\(|for \w+ in .*:|"
+_CODE = re.compile(r"^\s*(?:```[a-z]|def |class |import |from \w+ import|return\b|print\s*\(|"
+                   r"for \w+ in .*:|"
                    r"if .*:\s*$)|(?<!\\)\blambda [\w, ]*:|==|\+=|;\s*$|[\w\])]\s*%\s*[a-z]\b", re.M)
 _CORRECTED = re.compile(r"\b(?:not|n['’]t)\b[^.;]*[;,] (?:it is|it's|but|rather)\b", re.I)
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from pipeline.judge.math import numeric
 from pipeline.judge.math.chemistry import formula, is_chemistry
+from pipeline.judge.math.equations import equations, substituted
 from pipeline.judge.math.latex import clean
 from pipeline.judge.math.moments import moment, same_moment
 from pipeline.judge.math.node import (
@@ -23,9 +24,9 @@ from pipeline.judge.math.node import (
     spread,
 )
 from pipeline.judge.math.parse import parse
-from pipeline.judge.math.parser import Tree, UnreadableError, read
+from pipeline.judge.math.parser import UnreadableError
 from pipeline.judge.math.phrases import key, without_remark, words
-from pipeline.judge.math.rational import TooLargeError, UnsureError
+from pipeline.judge.math.rational import UnsureError
 from pipeline.judge.math.values import Quantities
 from pipeline.judge.math.wording import bare_condition, comparable, is_universal
 from pipeline.judge.verdict import Policy
@@ -58,6 +59,8 @@ def decided_before_reading(gold: str, answer: str, policy: Policy,
         return "chemical formula", said == formula(gold)
     if key(gold) == key(answer) and not policy.reduced:
         return "the same text", not _joined_otherwise(gold, answer)
+    if "?" in answer and "?" not in gold:
+        return "a question", None if re.search(r"\w", answer) else False
     told = moment(gold, statement)
     if told is None and (also := moment(answer, statement)) and also.minutes is not None:
         told = moment(gold, statement, timed=True)
@@ -278,53 +281,3 @@ def _flat(b: Node, a: Node) -> Node:
             numeric.equal(b.items[2].tree, ("n", Fraction(0))):
         return replace(b, items=b.items[:2])
     return b
-
-
-def substituted(a: Node, b: Node) -> bool | None:
-    """A gold equation in one symbol more than the answer: y = E stated as E."""
-    difference = _difference(a)
-    if difference is None or b.tree is None:
-        return None
-    names, known = numeric.symbols(difference[0]), numeric.symbols(b.tree)
-    if len(names - known) != 1 or not known <= names or len(names) < 2:
-        return False
-    try:
-        name, = names - known
-        left, right = (numeric.replaced(side, ("v", name), b.tree)
-                       for side in (difference[0][1], difference[0][2][2]))
-        return numeric.equal(left, right)
-    except UnsureError:
-        return None
-
-
-def equations(a: Node, b: Node) -> bool | None:
-    """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
-    first, second = _difference(a), _difference(b)
-    if first is None or second is None:
-        return None
-    (left, op), (right, other) = first, second
-    if op != other:
-        return False
-    try:
-        sign = numeric.ratio(left, right)
-    except TooLargeError:
-        raise
-    except UnsureError:
-        return None
-    return sign is not None and (sign > 0 or op in ("=", "\\ne"))
-
-
-def _difference(node: Node) -> tuple[Tree, str] | None:
-    """left - right of a relation, turned so that it reads =, ≠, < or ≤ 0."""
-    text = clean(node.text)
-    match = re.fullmatch(r"([^=<>]*?)(=|<|>|\\le\b|\\ge\b|\\ne\b)([^=<>]*)", text)
-    if not match or re.search(r"\\(le|ge|ne|in)\b", match[3]):
-        return None
-    try:
-        left, right = read(match[1].strip()), read(match[3].strip())
-    except UnreadableError:
-        return None
-    if match[2] in (">", "\\ge"):
-        left, right = right, left
-    return ("+", left, ("*", ("n", Fraction(-1)), right)), match[2].replace(">", "<").replace(
-        "\\ge", "\\le")

@@ -70,7 +70,8 @@ def _asked_of_engine(gold: str, answer: str, policy: Policy,
                 same(gold, item.text, policy, statement) for item in closed):
             asked = open_[0]  # a worked equation: its other side is the gold's value
     partly = node.kind == "relation" and asked == clean(answer) and parse(gold).kind != "relation"
-    if partly or not asked or not _safe(asked) or not _safe(clean(gold)):
+    needed = any(_NEEDED.search(text) for text in (asked, clean(gold)))
+    if partly or not needed or not _safe(asked) or not _safe(clean(gold)):
         return judgement("cannot_judge", answer, "rules")
     return _to_engine(unwrap(gold), unwrap(answer) if asked == clean(answer) else asked, answer)
 
@@ -105,7 +106,10 @@ _COMMANDS = frozenset([
     "sigma", "tau", "epsilon", "rightarrow", "ldots", "det", "lfloor", "rfloor", "lceil",
     "rceil", "Delta", "Omega", "d", "in"])
 """What the engine reads as it stands; of a text with any other command it may read a part."""
-_PART_READ = re.compile(r"(?<![\d^_])\d+\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]")
+_NEEDED = re.compile(r"\\(?:sum|prod|int|lim|setminus|cup|cap|det)\b|⟦")
+"""What our own reader lacks: of any other text that it cannot read, the engine reads a part."""
+_PART_READ = re.compile(r"(?<![\d^_])\d+\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]"
+                        r"|\\(?![A-Za-z])|(?<![\\A-Za-z])(?!d[a-z](?![A-Za-z]))[A-Za-z]{2,}")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
 
 

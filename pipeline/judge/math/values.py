@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import permutations
 from typing import Any
 
 from pipeline.judge.math import numeric
+from pipeline.judge.math.constants import renamed
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
-from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, places
+from pipeline.judge.math.rational import NoNumberError, TooLargeError, UnsureError, exact, places
 from pipeline.judge.math.rounding import (
     coarsely,
     is_double,
@@ -29,10 +29,6 @@ from pipeline.judge.verdict import Policy
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
 _PRECISION = re.compile(r"decimal (?:place|point)|nearest \w+|significant (?:fig|dig)"
                         r"|\bround(?:ed)?\b|approximat", re.I)
-_PARAMETERS = frozenset("kmnltjscC")
-"""Letters that a solver may choose for a free integer or constant."""
-_CONSTANT = re.compile(r"[A-DKck]|[A-DKck]_\d")
-_INTEGRATION = frozenset(["C", "c", "K", "k", "C_1", "c_1"])
 _HUNDREDTH: Tree = ("n", Fraction(1, 100))
 
 
@@ -136,9 +132,11 @@ class Quantities:
                 return True
             if self.near(a, b):
                 return True
-            return self.renamed(a, b)
+            return renamed(a, b, self.statement)
         except TooLargeError:
             raise
+        except NoNumberError:
+            return False
         except UnsureError:
             return False if numeric.holds(a, "c", "oo") != numeric.holds(b, "c", "oo") else None
 
@@ -170,57 +168,6 @@ class Quantities:
         """Whether the problem asks for a rounded answer."""
         return self.policy.rounding == "asked" and bool(_PRECISION.search(self.statement))
 
-    def renamed(self, a: Tree, b: Tree) -> bool:
-        """Equal up to the names of constants, or antiderivatives up to a constant."""
-        if not (numeric.symbols(a) and numeric.symbols(b)):
-            return False
-        return self.reparametrised(a, b) or self.with_constants(a, b) or self.antiderivative(a, b)
-
-    def reparametrised(self, a: Tree, b: Tree) -> bool:
-        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
-        old, new = numeric.symbols(a) - numeric.symbols(b), numeric.symbols(b) - numeric.symbols(a)
-        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
-                or not (self.free(*old) or numeric.periodic(a, *old)):
-            return False
-        return numeric.equal(numeric.replaced(a, ("v", *old), ("v", *new)), b)
-
-    def with_constants(self, a: Tree, b: Tree) -> bool:
-        """Equal functions of the same variables up to the names of at most three constants."""
-        first, second = ({name for name in numeric.symbols(tree) if _CONSTANT.fullmatch(name)
-                          and not self.mentioned(name)} for tree in (a, b))
-        if not first or len(first) != len(second) or len(first) > 3 or first == second or \
-                not numeric.symbols(a) - first or \
-                numeric.symbols(a) - first != numeric.symbols(b) - second:
-            return False
-        for order in permutations(sorted(second)):
-            tree = a
-            for name in first:  # by way of names that neither side has
-                tree = numeric.replaced(tree, ("v", name), ("v", f"#{name}"))
-            for name, other in zip(sorted(first), order, strict=True):
-                tree = numeric.replaced(tree, ("v", f"#{name}"), ("v", other))
-            if numeric.equal(tree, b):
-                return True
-        return False
-
-    def antiderivative(self, a: Tree, b: Tree) -> bool:
-        """Both end in + C and differ by a number."""
-        first, second = _without_constant(a), _without_constant(b)
-        if first is None or second is None or not numeric.symbols(first):
-            return False
-        if numeric.symbols(first) != numeric.symbols(second):
-            return False
-        return numeric.constant(("+", first, ("*", ("n", Fraction(-1)), second)))
-
-    def mentioned(self, name: str) -> bool:
-        letter = name.lstrip("\\").partition("_")[0]
-        return bool(re.search(rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])", self.statement))
-
-    def free(self, name: str) -> bool:
-        letter = name.lstrip("\\")
-        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
-        return letter.isalpha() and bool(self.statement) and not re.search(alone, self.statement)
-
-
 def _name(node: Node) -> str:
     """What a node is said to be, without layout and without words that only state."""
     if "‹" in node.label or re.fullmatch(r"[A-Za-z' -]*(?:[a-z]{4,}| )[A-Za-z' -]*", node.label):
@@ -245,22 +192,11 @@ def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
     return (*operation, node.tree) if node.unit == unit else node.tree
 
 
-def _without_constant(tree: Tree) -> Tree | None:
-    """A sum without the constant of integration that is one of its terms; None without one."""
-    if tree[0] != "+":
-        return None
-    constants = [part for part in tree[1:] if part[0] == "v" and part[1] in _INTEGRATION]
-    rest = tuple(part for part in tree[1:] if part not in constants)
-    if len(constants) != 1 or not rest or constants[0][1] in numeric.symbols(("+", *rest)):
-        return None
-    return rest[0] if len(rest) == 1 else ("+", *rest)
-
-
 def _bare_numeral(a: Tree, b: Tree) -> bool:
     """Whether `a` is the numeral `b` with the base that `b` leaves out: 1011_2 and 1011."""
     if a[0] != "v" or b[0] != "n" or not (found := re.fullmatch(rf"({b[1]})_(\d+)", a[1])):
         return False
-    return all(int(digit) < int(found[2]) for digit in found[1])
+    return int(found[2]) > 1 and all(int(digit) < int(found[2]) for digit in found[1])
 
 
 _DOTS: Tree = ("v", "…")
