@@ -46,7 +46,7 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
     if early := decided_before_reading(gold, answer, policy, statement):
         return early[1]
     results = [Comparison(policy, statement).same(a, b) for a in readings(gold, gold=True)
-               for b in readings(answer)]
+               for b in readings(answer) if not a.detail == b.detail == "decimal comma"]
     if True in results:
         return not _joined_otherwise(gold, answer)
     return None if None in results else False
@@ -91,7 +91,7 @@ def readings(text: str, gold: bool = False) -> list[Node]:
         return [node, parse(short)]
     if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
         point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
-            [parse(f"{match[1]}.{match[2]}{match[3]}")]
+            [replace(parse(f"{match[1]}.{match[2]}{match[3]}"), detail="decimal comma")]
         return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
     return [node]
 

@@ -12,6 +12,8 @@ from pipeline.judge.math.parser import Tree
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""
 _CONSTANT = re.compile(r"[A-DKck]|[A-DKck]_\d")
+_VARIABLES = frozenset(["x", "y", "z", "t", "u", "v", "s", "r", "w", "n", "\\theta"])
+"""Of the rest of a formula: a + b + c is a sum of three quantities, not an antiderivative."""
 _INTEGRATION = frozenset(["C", "c", "K", "k", "C_1", "c_1"])
 
 
@@ -40,7 +42,7 @@ def _with_constants(a: Tree, b: Tree, statement: str) -> bool:
     first, second = ({name for name in numeric.symbols(tree) if _CONSTANT.fullmatch(name)
                       and not _mentioned(name, statement)} for tree in (a, b))
     if not first or len(first) != len(second) or len(first) > 3 or first == second or \
-            not numeric.symbols(a) - first or \
+            not numeric.symbols(a) - first or not numeric.symbols(a) - first <= _VARIABLES or \
             numeric.symbols(a) - first != numeric.symbols(b) - second:
         return False
     for order in permutations(sorted(second)):
@@ -57,7 +59,8 @@ def _with_constants(a: Tree, b: Tree, statement: str) -> bool:
 def _antiderivative(a: Tree, b: Tree) -> bool:
     """Both end in + C and differ by a number."""
     first, second = _without_constant(a), _without_constant(b)
-    if first is None or second is None or not numeric.symbols(first):
+    if first is None or second is None or not numeric.symbols(first) or \
+            not numeric.symbols(first) <= _VARIABLES:
         return False
     if numeric.symbols(first) != numeric.symbols(second):
         return False

@@ -103,6 +103,8 @@ class _Reader:
                 self.next()
                 tree = ("/", tree, self.power())
             elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
+                if tree[0] == "n" and token[0].isdigit():
+                    return self.fail()
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
                 if (right[0] == "n" and token[0].isdigit()) or ("n", Fraction(0)) in (tree, right):

@@ -38,6 +38,7 @@ class Quantities:
     def __init__(self, policy: Policy, statement: str) -> None:
         self.policy, self.statement = policy, statement
         self.zeros = (0, 0)  # that end the decimals compared now
+        self.called = False  # the argument of a function was renamed, so nothing else may be
 
     def values(self, a: Node, b: Node) -> bool | None:
         assert a.tree and b.tree
@@ -45,6 +46,7 @@ class Quantities:
         if named is False or (self.policy.reduced and not reduced(b.tree)):
             return False
         self.zeros = zeros(a.text), zeros(b.text)
+        self.called = self.same_argument(a, b) is not a.tree
         if a.unit != b.unit and "%" in (a.unit, b.unit) and a.unit and b.unit:
             return False
         pairs: list[tuple[Tree, Tree]] | None = [(self.same_argument(a, b), b.tree)]
@@ -76,7 +78,7 @@ class Quantities:
         calls = [_FUNCTION.fullmatch(name) for name in (first, second)]
         if calls[0] and calls[1] and first.partition("(")[0] == second.partition("(")[0]:
             return True
-        return bool(self.statement) and len(first) == len(second) == 1 and \
+        return bool(self.statement) and len(first) == len(second) == 1 and first not in "yz" and \
             not {first, second} & set(re.findall(r"[A-Za-z]+", self.statement))
 
     def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]] | None:
@@ -132,7 +134,7 @@ class Quantities:
                 return True
             if self.near(a, b):
                 return True
-            return renamed(a, b, self.statement)
+            return not self.called and renamed(a, b, self.statement)
         except TooLargeError:
             raise
         except NoNumberError:
