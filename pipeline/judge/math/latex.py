@@ -163,7 +163,7 @@ def _word(text: str) -> str:
         return f"\\{text} "
     if counted := re.fullmatch(r"(-?\d[\d,.]*)\s+([^\W\d_].*)", text):
         return f" {counted[1]} ‹{counted[2]}›"
-    return f"‹{text}›" if not _WORD.fullmatch(text) else f" {text} "
+    return f"‹{text}›" if " " in text or not _WORD.fullmatch(text) else f" {text} "
 
 
 def _commands(text: str) -> str:

@@ -28,12 +28,19 @@ from pipeline.judge.math.split import (
     split_relation,
     split_top,
 )
+from pipeline.judge.math.wording import only_states
 
 
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""
-    return _parse(clean(text), 0)
+    plain = clean(text)
+    if (lead := _LEAD.match(plain)) and only_states(lead[1]):
+        plain = plain[lead.end():]
+    return _parse(plain, 0)
+
+
+_LEAD = re.compile(r"‹([^›]+)›\s*[:,]?\s*(?=\S)")
 
 
 def _parse(text: str, depth: int) -> Node:

@@ -37,12 +37,14 @@ def split_top(text: str, separators: str) -> list[str]:
 
 
 def rounds_to(exactly: str, roughly: str) -> bool:
-    """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
+    """Whether `roughly` is within a hundredth of `exactly`, or its last digit is rounded."""
     try:
         first, second = (number(read(_AFTER.sub("", side))) for side in (exactly, roughly))
     except (UnreadableError, UnsureError, KeyError):
         return False
-    return bool(abs(first - second) <= abs(first) / 100)
+    digits = re.search(r"\.(\d+)", roughly)
+    last = 10.0 ** -len(digits[1]) if digits else 0.0
+    return bool(abs(first - second) <= max(abs(first) / 100, 0.5001 * last))
 
 
 def evaluates_to(left: str, right: str) -> bool:

@@ -92,6 +92,11 @@ def harmless_before(text: str, statement: str = "") -> bool:
     return all(word in known or (word in said and word not in _CLOSED) for word in words)
 
 
+def only_states(text: str) -> bool:
+    """Whether `text` says no more than that an answer follows: "the answer is"."""
+    return all(word in _STATING for word in _words(text))
+
+
 def is_name(text: str) -> bool:
     """Whether `text` names something without a word that bounds, denies or counts."""
     return not any(word in _CLOSED - {"in", "each", "for", "by"} for word in _words(text))

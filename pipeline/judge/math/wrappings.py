@@ -22,10 +22,11 @@ _SHOWN = {"textcolor": 1, "colorbox": 1, "underline": 0, "uline": 0, "bbox": 0, 
           "fcolorbox": 2, "mathstrut": 0, "smash": 0, "emph": 0, "textsf": 0, "textsc": 0,
           "mathnormal": 0, "bm": 0, "pmb": 0, "scalebox": 1, "rlap": 0, "llap": 0, "textup": 0}
 """Commands that show their last argument as it is; how many arguments stand before it."""
+_FONTS = ("mathbf", "boldsymbol", "mathit", "mathsf")
 _HIDDEN = {"phantom": 1, "hphantom": 1, "vphantom": 1, "hspace": 1, "vspace": 1, "color": 1,
            "mspace": 1, "fontsize": 2, "hskip": 0, "definecolor": 3}
 """Commands that show nothing, with how many arguments."""
-_MACRO = re.compile(r"\\(" + "|".join(sorted({*_SHOWN, *_HIDDEN} | {
+_MACRO = re.compile(r"\\(" + "|".join(sorted({*_SHOWN, *_HIDDEN, *_FONTS} | {
     "SI", "qty", "num", "si", "unit", "ang", "ce"}, key=len, reverse=True)) + r")\*?(?![A-Za-z])")
 _SIZES = re.compile(r"\\(?:tiny|scriptsize|footnotesize|small|large|Large|LARGE|huge|Huge|"
                     r"scriptstyle|bfseries|itshape|sffamily|normalcolor|nobreak|allowbreak|"
@@ -108,6 +109,8 @@ def _shown(name: str, found: list[str], before: str) -> str:
         return found[0] + "^\\circ"
     if name == "ce":
         return "\\mathrm{" + re.sub(r"(?<=[A-Za-z)\]])(\d+)", r"_{\1}", found[0]) + "}"
+    if name in _FONTS and (len(found[-1]) < 4 or "\\" not in found[-1]):
+        return f"\\{name}{{{found[-1]}}}"  # a letter may be a vector, a word a unit
     return f"{{{found[-1]}}}" if before in ("^", "_") else found[-1]
 
 
