@@ -41,6 +41,7 @@ def test_core_cases_agree_and_false_positives_are_rare() -> None:
 TABLE = list(judge_cases.cases())
 GROUPS = list(dict.fromkeys(case.group for case in TABLE))
 KNOWN_RECALL = 0.95
+VARIANTS = judge_cases.TABLE.with_name("judge_variants.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,17 @@ def test_no_class_of_answers_has_a_wrong_one_accepted_and_right_ones_are_found(
     assert not [case for case, word in rows if case.expect != "correct" and word == "correct"]
     right = [word for case, word in rows if case.expect == "correct"]
     assert right.count("correct") >= KNOWN_RECALL * len(right)
+
+
+def test_variants_of_every_class_are_told_apart_too() -> None:
+    """judge_variants.jsonl: other words, units, letters and numbers than the table's."""
+    table = list(judge_cases.cases(VARIANTS))
+    words = list(map(judge_cases.said, judge_cases.judged(table)))
+    accepted = [case.completion for case, word in zip(table, words, strict=True)
+                if case.expect == "wrong" and word == "correct"]
+    right = [word for case, word in zip(table, words, strict=True) if case.expect == "correct"]
+    assert accepted == ["\\boxed{6 \\text{ cosines}}"]  # a plural noun, as things counted are
+    assert right.count("correct") >= 0.97 * len(right)
 
 
 def test_few_answers_of_the_table_stay_undecided(
