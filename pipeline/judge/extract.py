@@ -31,7 +31,7 @@ _TEXT = re.compile(r"\\(?:text|mbox|mathrm|textbf|operatorname|begin|end|mathbf|
 
 
 def boxes(text: str) -> list[tuple[int, int, str | None]]:
-    """(start, end, content) of each box of `text`; content None where its braces never close."""
+    """(start, end, content) of each box of `text`; content None if its braces never close."""
     found: list[tuple[int, int, str | None]] = []
     if "box" not in text:
         return found
@@ -75,7 +75,7 @@ _AFTER = re.compile(r"[\s$.)]*(?:,?\s*(?:but|and|which)\s+)?(?:(?:this|that|it)\
 
 
 def extract(text: str, marker: str = "any") -> list[str]:
-    """The final answers stated in `text` (see the module); [] where none is."""
+    """Return the final answers stated in `text` (see the module), [] if none is."""
     text = _TURN.split(text, maxsplit=1)[0] if "<" in text else text
     if marker != "tag" and (found := boxes(text)):
         denied = _BEFORE.search(text[:found[-1][0]][-60:]) or _AFTER.match(text, found[-1][1])

@@ -54,7 +54,7 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
 
 def decided_before_reading(gold: str, answer: str, policy: Policy,
                            statement: str) -> tuple[str, bool | None] | None:
-    """(rule, result) where the two texts are enough; None where they must be read."""
+    """(rule, result) if the two texts are enough; None if they must be read."""
     if is_chemistry(gold) and (said := formula(answer)):
         return "chemical formula", said == formula(gold)
     if key(gold) == key(answer) and not policy.reduced:
@@ -191,7 +191,7 @@ class Comparison(Quantities):
         return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
 
     def open_ends(self) -> bool:
-        """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
+        """Whether ends are free: a function that rises on [a, b] rises on (a, b) too."""
         return self.policy.ends == "free" or bool(_MONOTONE.search(self.statement))
 
     def ordered(self, a: Node, b: Node) -> bool:

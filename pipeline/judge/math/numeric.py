@@ -57,7 +57,7 @@ def _mp() -> Any:
 
 
 def number(tree: Tree) -> Any:
-    """The complex value of a tree without symbols, at 50 digits. Unsure if there is none."""
+    """Evaluate a tree without symbols to 50 digits. Raises UnsureError if it has no value."""
     return _evaluate(tree, {})
 
 
@@ -171,7 +171,7 @@ def holds(tree: Tree, *head: str) -> bool:
 
 
 def equal(left: Tree, right: Tree) -> bool:
-    """Whether two trees are the same function of the same symbols. Unsure if untold."""
+    """Whether two trees are the same function of the same symbols. May raise UnsureError."""
     a, b = exact(left), exact(right)
     if a is not None and b is not None:
         return a == b
@@ -197,7 +197,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def ratio(left: Tree, right: Tree) -> int | None:
-    """Sign of c where left = c·right for a constant c ≠ 0, None where there is no such c."""
+    """The sign of c if left = c·right for a constant c ≠ 0, else None."""
     names = symbols(left) | symbols(right)
     ratios = [_evaluate(("/", left, right), point) for point in _points(names, False)]
     if not names or any(not _close(r, ratios[0]) for r in ratios) or ratios[0] == 0:

@@ -33,7 +33,7 @@ _CLOSE = {"(": ")", "[": "]", "{": "}", "⦃": "⦄"}
 
 @lru_cache(maxsize=50_000)
 def read(text: str) -> Tree:
-    """The tree of one expression in clean() spelling. Unreadable where it is none."""
+    """Read one expression in clean() spelling. Raises UnreadableError if it is none."""
     reader = _Reader(_letters(TOKEN.findall(text)))
     tree = reader.sum()
     if reader.peek():
@@ -46,7 +46,7 @@ def has_symbol(tree: Tree) -> bool:
 
 
 def _letters(tokens: list[str]) -> list[str]:
-    """Runs of letters to function names and single letters ("2ab" is 2·a·b)."""
+    """Split runs of letters into function names and single letters ("2ab" is 2·a·b)."""
     out: list[str] = []
     for token in tokens:
         if token.isalpha() and token.isascii() and len(token) > 1 and token[0] != "\\":

@@ -58,11 +58,6 @@ def _depth(text: str) -> int:
     return sum((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text)
 
 
-def without_aside(text: str) -> str:
-    """A cleaned answer without its condition."""
-    return split_condition(text)[0]
-
-
 def without_remark(text: str) -> str:
     """A cleaned gold up to the words that say what it is ("x = 1 is the only solution")."""
     return _REMARK.sub("", text)

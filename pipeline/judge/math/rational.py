@@ -25,7 +25,7 @@ class TooLargeError(UnsureError):
 
 @lru_cache(maxsize=20_000)
 def exact(tree: Tree) -> Fraction | None:
-    """The rational that `tree` is, or None. Unsure where it is too large to write out."""
+    """The rational that `tree` is, or None. Raises UnsureError if it is too large."""
     head = tree[0]
     if head == "n":
         return tree[1]

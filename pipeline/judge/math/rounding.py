@@ -1,7 +1,7 @@
 """Decimals beside exact values, by one rule on signed numbers; lowest terms.
 
-A fraction is exact. So is a decimal, but where it rounds a value that does not terminate, where
-the problem asks for rounding, or where it has the digits of a double.
+A fraction is exact. So is a decimal, unless it rounds a value that does not terminate, the problem
+asks for rounding, or it has the digits of a double.
 """
 
 from __future__ import annotations

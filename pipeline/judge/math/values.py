@@ -206,7 +206,7 @@ _SUM: Tree = ("v", "Σ")
 
 
 def same_ellipsis_sum(a: Tree, b: Tree) -> tuple[Tree, Tree] | None:
-    """Both trees with their dotted sum as one symbol, where it is the same sum; else None."""
+    """Replace the same dotted sum in both trees by one symbol; None if it is not the same."""
     first, second = list(_dotted(a)), list(_dotted(b))
     if len(first) != 1 or len(second) != 1 or not _same(first[0], second[0]):
         return None
