@@ -55,6 +55,9 @@ def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | 
 def decided_before_reading(gold: str, answer: str, policy: Policy,
                            statement: str) -> tuple[str, bool | None] | None:
     """(rule, result) if the two texts are enough; None if they must be read."""
+    if gold.isascii() and gold.isdecimal() and answer.isascii() and answer.isdecimal() and \
+            not policy.tolerance:
+        return "whole numbers", gold.lstrip("0") == answer.lstrip("0")
     if is_chemistry(gold) and (said := formula(answer)):
         return "chemical formula", said == formula(gold)
     if key(gold) == key(answer) and not policy.reduced:

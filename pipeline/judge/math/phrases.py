@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from pipeline.judge.math.latex import clean
 
@@ -78,6 +79,7 @@ def words(text: str) -> str:
     return _SAID.get(" ".join(bare), " ".join(bare or plain))
 
 
+@lru_cache(maxsize=50_000)
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
     bare = re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text))
