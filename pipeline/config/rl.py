@@ -111,7 +111,8 @@ class RlConfig(Config):
     as TRL calls a reward function: it returns a number or None (undecided) for each completion."""
     policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
     """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
-    in a box, and a formula of the problem's text, or an equation left unsolved, earns nothing."""
+    in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
+    an equation left unsolved, earns nothing. What is not named stays so."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
                       "th"] = "en"
     """What the reward `language` wants the thinking to be in; told apart by script."""

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pipeline.config.rl import Phase, RlJob
-from pipeline.judge.verdict import make_policy
+from pipeline.judge.verdict import RL_POLICY, make_policy
 from pipeline.rl.alarms import crossings
 from pipeline.rl.difficulty import phase_trainers
 from pipeline.rl.heldout import HeldOut, swap
@@ -147,7 +147,7 @@ def _run(turn: RlJob, pool: Any, phase: Phase, given: Mapping[str, Any], folder:
     longest = arguments(dict(given), folder, turn.seed).max_completion_length
     rewards = reward_functions(config.rewards, pool, opens_thinking(tokenizer), longest,
                                config.language, config.process, end_ids(tokenizer, turn.model),
-                               make_policy(config.policy))
+                               make_policy(config.policy, RL_POLICY))
     given = {"log_completions": config.keep_completions > 0, **given}
     return train(turn.model, tokenizer, turn.rows, rewards, given, folder, turn.seed,
                  config.patience, partial(_watch, turn, pool, phase, folder, begin), turn.engine,
