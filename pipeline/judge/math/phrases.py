@@ -52,6 +52,8 @@ def split_condition(text: str) -> tuple[str, str]:
             match = bound
     if match is None or match.start() == 0 or _depth(text[:match.start()]):
         return text, ""
+    if re.search(r",[^,<>]*[A-Za-z)]\s*=", text[match.end():]):
+        return text, ""  # of one part only: another equation follows
     return text[:match.start()].strip(), text[match.end():].strip(" ,")
 
 

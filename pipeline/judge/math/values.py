@@ -145,7 +145,8 @@ class Quantities:
     def near(self, a: Tree, b: Tree) -> bool:
         """Equal within the policy's tolerance, or a decimal that rounds the other (rounding.py)."""
         decimals = [value for value in map(literal, (a, b)) if value and value.denominator > 1]
-        if not (decimals or self.policy.tolerance) or numeric.symbols(a) or numeric.symbols(b):
+        close = decimals or self.policy.tolerance or numeric.holds(b, "c", "pi")
+        if not close or numeric.symbols(a) or numeric.symbols(b):
             return False
         first, second = exact(a), exact(b)
         left, right = numeric.number(a), numeric.number(b)
