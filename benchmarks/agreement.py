@@ -52,6 +52,15 @@ def agreement(cases: Sequence[dict[str, Any]]) -> dict[str, int]:
             "wrong_found_right": sum(says and not label for says, label in found)}
 
 
+def classes() -> dict[str, dict[str, Any]]:
+    """The figures of tests/judge_cases.jsonl by class."""
+    from benchmarks import judge_cases
+
+    table = list(judge_cases.cases())
+    words = map(judge_cases.said, judge_cases.judged(table))
+    return judge_cases.by_class(list(zip(table, words, strict=True)))
+
+
 def main() -> None:
     """Count each set, print the counts and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,7 +74,7 @@ def main() -> None:
             "core of TinyV's HardVerify": [c for c in core if "HardVerify" in c["source_path"]]}
     counts = {name: agreement(chosen) for name, chosen in sets.items()}
     told = {"command": " ".join(["python -m benchmarks.agreement", *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d"), "sets": counts}
+            "date": time.strftime("%Y-%m-%d"), "sets": counts, "classes": classes()}
     print(json.dumps(told, indent=1))
     given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 

@@ -23,7 +23,7 @@ from pipeline.judge import Judgement, JudgePool, Policy, Problem
 
 TABLE = Path(__file__).parents[1] / "tests" / "judge_cases.jsonl"
 LABELS = ("correct", "wrong", "undecided")
-POLICIES = {"filter": Policy(), "rl": Policy(marker="box")}
+POLICIES = {"filter": Policy(), "rl": Policy(marker="box", restated="refused")}
 
 
 @dataclass(frozen=True)

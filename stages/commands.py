@@ -25,14 +25,18 @@ def judge(file: Annotated[str, typer.Argument(help="JSONL, JSON, CSV or Parquet;
                                                            "key in LIMBECK_API_KEY.")] = None,
           llm_model: Annotated[str | None, typer.Option(help="Name of that model.")] = None,
           traces: Annotated[Path, typer.Option(help="Trace store that keeps its replies.")]
-          = Path("data/traces"), debug: bool = False) -> None:
+          = Path("data/traces"),
+          explain: Annotated[bool, typer.Option(help="Add the rule that decided, and how the gold "
+                                                     "and the answer were read.")] = False,
+          debug: bool = False) -> None:
     """Judge a file of answers: {prediction or completion, gold or answer, kind?, id?} a row."""
     from pipeline.judge.file import judge_file
     from pipeline.judge.llm import LLMJudge
 
     asker = _asker(llm_url, llm_model, traces)
     model = LLMJudge(asker) if asker else None
-    counts = judge_file(file if file == "-" else Path(file), out, policy or [], model=model)
+    counts = judge_file(file if file == "-" else Path(file), out, policy or [], model=model,
+                        explained=explain)
     said = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(counts.items()))
     where = f" → {out}" if out else ""
     print(f"judge: {sum(counts.values()):,} rows: {said}{where}", file=sys.stderr)
@@ -70,6 +74,28 @@ def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
         Console().print(table, markup=False)
     print(f"audit: {found['disagreements']} of {found['judged']} judged twice disagree "
           f"({found['rate']:.1%}); {found['left_out']} left out")
+
+
+def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV or Parquet with "
+                                                     "problem and answer.")],
+           n: Annotated[int | None, typer.Option(min=1, help="Problems; default: all.")] = None,
+           show: Annotated[bool, typer.Option(help="Print what would score.")] = False,
+           policy: Policies = None, debug: bool = False) -> None:
+    """Try answers that should earn nothing on a problem set, under the policy of rl."""
+    from pipeline.config.problems import Source
+    from pipeline.judge import needs_answer
+    from pipeline.judge.attack import attack as run
+    from pipeline.judge.file import parse_policy
+    from pipeline.judge.verdict import RL_POLICY
+    from pipeline.problems.sources import load_rows
+
+    rows = load_rows(Source(problems=str(file)), 0, needs_answer)
+    found = run(rows, n, policy=parse_policy(policy or [], RL_POLICY))
+    for name, outcome in found.items():
+        print(f"{name:10} {outcome.scored:6,} of {outcome.tried:,} would score on "
+              f"{outcome.problems:,} problems; {outcome.undecided:,} undecided, which earn 0")
+        for text, gold in outcome.examples if show else []:
+            print(f"    {text!r} for {gold!r}")
 
 
 def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint knows it.")],

@@ -16,7 +16,7 @@ from pipeline.config.problems import EvaluationSet
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import paired_gain, summarise
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
-from pipeline.judge.table import as_completion, judge_all, votes
+from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.prompts import chats
 from pipeline.stage import Counts
@@ -101,10 +101,11 @@ def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> li
              "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
              "score": judgement.score, "verdict": judgement.verdict,
              "extracted": judgement.extracted, "vote": vote,
+             "restated": is_restatement(problem, judgement.score, judgement.extracted),
              "cut_off": completion.finish_reason == "length",
              "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), judgement, vote
-            in zip(sampled, judgements, voted, strict=True)]
+            for (name, index, completion, tokens, cost), problem, judgement, vote
+            in zip(sampled, problems, judgements, voted, strict=True)]
 
 
 Asked = Mapping[str, Mapping[str, list]]

@@ -15,7 +15,7 @@ from pipeline.curate.select import BANDS, check_any_kept, decide, funnel, summar
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.llm import LLMJudge
-from pipeline.judge.table import apply_llm_judge, by_majority, judge_traces
+from pipeline.judge.table import apply_llm_judge, by_majority, count_restatements, judge_traces
 from pipeline.stage import Counts
 from pipeline.teacher.llm_judge import LLMJudgeClient
 
@@ -122,6 +122,7 @@ def _counts(decided: Any, problems: Any) -> Counts:
     bands = dict(gold.unique("problem_id")["difficulty"].value_counts().rows())
     counts = {"traces": len(decided), "kept": len(kept),
               "kept_not_correct": int((kept["verdict"] != "correct").sum()),
+              "kept_restated": count_restatements(kept, problems),
               "problems_with_a_trace": kept["problem_id"].n_unique(),
               "verdicts": _times(gold["verdict"]), "traces_usd": decided["cost_usd"].sum(),
               "rejected": _times(decided.filter(~decided["kept"])["reason"]),
@@ -145,6 +146,8 @@ def summary(counts: Counts) -> str:
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
     if wrong := counts.get("kept_not_correct"):
         said += f"; {wrong:,} of these are not correct (filter.keep does not ask for it)"
+    if restated := counts.get("kept_restated"):
+        said += f"; {restated:,} only repeat the problem's formula as their answer"
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")

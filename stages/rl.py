@@ -13,6 +13,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.rl import RlJob
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
+from pipeline.judge.verdict import make_policy
 from pipeline.prompts import chats
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
 from pipeline.rl.phases import train
@@ -108,6 +109,7 @@ def _within_band(experiment: Experiment, inputs: Mapping[str, Path], rows: list[
 
 def check(experiment: Experiment) -> None:
     config = experiment.rl
+    make_policy(config.policy)
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, RewardContext())
     check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")

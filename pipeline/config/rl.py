@@ -38,11 +38,18 @@ class Alarms(Config):
     more than 5 % of a step's problems."""
     hacking: float | None = 0.1
     """Gain in reward since the start that accuracy (held-out, if measured) should share."""
-    ADDED: ClassVar[frozenset[str]] = frozenset({"memory", "epochs"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"memory", "epochs", "undecided", "restated", "many_boxes"})
     memory: float | None = 0.1
     """Highest gain of accuracy on problems asked before over accuracy on held-out ones."""
     epochs: float | None = 1.0
     """Times that every problem may be asked."""
+    undecided: float | None = 0.05
+    """Share of answers that the judge could not decide (they earn 0), at most."""
+    restated: float | None = 0.05
+    """Share of answers that only repeat what the problem asks to work out, at most."""
+    many_boxes: float | None = 0.3
+    """Share of responses with more than two boxes, at most."""
 
 
 class Phase(Config):
@@ -116,6 +123,10 @@ class RlConfig(Config):
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
     process, or path/to/file.py:function (relative to the working folder) for your own, called as
     TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
+    """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
+    in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
+    an equation left unsolved, earns nothing. What is not named stays so."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
                       "th"] = "en"
     """Language that the reward `language` asks of the thinking; recognised by its script."""

@@ -41,7 +41,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
     """Metrics of one model on one benchmark, as fractions of 1.
 
     Each row has problem_id, score (None: left out as unjudged), vote (its answer in maj@k),
-    cut_off and completion_tokens.
+    cut_off and completion_tokens, and may have `restated`.
     """
     groups = _judged_by_problem(rows)
     scores = [[r["score"] for r in group] for group in groups.values()]
@@ -54,7 +54,8 @@ def summarise(rows: Sequence[dict]) -> dict[str, float | int]:
         "avg": average, "ci_low": low, "ci_high": high, "problems": len(groups), "samples": k,
         "cut_off": sum(r["cut_off"] for r in rows) / len(rows),
         "mean_tokens": sum(r["completion_tokens"] for r in rows) / len(rows),
-        "unjudged": sum(r["score"] is None for r in rows)}
+        "unjudged": sum(r["score"] is None for r in rows),
+        "restated": sum(r.get("restated", False) for r in rows)}
     at_k = [pass_at_k(len(g), sum(s == 1.0 for s in g), k) for g in scores]
     majorities = [majority([r["vote"] for r in g], [r["score"] for r in g])
                   for g in groups.values()]

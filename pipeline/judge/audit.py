@@ -1,8 +1,8 @@
 """A second grader for the audit, independent of the first: no parser, no engine, strings alone.
 
 It strips LaTeX to a bare spelling and compares strings, then fractions; lists as sorted parts. It
-is blind to algebra, so it misses right answers; where it says "equal" and the judge does not, or
-the judge relied on rules it lacks, a person should look.
+knows no algebra, so it misses right answers. A person should look if it says "equal" and the judge
+does not, or if the judge relied on rules it lacks.
 """
 
 from __future__ import annotations

@@ -11,11 +11,16 @@ from pipeline.judge.math.grade import gold_answer
 from pipeline.judge.math.latex import clean
 from pipeline.judge.verdict import Judgement, Problem, judgement
 
-_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?!I [a-z])([A-J])(?![A-Za-z'’]|\s*[=+<>])")
+_LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?![AI] (?!is |was |because |since )[a-z])"
+                     r"([A-J])(?![A-Za-z'’]|\s*[=+<>])")
 _LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
 _STATED = re.compile(
     r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
-    r"[^A-J\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
+    r"[^A-J.\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
+_FAILED = re.compile(r"(?:option|choice|answer)s?\s*\(?[A-J]\)?[^.;,\n]{0,40}\b(?:fails?|wrong|"
+                     r"false|incorrect|eliminated|excluded|impossible)\b", re.I)
+_ALSO = re.compile(r"\)?\s*(?:or|and|/)\s*\(?([A-J])(?![A-Za-z])")
+_EITHER = re.compile(r"(?<![A-Za-z])\(?[A-J]\)? or \(?[A-J]\)?(?![A-Za-z])\s*\.?\s*$")
 _NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"
                       r"(?:\s*(?:or|nor|,)\s*\(?[A-J]\)?)*)(?![A-Za-z])", re.I)
 
@@ -28,6 +33,12 @@ def letters(text: str) -> list[str]:
     if "<answer>" in text:
         return letters(text.rpartition("<answer>")[2].partition("</answer>")[0])
     text = _NEGATED.sub(" ", text if len(text) < 1200 else text[:200] + text[-1000:])
+    text = _FAILED.sub(" ", text)
+    *_, said = [None, *_STATED.finditer(text)]
+    if said and (other := _ALSO.match(text, said.end())):
+        return sorted({said[1].upper(), other[1]})
+    if said is None and (either := _EITHER.search(text)):
+        return sorted(set(re.findall(r"[A-J]", either[0])))
     if stated := _STATED.findall(text):
         last = stated[-1].isupper() or re.search(r"\b[b-jB-J]\W*$", text)
         return [stated[-1].upper()] if last else []

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.judge.audit import second_grader
+from pipeline.judge.explain import explain
 from pipeline.judge.judge import default_pool
 from pipeline.judge.kinds import KINDS, kind_name
 from pipeline.judge.llm import LLMJudge
@@ -27,8 +28,8 @@ from pipeline.judge.verdict import Policy, Problem, make_policy
 from pipeline.problems.files import read_rows
 
 
-def parse_policy(settings: Iterable[str]) -> Policy:
-    """`key=value` settings over the default Policy; the value in JSON or as plain text."""
+def parse_policy(settings: Iterable[str], base: Policy = Policy()) -> Policy:  # noqa: B008
+    """`key=value` settings over `base`; the value in JSON or as plain text."""
     overrides: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
@@ -38,7 +39,7 @@ def parse_policy(settings: Iterable[str]) -> Policy:
             overrides[name] = json.loads(text)
         except ValueError:
             overrides[name] = text
-    return make_policy(overrides)
+    return make_policy(overrides, base)
 
 
 def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
@@ -50,7 +51,7 @@ def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     if isinstance(gold, list) and gold:
         gold = spellings[0] if spellings else ", ".join(map(str, gold))
     if not isinstance(gold, str | int | float) or isinstance(gold, bool):
-        raise UserError(f"row {number} needs text in gold (or answer), not {gold!r}")
+        raise UserError(f"row {number} has no text in gold (or answer), but {gold!r}")
     problem = Problem.from_row({**row, "problem_id": row.get("id", number), "answer": str(gold),
                                 "kind": kind}, policy)
     return replace(problem, meta={**problem.meta, "spellings": spellings}) if spellings else problem
@@ -66,10 +67,11 @@ def response_of(row: dict[str, Any], number: int) -> str:
 
 
 def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
-               model: LLMJudge | None = None) -> dict[str, int]:
+               model: LLMJudge | None = None, explained: bool = False) -> dict[str, int]:
     """Judge every row of `source`, write rows with their judgement to `out` or standard output.
 
-    `model` decides what the rules leave open. Returns {verdict: how often}.
+    `model` decides what the rules leave open; `explained` adds the rule that decided and how both
+    sides were read. Returns {verdict: how often}.
     """
     settings = parse_policy(policy)
     rows = read_rows(source)
@@ -79,7 +81,8 @@ def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str
         judgements = pool.judge_many(texts, problems)
     if model is not None:
         judgements = model.review_all(judgements, problems)
-    judged = [row | asdict(j) for row, j in zip(rows, judgements, strict=True)]
+    judged = [row | asdict(j) | (explain(j, problem) if explained else {})
+              for row, j, problem in zip(rows, judgements, problems, strict=True)]
     _write(judged, out)
     return dict(Counter(j.verdict for j in judgements))
 

@@ -101,7 +101,7 @@ def grade(_: str, answers: Sequence[str], problem: Problem) -> Judgement | Worke
 
 
 def check_gold(problem: Problem) -> Judgement | WorkerTask:
-    """The gold scored as an answer; correct, unchecked, where there is none."""
+    """Score the gold as an answer; a problem without one is accepted unchecked."""
     if not problem.answer:
         return judgement("correct", None, "unchecked")
     return grade(problem.answer, [problem.answer] if problem.answer.strip() else [], problem)

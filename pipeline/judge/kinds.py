@@ -22,7 +22,7 @@ class Kind:
 
     grade: Grade
     check_gold: Callable[[Problem], Judgement | WorkerTask | None] = lambda problem: None
-    """The verdict on the gold; None where it is judged as an answer that a response states."""
+    """Judges the gold; None if it is judged as an answer that a response states."""
     graded: bool = True
     """The gold is an answer, which every problem must have."""
     extracts: bool = False

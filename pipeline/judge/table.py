@@ -20,6 +20,8 @@ from pipeline.judge import (
 )
 from pipeline.judge.kinds import KINDS
 from pipeline.judge.llm import LLMJudge, majority_answer
+from pipeline.judge.math.grade import gold_answer
+from pipeline.judge.math.restated import restated
 from pipeline.progress import progress
 
 _SAYING = re.compile(r"(?:\\text\s*\{)?(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’]+[^\W\d_]+)+[\s.!?}]*")
@@ -131,6 +133,19 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
                 seen += [] if answer in seen else [answer]
         out.append(answer)
     return out
+
+
+def is_restatement(problem: Problem, score: float | None, answer: str | None) -> bool:
+    """Whether a right answer only repeats the problem's formula, which rl would not reward."""
+    return score == 1.0 and answer is not None and KINDS[problem.kind].spellings and all(
+        restated(gold_answer(gold), answer, problem.problem) for gold in problem.golds)
+
+
+def count_restatements(judged: pl.DataFrame, problems: pl.DataFrame) -> int:
+    """How many right answers among the rows `judged` are restatements."""
+    by_id = {row["problem_id"]: Problem.from_row(row) for row in problems.iter_rows(named=True)}
+    rows = judged.select("problem_id", "score", "extracted").rows()
+    return sum(is_restatement(by_id[name], score, answer) for name, score, answer in rows)
 
 
 def _replaced(judged: pl.DataFrame, rows: pl.Series,

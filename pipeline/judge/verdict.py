@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.completion import Verdict
 from pipeline.errors import UserError
 
-VERSION = "5"
+VERSION = "6"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 UNSCORED = ("cannot_judge", "timeout", "error")
@@ -29,9 +29,9 @@ class Policy:
     digits: int = 4
     """Significant digits from which a correctly rounded decimal equals an exact gold."""
     rounding: Literal["asked", "coarse", "gold"] = "asked"
-    """coarse: a decimal gold rounded to three digits or more, within 0.2 %, is right; gold: never
-    fewer digits than the gold has; asked: coarse where the problem's text asks for no precision,
-    gold if it does or there is no text."""
+    """A decimal gold is exact unless the answer does not terminate, or (asked) the problem asks
+    for rounding; coarse: rounded to three digits or more, within 0.2 %, is right too; gold:
+    whatever the problem says."""
     ends: Literal["strict", "free"] = "strict"
     """free: open and closed intervals are the same, as always where a problem asks on which
     interval a function rises or falls."""
@@ -41,8 +41,15 @@ class Policy:
     """Any one element of a gold list is a full answer."""
     reduced: bool = False
     """A fraction must be in lowest terms."""
+    restated: Literal["accepted", "refused"] = "accepted"
+    """refused: an answer that is a formula of the problem's text, or an unsolved equation where the
+    gold is a solved one, is wrong though equal by value."""
     marker: Literal["any", "box", "tag"] = "any"
     """Where the answer must stand: anywhere stated, in a box, or in <answer> tags."""
+
+
+RL_POLICY = Policy(marker="box", restated="refused")
+"""What the judge asks of an answer that is rewarded: a box, and work."""
 
 
 @dataclass(frozen=True)

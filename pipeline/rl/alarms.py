@@ -37,6 +37,12 @@ LEVELS = (
      "rl.dynamic_sampling"),
     ("reward_std", "reward_std", -1, "the reward hardly varies: its standard deviation is "
      "{value:.3g} (under {limit:g}); take problems of another difficulty"),
+    ("undecided", "judge/undecided", 1, "the judge cannot decide {value:.0%} of the answers (over "
+     "{limit:.0%}), which earn 0; read samples, the student may write what nobody can grade"),
+    ("restated", "judge/restated", 1, "{value:.0%} of the answers only repeat the problem's "
+     "formula (over {limit:.0%}) and earn 0; read samples"),
+    ("many_boxes", "judge/many_boxes", 1, "{value:.0%} of the responses have more than two boxes "
+     "(over {limit:.0%}); the student may be hedging, so read samples"),
 )
 CHANGES = (
     ("longer", 1, "completions are {value:.3g} times as long as at the start (over {limit:g}); "

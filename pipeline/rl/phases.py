@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from pipeline.config.rl import Phase, RlJob
 from pipeline.judge import JudgePool
+from pipeline.judge.verdict import RL_POLICY, make_policy
 from pipeline.rl.alarms import AlarmLogger
 from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
 from pipeline.rl.early_stop import EndPhaseOnTruncation, StopOnZeroReward
@@ -90,7 +91,8 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     args = grpo_config(settings, folder, job.seed)
     rewards = reward_functions(config.rewards, RewardContext(
         pool, opens_thinking(tokenizer), args.max_completion_length, config.language,
-        config.process, end_of_turn_ids(tokenizer, job.model)))
+        config.process, end_of_turn_ids(tokenizer, job.model),
+        make_policy(config.policy, RL_POLICY)))
     args.reward_weights = [weight for weight, _ in rewards.values()]
     lora = lora_config(config.lora, "rl.lora", job.model)
     guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)

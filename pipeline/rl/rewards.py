@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.completion import CLOSE, OPEN, completion_text, split_completion
+from pipeline.completion import CLOSE, OPEN, Completion, completion_text, split_completion
 from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
-from pipeline.judge import Problem
+from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold
 from pipeline.judge.extract import boxes
+from pipeline.judge.kinds import kind_of
+from pipeline.judge.verdict import RL_POLICY
 from pipeline.rl.process_reward import process_reward
 from pipeline.rl.user_reward import Reward, load_user_reward
 
@@ -43,28 +45,55 @@ class RewardContext:
     """Config of the process reward model."""
     eos_token_ids: Collection[int] = ()
     """Tokens that end a turn; a completion that ends in none of them is truncated."""
+    policy: Policy = RL_POLICY
+    """How the judge reads an answer."""
 
 
 def accuracy_reward(pool: Any, *, prompt_opens_thinking: bool = False,
-                    eos_token_ids: Collection[int] = ()) -> Reward:
-    """The judge's score, None (skipped by TRL) if nothing could be decided.
+                    eos_token_ids: Collection[int] = (), policy: Policy = RL_POLICY) -> Reward:
+    """The judge's score; 0 for what it cannot decide beside a gold that it can read.
 
-    Columns hold the problem rows' fields as lists: problem_id, problem, answer, kind, meta.
-    Without `eos_token_ids` no completion counts as truncated.
+    None (skipped by TRL) remains for faults of the grader, golds that fail their own check, and
+    texts, of which only a reader can tell. Columns hold the problem rows' fields as lists:
+    problem_id, problem, answer, kind, meta. Without `eos_token_ids` no completion counts as
+    truncated. Logs the shares of judge_shares().
     """
     def accuracy(prompts: Sequence[Any], completions: Sequence[Any],
                  **columns: Sequence[Any]) -> list[float | None]:
         names = [n for n in ("problem_id", "problem", "answer", "kind", "meta") if n in columns]
-        problems = [Problem.from_row({name: columns[name][i] for name in names})
+        problems = [Problem.from_row({name: columns[name][i] for name in names}, policy)
                     for i in range(len(completions))]
         ended = [not eos_token_ids or (len(ids) > 0 and ids[-1] in eos_token_ids)
                  for ids in columns.get("completion_ids", completions)]
         split = [split_completion(completion_text(completion), opened=prompt_opens_thinking,
                                   finish_reason="stop" if stopped else "length")
                  for completion, stopped in zip(completions, ended, strict=True)]
-        return [judgement.score for judgement in pool.judge_many(split, problems)]
+        judgements = pool.judge_many(split, problems)
+        for name, share in judge_shares(judgements, split).items():
+            if log := columns.get("log_metric"):
+                log(f"judge/{name}", share)  # type: ignore[operator]
+        return [rewarded(judgement, problem, pool)
+                for judgement, problem in zip(judgements, problems, strict=True)]
 
     return accuracy
+
+
+def rewarded(judgement: Judgement, problem: Problem, pool: JudgePool) -> float | None:
+    """The score, or 0 for an answer that is undecided though the gold passes its own check."""
+    # An abstention that paid better than a wrong answer would be learnt.
+    if judgement.score is not None or judgement.verdict == "error" or \
+            kind_of(problem).llm_prose:
+        return judgement.score
+    return 0.0 if check_gold(problem, pool).score == 1.0 else None
+
+
+def judge_shares(judgements: Sequence[Judgement],
+                 completions: Sequence[Completion]) -> dict[str, float]:
+    """Shares of undecided answers, restatements, and responses with more than two boxes."""
+    count = max(len(judgements), 1)
+    return {"undecided": sum(j.verdict in ("cannot_judge", "timeout") for j in judgements) / count,
+            "restated": sum(j.grader == "restated" for j in judgements) / count,
+            "many_boxes": sum(c.answer.count("\\boxed") > 2 for c in completions) / count}
 
 
 def text_reward(function: Callable[..., float], **settings: Any) -> Reward:
@@ -133,7 +162,7 @@ def repetition_penalty(text: str, *, ngram: int = 3) -> float:
 REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "accuracy": lambda run: accuracy_reward(
         run.pool, prompt_opens_thinking=run.prompt_opens_thinking,
-        eos_token_ids=run.eos_token_ids),
+        eos_token_ids=run.eos_token_ids, policy=run.policy),
     "format": lambda run: text_reward(
         format_reward, prompt_opens_thinking=run.prompt_opens_thinking),
     "r1_format": lambda run: text_reward(

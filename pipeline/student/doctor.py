@@ -43,7 +43,8 @@ def examine(model: str, chat_template: Path | None = None, teacher: str | None =
     checks += [run(name, check, tokenizer) for name, check in CHECKS.items()]
     checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size, model)]
     checks += [_vocabularies(tokenizer, size, teacher)] if teacher else []
-    return checks + ([run("gold answers", _golds, problems)] if problems else [])
+    return checks + ([run("gold answers", _golds, problems), run("attacks", _attacks, problems)]
+                     if problems else [])
 
 
 def vocabulary_size(model: str) -> int | None:
@@ -183,6 +184,21 @@ def _vocabularies(tokenizer: Any, size: int | None, teacher: str) -> Check:
     note = f" except {unshared} added tokens of one side" if unshared else ""
     return Check("teacher vocabulary", True, f"the same {len(tokenizer):,} tokens{note} (embeddings"
                  f" {size or '?'} and {vocabulary_size(teacher) or '?'}; padding is ignored)")
+
+
+def _attacks(problems: str) -> tuple[bool, str]:
+    """Whether answers that should earn nothing would score on twenty of the problems."""
+    from pipeline.config.problems import Source
+    from pipeline.judge import needs_answer
+    from pipeline.judge.attack import attack
+    from pipeline.problems.sources import load_rows
+
+    found = attack(load_rows(Source(problems=problems), 0, needs_answer), 20)
+    tried, scored = (sum(getattr(one, name) for one in found.values())
+                     for name in ("tried", "scored"))
+    names = ", ".join(name for name, one in found.items() if one.scored)
+    return not scored, f"{scored:,} of {tried:,} answers that should earn nothing would score" + (
+        f" ({names}); see `limbeck attack {problems} --show`" if scored else "")
 
 
 def _golds(problems: str) -> tuple[bool, str]:

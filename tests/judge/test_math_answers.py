@@ -161,8 +161,12 @@ def test_judge_many_keeps_the_order_and_counts_progress() -> None:
 
 
 @pytest.mark.parametrize(("given", "answer", "gold", "expected"), [
-    ("How heavy is the rod?", "4.57", "4.5678", "correct"),
+    ("How heavy is the rod?", "4.57", "4.5678", "wrong"),
     ("How heavy is the rod, to four decimal places?", "4.57", "4.5678", "wrong"),
+    ("How heavy is the rod, rounded to two decimal places?", "\\frac{457}{100}", "4.57", "correct"),
+    ("How heavy is the rod, rounded to two decimal places?", "\\frac{4568}{1000}", "4.57",
+     "correct"),
+    ("How heavy is the rod?", "\\frac{4568}{1000}", "4.57", "wrong"),
     ("How heavy is the rod?", "4.56", "4.5678", "wrong"),
     ("How heavy is the rod?", "4.6", "4.5678", "wrong"),
     ("On which interval is f monotonically decreasing?", "(1, 4)", "[1, 4]", "correct"),

@@ -205,3 +205,25 @@ def attack_wins(case: dict[str, str], host: Host) -> bool:
             or time.monotonic() - before > LIMITS.seconds + 2 or host.reached()
             or host.decoy.poll() is not None
             or [path.name for path in host.folder.iterdir()] != [".ssh"])
+
+
+def test_a_program_makes_no_namespace_and_hides_no_memory() -> None:
+    """As root a nested user namespace could mount a tmpfs beyond every limit."""
+    program = ("import ctypes\n"
+               "lib = ctypes.CDLL(None, use_errno=True)\n"
+               "calls = [lib.unshare(0x10020000), lib.shmget(0, 4096, 0o1600),\n"
+               "         lib.setns(0, 0), lib.mount(b'x', b'/tmp', b'tmpfs', 0, None)]\n"
+               "print(calls, hasattr(__import__('os'), 'memfd_create'))\n"
+               "import os\n"
+               "try: os.memfd_create('x')\n"
+               "except OSError as error: print('memfd', error.errno)")
+    said = run(program).output
+    assert "[-1, -1, -1, -1]" in said and "memfd 1" in said
+
+
+def test_files_in_memory_count_as_memory() -> None:
+    program = ("import time\nwith open('/tmp/a', 'wb') as file: file.write(b'x' * (60 << 20))\n"
+               "time.sleep(1)\nprint('still here')")
+    whole = run(program, limits=Limits(memory_mb=512, file_mb=64))
+    assert "still here" in whole.output
+    assert run(program, limits=Limits(memory_mb=90, file_mb=64)).ended == "memory"

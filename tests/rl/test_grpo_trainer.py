@@ -503,7 +503,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
     real = rules.judge_by_rules
 
     def hanging(completion, problem, *, prompt_opens_thinking=False):
-        if "hang" in completion.answer:
+        if "hang" in getattr(completion, "answer", ""):
             return WorkerTask("sleep", (60,), "4", "math-verify", lambda reply: reply)
         return real(completion, problem, prompt_opens_thinking=prompt_opens_thinking)
 
@@ -518,8 +518,8 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
         made.train()
     first = made.state.log_history[0]
     assert time.monotonic() - started < 30
-    assert first["unjudged"] == 0.25 and not torch.equal(before, weights(made))
-    assert first["rewards/accuracy/mean"] == pytest.approx(1 / 3)
+    assert first["judge/undecided"] == 0.25 and not torch.equal(before, weights(made))
+    assert first["rewards/accuracy/mean"] == pytest.approx(1 / 4)  # abstaining earns nothing
 
 
 def test_attacks_on_the_judge_neither_hang_nor_stop_a_training_run(tmp_path):

@@ -143,6 +143,6 @@ def _relay(tests: Box, solution: Box) -> bool | None:
 
 
 def check_gold(problem: Problem) -> Judgement:
-    """correct, unchecked, where there are tests: a program is not needed."""
+    """Accept a problem with tests: it needs no program. Raises UserError without tests."""
     check_tests(problem)
     return judgement("correct", None, "unchecked")

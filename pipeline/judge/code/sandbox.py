@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.judge.code.seccomp import open_filter
 
 _START = "import marshal,sys;exec(marshal.loads(bytes.fromhex(sys.argv.pop(1))))"
 _UIDS = itertools.cycle(range(61_000, 64_000))
@@ -54,7 +55,7 @@ class Run:
     code: int | None
 
 
-def command(role: str, limits: Limits) -> list[str]:
+def command(role: str, limits: Limits, seccomp: int | None = None) -> list[str]:
     """The bwrap command line of one box."""
     root = os.getuid() == 0
     size = str(limits.file_mb << 20)
@@ -67,7 +68,8 @@ def command(role: str, limits: Limits) -> list[str]:
         if "/opt/python" in binds else str(here)
     user = ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root \
         else ["--unshare-user", "--disable-userns"]
-    return [shutil.which("bwrap") or "bwrap", *user, "--unshare-pid", "--unshare-net",
+    calls = [] if seccomp is None else ["--seccomp", str(seccomp)]
+    return [shutil.which("bwrap") or "bwrap", *user, *calls, "--unshare-pid", "--unshare-net",
             "--unshare-ipc", "--unshare-uts",
             "--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv",
             "--hostname", "box", *binds, "--proc", "/proc", "--dev", "/dev",
@@ -99,9 +101,15 @@ class Box:
     def __init__(self, role: str, request: dict[str, Any], limits: Limits) -> None:
         self.limits, self.ended = limits, ""
         self.deadline = time.monotonic() + limits.seconds
-        self.process = subprocess.Popen(
-            command(role, limits), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env={}, start_new_session=True)
+        seccomp = open_filter()
+        held = () if seccomp is None else (seccomp,)
+        try:
+            self.process = subprocess.Popen(
+                command(role, limits, seccomp), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, env={}, start_new_session=True, pass_fds=held)
+        finally:
+            for descriptor in held:
+                os.close(descriptor)
         assert self.process.stdin and self.process.stdout
         self.buffer = b""
         self._write(marshal.dumps(request).hex())
@@ -137,7 +145,8 @@ class Box:
         ready = any(select.select(readers, writers, [], WATCH_SECONDS))
         if time.monotonic() > self.deadline:
             self.ended = "timeout"
-        elif resident(self.process.pid) > self.limits.memory_mb << 20:
+        elif resident(self.process.pid, self.limits.file_mb << 20) > \
+                self.limits.memory_mb << 20:
             self.ended = "memory"
         if self.ended:
             self.process.kill()
@@ -181,19 +190,37 @@ class Box:
         return code
 
 
-def resident(pid: int) -> int:
-    """Bytes resident in `pid` and all its descendants."""
-    total, waiting = 0, [pid]
+def in_files(pid: int, largest: int) -> int:
+    """Bytes that files of `pid`'s /tmp and /dev/shm hold in memory; 0 if we may not look.
+
+    What is larger than `largest` is not the box's but the host's, before its root is changed.
+    """
+    total = 0
+    for folder in ("tmp", "dev/shm"):
+        try:
+            found = os.statvfs(f"/proc/{pid}/root/{folder}")
+        except OSError:
+            continue
+        if found.f_blocks * found.f_frsize <= largest:
+            total += (found.f_blocks - found.f_bfree) * found.f_frsize
+    return total
+
+
+def resident(pid: int, files: int = 0) -> int:
+    """Bytes in memory of `pid` and all its descendants; of their file systems up to `files`."""
+    total, waiting, last = 0, [pid], pid
     page = os.sysconf("SC_PAGE_SIZE")
     while waiting:
-        process = Path("/proc") / str(waiting.pop())
+        last = waiting.pop()
+        process = Path("/proc") / str(last)
         try:
             total += int((process / "statm").read_text().split()[1]) * page
             for task in (process / "task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except (OSError, IndexError):
             continue  # it ended while we looked
-    return total
+    inside = last if last != pid else 0
+    return total + (in_files(inside, files) if files and inside else 0)
 
 
 def run(code: str, stdin: str = "", limits: Limits = Limits()) -> Run:

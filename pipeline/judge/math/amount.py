@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.judge.math.latex import FUNCTIONS
 from pipeline.judge.math.node import Node
+from pipeline.judge.math.number_words import in_words
 from pipeline.judge.math.parser import Tree, UnreadableError, read
-from pipeline.judge.math.phrases import number_word, words
-from pipeline.judge.math.units import unit_of
+from pipeline.judge.math.units import Unit, unit_of
+from pipeline.judge.math.wording import harmless_after, harmless_before, is_name
 
 _WORD = r"(?:\^-?\d|[^›\d\s])++"
-_UNIT = (r"‹(?!(?:unless|but|not|maybe|perhaps|possibly|otherwise)\b)"
-         rf"{_WORD}(?:\s{_WORD}){{0,3}}\s?›")
+_UNIT = rf"‹{_WORD}(?:\s{_WORD}){{0,4}}\s?›"
 _TAIL = re.compile(rf"(?:\s*(?:[-,]\s*)?\(?{_UNIT}\)?(?:\s*\^\s*(?:\{{\s*)?-?\d(?:\s*\}})?)?"
-                   r"(?:\s*/)?)+\s*$")
+                   r"(?:\s*(?:/|\\cdot\b))?)+\s*$")
 """One way alone to read a text by it: by two, lists of words would take exponential time."""
-_PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct)›)\s*$")
-_DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹degrees?›)\s*(?:‹?[CF]›?)?\s*$")
+_PERCENT = re.compile(r"\s*(?:%|‹(?:percent|percentage|pct|per cent)›)\s*$")
+_PER_CENT = ("percent", "per cent", "pct")
+_DEGREE = re.compile(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|‹(?:degrees?|deg)›?)\s*"
+                     r"(?:‹?\s*(C|F|[Cc]elsius|[Ff]ahrenheit)\s*›?)?\s*$")
 _MINUTES = re.compile(r"(\d+)\s*\^\s*\{?\s*\\circ\s*\}?\s*(\d+)\s*(?:\^\s*\{?\s*)?(?:'|\\prime)"
                       r"\s*\}?(?:\s*(\d+)\s*(?:''|\"|\^\s*\{\s*\\prime\s*\\prime\s*\}))?")
-_LEAD = re.compile(r"‹([^›\d]*)›\s*(?=[-\d.\\(])")
-_BOUND = re.compile(r"\b(?:least|most|less|more|fewer|greater|larger|smaller|not|no|non|never|than|"
-                    r"over|under|above|below|beyond|before|after|until|except|without|between|up|"
-                    r"minus|negative|almost|nearly|neither|nor|twice|half|double|triple|thirds?|"
-                    r"quarters?|times|squared?|cubed?|root|log)\b", re.I)
+_LEAD = re.compile(r"((?:‹[^›\d]*›\s*(?:[A-Za-z]\s*(?=‹))?)*)(?=[-\d.\\(A-Za-z])")
+_SIGN = re.compile(r"\s*\b(?:negative|minus)$", re.I)
 _COMPOUND = re.compile(r"(?:(\d+(?:\.\d+)?)\s*‹([^›\d]+)›[\s,]*){2,4}")
 _PART = re.compile(r"(\d+(?:\.\d+)?)\s*‹([^›\d]+)›")
 _CALLED = re.compile(rf"\b(?:{'|'.join(sorted(FUNCTIONS - {'sqrt'}))})\b")
@@ -33,24 +33,52 @@ _NUMERAL = re.compile(r"‹?(\d[\dA-F]*)›?\s*_\s*\{?\s*‹?(\w+)›?\s*\}?")
 
 
 def amount(text: str) -> Node:
-    """The value that `text` is; text or opaque where it reads as none.
-
-    Words in front of a number only name it, unless they bound or deny it ("at least 5").
-    """
+    """Read the value that `text` is; a node of kind text, modified or opaque if it is none."""
     if compound := _compound(text):
         return compound
     number, unit = _unit(text)
-    label = ""
-    if lead := _LEAD.match(number):
-        if _BOUND.search(lead[1]):
-            return Node("opaque", text)
-        number, label = number[lead.end():], lead[1]
-    if tree := _numeral(number) or _minutes(number):
-        return Node("value", text, tree=tree, unit=unit or "°" * (tree[0] == "+"), label=label)
-    try:
-        return Node("value", text, tree=read(number.strip()), unit=unit.strip(), label=label)
-    except UnreadableError:
+    label, detail = "", ""
+    if (lead := _LEAD.match(number)) and lead[1]:
+        number, label = number[lead.end():], re.sub(r"\s*[‹›]\s*", " ", lead[1]).strip()
+        if sign := _SIGN.search(label):
+            number, label = f"-({number})", label[:sign.start()]
+        if not harmless_before(label):
+            detail = "named" if is_name(label) and not label.endswith(" of") else "modified"
+    tree, unit = _magnitude(_read(number, unit), unit.strip())
+    if tree is None:
         return Node("opaque" if re.search(r"[\\\d^_=]", text) else "text", text)
+    if unit not in ("", "%") and unit_of(unit) is None and not is_name(unit):
+        detail = "modified"
+    unit = unit or "°" * (tree[0] == "+" and _MINUTES.fullmatch(number.strip()) is not None)
+    node = Node("value", text, tree=tree, unit=unit, label=label, detail=detail)
+    if detail == "modified":
+        return Node("modified", text, (replace(node, unit="", label="", detail=""),))
+    return node
+
+
+def _read(number: str, unit: str) -> Tree | None:
+    if tree := _numeral(number) or _minutes(number):
+        return tree
+    try:
+        return read(number.strip())
+    except UnreadableError:
+        return None
+
+
+def _magnitude(tree: Tree | None, unit: str) -> tuple[Tree | None, str]:
+    """The number with what "million" or "tenths" beside it multiplies; the unit left."""
+    if tree is None or not unit or unit in "%°":
+        return tree, unit
+    left: list[str] = []
+    for word in re.sub(r"[‹›]", " ", unit).split():
+        known: Unit | None = unit_of(word) if len(word) > 3 else None
+        if known is not None and not known[0] and known[1] != 1:
+            tree = ("*", ("n", known[1]), tree)
+        else:
+            left.append(word)
+    if len(left) == len(re.sub(r"[‹›]", " ", unit).split()):
+        return tree, unit
+    return tree, " ".join(word for word in left if word != "of")
 
 
 def _unit(text: str) -> tuple[str, str]:
@@ -58,7 +86,7 @@ def _unit(text: str) -> tuple[str, str]:
     if match := _PERCENT.search(text):
         return text[:match.start()], "%"
     if (match := _DEGREE.search(text)) and not _CALLED.search(text):
-        return text[:match.start()], "°"
+        return text[:match.start()], "°" + (match[1] or "")[:1].upper()
     if (match := _TAIL.search(text)) and not _CALLED.search(match[0]):
         return text[:match.start()], match[0]
     return text, ""
@@ -88,7 +116,8 @@ def _numeral(text: str) -> Tree | None:
     """A numeral with its base, 2A_{16} or 43_{five}, as the symbol "43_5"."""
     if not (match := _NUMERAL.fullmatch(text.strip())):
         return None
-    base = number_word(match[2]) or match[2]
+    spelt = in_words(match[2])
+    base = str(spelt) if spelt is not None else match[2]
     if not base.isdecimal() or not 2 <= int(base) <= 16:
         return None
     return ("v", f"{match[1]}_{int(base)}") \
@@ -96,6 +125,19 @@ def _numeral(text: str) -> Tree | None:
 
 
 def plain_text(text: str) -> Node:
-    """‹words› as text, or as the number that they spell."""
-    number = number_word(words(text))
-    return Node("value", text, tree=("n", Fraction(number))) if number else Node("text", text)
+    """‹words› as text, or as the number, with its unit, that they spell."""
+    said = text.strip("‹› .").split()
+    for end in range(len(said), 0, -1):
+        value = in_words(" ".join(said[:end]))
+        unit = " ".join(said[end:])
+        if value is not None and (unit in _PER_CENT or harmless_after(unit, single=value == 1)):
+            return Node("value", text, tree=_spelt(value), unit="%" if unit in _PER_CENT else unit)
+        if end < len(said) - 4:
+            break
+    return Node("text", text)
+
+
+def _spelt(value: Fraction) -> Tree:
+    if value.denominator == 1:
+        return ("n", value)
+    return ("/", ("n", Fraction(value.numerator)), ("n", Fraction(value.denominator)))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.judge.math import numeric
+from pipeline.judge.math.chemistry import formula, is_chemistry
+from pipeline.judge.math.equations import equations, substituted
 from pipeline.judge.math.latex import clean
+from pipeline.judge.math.moments import moment, same_moment
 from pipeline.judge.math.node import (
     Node,
     all_of,
@@ -20,54 +24,96 @@ from pipeline.judge.math.node import (
     spread,
 )
 from pipeline.judge.math.parse import parse
-from pipeline.judge.math.parser import Tree, UnreadableError, read
-from pipeline.judge.math.phrases import key, phrase_of, without_aside, without_remark, words
-from pipeline.judge.math.rational import TooLargeError, UnsureError
+from pipeline.judge.math.parser import UnreadableError
+from pipeline.judge.math.phrases import key, without_remark, words
+from pipeline.judge.math.rational import UnsureError
 from pipeline.judge.math.values import Quantities
+from pipeline.judge.math.wording import bare_condition, comparable, is_universal
 from pipeline.judge.verdict import Policy
 
 _MONOTONE = re.compile(
     r"monoton|(?:increasing|decreasing) (?:on|interval)"
     r"|intervals? (?:of (?:in|de)crease|(?:where|on which) .{0,40}(?:in|de)creas)", re.I)
-_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix"))
-_MONTH = re.compile(r"\b(?:january|february|march|april|may|june|july|august|september|october|"
-                    r"november|december)\b")
+_GROUPS = frozenset(("list", "tuple", "set", "interval", "union", "matrix", "piecewise"))
+_SUM = re.compile(r"[A-Za-z](?:\s*\+\s*[A-Za-z])+")
+"""A sum that a problem asks for, as m + n."""
+_EITHER = re.compile(r"\bor\b|\\lor\b|\\vee\b")
+_BOTH = re.compile(r"\band\b|\\land\b|\\wedge\b")
 
 
 def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | None:
     """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
-    if key(gold) == key(answer) and not policy.reduced:
-        return True
-    if phrase_of(answer, gold):
-        return True
-    golds = _readings(gold)
-    if (short := without_remark(plain := clean(gold))) not in ("", plain):
-        golds.append(parse(short))
-    results = [Comparison(policy, statement).same(a, b) for a in golds
-               for b in _readings(answer)]
+    if early := decided_before_reading(gold, answer, policy, statement):
+        return early[1]
+    results = [Comparison(policy, statement).same(a, b) for a in readings(gold, gold=True)
+               for b in readings(answer) if not a.detail == b.detail == "decimal comma"]
     if True in results:
-        return True
+        return not _joined_otherwise(gold, answer)
     return None if None in results else False
 
 
-def _readings(text: str) -> list[Node]:
-    """A number with a comma may also be a decimal ("1,25") or a list ("100,200")."""
+def decided_before_reading(gold: str, answer: str, policy: Policy,
+                           statement: str) -> tuple[str, bool | None] | None:
+    """(rule, result) if the two texts are enough; None if they must be read."""
+    if gold.isascii() and gold.isdecimal() and answer.isascii() and answer.isdecimal() and \
+            not policy.tolerance:
+        return "whole numbers", gold.lstrip("0") == answer.lstrip("0")
+    if is_chemistry(gold) and (said := formula(answer)):
+        return "chemical formula", said == formula(gold)
+    if key(gold) == key(answer) and not policy.reduced:
+        return "the same text", not _joined_otherwise(gold, answer)
+    if "?" in answer and "?" not in gold:
+        return "a question", None if re.search(r"\w", answer) else False
+    told = moment(gold, statement)
+    if told is None and (also := moment(answer, statement)) and also.minutes is not None:
+        told = moment(gold, statement, timed=True)
+    if told is None:
+        return None
+    also = moment(answer, statement, timed=told.minutes is not None)
+    if also is not None:
+        return "time or date", same_moment(told, also)
+    return "time or date", None if parse(answer).kind in ("text", "opaque") else False
+
+
+def _joined_otherwise(gold: str, answer: str) -> bool:
+    """Whether one says "or" and the other "and" of equations that a value does not settle."""
+    first, second = parse(gold), parse(answer)
+    if first.kind != "list" or second.kind != "list" or (not all(
+            item.tree is None or numeric.symbols(item.tree) for item in first.items) \
+            and len({item.label for item in first.items}) < 2):
+        return False
+    sides = [(bool(_EITHER.search(text)), bool(_BOTH.search(text))) for text in (gold, answer)]
+    return sides in ([(True, False), (False, True)], [(False, True), (True, False)])
+
+
+def readings(text: str, gold: bool = False) -> list[Node]:
+    """A number with a comma may also be a decimal ("1,25") or a list ("100,200"); a gold may end
+    in words that say what it is."""
     plain, node = clean(text), parse(text)
+    if gold and not node.condition and (short := without_remark(plain)) not in ("", plain):
+        return [node, parse(short)]
     if match := re.fullmatch(r"(-?\d+),(\d{2,})(\D*)", plain):
         point = [] if re.fullmatch(r"[1-9]\d{0,2},\d{3}", plain) else \
-            [parse(f"{match[1]}.{match[2]}{match[3]}")]
+            [replace(parse(f"{match[1]}.{match[2]}{match[3]}"), detail="decimal comma")]
         return [node, *point, *([] if match[3] else [parse(plain.replace(",", ", "))])]
-    short = without_aside(plain)
-    return [node, parse(short)] if short and short != plain else [node]
+    return [node]
 
 
 class Comparison(Quantities):
     """One comparison of whole answers."""
 
     def same(self, a: Node, b: Node) -> bool | None:
-        """Gold `a` against answer `b`."""
+        """Gold `a` against answer `b`, with what they hold for."""
+        result = self.shapes(a, b)
+        if result is not False and (a.condition or b.condition):
+            return all_of([result, self.conditions(a.condition, b.condition)])
+        return result
+
+    def shapes(self, a: Node, b: Node) -> bool | None:
         if self.policy.gold_is_set and a.kind in ("list", "set") and b.kind not in ("list", "set"):
             return any_of(self.same(item, b) for item in a.items)
+        if "modified" in (a.kind, b.kind):
+            return self.modified(a, b)
         if "relation" in (a.kind, b.kind):
             return self.relations(a, b)
         if a.kind == b.kind == "value":
@@ -78,25 +124,56 @@ class Comparison(Quantities):
             return self.ratios(a, b)
         return self.texts(a, b)
 
+    def conditions(self, first: str, second: str) -> bool | None:
+        """Whether two answers hold for the same; one that only names its letters adds nothing."""
+        if not first or not second:
+            return True if is_universal(first or second, alone=True) else None
+        left, right = ("" if is_universal(one) else bare_condition(one)
+                       for one in (first, second))
+        if left == right or (sorted(comparable(left).split()) == sorted(comparable(right).split()) \
+                and not re.search(r"[\d=<>\\]", left + right)):
+            return True
+        if not left or not right:
+            return None
+        if not re.search(r"[\d=<>\\]", left + right):
+            return False
+        nodes = parse(left), parse(right)
+        if any(node.kind in ("opaque", "text") for node in nodes):
+            return False if re.search(r"[A-Za-z]", left + right) else None
+        return self.same(*nodes)
+
+    def modified(self, a: Node, b: Node) -> bool | None:
+        """A number with words that change it is not that number; what it is, is not known."""
+        inner = self.same(*(node.items[0] if node.kind == "modified" else node for node in (a, b)))
+        if a.kind == b.kind:
+            return inner if comparable(a.text) == comparable(b.text) else inner and None
+        return False if inner and a.kind == "value" else None
+
     def texts(self, a: Node, b: Node) -> bool | None:
         left, right = words(a.text), words(b.text)
-        if left and left == right and "text" in (a.kind, b.kind):
-            return True
-        if _MONTH.search(left) and _day(left) == _day(right):
+        plain = not re.search(r"[\\^_=<>+*/|(){}\d]", a.text + b.text)
+        if left and plain and (left == right or (
+                comparable(a.text) == comparable(b.text) != "" and _short(left) == _short(right))):
             return True
         if left in ("yes", "no") and (said := re.match(r"‹(yes|no)[,.;:]", b.text, re.I)):
             return said[1].lower() == left
         if is_infinite(a) and is_infinite(b):
             return True
-        if (a.kind == "value" and b.kind == "text") or (
-                a.kind == "text" and len(left.split()) == 1):
+        if a.kind == "value" and (b.kind == "text" or not re.search(r"[A-Za-z\\‹]", b.text)):
             return False
-        return None
+        return False if a.kind == "text" and len(left.split()) == 1 else None
 
     def groups(self, a: Node, b: Node) -> bool | None:
         """Collections: element by element, ordered or as multisets (see Policy.order)."""
         if "ratio" in (a.kind, b.kind):
             return False
+        if "piecewise" in (a.kind, b.kind):
+            if a.kind != b.kind:
+                return None if "opaque" in (a.kind, b.kind) else False
+            return self.matched(a.items, b.items) if len(a.items) == len(b.items) else False
+        a, b = _permuted(a, b), _flat(b, a)
+        if (named := self.names(a, b)) is not True:
+            return named if named is False or key(a.text) != key(b.text) else None
         if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
             single, group = (a, b) if a.kind not in _GROUPS else (b, a)
             if len(group.items) == 1 and group.kind in ("set", "list", "union"):
@@ -117,7 +194,7 @@ class Comparison(Quantities):
         return all_of(self.same(x, y) for x, y in zip(left, right, strict=True))
 
     def open_ends(self) -> bool:
-        """A function rises on (a, b) where it rises on [a, b]: such problems leave the ends free"""
+        """Whether ends are free: a function that rises on [a, b] rises on (a, b) too."""
         return self.policy.ends == "free" or bool(_MONOTONE.search(self.statement))
 
     def ordered(self, a: Node, b: Node) -> bool:
@@ -168,6 +245,10 @@ class Comparison(Quantities):
         if a.kind == "relation" and b.kind == "list" and set(a.detail.split()) in ({"<"}, {">"}) \
                 and len(a.items) == len(b.items) > 2:
             return all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True))
+        if b.kind == "relation" and b.detail == "=" and a.kind == "value" and not a.label \
+                and a.tree and not numeric.symbols(a.tree):
+            sides = [item for item in b.items if not _SUM.fullmatch(item.text)]
+            return self.same(a, sides[0]) if len(sides) == 1 else False
         if a.kind == "relation" and b.kind == "value" and a.detail == "=":
             return substituted(a, b)
         if a.kind != b.kind:
@@ -176,59 +257,30 @@ class Comparison(Quantities):
         if a.detail == b.detail and len(a.items) == len(b.items) and \
                 all_of(self.same(x, y) for x, y in zip(a.items, b.items, strict=True)):
             return True
+        if a.detail == b.detail and len(a.items) == len(b.items) > 2 and all(
+                item.tree and item.tree[0] == "v" for item in (*a.items, *b.items)):
+            return False
         return equations(a, b)
 
 
-def _day(text: str) -> list[str]:
-    """The parts of a date in any order, 4th as 4."""
-    return sorted(part for part in text.split() if part not in ("st", "nd", "rd", "th", "of"))
+def _short(text: str) -> list[str]:
+    """The words so short that they may be symbols, whose case counts."""
+    return sorted(word for word in text.split() if len(word) < 3 and word.casefold() not in (
+        "is", "be", "it", "to", "of", "no"))
 
 
-def substituted(a: Node, b: Node) -> bool | None:
-    """A gold equation in one symbol more than the answer: y = E stated as E."""
-    difference = _difference(a)
-    if difference is None or b.tree is None:
-        return None
-    names, known = numeric.symbols(difference[0]), numeric.symbols(b.tree)
-    if len(names - known) != 1 or not known <= names or len(names) < 2:
-        return False
-    try:
-        name, = names - known
-        left, right = (numeric.replaced(side, ("v", name), b.tree)
-                       for side in (difference[0][1], difference[0][2][2]))
-        return numeric.equal(left, right)
-    except UnsureError:
-        return None
+def _permuted(a: Node, b: Node) -> Node:
+    """`a` in the order of the names of `b`: (a, b) = (1, 2) beside (b, a)."""
+    names, others = ([name.strip() for name in node.label.strip("() ").split(",")]
+                     if node.label.startswith("(") else [] for node in (a, b))
+    if names == others or sorted(names) != sorted(others) or len(names) != len(a.items):
+        return a
+    return replace(a, label=b.label, items=tuple(a.items[names.index(name)] for name in others))
 
 
-def equations(a: Node, b: Node) -> bool | None:
-    """Relations that differ by a constant factor: 2x = 4y and x - 2y = 0."""
-    first, second = _difference(a), _difference(b)
-    if first is None or second is None:
-        return None
-    (left, op), (right, other) = first, second
-    if op != other:
-        return False
-    try:
-        sign = numeric.ratio(left, right)
-    except TooLargeError:
-        raise
-    except UnsureError:
-        return None
-    return sign is not None and (sign > 0 or op in ("=", "\\ne"))
-
-
-def _difference(node: Node) -> tuple[Tree, str] | None:
-    """left - right of a relation, turned so that it reads =, ≠, < or ≤ 0."""
-    text = clean(node.text)
-    match = re.fullmatch(r"([^=<>]*?)(=|<|>|\\le\b|\\ge\b|\\ne\b)([^=<>]*)", text)
-    if not match or re.search(r"\\(le|ge|ne|in)\b", match[3]):
-        return None
-    try:
-        left, right = read(match[1].strip()), read(match[3].strip())
-    except UnreadableError:
-        return None
-    if match[2] in (">", "\\ge"):
-        left, right = right, left
-    return ("+", left, ("*", ("n", Fraction(-1)), right)), match[2].replace(">", "<").replace(
-        "\\ge", "\\le")
+def _flat(b: Node, a: Node) -> Node:
+    """A vector in i, j, k as a pair beside a pair."""
+    if b.detail == "ijk" and len(a.items) == 2 and b.items[2].tree and \
+            numeric.equal(b.items[2].tree, ("n", Fraction(0))):
+        return replace(b, items=b.items[:2])
+    return b

@@ -12,6 +12,8 @@ from pipeline.judge.math.compare import same
 from pipeline.judge.math.latex import MAX_ANSWER, clean
 from pipeline.judge.math.parse import parse
 from pipeline.judge.math.rational import TooLargeError
+from pipeline.judge.math.restated import restated
+from pipeline.judge.math.wrappings import unwrap
 from pipeline.judge.verdict import Judgement, Policy, Problem, WorkerTask, judgement
 
 
@@ -40,24 +42,44 @@ def _compare(answer: str, gold: str, policy: Policy, statement: str) -> Judgemen
         return judgement(verdict, answer[:MAX_ANSWER], "rules")
     try:
         result = same(gold, answer, policy, statement)
-    except TooLargeError:
+        if result is not False and policy.restated == "refused" and \
+                restated(gold, answer, statement):
+            return judgement("wrong", answer, "restated")
+    except (TooLargeError, RecursionError):
         return judgement("cannot_judge", answer, "rules")
-    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero
+    if is_prose(gold) and not result:
+        return judgement("cannot_judge", answer, "rules")  # only a reader knows what else says it
     if result is not None:
         verdict = "correct" if result else "wrong"
         if not result and _hedged(gold, answer):
             verdict = "several_answers"
         return judgement(verdict, answer, "rules")
-    if not _safe(answer) or not _safe(gold) or _RISKY.search(clean(answer)):
+    return _asked_of_engine(gold, answer, policy, statement)
+
+
+def _asked_of_engine(gold: str, answer: str, policy: Policy,
+                     statement: str) -> Judgement | WorkerTask:
+    """A task for the engine, if it can read all of both texts; else cannot_judge."""
+    node, asked = parse(answer), clean(answer)
+    if node.kind == "relation" and set(node.detail.split()) <= {"=", "chain"}:
+        open_ = [item.text for item in node.items if item.kind == "opaque"]
+        closed = [item for item in node.items if item.kind == "value"]
+        if len(open_) == 1 and closed and parse(gold).tree != ("c", "oo") and all(
+                same(gold, item.text, policy, statement) for item in closed):
+            asked = open_[0]  # a worked equation: its other side is the gold's value
+    partly = node.kind == "relation" and asked == clean(answer) and parse(gold).kind != "relation"
+    needed = any(_NEEDED.search(text) for text in (asked, clean(gold)))
+    if partly or not needed or not _safe(asked) or not _safe(clean(gold)):
         return judgement("cannot_judge", answer, "rules")
-    return _to_engine(gold, answer)
+    return _to_engine(unwrap(gold), unwrap(answer) if asked == clean(answer) else asked, answer)
 
 
-def _to_engine(gold: str, answer: str) -> WorkerTask:
+def _to_engine(gold: str, asked: str, answer: str) -> WorkerTask:
     verdicts: dict[bool | None, Verdict] = {None: "cannot_judge", True: "correct", False: "wrong"}
-    return WorkerTask("math", (gold, answer, True), answer, "math-verify",
-                    lambda reply: judgement(verdicts[reply], answer, "math-verify"))
+    return WorkerTask("math", (gold, asked, True), answer, "math-verify",
+                      lambda reply: judgement(verdicts[reply], answer, "math-verify"))
 
 
 @lru_cache(maxsize=50_000)
@@ -75,17 +97,26 @@ def _hedged(gold: str, answer: str) -> bool:
         or (node.kind == "relation" and parse(gold).kind != "relation")
 
 
-_ENGINE = re.compile(r"[\w\s\\{}()\[\].,:;+*/^=<>|&$%-]*")
+_ENGINE = re.compile(r"[\w\s\\{}()\[\].,;+*/^=<>&⟦⟧⏎⦃⦄%!-]*")
+_COMMANDS = frozenset([
+    "frac", "sqrt", "sum", "prod", "int", "lim", "binom", "pi", "infty", "sin", "cos", "tan",
+    "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log",
+    "exp", "cdot", "le", "ge", "ne", "pm", "cup", "cap", "emptyset", "mathbb", "setminus",
+    "circ", "alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "rho",
+    "sigma", "tau", "epsilon", "rightarrow", "ldots", "det", "lfloor", "rfloor", "lceil",
+    "rceil", "Delta", "Omega", "d", "in"])
+"""What the engine reads as it stands; of a text with any other command it may read a part."""
+_NEEDED = re.compile(r"\\(?:sum|prod|int|lim|setminus|cup|cap|det)\b|⟦")
+"""What our own reader lacks: of any other text that it cannot read, the engine reads a part."""
+_PART_READ = re.compile(r"(?<![\d^_])\d+\s+\d|\d\s*\(\s*\d|__|^(?!.*\\lim).*\\rightarrow|[⦃⦄%]"
+                        r"|\\(?![A-Za-z])|(?<![\\A-Za-z])(?!d[a-z](?![A-Za-z]))[A-Za-z]{2,}")
 _HEAVY = re.compile(r"\d{12,}|!|\^[^^]*\^|\\binom|\*\*|\d{3,}\s*[)}]*\s*\^|\^\s*[{(]?\s*-?\d{3,}")
-
-_RISKY = re.compile(r"‹|\\(?:text|mbox|rightarrow|approx|sim|equiv|ne|Rightarrow|implies|iff)\b"
-                    r"|[?|:]|\d\s+\d|\d\s*\(\s*\d|__")
-"""What math-verify would read one part of and drop the other: a way to offer two answers."""
 
 
 def _safe(text: str) -> bool:
-    """Whether the engine may see `text`: short, plain characters, nothing that explodes."""
+    """Whether the engine may see a cleaned `text`: short, wholly readable, nothing explosive."""
     return len(text) <= 400 and bool(_ENGINE.fullmatch(text)) and not _HEAVY.search(text) \
+        and set(re.findall(r"\\([A-Za-z]+)", text)) <= _COMMANDS and not _PART_READ.search(text) \
         and not is_prose(text)
 
 
@@ -95,6 +126,6 @@ def check_gold(problem: Problem) -> Judgement | WorkerTask | None:
     if not gold.strip():
         return judgement("cannot_judge", None, "rules")
     opaque = parse(gold).kind == "opaque"
-    if is_prose(gold) or (opaque and not _safe(gold)):
+    if is_prose(gold) or (opaque and not _safe(clean(gold))):
         return judgement("cannot_judge", gold, "rules")
-    return _to_engine(gold, gold) if opaque else None
+    return _to_engine(gold, gold, gold) if opaque else None

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from pipeline.judge.math.chinese import in_latex
+from pipeline.judge.math.wrappings import unwrap
+
 MAX_ANSWER = 2000
 
 
@@ -20,6 +23,10 @@ _PLAIN = {
     "√": r"\sqrt ", "p.m.": "pm", "a.m.": "am", "P.M.": "PM", "A.M.": "AM", "Ω": r"\Omega ",
     "①": "1,", "②": "2,", "③": "3,", "④": "4,", "⑤": "5,", "⑥": "6,"}
 _PLAIN_RE = re.compile("|".join(map(re.escape, sorted(_PLAIN, key=len, reverse=True))))
+_CURRENCIES = {"¤": "dollar", "€": "euro", "£": "quid", "¥": "yuan", "₹": "rupee", "₽": "ruble",
+               "₩": "won"}
+_CURRENCY = re.compile(r"(-?)\s*([¤€£¥₹₽₩])\s*(-?\d(?:[\d,]*\d)?(?:\.\d+)?)")
+_CURRENCY_AFTER = re.compile(r"(?<=\d)\s*([¤€£¥₹₽₩])")
 _CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
 _ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle)")
 """LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
@@ -40,7 +47,9 @@ _FONT = r"mathrm|mathbf|mathit|mathcal|mathbb|operatorname\*?|boldsymbol|overrig
         r"|fbox|ensuremath|mathsf"
 _TEXT = re.compile(rf"\\(?:{_WRAP})\s*\{{([^{{}}]*)\}}")
 _FONTS = re.compile(rf"\\(?:{_FONT})\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}")
-_MATRIX = re.compile(r"\\(begin|end)\s*\{(?:[pbvBV]?matrix|array)\}(?:\s*\{[^{}]*\})?")
+_MATRIX = re.compile(r"\\(begin|end)\s*\{([pbvBV]?(?:small)?matrix|array|[dr]?cases|aligned|"
+                     r"gathered)\*?\}(?:\s*\{[lcr|@{} ]*\})?")
+_BEGIN = {"vmatrix": "\\det ⟦", "cases": "⦃⟦", "dcases": "⦃⟦"}
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPACE = re.compile(r"\\[,;:!> ]|~|\s+|\\(?=\s|$)")
 FUNCTIONS = frozenset([
@@ -65,6 +74,12 @@ _STRAY = re.compile(r"(?<![\\_^])\{\s*\}|(?<!\.)\.(?=\s*[\])])")
 _OUTWARD = re.compile(r"([\]\[])(\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*,\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*)"
                       r"([\]\[])")
 _MIXED = re.compile(r"(?<![\w.,/^])(\d{1,4}) +(\d{1,4})/(\d{1,4})(?![\w.,/^])")
+_VECTOR = r"\\(?:mathbf|vec|boldsymbol|bm|overrightarrow)\s*(?:\{\s*[A-Za-z]\s*\}|[A-Za-z])"
+_CROSS = re.compile(rf"({_VECTOR}\s*)\\times\s*({_VECTOR})")
+_UNIT_VECTOR = re.compile(
+    r"\\(?:hat|mathbf|vec|boldsymbol)\s*(?:\{\s*(?:\\(?:mathbf|hat|rm|bf|mathrm|boldsymbol)\s*)?"
+    r"\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\}|\s([ijk])(?![A-Za-z]))")
+UNIT_VECTORS = {"i": "ɩ", "j": "ɉ", "k": "ꝁ"}
 _RANGE = re.compile(r"(?<=\d)\s*‹?\s*\bto\b\s*›?\s*(?=\d)")
 
 
@@ -73,20 +88,27 @@ def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
     if text.isascii() and text.isdecimal():
         return text[:MAX_ANSWER]
+    text = unwrap(text)
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
     text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
+    if not text.isascii():
+        text = in_latex(text)
     text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
     text = _STRAY.sub("", text)
     text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
     text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    if "'" in text:
+        text = re.sub(r"(?<=\d)'(?=\d{3}(?!\d))", "", text)
     if "\\" in text:
+        text = _CROSS.sub(r"\1\\cross \2", _UNIT_VECTOR.sub(_unit_vector, text))
         text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))
     text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
     text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
-    if "¤" in text:
-        text = re.sub(r"^(-?)¤\s*(-?[\d.,]+)\s*$", r"\1\2‹dollar›", text)
-    text = _RANGE.sub(":", re.sub(r"[€£¤]", "", text))
+    if not text.isascii():
+        text = _CURRENCY.sub(lambda m: f"{m[1]}{m[3]}‹{_CURRENCIES[m[2]]}›", text)
+        text = _CURRENCY_AFTER.sub(lambda m: f"‹{_CURRENCIES[m[1]]}›", text)
+    text = _RANGE.sub(":", text)
     if "]" in text:
         text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
     if "\\" in text:
@@ -97,14 +119,22 @@ def clean(text: str) -> str:
     return _trim(text)
 
 
+def _unit_vector(match: re.Match[str]) -> str:
+    return f" {UNIT_VECTORS[match[1] or match[2]]} "
+
+
 def _trim(text: str) -> str:
     return text.lstrip(" ,;:").rstrip(" .,;:^")
 
 
-_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or)\s+|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
+_JOINED = re.compile(r"‹([^›]*)›|\s*,?\s+(?:and|or|oder|ou|und|et|или)\s+"
+                     r"|(?<=[)\]\d])or(?=[(\[\d\\A-Z-])"
                      r"|\\(?:and|or)\b")
 
 
+_JOINERS = ("and", "or", "oder", "ou", "und", "et", "или", "y", "o", "и")
+_JOINER_AT_END = re.compile(rf",?\s*(?:{'|'.join(_JOINERS)})\s+(.*)"
+                            rf"|(.*?),?\s+(?:{'|'.join(_JOINERS)})")
 _LETTER_UNITS = frozenset("msghLJNWVCKAFT")
 
 
@@ -125,20 +155,22 @@ def _word(text: str) -> str:
         return f"‹{text}›"
     if re.fullmatch(r"\(?[A-Za-z]\)?|[\d\s./,:+*()=-]*", text):
         return f" {text} "
-    if text in ("and", "or"):
+    if text in _JOINERS:
         return " , "
-    if match := re.fullmatch(r",?\s*(?:and|or)\s+(.*)|(.*?),?\s+(?:and|or)", text):
+    if match := _JOINER_AT_END.fullmatch(text):
         return f" , {_word(match[1])}" if match[1] else f"{_word(match[2])} , "
     if text in FUNCTIONS:
         return f"\\{text} "
-    return f"‹{text}›" if not _WORD.fullmatch(text) else f" {text} "
+    if counted := re.fullmatch(r"(-?\d[\d,.]*)\s+([^\W\d_].*)", text):
+        return f" {counted[1]} ‹{counted[2]}›"
+    return f"‹{text}›" if " " in text or not _WORD.fullmatch(text) else f" {text} "
 
 
 def _commands(text: str) -> str:
     """LaTeX commands to their one spelling."""
     if "\\begin" in text:
         text = re.sub(r"\\\\\s*(?:\[[^\]]*\])?|\\(?=[\d-])", "⏎", text)
-        text = _MATRIX.sub(lambda m: "⟦" if m[1] == "begin" else "⟧", text)
+        text = _MATRIX.sub(lambda m: _BEGIN.get(m[2], "⟦") if m[1] == "begin" else "⟧", text)
     else:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
@@ -151,12 +183,13 @@ def _commands(text: str) -> str:
     return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
 
 
-_REPEATING = re.compile(r"(\d{1,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
+_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
 
 
 def _repeating(match: re.Match[str]) -> str:
     """0.1\\overline{6} as the fraction that it is."""
     whole, fixed, period = match.groups()
+    whole = whole or "0"
     bottom = (10 ** len(period) - 1) * 10 ** len(fixed)
     top = int(whole + fixed + period) - int(whole + fixed)
     return f"\\frac{{{top}}}{{{bottom}}}"
@@ -169,6 +202,8 @@ _MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
 def _font(match: re.Match[str]) -> str:
     """The content of \\mathrm{} and its like: a unit or a word as ‹words›, else as it stands."""
     text = match[1]
+    if text in ("gcd", "lcm", "det"):
+        return f"\\{text} "
     if _MEASURE.fullmatch(text):
         return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"
     if text.strip("~ ") in ("m", "s", "g", "h") or _is_unit(text, match):

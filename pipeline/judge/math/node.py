@@ -14,7 +14,8 @@ from pipeline.judge.math.phrases import key, words
 class Node:
     """One answer. `items` are the parts of a collection; `tree` the expression of a value.
 
-    kind: value, text, opaque, list, tuple, set, interval, union, matrix, relation, ratio.
+    kind: value, text, opaque, list, tuple, set, interval, union, matrix, relation, ratio,
+    piecewise, or modified (the number in `items` with words that change it).
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Node:
     unit: str = ""
     label: str = ""
     detail: str = ""
+    condition: str = ""
 
 
 def any_of(results: Iterable[bool | None]) -> bool | None:

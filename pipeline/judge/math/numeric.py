@@ -8,6 +8,7 @@ where that cannot be told, Unsure is raised and the engine decides.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
@@ -56,7 +57,7 @@ def _mp() -> Any:
 
 
 def number(tree: Tree) -> Any:
-    """The complex value of a tree without symbols, at 50 digits. Unsure if there is none."""
+    """Evaluate a tree without symbols to 50 digits. Raises UnsureError if it has no value."""
     return _evaluate(tree, {})
 
 
@@ -129,6 +130,10 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
         return abs(first)
     if name == "degree":
         return first * mp.pi / 180
+    if name == "conj":
+        return mp.conj(first)
+    if name in ("gcd", "lcm"):
+        return _of_integers(name, arguments, mp)
     if name in ("factorial", "binom"):
         return mp.factorial(first) if name == "factorial" else mp.binomial(*arguments)
     if name == "log":
@@ -138,11 +143,26 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
     return getattr(mp, "expj" if name == "cis" else name.replace("arc", "a"))(first)
 
 
+def _of_integers(name: str, arguments: list[Any], mp: Any) -> Any:
+    numbers = [int(mp.re(value)) for value in arguments]
+    if any(value != number for value, number in zip(arguments, numbers, strict=True)):
+        raise UnsureError(f"{name} of what is no integer")
+    return mp.mpf(getattr(math, name)(*numbers))
+
+
 def _points(names: frozenset[str], negative: bool) -> Iterator[dict[str, Any]]:
     source = random.Random("limbeck")
     size = -10_007 if negative else 10_007
     for _ in range(3):
         yield {name: _mp().mpf(source.randrange(3_000, 29_000)) / size for name in sorted(names)}
+
+
+def _far_points(names: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Whole and broken points up to 60, where step functions that differ have parted."""
+    source = random.Random("steps")
+    for number in range(40):
+        yield {name: _mp().mpf(source.randrange(1, 60)) / (number % 2 + 1)
+               for name in sorted(names)}
 
 
 def holds(tree: Tree, *head: str) -> bool:
@@ -151,14 +171,25 @@ def holds(tree: Tree, *head: str) -> bool:
 
 
 def equal(left: Tree, right: Tree) -> bool:
-    """Whether two trees are the same function of the same symbols. Unsure if untold."""
+    """Whether two trees are the same function of the same symbols. May raise UnsureError."""
     a, b = exact(left), exact(right)
     if a is not None and b is not None:
         return a == b
     names = symbols(left) | symbols(right)
+    steps = any(holds(tree, "f", name) for tree in (left, right) for name in ("floor", "ceil"))
+    if steps and names and not all(_close(_evaluate(left, point), _evaluate(right, point))
+                                   for point in _far_points(names)):
+        return False
     signs = (False, True) if holds(left, "f", "abs") != holds(right, "f", "abs") else (False,)
     return all(_close(_evaluate(left, point), _evaluate(right, point))
                for sign in signs for point in _points(names, sign))
+
+
+def constant(tree: Tree) -> bool:
+    """Whether `tree` has one value whatever its symbols. Raises UnsureError if untold."""
+    values = [_evaluate(("+", tree, ("n", Fraction(7, 3))), point)
+              for point in _points(symbols(tree), False)]
+    return all(_close(value, values[0]) for value in values)
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -166,7 +197,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def ratio(left: Tree, right: Tree) -> int | None:
-    """Sign of c where left = c·right for a constant c ≠ 0, None where there is no such c."""
+    """The sign of c if left = c·right for a constant c ≠ 0, else None."""
     names = symbols(left) | symbols(right)
     ratios = [_evaluate(("/", left, right), point) for point in _points(names, False)]
     if not names or any(not _close(r, ratios[0]) for r in ratios) or ratios[0] == 0:

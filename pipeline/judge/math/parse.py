@@ -12,8 +12,11 @@ from itertools import pairwise, product
 
 from pipeline.judge.math.amount import amount, plain_text
 from pipeline.judge.math.latex import clean
+from pipeline.judge.math.matrices import matrix, vector
 from pipeline.judge.math.node import Node
-from pipeline.judge.math.phrases import congruence, distance, without_aside
+from pipeline.judge.math.number_words import in_words
+from pipeline.judge.math.numeric import symbols
+from pipeline.judge.math.phrases import congruence, distance, split_condition
 from pipeline.judge.math.split import (
     CLOSE,
     OPEN,
@@ -25,12 +28,19 @@ from pipeline.judge.math.split import (
     split_relation,
     split_top,
 )
+from pipeline.judge.math.wording import only_states
 
-_MATRIX = re.compile(r"[(\[{]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}]*(?:\^\s*\{?\s*T\s*\}?)?")
+
 @lru_cache(maxsize=50_000)
 def parse(text: str) -> Node:
     """The Node of a raw answer."""
-    return _parse(clean(text), 0)
+    plain = clean(text)
+    if (lead := _LEAD.match(plain)) and only_states(lead[1]):
+        plain = plain[lead.end():]
+    return _parse(plain, 0)
+
+
+_LEAD = re.compile(r"‹([^›]+)›\s*[:,]?\s*(?=\S)")
 
 
 def _parse(text: str, depth: int) -> Node:
@@ -42,34 +52,35 @@ def _parse(text: str, depth: int) -> Node:
     if _REALS.fullmatch(text):
         text = "(-\\infty, \\infty)"
     if text.startswith("‹") and text.find("›") == len(text) - 1:
+        if in_words(text[1:-1].strip()) is not None:
+            return plain_text(text)
         names = re.split(r",? and |, ", text[1:-1])
         return plain_text(text) if len(names) == 1 or any(len(n.split()) > 3 for n in names) else \
             Node("list", text, tuple(Node("text", f"‹{name}›") for name in names))
-    for reader in (_matrix, _without, _separated, _aside, _related, _union, _bracketed, _ratio,
-                   _signs):
+    if "⟦" in text and (node := matrix(text, lambda part: _parse(part, depth + 1))):
+        return node
+    for reader in (_without, _aside, _separated, _related, _union, _bracketed, _ratio, _signs):
         if node := reader(text, depth):
             return node
-    return amount(text)
-
-
-def _matrix(text: str, depth: int) -> Node | None:
-    if not (match := _MATRIX.fullmatch(text)):
-        return None
-    rows = [row for row in match[1].split("⏎") if row.strip(" \\hline")]
-    items = tuple(Node("tuple", row, tuple(_parse(cell, depth + 1) for cell in row.split("&")))
-                  for row in rows)
-    return Node("matrix", text, items)
+    return vector(amount(text))
 
 
 _EMPTY = re.compile(r"\\(?:emptyset|varnothing)|∅|⦃\s*⦄|‹(?:there (?:is|are) )?no (?:real )?"
                     r"(?:solutions?|roots?)(?: exists?)?›", re.I)
 _REALS = re.compile(r"ℝ|‹all (?:the )?real(?:s| numbers?)›(?:\s*[a-z])?", re.I)
+_EXCEPT = re.compile(r"‹(?:all )?(?:the )?real(?: number)?s? (?:numbers )?"
+                     r"(?:except|other than|besides|but)(?: for)?›(.+)", re.I)
 _WITHOUT = re.compile(r"(.+?)\s*(?:\\setminus|\\backslash|\\(?=\s)|-)\s*⦃([^⦃⦄]*)⦄")
 _UNEQUAL = re.compile(r"([a-z])\s*\\ne\b(.*)")
+_UNEQUAL_TURNED = re.compile(r"([^=<>,]+)\\ne\s*([a-z])")
 
 
 def _without(text: str, depth: int) -> Node | None:
     """ℝ or an interval without some points, x ≠ 2 among them, as the union of what is left."""
+    if turned := _UNEQUAL_TURNED.fullmatch(text):
+        text = f"{turned[2]} \\ne {turned[1]}"
+    if excepted := _EXCEPT.fullmatch(text):
+        text = f"(-\\infty, \\infty) \\setminus ⦃{excepted[1]}⦄"
     match, base, points = _WITHOUT.fullmatch(text), "(-\\infty, \\infty)", ""
     if match:
         base, points = match.groups()
@@ -114,21 +125,28 @@ def _list(text: str, items: list[Node]) -> Node:
     return Node("list", text, tuple(flat), label=label)
 
 
-_GROUPED = re.compile(r"([-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?)(?!\d)")
+_GROUPED = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?:\.\d+)?)(?!\d)")
+_SPACED = re.compile(r"([-+]?\d{1,3}(?: \d{3})+)$")
+_POINTED = re.compile(r"([-+]?\d{1,3}(?:\.\d{3})+),(\d+)$")
 
 
 def _grouped_number(text: str) -> Node | None:
-    """"1,234.5" or "1 234" as one number with what unit follows."""
-    match = _GROUPED.match(text) or re.match(r"([-+]?\d{1,3}(?: \d{3})+)$", text)
+    """"1,234.5", "1,00,000", "1 234" or "1.234,5" as one number with what unit follows."""
+    if match := _POINTED.match(text):
+        return amount(f"{match[1].replace('.', '')}.{match[2]}")
+    match = _GROUPED.match(text) or _SPACED.match(text)
     if not match or "," in text[match.end():] or re.search(r"[=<>]", text):
         return None
     return amount(re.sub("[, ]", "", match[1]) + text[match.end():])
 
 
 def _aside(text: str, depth: int) -> Node | None:
-    """What follows "for all", "where", "if" is not part of the answer."""
-    plain = without_aside(text)
-    return _parse(plain, depth + 1) if plain not in ("", text) else None
+    """What follows "for all", "where", "if" is the condition of the answer before it."""
+    plain, condition = split_condition(text)
+    if not condition or depth > 4:
+        return None
+    node = _parse(plain, depth + 1)
+    return replace(node, condition=f"{node.condition} {condition}".strip(), text=text)
 
 
 def _related(text: str, depth: int) -> Node | None:
@@ -142,27 +160,47 @@ def _related(text: str, depth: int) -> Node | None:
         return _parse(parts[1], depth + 1)
     if not ops:
         return _parse(parts[0], depth + 1)
-    if ops[0] in ("=", "\\in") and is_label(parts[0]) and (ops[0] == "=" or len(ops) == 1):
-        return _labelled(text, parts, ops, depth)
-    if ops == ["="] and evaluates_to(*parts):
-        return _parse(parts[1], depth + 1)
-    if set(ops) <= {"<", ">", "\\le", "\\ge"} and (bound := _bounds(text, parts, ops, depth)):
-        return bound
+    if set(ops) == {"="}:
+        return _equal(text, parts, depth)
+    if ops == ["\\in"] and is_label(parts[0]):
+        return replace(_parse(parts[1], depth + 1), text=text, label=parts[0])
+    if set(ops) <= {"<", ">", "\\le", "\\ge"}:
+        if bound := _bounds(text, parts, ops, depth):
+            return bound
+        if set(ops) <= {">", "\\ge"}:
+            parts, ops = parts[::-1], [_TURNED[op] for op in ops[::-1]]
     items = tuple(_parse(part, depth + 1) for part in parts)
     return Node("relation", text, items, detail=" ".join(ops))
 
 
-def _labelled(text: str, parts: list[str], ops: list[str], depth: int) -> Node:
-    while len(parts) > 2 and is_label(parts[1]):
-        parts, ops = parts[1:], ops[1:]
-    if len(ops) > 1 and set(ops) == {"="}:
-        items = tuple(_parse(part, depth + 1) for part in parts[1:])
-        return Node("relation", text, items, label=parts[0], detail="chain")
-    if len(ops) > 1:
-        return Node("relation", text, tuple(_parse(p, depth + 1) for p in parts),
-                    detail=" ".join(ops))
-    node = _parse(parts[1], depth + 1)
-    return replace(node, label=parts[0] if ops[0] == "=" else "", text=text)
+_TURNED = {">": "<", "\\ge": "\\le"}
+_SYMBOLIC = re.compile(r"[A-Za-z](?:_\w)?(?:\s*[+-]\s*[A-Za-z](?:_\w)?)+")
+
+
+def _equal(text: str, parts: list[str], depth: int) -> Node:
+    """A chain of equations: what only names is the label, of whichever side it stands."""
+    names = [part for part in parts if is_label(part)]
+    values = [part for part in parts if part not in names]
+    if len(parts) > 2 and (sums := [part for part in values if _SYMBOLIC.fullmatch(part)]):
+        values = [part for part in values if part not in sums] or values
+    if len(parts) > 1 and len({part.strip() for part in parts}) == 1:
+        return Node("relation", text, (_parse(parts[0], depth + 1),) * 2, detail="identity")
+    if len(values) > 1 and len(parts) == 2 and evaluates_to(*parts):
+        values = values[1:]
+    if len(parts) == 2 and not values and not all(len(part) == 1 for part in parts):
+        names, values = parts[:1], parts[1:]
+    label = names[0] if len(names) == 1 else "=".join(sorted(names))
+    if len(values) == 1 and (names or len(parts) > 1):
+        return replace(_parse(values[0], depth + 1), label=label, text=text)
+    items = tuple(_parse(part, depth + 1) for part in values or parts)
+    if not values:
+        items = tuple(sorted(items, key=lambda item: item.text)) if len(items) > 2 else items
+    solved = all((item.tree is not None and not symbols(item.tree)) or item.kind == "opaque"
+                 for item in items)
+    chain = len(values) > 1 and (bool(names) or len(values) < len(parts) or solved
+                                 or len(parts) > 2)
+    return Node("relation", text, items, label=label, detail="chain" if chain else
+                " ".join(["="] * (len(items) - 1)))
 
 
 def _bounds(text: str, parts: list[str], ops: list[str], depth: int) -> Node | None:
@@ -192,6 +230,7 @@ def _union(text: str, depth: int) -> Node | None:
     return Node("union", text, tuple(_parse(part, depth + 1) for part in parts))
 
 
+_PAIRS = {"(": ")", "[": "]", "{": "}", "⟦": "⟧"}
 _POINT = re.compile(r"[A-Z](?:_\{?\w\}?)?'*\s*(?=\(.*,)")
 
 
@@ -214,6 +253,8 @@ def _bracketed(text: str, depth: int) -> Node | None:
     if len(parts) == 2 and text[0] + text[-1] in ("[]", "[)", "(]") and \
             all(item.detail != "±" for item in items):
         return Node("interval", text, items, detail=text[0] + text[-1])
+    if _PAIRS.get(text[0]) != text[-1]:
+        return Node("opaque", text)
     return _list(text, list(items)) if text[0] == "{" else _signed_tuple(text, items)
 
 

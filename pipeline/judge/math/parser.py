@@ -14,6 +14,8 @@ from typing import Any
 from pipeline.judge.math.latex import FUNCTIONS
 
 MAX_DEPTH = 40
+MAX_FACTORS = 60
+"""In one product, whose tree is as deep as it is long."""
 Tree = tuple[Any, ...]
 
 
@@ -31,7 +33,7 @@ _CLOSE = {"(": ")", "[": "]", "{": "}", "⦃": "⦄"}
 
 @lru_cache(maxsize=50_000)
 def read(text: str) -> Tree:
-    """The tree of one expression in clean() spelling. Unreadable where it is none."""
+    """Read one expression in clean() spelling. Raises UnreadableError if it is none."""
     reader = _Reader(_letters(TOKEN.findall(text)))
     tree = reader.sum()
     if reader.peek():
@@ -39,8 +41,12 @@ def read(text: str) -> Tree:
     return tree
 
 
+def has_symbol(tree: Tree) -> bool:
+    return tree[0] == "v" or any(has_symbol(part) for part in tree[1:] if isinstance(part, tuple))
+
+
 def _letters(tokens: list[str]) -> list[str]:
-    """Runs of letters to function names and single letters ("2ab" is 2·a·b)."""
+    """Split runs of letters into function names and single letters ("2ab" is 2·a·b)."""
     out: list[str] = []
     for token in tokens:
         if token.isalpha() and token.isascii() and len(token) > 1 and token[0] != "\\":
@@ -88,7 +94,7 @@ class _Reader:
 
     def product(self) -> Tree:
         tree = self.power()
-        while True:
+        for _ in range(MAX_FACTORS):
             token = self.peek()
             if token in ("\\cdot", "*"):
                 self.next()
@@ -97,6 +103,8 @@ class _Reader:
                 self.next()
                 tree = ("/", tree, self.power())
             elif token and (token[0] in "\\([{" or token[0].isalnum()) and self.starts(token):
+                if tree[0] == "n" and token[0].isdigit():
+                    return self.fail()
                 mixed = tree[0] == "n" and token == "\\frac" and tree[1].denominator == 1
                 right = self.power()
                 if (right[0] == "n" and token[0].isdigit()) or ("n", Fraction(0)) in (tree, right):
@@ -105,16 +113,17 @@ class _Reader:
                 tree = ("+" if whole else "*", tree, right)
             else:
                 return tree
+        raise UnreadableError("too many factors")
 
     @staticmethod
     def starts(token: str) -> bool:
         name = token[1:]
         return token[0] != "\\" or name in FUNCTIONS or name in _GREEK or name in (
-            "frac", "pi", "infty", "binom", "lfloor", "lceil")
+            "frac", "pi", "infty", "binom", "lfloor", "lceil", "overline", "gcd", "lcm")
 
     def power(self) -> Tree:
         base = self.atom()
-        while True:
+        for _ in range(MAX_FACTORS):
             if self.take("!"):
                 base = ("f", "factorial", base)
             elif self.take("^"):
@@ -126,6 +135,7 @@ class _Reader:
                 base = ("v", f"{base[1]}'") if base[0] == "v" else self.fail()
             else:
                 return base
+        raise UnreadableError("too many powers")
 
     def fail(self) -> Any:
         raise UnreadableError(f"unexpected {self.peek()!r}")
@@ -205,6 +215,10 @@ class _Reader:
             return ("/", self.argument(), self.argument())
         if name == "binom":
             return ("f", "binom", self.argument(), self.argument())
+        if name in ("overline", "bar"):
+            return self.conjugate()
+        if name in ("gcd", "lcm"):
+            return self.of_integers(name)
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -215,6 +229,20 @@ class _Reader:
             tree = self.sum()
             return ("f", name[1:], tree) if self.take("\\r" + name[1:]) else self.fail()
         raise UnreadableError(f"unknown command {name!r}")
+
+    def conjugate(self) -> Tree:
+        """The complex conjugate of a number; of a symbol it could be anything."""
+        tree = self.argument()
+        return ("f", "conj", tree) if not has_symbol(tree) else self.fail()
+
+    def of_integers(self, name: str) -> Tree:
+        """gcd(12, 18)."""
+        if not self.take("("):
+            return self.fail()
+        items = [self.sum()]
+        while self.take(","):
+            items.append(self.sum())
+        return ("f", name, *items) if self.take(")") else self.fail()
 
     def root(self) -> Tree:
         index: Tree = ("n", Fraction(2))
@@ -242,7 +270,10 @@ class _Reader:
             tree = self.group()
             return ("^", tree, self.argument()) if self.take("^") else tree
         tree = self.power()
-        while (token := self.peek()) and (token[0].isalnum() or token in ("\\pi", "\\frac", "(")
-                                          or token[1:] in _GREEK):
+        for _ in range(MAX_FACTORS):
+            if not (token := self.peek()) or not (
+                    token[0].isalnum() or token in ("\\pi", "\\frac", "(")
+                    or token[1:] in _GREEK):
+                return tree
             tree = ("*", tree, self.power())
-        return tree
+        raise UnreadableError("too many factors")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-from pipeline.judge.extract import is_prose
 from pipeline.judge.math.latex import clean
 
-_ASIDE = re.compile(r"\s*,?\s*(?:‹(?:for|where|with|when|if)\b[^›\d]*›|\\forall\b"
-                    r"|,\s*\(?\s*[a-z]\s*\\in\s*[ZNQℝ]\b)"
-                    r"(?:[^\d=+]|(?:[<>]|\\(?:ge|le|ne)|[ZN] *[_^] *\{?) *0)*$")
 _REMARK = re.compile(r"\s*‹(?:is|are|which|since|because)\b(?!.*\b(?:not|no|never)\b).*$")
 _CONGRUENT = re.compile(r"(?:\(?[a-z]\)?\s*\\equiv|‹[^›]*\bcongruent to›)\s*([-\d\s,]+?)\s*\(?\s*"
                         r"(?:\\[pb]?mod\b|‹mod(?:ulo)?›)\s*\{?\s*(\d{1,9})\s*\}?\s*\)?")
@@ -37,9 +34,31 @@ def distance(text: str) -> str:
     return f"{name} {turned} -({bound}) , {name} {sign} {bound}"
 
 
-def without_aside(text: str) -> str:
-    """A cleaned answer up to its first aside ("(n, 1) for all n, m" is (n, 1))."""
-    return _ASIDE.sub("", text)
+_CONDITION = re.compile(
+    r"\s*,?\s*(?=‹(?:for|where|with|when(?:ever)?|if|provided|given|such that|assuming|"
+    r"as long as)\b|\\forall\b|,\s*\(?\s*[a-zA-Z](?:\s*,\s*[a-z])*\s*(?:\\in\b|‹(?:is|are|an?|any|"
+    r"integer|constant)\b))")
+_BOUND = re.compile(r"\s*,\s*(?=([a-z])\s*(?:<|>|\\(?:le|ge|ne)\b)[^,<>=]*$)")
+
+
+def split_condition(text: str) -> tuple[str, str]:
+    """A cleaned answer and what it holds for: "(n, 1)" and "for all n, m"; "" for no condition."""
+    match = _CONDITION.search(text)
+    if match is None and (bound := _BOUND.search(text)):
+        before = text[:bound.start()]
+        alone = re.match(rf"\s*{bound[1]}\s*(?:=|\\)", before) or \
+            re.search(r"[<>]|\\(?:le|ge|ne)\b", before)
+        if re.search(rf"(?<![A-Za-z\\]){bound[1]}(?![A-Za-z])", before) and not alone:
+            match = bound
+    if match is None or match.start() == 0 or _depth(text[:match.start()]):
+        return text, ""
+    if re.search(r",[^,<>]*[A-Za-z)]\s*=", text[match.end():]):
+        return text, ""  # of one part only: another equation follows
+    return text[:match.start()].strip(), text[match.end():].strip(" ,")
+
+
+def _depth(text: str) -> int:
+    return sum((char in "([{⦃⟦") - (char in ")]}⦄⟧") for char in text)
 
 
 def without_remark(text: str) -> str:
@@ -47,54 +66,23 @@ def without_remark(text: str) -> str:
     return _REMARK.sub("", text)
 
 
-_FUNCTION_WORDS = frozenset([
-    "a", "an", "the", "is", "are", "it", "of", "to", "in", "on", "at", "by", "for", "and", "or",
-    "its", "be", "was", "this", "that", "which", "there", "any", "all", "answer", "correct",
-    "true", "false", "number", "result", "solution", "value"])
-_TURNING = re.compile(r"\b(?:than|not|no|never|neither|nor|without|or|if|cannot)\b|n't|\?", re.I)
-
-
-def phrase_of(answer: str, gold: str) -> bool:
-    """A short text that a gold sentence contains word for word: "odd" of "It is an odd number".
-
-    Only where the sentence compares and negates nothing, so that the phrase cannot be its
-    opposite or the other alternative.
-    """
-    plain = clean(answer)
-    if not re.fullmatch(r"[‹› A-Za-z-]{3,60}", plain) or not is_prose(gold) or len(gold) > 300:
-        return False
-    phrase, sentence = words(plain), f" {words(gold)} "
-    content = [word for word in phrase.split() if word not in _FUNCTION_WORDS]
-    return bool(content) and len(max(content, key=len)) > 2 and f" {phrase} " in sentence \
-        and not _TURNING.search(gold)
-
-
-_SAID = {"dne": "does not exist", "doesn t exist": "does not exist"}
-_SMALL = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen"]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-
+_SAID = {"dne": "does not exist", "doesn t exist": "does not exist", "oui": "yes", "ja": "yes",
+         "sí": "yes", "да": "yes", "sim": "yes", "sì": "yes", "non": "no", "nein": "no",
+         "нет": "no", "não": "no", "keine lösung": "no solution", "no solutions": "no solution",
+         "pas de solution": "no solution", "sin solución": "no solution",
+         "there is no solution": "no solution", "there are no solutions": "no solution"}
+"""One saying for several, also of other languages."""
 
 def words(text: str) -> str:
-    """Letters and digits only, lower case, no articles: how texts are compared."""
-    plain = re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).casefold().split()
+    """Letters and digits only, no articles: how texts are compared; symbols keep their case."""
+    plain = [part.casefold() if len(part) > 2 or part.casefold() == "no" else part
+             for part in re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).split()]
     bare = [word for word in plain if word not in ("a", "an", "the")]
     return _SAID.get(" ".join(bare), " ".join(bare or plain))
 
 
-def number_word(text: str) -> str:
-    """The digits of a number below a hundred in words ("forty two"), "" of anything else."""
-    first, _, last = text.casefold().replace("-", " ").partition(" ")
-    if first in _SMALL and not last:
-        return str(_SMALL.index(first))
-    if first not in _TENS or last not in ("", *_SMALL[1:10]):
-        return ""
-    return str(20 + 10 * _TENS.index(first) + (_SMALL.index(last) if last else 0))
-
-
+@lru_cache(maxsize=50_000)
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
     bare = re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text))
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\cdot\b", "", bare)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare)

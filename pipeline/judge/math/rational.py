@@ -15,13 +15,17 @@ class UnsureError(ArithmeticError):
     """The value is out of bounds or cannot be told from another safely."""
 
 
+class NoNumberError(UnsureError):
+    """A division by zero."""
+
+
 class TooLargeError(UnsureError):
     """A number that no grader should write out: the engine is not asked either."""
 
 
 @lru_cache(maxsize=20_000)
 def exact(tree: Tree) -> Fraction | None:
-    """The rational that `tree` is, or None. Unsure where it is too large to write out."""
+    """The rational that `tree` is, or None. Raises UnsureError if it is too large."""
     head = tree[0]
     if head == "n":
         return tree[1]
@@ -42,7 +46,7 @@ def _combine(head: str, parts: list[Fraction]) -> Fraction | None:
         return _factorial(parts[0])
     if head == "/":
         if parts[1] == 0:
-            raise UnsureError("division by zero")
+            raise NoNumberError("division by zero")
         return parts[0] / parts[1]
     return _power(*parts)
 

@@ -11,12 +11,12 @@ from pipeline.judge.math.rational import UnsureError, exact
 OPEN, CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
 _LABEL = re.compile(
-    r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
+    r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b|infty\b|emptyset\b|varnothing\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
     r"(?:\(\s*(?:[a-z]|\d+)(?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
     r"\\frac\s*\{\s*(?:[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}|d\s*[a-z]?\s*\}\s*\{\s*d\s*[a-z])\s*\}|"
     r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)"
     r"|(?:‹m›|m)?\s*\\(?:angle|triangle)\s*[A-Z]+|\[\s*‹?[A-Z]{3,6}›?\s*\]"
-    r"|(?:[^\d=‹›]*+‹[^›]*+›)+\s*|\|\s*[A-Z]{1,2}\s*\|"
+    r"|(?:[^\d=‹›]*+‹[^›]*+›)+\s*|\|\s*[A-Za-z]{1,2}\s*\|"
     r"|[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?(?:\s*:\s*[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?)?")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=,]{1,8}?)+\s*\)")
 _AFTER = re.compile(r"\s*(?:‹[^›]*›|%)\s*$")
@@ -37,12 +37,14 @@ def split_top(text: str, separators: str) -> list[str]:
 
 
 def rounds_to(exactly: str, roughly: str) -> bool:
-    """Whether `roughly` is a decimal within a hundredth of `exactly`: it offers no other answer"""
+    """Whether `roughly` is within a hundredth of `exactly`, or its last digit is rounded."""
     try:
         first, second = (number(read(_AFTER.sub("", side))) for side in (exactly, roughly))
     except (UnreadableError, UnsureError, KeyError):
         return False
-    return bool(abs(first - second) <= abs(first) / 100)
+    digits = re.search(r"\.(\d+)", roughly)
+    last = 10.0 ** -len(digits[1]) if digits else 0.0
+    return bool(abs(first - second) <= max(abs(first) / 100, 0.5001 * last))
 
 
 def evaluates_to(left: str, right: str) -> bool:

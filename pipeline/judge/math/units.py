@@ -1,128 +1,115 @@
-"""Units, roundings and lowest terms: what surrounds the value of a number."""
+"""Units of measurement: what each is in base units, and which words are the same unit."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
-from pipeline.judge.math import numeric
-from pipeline.judge.math.parser import Tree
-from pipeline.judge.math.rational import exact, places
+from pipeline.judge.math.number_words import MAGNITUDES, PARTS
 
-
-def reduced(tree: Tree) -> bool:
-    if tree[0] != "/" or not tree[1][0] == tree[2][0] == "n":
-        return True
-    return Fraction(tree[1][1], tree[2][1]).denominator == tree[2][1]
-
-
-def zeros(text: str) -> int:
-    """How many zeros end the decimal in `text`: 251.60 says more than 251.6."""
-    return len(found[1]) if (found := re.search(r"[.,]\d*?(0+)(?!\d)", text)) else 0
-
-
-def rounds(tree: Tree, decimal: Any, other: Any, digits: int, cut: bool = False,
-           ending: int = 0) -> bool:
-    """Whether `tree` is a decimal of at least `digits` significant digits and rounds `other`.
-
-    `cut` also takes a decimal that was cut off instead of rounded, as golds are at times;
-    `ending` counts the zeros that it was written with.
-    """
-    number = exact(tree)
-    digits_after = places(number) if number is not None and not other.imag else None
-    if digits_after is None or number is None or not (digits_after := digits_after + ending):
-        return False
-    significant = len(str(abs(int(number * 10 ** digits_after))))
-    difference = (abs(other) - abs(decimal)) * 10 ** digits_after
-    close = -0.5 - 1e-9 <= difference <= (1 if cut else 0.5) + 1e-9
-    return significant >= digits and decimal * other > 0 and bool(close)
-
-
-def coarsely(gold: Fraction | None, answer: Fraction | None, ending: int = 0) -> bool:
-    """Whether `answer` is the longer decimal `gold`, rounded to three digits and within 0.2 %."""
-    if gold is None or answer is None or (given := places(gold)) is None:
-        return False
-    kept = places(answer)
-    if kept is None or (kept := kept + ending) >= given or abs(answer) * 10 ** kept < 100:
-        return False
-    return abs(gold - answer) * 10 ** kept <= Fraction(1, 2) and \
-        abs(gold - answer) * 500 <= abs(gold)
-
-
-def school_pi(gold: Fraction | None, tree: Tree) -> bool:
-    """Whether `gold` is `tree` with 3.14 or 22/7 taken for π."""
-    if gold is None or tree == _PI or exact(tree) is not None or places(gold) is None:
-        return False
-    return any(exact(numeric.replaced(tree, _PI, ("n", pi))) == gold for pi in _SCHOOL)
-
-
-_PI: Tree = ("c", "pi")
-_SCHOOL = (Fraction(314, 100), Fraction(22, 7))
-_SIZES: dict[str, dict[str, str | int | Fraction]] = {
-    "m": {"m": 1, "meter": 1, "metre": 1, "in": Fraction("0.0254"), "inch": Fraction("0.0254"),
-          "ft": Fraction("0.3048"), "foot": Fraction("0.3048"), "feet": Fraction("0.3048"),
-          "yd": Fraction("0.9144"), "yard": Fraction("0.9144"), "mi": Fraction("1609.344"),
-          "mile": Fraction("1609.344")},
-    "s": {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hr": 3600,
-          "hour": 3600, "day": 86400, "week": 604800},
-    "month": {"month": 1, "year": 12, "yr": 12},
-    "g": {"g": 1, "gram": 1, "lb": Fraction("453.59237"), "pound": Fraction("453.59237")},
-    "l": {"l": 1, "L": 1, "liter": 1, "litre": 1}, "gallon": {"gallon": 1, "gal": 1},
-    "dollar": {"dollar": 1, "usd": 1, "cent": Fraction(1, 100), "¢": Fraction(1, 100)},
-    "": {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9,
-         "trillion": 10**12, "dozen": 12},
-    "J": {"J": 1, "joule": 1}, "N": {"N": 1, "newton": 1}, "W": {"W": 1, "watt": 1},
-    "Pa": {"Pa": 1, "pascal": 1}, "Hz": {"Hz": 1, "hertz": 1}, "V": {"V": 1, "volt": 1},
-    "ohm": {"ohm": 1, "Ω": 1}, "C": {"C": 1, "coulomb": 1}, "A": {"A": 1, "amp": 1, "ampere": 1},
-    "K": {"K": 1, "kelvin": 1}, "T": {"T": 1, "tesla": 1}, "mol": {"mol": 1, "mole": 1},
-    "eV": {"eV": 1}, "°": {"°": 1}, "am": {"am": 1, "AM": 1}, "pm": {"pm": 1, "PM": 1}}
-_UNITS = {name: (base, Fraction(size)) for base, sizes in _SIZES.items()
+Size = str | int | Fraction
+_M, _S, _G = {"m": 1}, {"s": 1}, {"g": 1}
+_SIZES: tuple[tuple[dict[str, int], Mapping[str, Size]], ...] = (
+    (_M, {"m": 1, "meter": 1, "metre": 1, "mètre": 1, "in": "0.0254", "inch": "0.0254",
+          "ft": "0.3048", "foot": "0.3048", "feet": "0.3048", "yd": "0.9144", "yard": "0.9144",
+          "mi": "1609.344", "mile": "1609.344", "nmi": 1852, "furlong": "201.168",
+          "lightyear": 9460730472580800, "angstrom": "1e-10"}),
+    ({"m": 2}, {"hectare": 10000, "ha": 10000, "acre": "4046.8564224"}),
+    ({"m": 3}, {"l": "0.001", "L": "0.001", "liter": "0.001", "litre": "0.001", "ℓ": "0.001",
+                "gallon": "0.003785411784", "gal": "0.003785411784", "quart": "0.000946352946",
+                "pint": "0.000473176473"}),
+    (_S, {"s": 1, "sec": 1, "second": 1, "sekunde": 1, "min": 60, "minute": 60, "h": 3600,
+          "hr": 3600, "hour": 3600, "stunde": 3600, "day": 86400, "tag": 86400, "week": 604800}),
+    ({"month": 1}, {"month": 1, "year": 12, "yr": 12, "decade": 120, "century": 1200}),
+    (_G, {"g": 1, "gram": 1, "gramme": 1, "gramm": 1, "lb": "453.59237", "pound": "453.59237",
+          "oz": "28.349523125", "ounce": "28.349523125", "ton": 10**6, "tonne": 10**6}),
+    ({"dollar": 1}, {"dollar": 1, "usd": 1, "cent": "0.01", "¢": "0.01", "buck": 1}),
+    *(({name: 1}, {name: 1, code: 1}) for name, code in (
+        ("euro", "EUR"), ("yuan", "RMB"), ("quid", "GBP"), ("rupee", "INR"), ("ruble", "RUB"),
+        ("won", "KRW"), ("yen", "JPY"), ("peso", "MXN"), ("franc", "CHF"))),
+    ({"g": 1, "m": 2, "s": -2}, {"J": 1000, "joule": 1000, "Wh": 3600000, "cal": 4184,
+                                 "calorie": 4184, "eV": "1.602176634e-16",
+                                 "electronvolt": "1.602176634e-16"}),
+    ({"g": 1, "m": 1, "s": -2}, {"N": 1000, "newton": 1000, "dyn": "0.01"}),
+    ({"g": 1, "m": 2, "s": -3}, {"W": 1000, "watt": 1000}),
+    ({"g": 1, "m": -1, "s": -2}, {"Pa": 1000, "pascal": 1000, "bar": 10**8, "atm": 101325000}),
+    ({"s": -1}, {"Hz": 1, "hertz": 1}),
+    ({"A": 1}, {"A": 1, "amp": 1, "ampere": 1}), ({"A": 1, "s": 1}, {"C": 1, "coulomb": 1}),
+    ({"g": 1, "m": 2, "s": -3, "A": -1}, {"V": 1000, "volt": 1000}),
+    ({"g": 1, "m": 2, "s": -3, "A": -2}, {"ohm": 1000, "Ω": 1000}),
+    ({"g": -1, "m": -2, "s": 4, "A": 2}, {"F": "0.001", "farad": "0.001"}),
+    ({"g": 1, "s": -2, "A": -1}, {"T": 1000, "tesla": 1000}),
+    ({"K": 1}, {"K": 1, "kelvin": 1}), ({"mol": 1}, {"mol": 1, "mole": 1}),
+    ({"mol": 1, "m": -3}, {"M": 1000, "molar": 1000}),
+    ({"m": 1, "s": -1}, {"mph": "0.44704", "kph": Fraction(5, 18), "kmh": Fraction(5, 18),
+                         "knot": Fraction(1852, 3600)}),
+    ({"rad": 1}, {"rad": 1, "radian": 1}), ({"°": 1}, {"°": 1, "degree": 1, "deg": 1}),
+    ({"°C": 1}, {"°C": 1, "celsius": 1}), ({"°F": 1}, {"°F": 1, "fahrenheit": 1}),
+    ({"bit": 1}, {"bit": 1, "byte": 8, "KB": 8000, "MB": 8 * 10**6, "GB": 8 * 10**9}),
+    ({"dB": 1}, {"dB": 1, "decibel": 1}),
+    ({}, {**MAGNITUDES, **{name: Fraction(1, size) for name, size in PARTS.items()
+                           if name.endswith("s") and name not in ("seconds",)}}))
+_UNITS = {name: (powers, Fraction(size)) for powers, sizes in _SIZES
           for name, size in sizes.items()}
 _PREFIXED = frozenset(["m", "g", "s", "l", "L", "J", "N", "W", "Pa", "Hz", "V", "ohm", "C", "A",
-                       "mol", "eV", "meter", "metre", "gram", "liter", "litre", "second", "joule",
-                       "newton", "watt", "volt"])
+                       "F", "T", "K", "mol", "eV", "Wh", "cal", "bit", "byte", "meter", "metre",
+                       "gram", "gramm", "liter", "litre", "second", "joule", "newton", "watt",
+                       "volt", "calorie", "pascal", "hertz", "ampere", "coulomb", "Ω", "ton",
+                       "mètre", "bar"])
 _PREFIXES = {"n": -9, "μ": -6, "µ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9,
-             "nano": -9, "micro": -6, "milli": -3, "centi": -2, "kilo": 3, "mega": 6}
-_POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3}
-_TOKEN = re.compile(r"[^\W\d_]+|[°¢]|-?\d|/|\^")
+             "nano": -9, "micro": -6, "milli": -3, "centi": -2, "zenti": -2, "deci": -1,
+             "dezi": -1, "kilo": 3, "mega": 6, "giga": 9}
+_POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
+_TOKEN = re.compile(r"°[CF]?|[^\W\d_]+|¢|-?\d|/|\^")
 Unit = tuple[dict[str, int], Fraction]
 
 
 @lru_cache(maxsize=5_000)
 def unit_of(text: str) -> Unit | None:
     """(powers of base units, size in them) of a unit as amount() leaves it; None if not known."""
-    tokens = _TOKEN.findall(re.sub(r"\bper\b", "/", text))
+    plain = re.sub(r"\bper\b", "/", text.replace("\\cdot", " "))
+    plain = re.sub(r"\b(?:degrees?|deg) (celsius|fahrenheit)\b", r"\1", plain, flags=re.I)
+    plain = re.sub(r"\b(kilo|mega)?watt[- ]hours?\b", lambda m: (
+        {"kilo": "k", "mega": "M"}.get((m[1] or "").lower(), "") + "Wh"), plain, flags=re.I)
+    tokens = _TOKEN.findall(plain)
+    if re.sub(r"[\s‹›(){}.,*·-]|\\cdot", "", plain) != "".join(tokens).replace("-", ""):
+        return None
     powers: dict[str, int] = {}
-    size, sign, waiting, last = Fraction(1), 1, 1, ("", Fraction(1), 0)
+    size, sign, waiting = Fraction(1), 1, 1
+    last: tuple[dict[str, int], Fraction, int] = ({}, Fraction(1), 0)
     for token in tokens:
         if token == "/":
             sign = -1
-        elif token in _POWERS:
+        elif token in _POWERS and not token.endswith("d"):
             waiting = _POWERS[token]
-            if token.endswith("d"):
-                token, waiting = str(waiting), 1
-        if re.fullmatch(r"-?\d", token):
+        elif token in _POWERS or re.fullmatch(r"-?\d", token):
             base, one, before = last
-            more = int(token) * (1 if before > 0 else -1) - before
-            powers[base] = powers.get(base, 0) + more
-            size *= one ** more
-        elif token not in _POWERS and token not in "/^":
+            change = (_POWERS.get(token) or int(token)) * (1 if before > 0 else -1) - before
+            _multiply(powers, base, change)
+            size *= one ** change
+        elif token != "^":
             if (named := _named(token)) is None:
                 return None
             last = (*named, sign * waiting)
-            powers[named[0]] = powers.get(named[0], 0) + last[2]
+            _multiply(powers, named[0], last[2])
             size *= named[1] ** last[2]
-            sign, waiting = 1, 1
-    return {base: n for base, n in powers.items() if base and n}, size
+            waiting = 1
+    return ({base: n for base, n in powers.items() if n}, size) if last[2] else None
 
 
-def _named(token: str) -> tuple[str, Fraction] | None:
-    """Base unit and size of one name: km, kilometers, Hours. Short names keep their case."""
+def _multiply(powers: dict[str, int], base: dict[str, int], times: int) -> None:
+    for name, power in base.items():
+        powers[name] = powers.get(name, 0) + power * times
+
+
+def _named(token: str) -> Unit | None:
+    """Base units and size of one name: km, kilometers, Hours. Short names keep their case."""
     names = [token]
     if len(token) > 2:
-        names += [token.lower(), token.lower().removesuffix("s"), token.lower().removesuffix("es")]
+        lower = token.lower()
+        names += [lower, lower.removesuffix("s"), lower.removesuffix("es"), lower.removesuffix("n")]
     for name in names:
         if name in _UNITS:
             return _UNITS[name]

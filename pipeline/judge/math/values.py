@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from pipeline.judge.math import numeric
+from pipeline.judge.math.constants import renamed
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
-from pipeline.judge.math.rational import TooLargeError, UnsureError, exact, places
-from pipeline.judge.math.units import coarsely, reduced, rounds, school_pi, unit_of, zeros
+from pipeline.judge.math.rational import NoNumberError, TooLargeError, UnsureError, exact, places
+from pipeline.judge.math.rounding import (
+    coarsely,
+    is_double,
+    literal,
+    reduced,
+    rounds,
+    school_pi,
+    zeros,
+)
+from pipeline.judge.math.units import unit_of
+from pipeline.judge.math.wording import content, harmless_after
 from pipeline.judge.verdict import Policy
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")
-_PRECISION = re.compile(r"decimal|nearest|significant|round|digits|tenth|hundredth|thousandth"
-                        r"|precis|accura|exact", re.I)
-_PARAMETERS = frozenset("kmnltjscC")
-"""Letters that a solver may choose for a free integer or constant."""
+_PRECISION = re.compile(r"decimal (?:place|point)|nearest \w+|significant (?:fig|dig)"
+                        r"|\bround(?:ed)?\b|approximat", re.I)
 _HUNDREDTH: Tree = ("n", Fraction(1, 100))
 
 
@@ -28,41 +38,74 @@ class Quantities:
     def __init__(self, policy: Policy, statement: str) -> None:
         self.policy, self.statement = policy, statement
         self.zeros = (0, 0)  # that end the decimals compared now
+        self.called = False  # the argument of a function was renamed, so nothing else may be
 
     def values(self, a: Node, b: Node) -> bool | None:
         assert a.tree and b.tree
-        if self.otherwise_named(a, b) or (self.policy.reduced and not reduced(b.tree)):
+        named = self.names(a, b)
+        if named is False or (self.policy.reduced and not reduced(b.tree)):
             return False
         self.zeros = zeros(a.text), zeros(b.text)
-        pairs = [(self.same_argument(a, b), b.tree)]
+        self.called = self.same_argument(a, b) is not a.tree
+        if a.unit != b.unit and "%" in (a.unit, b.unit) and a.unit and b.unit:
+            return False
+        pairs: list[tuple[Tree, Tree]] | None = [(self.same_argument(a, b), b.tree)]
         if a.unit != b.unit and {a.unit, b.unit} & {"%", "°"} and (
                 "" in (a.unit, b.unit) or "%" in (a.unit, b.unit)):
             pairs = self.scaled(a, b)
         elif a.unit != b.unit:
             pairs = self.measured(a, b)
-        return any_of(self.trees(left, right) for left, right in pairs)
+        if pairs is None:
+            return None
+        equal = any_of(self.trees(left, right) for left, right in pairs)
+        return None if equal and named is None else equal
 
-    def otherwise_named(self, a: Node, b: Node) -> bool:
-        """Whether the answer is said to be of another unknown or, in words, of another thing."""
-        if a.label == b.label or not (a.label and b.label):
-            return False
-        if len(a.label) == len(b.label) == 1:
-            return not self.statement or b.label in re.findall(r"[A-Za-z]+", self.statement)
-        return a.text.startswith("‹") and b.text.startswith("‹") and "=" not in a.text + b.text
+    def names(self, a: Node, b: Node) -> bool | None:
+        """Whether both are said to be the same thing; one that names nothing agrees with all."""
+        first, second = _name(a), _name(b)
+        if first == second:
+            return True
+        if not first or not second:
+            return None if "named" in (a.detail, b.detail) else True
+        if "‹" in first + second:
+            left, right = set(content(first)), set(content(second))
+            if ("‹" in first) != ("‹" in second):
+                return None
+            return left <= right or right <= left
+        if {first[0], second[0]} == {"y", "f"} and "(" in first + second and \
+                max(len(first), len(second)) == 4 and min(len(first), len(second)) == 1:
+            return True
+        calls = [_FUNCTION.fullmatch(name) for name in (first, second)]
+        if calls[0] and calls[1] and first.partition("(")[0] == second.partition("(")[0]:
+            return True
+        return bool(self.statement) and len(first) == len(second) == 1 and first not in "yz" and \
+            not {first, second} & set(re.findall(r"[A-Za-z]+", self.statement))
 
-    def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]]:
-        """Values with different units: both in base units; a unit may be left out by policy."""
+    def measured(self, a: Node, b: Node) -> list[tuple[Tree, Tree]] | None:
+        """Pairs to compare of values with different units, [] if they differ, None if unsure.
+
+        Both in base units; a unit may be left out by policy.
+        """
         (left, unit), (right, other) = _lettered(a, b), _lettered(b, a)
         first, second = unit_of(unit), unit_of(other)
-        plain = [(left, right)] if self.policy.units == "optional" else []
-        if first is None or second is None:
-            return plain
-        inside: list[tuple[Tree, Tree]] = [
-            (("*", ("n", first[1]), left), ("*", ("n", second[1]), right))]
-        if first[0] == second[0]:
-            bare = not unit or not other
-            return [*plain, *inside] if bare else inside
-        return plain if not (unit and other) else []
+        if not unit or not other:
+            if self.policy.units == "required":
+                return []
+            said = unit or other
+            one = ("n", Fraction(1)) in (left, right)
+            if unit or harmless_after(said, self.statement, one):
+                return [(left, right)]
+            return None
+        if {unit, other} & {"°"} and "\\pi" in a.text + b.text and "rad" in unit + other:
+            return self.scaled(replace(a, unit=unit.replace("rad", "").strip("‹› ian")),
+                               replace(b, unit=other.replace("rad", "").strip("‹› ian")))
+        if first is not None and second is not None:
+            return [(("*", ("n", first[1]), left), ("*", ("n", second[1]), right))] \
+                if first[0] == second[0] else []
+        words, others = set(content(unit)), set(content(other))
+        if words == others or {"°", "°C"} >= {unit, other} or {"°", "°F"} >= {unit, other}:
+            return [(left, right)]
+        return None if words < others or others < words else []
 
     def same_argument(self, a: Node, b: Node) -> Tree:
         """The gold's tree, with the argument of f(z) = … called as the answer calls it."""
@@ -91,45 +134,48 @@ class Quantities:
                 return True
             if self.near(a, b):
                 return True
-            return self.renamed(a, b)
+            return not self.called and renamed(a, b, self.statement)
         except TooLargeError:
             raise
+        except NoNumberError:
+            return False
         except UnsureError:
             return False if numeric.holds(a, "c", "oo") != numeric.holds(b, "c", "oo") else None
 
     def near(self, a: Tree, b: Tree) -> bool:
-        """Equal within the policy's tolerance, or one is the other correctly rounded."""
-        first, second = exact(a), exact(b)
-        whole = first is not None and second is not None and \
-            first.denominator == second.denominator == 1 and not self.policy.tolerance
-        if whole or numeric.symbols(a) or numeric.symbols(b):
+        """Equal within the policy's tolerance, or a decimal that rounds the other (rounding.py)."""
+        decimals = [value for value in map(literal, (a, b)) if value and value.denominator > 1]
+        close = decimals or self.policy.tolerance or numeric.holds(b, "c", "pi")
+        if not close or numeric.symbols(a) or numeric.symbols(b):
             return False
+        first, second = exact(a), exact(b)
         left, right = numeric.number(a), numeric.number(b)
         if self.policy.tolerance and abs(left - right) <= self.policy.tolerance * abs(left):
             return True
-        if self.coarse() and coarsely(first, second, self.zeros[1]):
+        if self.policy.rounding == "coarse" and coarsely(first, second, self.zeros[1]):
             return True
-        return rounds(a, left, right, 3, b[0] != "n", self.zeros[0]) or school_pi(first, b) or \
-            ((first is None or places(first) is None)
-             and rounds(b, right, left, self.policy.digits, ending=self.zeros[1]))
+        if is_double(b, left) or school_pi(first, b):
+            return True
+        if self.endless(first) and rounds(b, left, self.policy.digits, self.zeros[1]):
+            return True
+        asked = self.asked() and literal(b) is None  # a longer decimal was not rounded as asked
+        return (self.endless(second) or asked) and rounds(a, right, 2 if asked else 3,
+                                                          self.zeros[0])
 
-    def renamed(self, a: Tree, b: Tree) -> bool:
-        """Equal up to the name of one symbol that the problem does not give: kπ and nπ."""
-        old, new = numeric.symbols(a) - numeric.symbols(b), numeric.symbols(b) - numeric.symbols(a)
-        if len(old) != 1 or len(new) != 1 or a[0] == "v" or not new <= _PARAMETERS \
-                or not (self.free(*old) or numeric.periodic(a, *old)):
-            return False
-        return numeric.equal(numeric.replaced(a, ("v", *old), ("v", *new)), b)
+    @staticmethod
+    def endless(value: Fraction | None) -> bool:
+        """Whether a value has no decimal that ends; `value` is its fraction if it has one."""
+        return value is None or places(value) is None
 
-    def free(self, name: str) -> bool:
-        letter = name.lstrip("\\")
-        alone = rf"(?<![A-Za-z]){re.escape(letter)}(?![A-Za-z])"
-        return letter.isalpha() and bool(self.statement) and not re.search(alone, self.statement)
+    def asked(self) -> bool:
+        """Whether the problem asks for a rounded answer."""
+        return self.policy.rounding == "asked" and bool(_PRECISION.search(self.statement))
 
-    def coarse(self) -> bool:
-        if self.policy.rounding == "asked":
-            return bool(self.statement) and not _PRECISION.search(self.statement)
-        return self.policy.rounding == "coarse"
+def _name(node: Node) -> str:
+    """What a node is said to be, without layout and without words that only state."""
+    if "‹" in node.label or re.fullmatch(r"[A-Za-z' -]*(?:[a-z]{4,}| )[A-Za-z' -]*", node.label):
+        return f"‹{' '.join(content(node.label))}›" if content(node.label) else ""
+    return re.sub(r"[\s{}]|\\(?:mathrm|text)", "", node.label)
 
 
 def _lettered(node: Node, beside: Node) -> tuple[Tree, str]:
@@ -151,7 +197,9 @@ def _scaled(node: Node, unit: str, *operation: Any) -> Tree:
 
 def _bare_numeral(a: Tree, b: Tree) -> bool:
     """Whether `a` is the numeral `b` with the base that `b` leaves out: 1011_2 and 1011."""
-    return a[0] == "v" and b[0] == "n" and bool(re.fullmatch(rf"{b[1]}_\d+", a[1]))
+    if a[0] != "v" or b[0] != "n" or not (found := re.fullmatch(rf"({b[1]})_(\d+)", a[1])):
+        return False
+    return int(found[2]) > 1 and all(int(digit) < int(found[2]) for digit in found[1])
 
 
 _DOTS: Tree = ("v", "…")
@@ -159,7 +207,7 @@ _SUM: Tree = ("v", "Σ")
 
 
 def same_ellipsis_sum(a: Tree, b: Tree) -> tuple[Tree, Tree] | None:
-    """Both trees with their dotted sum as one symbol, where it is the same sum; else None."""
+    """Replace the same dotted sum in both trees by one symbol; None if it is not the same."""
     first, second = list(_dotted(a)), list(_dotted(b))
     if len(first) != 1 or len(second) != 1 or not _same(first[0], second[0]):
         return None

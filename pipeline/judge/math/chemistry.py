@@ -1,0 +1,39 @@
+"""Chemical formulas, compared as text: case, indices and charges count."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from pipeline.judge.math.wrappings import unwrap
+
+_ELEMENTS = frozenset([
+    "H", "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Na", "Mg", "Al", "Si", "P", "S",
+    "Cl", "Ar", "K", "Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga",
+    "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd",
+    "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm",
+    "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W", "Re", "Os",
+    "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa",
+    "U", "Np", "Pu", "Am"])
+_FONT = re.compile(r"\\(?:text|mathrm|mathsf|textrm|mbox|rm|ce|mathbf|textbf)(?![A-Za-z])")
+_FORMULA = re.compile(r"\d*(?:[A-Z][a-z]?\d*|[()\[\]]\d*)+(?:\^\d*[+-])?")
+_SYMBOL = re.compile(r"[A-Z][a-z]?")
+
+
+@lru_cache(maxsize=5_000)
+def formula(text: str) -> str:
+    """The formula that `text` is, without fonts and layout; "" if it is none."""
+    if len(text) > 120 or not re.search(r"[A-Z]", text):
+        return ""
+    bare = re.sub(r"\\[,;! ]|[{}\s$_]", "", _FONT.sub("", unwrap(text))).replace("−", "-")
+    bare = re.sub(r"^\(([A-Za-z\d]*)\)$", r"\1", bare)
+    bare = re.sub(r"(?<=[A-Za-z\d)\]])([+-])$", r"^\1", bare) if "^" not in bare else bare
+    if not _FORMULA.fullmatch(bare) or not set(_SYMBOL.findall(bare)) <= _ELEMENTS:
+        return ""
+    return bare
+
+
+def is_chemistry(text: str) -> bool:
+    """Whether `text` is set as a formula of chemistry, not as a product of variables."""
+    return len(formula(text)) > 1 and bool(_FONT.search(text) or re.search(r"[₀-₉]|[A-Z]\d", text)
+                                        or re.search(r"[A-Z][a-z]", text))
