@@ -1,8 +1,7 @@
 """The judge: one verifier for filter, rewards and evaluation. See judge.py."""
 
-from pipeline.judge.judge import check_gold, judge, judge_answer
+from pipeline.judge.judge import JudgePool, check_gold, judge, judge_answer
 from pipeline.judge.kinds import has_gold, needs_answer
-from pipeline.judge.pool import JudgePool
 from pipeline.judge.verdict import Judgement, Policy, Problem, check_broken_share
 
 __all__ = [

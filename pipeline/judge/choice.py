@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pipeline.completion import Verdict
 from pipeline.judge.extract import boxes, extract
-from pipeline.judge.math.grade import gold_answer
+from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.math.latex import clean
 from pipeline.judge.verdict import Judgement, Problem, judgement
 

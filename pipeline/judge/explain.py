@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.judge.kinds import KINDS
 from pipeline.judge.math.compare import Comparison, decided_before_reading, readings
-from pipeline.judge.math.grade import gold_answer
+from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.math.node import Node
 from pipeline.judge.verdict import Judgement, Problem
 

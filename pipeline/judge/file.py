@@ -19,11 +19,10 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.judge.audit import second_grader
 from pipeline.judge.explain import explain
-from pipeline.judge.judge import default_pool
+from pipeline.judge.judge import JudgePool, default_pool
 from pipeline.judge.kinds import KINDS, kind_name
 from pipeline.judge.llm import LLMJudge
-from pipeline.judge.math.grade import gold_answer
-from pipeline.judge.pool import JudgePool
+from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.verdict import Policy, Problem, make_policy
 from pipeline.problems.files import read_rows
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from pipeline.completion import Completion, Verdict, split_completion
 from pipeline.judge.extract import extract
 from pipeline.judge.kinds import kind_of
-from pipeline.judge.pool import JudgePool, WorkerKilledError
+from pipeline.judge.pool import WorkerKilledError, WorkerPool
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
 
 
@@ -57,6 +59,34 @@ def resolve(step: Judgement | WorkerTask, pool: JudgePool) -> Judgement:
     except WorkerKilledError as lost:
         verdict: Verdict = "timeout" if lost.args[0] == "timeout" else "error"
         return judgement(verdict, step.extracted, step.grader)
+
+
+class JudgePool(WorkerPool):
+    """Judges completions with workers that can be killed. Safe to share between threads."""
+
+    def judge(self, completion: str | Completion, problem: Problem) -> Judgement:
+        """Judge one completion."""
+        return judge(completion, problem, pool=self)
+
+    def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
+                   progress: Callable[[int], None] | None = None) -> list[Judgement]:
+        """Judge all, in order. `progress` is called with the count done so far.
+
+        The rules decide in this thread; only what needs a worker goes to threads that wait.
+        """
+        rows = [judge_by_rules(completion, problem)
+                for completion, problem in zip(completions, problems, strict=True)]
+        waiting = [i for i, row in enumerate(rows) if isinstance(row, WorkerTask)]
+        done = len(rows) - len(waiting)
+        if progress and done:
+            progress(done)
+        with ThreadPoolExecutor(self.workers) as threads:
+            verdicts = threads.map(lambda i: resolve(rows[i], self), waiting)
+            for count, (i, verdict) in enumerate(zip(waiting, verdicts, strict=True), start=1):
+                rows[i] = verdict
+                if progress:
+                    progress(done + count)
+        return [row for row in rows if isinstance(row, Judgement)]
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.judge import choice, gym
-from pipeline.judge.code import grade as code
-from pipeline.judge.math import grade as math
+from pipeline.judge.code import grade_code as code
+from pipeline.judge.math import grade_math as math
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask
 
 Grade = Callable[[str, Sequence[str], Problem], Judgement | WorkerTask]

@@ -16,14 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from pipeline.completion import Completion
-from pipeline.judge.verdict import Judgement, Problem, WorkerTask
+from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -113,8 +109,8 @@ class Worker:
         self.process, self.ready = None, False
 
 
-class JudgePool:
-    """Judges completions; each verdict takes at most `seconds` and `memory_mb` of a worker.
+class WorkerPool:
+    """Answers tasks; each takes at most `seconds` and `memory_mb` of a worker.
 
     Safe to share between threads. A worker starts when the rules first leave it an answer, or
     with start().
@@ -130,7 +126,7 @@ class JudgePool:
         self._cache: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __enter__(self) -> JudgePool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -163,31 +159,3 @@ class JudgePool:
                 self._cache.clear()
             self._cache[key] = value
         return value
-
-    def judge(self, completion: str | Completion, problem: Problem) -> Judgement:
-        """Judge one completion; see pipeline.judge.judge."""
-        from pipeline.judge.judge import judge
-
-        return judge(completion, problem, pool=self)
-
-    def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
-                   progress: Callable[[int], None] | None = None) -> list[Judgement]:
-        """Judge all, in order. `progress` is called with the count done so far.
-
-        The rules decide in this thread; only what needs a worker goes to threads that wait.
-        """
-        from pipeline.judge.judge import judge_by_rules, resolve
-
-        rows = [judge_by_rules(completion, problem)
-                for completion, problem in zip(completions, problems, strict=True)]
-        waiting = [i for i, row in enumerate(rows) if isinstance(row, WorkerTask)]
-        done = len(rows) - len(waiting)
-        if progress and done:
-            progress(done)
-        with ThreadPoolExecutor(self.workers) as threads:
-            verdicts = threads.map(lambda i: resolve(rows[i], self), waiting)
-            for count, (i, verdict) in enumerate(zip(waiting, verdicts, strict=True), start=1):
-                rows[i] = verdict
-                if progress:
-                    progress(done + count)
-        return [row for row in rows if isinstance(row, Judgement)]

@@ -20,7 +20,7 @@ from pipeline.judge import (
 )
 from pipeline.judge.kinds import KINDS
 from pipeline.judge.llm import LLMJudge, majority_answer
-from pipeline.judge.math.grade import gold_answer
+from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.math.restated import restated
 from pipeline.progress import progress
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, judge
 from pipeline.judge.code import sandbox
-from pipeline.judge.code.grade import run_stdio, run_tests
+from pipeline.judge.code.grade_code import run_stdio, run_tests
 from pipeline.judge.code.sandbox import Limits, SandboxMissingError, run
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "sandbox_escape_cases.json"
