@@ -17,8 +17,10 @@ _LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
 _STATED = re.compile(
     r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
     r"[^A-J.\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
-_FAILED = re.compile(r"(?:option|choice|answer)s?\s*\(?[A-J]\)?[^.;,\n]{0,40}\b(?:fails?|wrong|"
-                     r"false|incorrect|eliminated|excluded|impossible)\b", re.I)
+_FAILED = re.compile(
+    r"(?:option|choice|answer)s?\s*\(?[A-J]\)?(?:(?!because|since)[^.;,\n]){0,30}?\b(?:fails?|wrong|"
+    r"false|incorrect|eliminated|excluded|impossible)\b"
+    r"|(?<![A-Za-z])\(?[A-J]\)? (?:is|are) (?:\w+ly )?(?:wrong|false|incorrect|impossible)\b", re.I)
 _ALSO = re.compile(r"\)?\s*(?:or|and|/)\s*\(?([A-J])(?![A-Za-z])")
 _EITHER = re.compile(r"(?<![A-Za-z])\(?[A-J]\)? or \(?[A-J]\)?(?![A-Za-z])\s*\.?\s*$")
 _NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"
@@ -34,6 +36,8 @@ def letters(text: str) -> list[str]:
         return letters(text.rpartition("<answer>")[2].partition("</answer>")[0])
     text = _NEGATED.sub(" ", text if len(text) < 1200 else text[:200] + text[-1000:])
     text = _FAILED.sub(" ", text)
+    if text.rstrip().endswith("?"):
+        return []
     *_, said = [None, *_STATED.finditer(text)]
     if said and (other := _ALSO.match(text, said.end())):
         return sorted({said[1].upper(), other[1]})

@@ -133,7 +133,8 @@ _DENIAL = re.compile(
     r"except|but|than|between|least|most|more|less|fewer|below|above|under|over|near(?:ly)?|almost|"
     r"differs?|either|other|instead|nicht|kein\w*|mehr|weniger|falsch|mindestens|höchstens|zwischen|"
     r"pas|jamais|moins|plus|entre|faux|ni|nunca|más|menos|falso|incorrecto|mayor|menor|"
-    r"exceeds?|digits? of|sum of|half of|square of|reciprocal|multiple|factor of)\b|n['’]t\b|\bне\b"
+    r"exceeds?|times|rounds to|digits? of|sum of|half of|square of|reciprocal|multiple|"
+    r"factor of)\b|n['’]t\b|\bне\b"
     r"|不|非|没|错|至少|至多|大于|小于|超过"
     r"|\b(?:twice|double|triple|thrice|half|of) (?:the|our|this)\s*$", re.I)
 """Words that make of a value in a sentence something else than its answer."""
