@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.agreement import read
 from pipeline.judge import JudgePool, Problem
-from pipeline.judge.near_misses import near_misses
+from pipeline.judge.checks.near_misses import near_misses
 
 GOLDS = Path(__file__).parents[2] / "shared" / "data" / "math500.jsonl"
 

@@ -84,7 +84,7 @@ def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV
     """Try answers that should earn nothing on a problem set, under the policy of rl."""
     from pipeline.config.problems import Source
     from pipeline.judge import needs_answer
-    from pipeline.judge.attack import attack as run
+    from pipeline.judge.checks.attack import attack as run
     from pipeline.judge.file import parse_policy
     from pipeline.judge.verdict import RL_POLICY
     from pipeline.problems.sources import load_rows

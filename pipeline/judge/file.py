@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge.audit import second_grader
-from pipeline.judge.explain import explain
+from pipeline.judge.checks.audit import second_grader
+from pipeline.judge.checks.explain import explain
 from pipeline.judge.judge import JudgePool, default_pool
 from pipeline.judge.kinds import KINDS, kind_name
 from pipeline.judge.llm import LLMJudge

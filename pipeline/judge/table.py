@@ -20,8 +20,8 @@ from pipeline.judge import (
 )
 from pipeline.judge.kinds import KINDS
 from pipeline.judge.llm import LLMJudge, majority_answer
+from pipeline.judge.math.forms.restated import restated
 from pipeline.judge.math.grade_math import gold_answer
-from pipeline.judge.math.restated import restated
 from pipeline.progress import progress
 
 _SAYING = re.compile(r"(?:\\text\s*\{)?(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’]+[^\W\d_]+)+[\s.!?}]*")

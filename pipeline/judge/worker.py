@@ -25,8 +25,6 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies, sys.stdout = sys.stdout, sys.stderr
-    from pipeline.judge.worker import allocate, gym_score, prepare, same, sleep
-
     _reply(replies, {"ready": prepare()})
     tasks: dict[str, Callable[..., Any]] = {
         "math": same, "gym": gym_score, "sleep": sleep,

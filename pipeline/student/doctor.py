@@ -190,7 +190,7 @@ def _attacks(problems: str) -> tuple[bool, str]:
     """Whether answers that should earn nothing would score on twenty of the problems."""
     from pipeline.config.problems import Source
     from pipeline.judge import needs_answer
-    from pipeline.judge.attack import attack
+    from pipeline.judge.checks.attack import attack
     from pipeline.problems.sources import load_rows
 
     found = attack(load_rows(Source(problems=problems), 0, needs_answer), 20)

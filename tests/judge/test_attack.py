@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.judge import Judgement, JudgePool, Problem, judge
-from pipeline.judge.attack import ATTACKS, attack
-from pipeline.judge.near_misses import near_misses
+from pipeline.judge.checks.attack import ATTACKS, attack
+from pipeline.judge.checks.near_misses import near_misses
 from pipeline.judge.verdict import RL_POLICY
 from pipeline.rl.rewards import accuracy_reward, judge_shares
 from stages.__main__ import app

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import agreement, judge_cases, mutations
 from pipeline.judge import Problem, check_gold
-from pipeline.judge.attack import ATTACKS, attack
+from pipeline.judge.checks.attack import ATTACKS, attack
 
 SHARED = Path(__file__).parents[3] / "shared"
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.judge.math import numeric
-from pipeline.judge.math.chemistry import formula, is_chemistry
-from pipeline.judge.math.equations import equations, substituted
+from pipeline.judge.math.forms.chemistry import formula, is_chemistry
+from pipeline.judge.math.forms.equations import equations, substituted
+from pipeline.judge.math.forms.moments import moment, same_moment
+from pipeline.judge.math.forms.wording import bare_condition, comparable, is_universal
 from pipeline.judge.math.latex import clean
-from pipeline.judge.math.moments import moment, same_moment
 from pipeline.judge.math.node import (
     Node,
     all_of,
@@ -28,7 +29,6 @@ from pipeline.judge.math.parser import UnreadableError
 from pipeline.judge.math.phrases import key, without_remark, words
 from pipeline.judge.math.rational import UnsureError
 from pipeline.judge.math.values import Quantities
-from pipeline.judge.math.wording import bare_condition, comparable, is_universal
 from pipeline.judge.verdict import Policy
 
 _MONOTONE = re.compile(

@@ -9,11 +9,11 @@ from functools import lru_cache
 from pipeline.completion import Verdict
 from pipeline.judge.extract import gold_answers, is_prose
 from pipeline.judge.math.compare import same
+from pipeline.judge.math.forms.restated import restated
+from pipeline.judge.math.forms.wrappings import unwrap
 from pipeline.judge.math.latex import MAX_ANSWER, clean
 from pipeline.judge.math.parse import parse
 from pipeline.judge.math.rational import TooLargeError
-from pipeline.judge.math.restated import restated
-from pipeline.judge.math.wrappings import unwrap
 from pipeline.judge.verdict import Judgement, Policy, Problem, WorkerTask, judgement
 
 

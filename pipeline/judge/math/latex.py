@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pipeline.judge.math.chinese import in_latex
-from pipeline.judge.math.wrappings import unwrap
+from pipeline.judge.math.forms.chinese import in_latex
+from pipeline.judge.math.forms.wrappings import unwrap
 
 MAX_ANSWER = 2000
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise, product
 
-from pipeline.judge.math.amount import amount, plain_text
+from pipeline.judge.math.forms.amount import amount, plain_text
+from pipeline.judge.math.forms.matrices import matrix, vector
+from pipeline.judge.math.forms.number_words import in_words
+from pipeline.judge.math.forms.wording import only_states
 from pipeline.judge.math.latex import clean
-from pipeline.judge.math.matrices import matrix, vector
 from pipeline.judge.math.node import Node
-from pipeline.judge.math.number_words import in_words
 from pipeline.judge.math.numeric import symbols
 from pipeline.judge.math.phrases import congruence, distance, split_condition
 from pipeline.judge.math.split import (
@@ -28,7 +29,6 @@ from pipeline.judge.math.split import (
     split_relation,
     split_top,
 )
-from pipeline.judge.math.wording import only_states
 
 
 @lru_cache(maxsize=50_000)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import lru_cache
 
-from pipeline.judge.math.number_words import MAGNITUDES, PARTS
+from pipeline.judge.math.forms.number_words import MAGNITUDES, PARTS
 
 Size = str | int | Fraction
 _M, _S, _G = {"m": 1}, {"s": 1}, {"g": 1}

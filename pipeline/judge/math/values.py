@@ -9,7 +9,8 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.judge.math import numeric
-from pipeline.judge.math.constants import renamed
+from pipeline.judge.math.forms.constants import renamed
+from pipeline.judge.math.forms.wording import content, harmless_after
 from pipeline.judge.math.node import Node, any_of
 from pipeline.judge.math.parser import Tree
 from pipeline.judge.math.rational import NoNumberError, TooLargeError, UnsureError, exact, places
@@ -23,7 +24,6 @@ from pipeline.judge.math.rounding import (
     zeros,
 )
 from pipeline.judge.math.units import unit_of
-from pipeline.judge.math.wording import content, harmless_after
 from pipeline.judge.verdict import Policy
 
 _FUNCTION = re.compile(r"[A-Za-z]\w*\s*\(\s*([a-z])\s*\)\s*")

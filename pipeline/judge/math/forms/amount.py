@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 
+from pipeline.judge.math.forms.number_words import in_words
+from pipeline.judge.math.forms.wording import harmless_after, harmless_before, is_name
 from pipeline.judge.math.latex import FUNCTIONS
 from pipeline.judge.math.node import Node
-from pipeline.judge.math.number_words import in_words
 from pipeline.judge.math.parser import Tree, UnreadableError, read
 from pipeline.judge.math.units import Unit, unit_of
-from pipeline.judge.math.wording import harmless_after, harmless_before, is_name
 
 _WORD = r"(?:\^-?\d|[^›\d\s])++"
 _UNIT = rf"‹{_WORD}(?:\s{_WORD}){{0,4}}\s?›"

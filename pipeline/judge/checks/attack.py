@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.judge.checks.near_misses import near_misses
 from pipeline.judge.judge import JudgePool
 from pipeline.judge.kinds import KINDS
-from pipeline.judge.near_misses import near_misses
 from pipeline.judge.verdict import RL_POLICY, Policy, Problem
 
 Attack = Callable[[str, str], list[str]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.judge.math.number_words import CHINESE, chinese
+from pipeline.judge.math.forms.number_words import CHINESE, chinese
 
 _WORDS = {
     "空集": r"\emptyset ", "实数集": r"\mathbb{R}", "全体实数": r"\mathbb{R}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.judge.math.number_words import NUMBER_WORDS
+from pipeline.judge.math.forms.number_words import NUMBER_WORDS
 from pipeline.judge.math.units import unit_of
 
 _STATING = frozenset(["approximately", "approx",
