@@ -25,10 +25,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies, sys.stdout = sys.stdout, sys.stderr
+    logging.disable(logging.CRITICAL)
     _reply(replies, {"ready": prepare()})
     tasks: dict[str, Callable[..., Any]] = {
-        "math": same, "gym": gym_score, "sleep": sleep,
-        "allocate": allocate}
+        "math": same, "gym": gym_score, "sleep": sleep, "allocate": allocate}
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(int(request["seconds"]) + 3)
@@ -47,13 +47,6 @@ def main() -> None:
 def _reply(stream: TextIO, message: dict[str, Any]) -> None:
     stream.write(json.dumps(message) + "\n")
     stream.flush()
-
-
-if __name__ == "__main__":
-    main()
-
-
-logging.disable(logging.CRITICAL)
 
 
 def same(gold: str, answer: str, order: bool) -> bool | None:
@@ -114,3 +107,7 @@ def sleep(seconds: float) -> bool:
 def allocate(megabytes: int) -> bool:
     """Take memory, so that a test can see the limit hold."""
     return len(bytearray(megabytes << 20)) > 0
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,19 @@ def load_student(model: str | Path, args: Any) -> Any:
         raise UserError(f"the weights of {model} are damaged ({error}); copy it again") from None
 
 
+@cache
+def _know_numbered_cpus() -> None:
+    """Let torch.load place what accelerate says lies on cpu:0; once a process."""
+    torch.serialization.register_package(
+        30, lambda storage: None,
+        lambda storage, place: storage if place.startswith("cpu:") else None)
+
+
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
     """Train from the last complete checkpoint and save model and tokenizer to `out/model`."""
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.args.device.type == "cpu":
-        # accelerate calls the processors of several processes cpu:0, which torch.load does not know
-        torch.serialization.register_package(
-            30, lambda storage: None,
-            lambda storage, place: storage if place.startswith("cpu:") else None)
+        _know_numbered_cpus()
     first = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
         checkpoint = checkpoints.last_complete(out / "checkpoints")
