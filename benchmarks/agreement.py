@@ -17,22 +17,19 @@ from typing import Any
 
 from pipeline.judge import JudgePool, Policy
 from pipeline.judge.file import to_problem
+from pipeline.problems.files import read_rows
 
 _ROOT = Path(__file__).parents[1]
 CASES = _ROOT.parent / "shared" / "cases" / "verifier_cases.jsonl"
 PAIRS = _ROOT / "tests" / "judge_pairs.jsonl"
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def pairs(path: Path = PAIRS) -> list[dict[str, Any]]:
     """The pairs of `path`, written before the judge was asked, as cases."""
     return [{"prediction": f"\\boxed{{{text}}}" if group["form"] == "boxed" else text,
              "gold": gold, "kind": group["kind"], "expected": label == "right"}
-            for group in read(path) for label in ("right", "wrong") for text, gold in group[label]]
+            for group in read_rows(path) for label in ("right", "wrong")
+            for text, gold in group[label]]
 
 
 def found_right(cases: Sequence[dict[str, Any]]) -> list[bool]:
@@ -69,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.cases.is_file():
         raise SystemExit(f"{given.cases} does not exist; give the file of cases with --cases")
-    core = [case for case in read(given.cases) if case["core"]]
+    core = [case for case in read_rows(given.cases) if case["core"]]
     sets = {"core": core, "pairs": pairs(),
             "core of TinyV's HardVerify": [c for c in core if "HardVerify" in c["source_path"]]}
     counts = {name: agreement(chosen) for name, chosen in sets.items()}

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agreement import read
 from pipeline.judge import Judgement, JudgePool, Policy, Problem
+from pipeline.problems.files import read_rows
 
 TABLE = Path(__file__).parents[1] / "tests" / "judge_cases.jsonl"
 LABELS = ("correct", "wrong", "undecided")
@@ -41,7 +41,7 @@ class Case:
 
 def cases(path: Path = TABLE) -> Iterator[Case]:
     """The cases of the table at `path`, one a pair."""
-    for group in read(path):
+    for group in read_rows(path):
         for expect in LABELS:
             for answer, gold, *problem in group.get(expect, []):
                 completion = f"\\boxed{{{answer}}}" if group["form"] == "boxed" else answer

@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.stage import read_manifest
 from pipeline.train.log import read_log
@@ -26,7 +27,7 @@ from pipeline.train.log import read_log
 Points = list[tuple[float, float]]
 
 
-def collect(experiment: Any, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The content of numbers.json for a run with the stage folders `inputs`."""
     manifests = {name: read_manifest(path / "manifest.json") for name, path in inputs.items()}
     newest = max(manifests.values(), key=lambda m: m.get("finished", 0))

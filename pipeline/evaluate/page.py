@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, StrictUndefined
 
+from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.numbers import Points, curve, judged_columns
@@ -39,7 +40,7 @@ CURVES = {
 BINS = 30
 
 
-def render(experiment: Any, inputs: Mapping[str, Path], numbers: Mapping[str, Any]) -> str:
+def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[str, Any]) -> str:
     """The page as HTML text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
