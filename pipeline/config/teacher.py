@@ -76,6 +76,7 @@ class VllmTeacher(Config):
 class FileTeacher(Config):
     """Traces that exist already, `generate.samples` a problem at most; nothing is asked."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking_column"})
     type: Literal["file"] = "file"
     """A file or a hub data set of traces."""
     traces: str
@@ -89,6 +90,8 @@ class FileTeacher(Config):
     completion_column: str = "completion"
     """Column with a text, <think> inline, a list of such, a message or a conversation; `a.b` is
     field b of column a."""
+    thinking_column: str | None = None
+    """Column with the thinking, a text or a list of such, if it stands apart from the answer."""
     opened: bool = False
     """The texts begin inside the thinking: their prompt ended in <think>."""
     model: str = "unknown"
