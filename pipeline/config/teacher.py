@@ -80,13 +80,14 @@ class FileTeacher(Config):
     type: Literal["file"] = "file"
     """A file or a hub data set of traces."""
     traces: str
-    """A .jsonl, .json, .csv or .parquet file, or a hub data set's id."""
+    """A file, pattern, folder or hub data set's id, as prepare.problems."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
     problem_column: str = "problem"
-    """Column with the problem's text, by which a trace finds its problem."""
+    """Column with the problem's text, by which a trace finds its problem; if it is absent, the
+    trace's conversation asks it."""
     completion_column: str = "completion"
     """Column with a text, <think> inline, a list of such, a message or a conversation; `a.b` is
     field b of column a."""

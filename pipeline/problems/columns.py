@@ -24,7 +24,7 @@ def column(row: Mapping[str, Any], name: str) -> Any:
     """
     found: Any = row
     for part in [name] if name in row else name.split("."):
-        found = _decoded(found)
+        found = decoded(found)
         if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
             found = found[int(part)]
         elif isinstance(found, Mapping) and part in found:
@@ -34,7 +34,7 @@ def column(row: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """`value`, or what it holds if it is an object as JSON text, as CSV and Parquet files have."""
     if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         with suppress(ValueError):
