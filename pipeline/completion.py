@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 OPEN, CLOSE = "<think>", "</think>"
 Messages = Sequence[Mapping[str, Any]]
@@ -13,6 +14,26 @@ Verdict = Literal["correct", "wrong", "no_answer", "unclosed_thinking", "several
                   "cut_off", "cannot_judge", "timeout", "error"]
 """What the judge may say of a completion."""
 VERDICTS: tuple[str, ...] = get_args(Verdict)
+_ENDS = {
+    "stop": "stop eos eos_token end_turn end_of_turn end_of_text end stop_sequence stop_token "
+            "stop_word stop_str complete completed done finish finished success",
+    "length": "length max_tokens max_output_tokens max_completion_tokens max_new_tokens max_length "
+              "max_tokens_reached token_limit length_capped model_length context_length "
+              "context_length_exceeded model_context_window_exceeded truncated incomplete",
+    "content_filter": "content_filter content_filtered safety recitation refusal blocklist "
+                      "prohibited_content spii guardrail_intervened sensitive",
+    "tool_calls": "tool_calls tool_call tool_use function_call"}
+END_OF_WORD = {word: end for end, words in _ENDS.items() for word in words.split()}
+"""Our name of what an endpoint calls the end of a completion: OpenAI, Anthropic, Gemini, Bedrock,
+Cohere, TGI, Mistral, Ollama."""
+
+
+def finish_reason_of(said: str) -> str:
+    """Return our name of the end an endpoint `said`, in any case; an unknown one as it is."""
+    # FinishReason.MAX_TOKENS and maxTokens are one word.
+    word = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", said.strip().rpartition(".")[2]).casefold()
+    word = re.sub(r"[\s-]+", "_", word).removeprefix("finish_reason_")
+    return END_OF_WORD.get(word, said)
 
 
 @dataclass(frozen=True)
@@ -29,18 +50,92 @@ class Completion:
     finish_reason: str = "stop"
 
 
+TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think", "mm:think",
+        "longcat_think", "antThinking")
+"""Names of XML tags around thinking: DeepSeek, Qwen; Claude; EXAONE, Gemini; Seed; MiniMax; ..."""
+_HARMONY = r"(?:<\|end\|>\s*)?(?:<\|start\|>assistant)?<\|channel\|>{}[^<]*<\|message\|>"
+MARKS: tuple[tuple[str, str, str], ...] = (
+    *((f"<{tag}>", f"</{tag}>", "") for tag in TAGS),
+    (r"\[THINK\]", r"\[/THINK\]", ""),                                    # Magistral
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>",                  # OpenThoughts, Sky-T1
+     r"<\|(?:begin|end)_of_solution\|>"),
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>",                      # Command A
+     r"<\|(?:START|END)_RESPONSE\|>"),
+    ("◁think▷", "◁/think▷", ""),                                          # Kimi
+    (r"<\|channel>thought\n", r"<channel\|>", ""),                         # Gemma 4
+    (_HARMONY.format("(?:analysis|commentary)"), _HARMONY.format("final"),  # gpt-oss
+     r"<\|(?:return|end)\|>"),
+    # gpt-oss whose special tokens were dropped in decoding
+    (r"\Aanalysis(?=[^\sa-z])|\Aanalysis(?=[\s\S]*assistantfinal)|assistant(?:analysis|commentary)"
+     r"(?=[A-Z])", "assistantfinal", ""))
+"""The mark that opens thinking, the one that closes it, and those around an answer, to be left out.
+
+The only list of them: a new spelling is a line here.
+"""
+_ANY_MARK = re.compile("|".join(f"(?P<open{i}>{opens})|(?P<close{i}>{closes})"
+                                for i, (opens, closes, _) in enumerate(MARKS)))
+_GROUPS = {f"{name}{i}": (name == "open", i) for i in range(len(MARKS))
+           for name in ("open", "close")}
+_QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "(": ")"}
+_BEFORE_QUOTED, _AFTER_QUOTED = re.compile(r"[^\W\d_][ \t]+$|,[ \t]+$"), re.compile(
+    r"[ \t]+[^\W\d_A-Z]|[ \t]*[,.;:?!)]|[ \t]*\Z")
+
+
+class Mark(NamedTuple):
+    """A mark of thinking in a text; `named` if it stands amid a sentence, as a word would."""
+
+    opens: bool
+    text: str
+    start: int
+    end: int
+    spelling: int
+    named: bool
+
+
+def find_marks(text: str) -> list[Mark]:
+    """The marks of thinking in `text`, in order and of one spelling; quoted ones are text."""
+    found = [mark for match in _ANY_MARK.finditer(text) if (mark := _mark(text, match))]
+    first = next((mark for mark in found if mark.opens and not mark.named),
+                 next((mark for mark in found if not mark.named), found[0] if found else None))
+    return [mark for mark in found if first is not None and mark.spelling == first.spelling]
+
+
+def _mark(text: str, match: re.Match[str]) -> Mark | None:
+    (opens, spelling), start, end = _GROUPS[str(match.lastgroup)], match.start(), match.end()
+    if start and _QUOTES.get(text[start - 1]) == text[end:end + 1]:
+        return None
+    named = bool(_BEFORE_QUOTED.search(text, max(start - 20, 0), start)
+                 and _AFTER_QUOTED.match(text, end))
+    return Mark(opens, match[0], start, end, spelling, named)
+
+
 def split_completion(text: str, *, opened: bool = False, finish_reason: str = "stop") -> Completion:
-    """Split `text` at its last `</think>`; `opened` says the prompt itself ended in `<think>`."""
-    # The last tag decides, so that a tag quoted inside the thinking moves no answer out of it.
-    # Templates may open the tag (DeepSeek-R1's card), so a lone `</think>` is normal.
-    before, tag, answer = text.rpartition(CLOSE)
-    if tag:
-        return Completion(before.strip().removeprefix(OPEN).strip(), answer.strip(),
-                          finish_reason=finish_reason)
-    if opened or OPEN in text:
-        thinking = text if opened else text.partition(OPEN)[2]
-        return Completion(thinking.strip(), "", closed=False, finish_reason=finish_reason)
-    return Completion(None, text.strip(), finish_reason=finish_reason)
+    """Split `text` where its thinking last closes; `opened` says the prompt itself opened it.
+
+    The order of marks decides: thinking that is opened again after it closed, and not closed, has
+    no answer. Of several closing marks in a row the last one counts.
+    """
+    marks = find_marks(text)
+    sound = [mark for mark in marks if not mark.named]
+    # A mark amid a sentence is meant as a word, unless nothing else closes what was opened.
+    if (opened or sound) and not any(not mark.opens for mark in sound):
+        sound = sorted(sound + [mark for mark in marks if mark.named and not mark.opens][-1:],
+                       key=lambda mark: mark.start)
+    if not sound and not opened:
+        return Completion(None, text.strip(), finish_reason=finish_reason)
+    closed = bool(sound) and not sound[-1].opens
+    starts = [0, *(mark.end for mark in sound)]
+    parts = [text[start:mark.start] for start, mark in zip(starts, sound, strict=False)]
+    answer = _bare_answer(text[starts[-1]:], sound[-1].spelling) if closed else ""
+    thinking = filter(None, map(str.strip, [*parts, *([] if closed else [text[starts[-1]:]])]))
+    return Completion("\n".join(thinking), answer, closed=closed, finish_reason=finish_reason)
+
+
+def _bare_answer(text: str, spelling: int) -> str:
+    """`text` without the marks around an answer of this spelling."""
+    around = MARKS[spelling][2]
+    text = text.strip()
+    return re.sub(rf"\A(?:{around})|(?:{around})\Z", "", text).strip() if around else text
 
 
 def completion_text(completion: Any) -> str:

@@ -150,6 +150,10 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if any(name.casefold().endswith("_proxy") for name in os.environ):
+        from pipeline.proxies import keep_loopback_direct
+
+        keep_loopback_direct()
     debug = "--debug" in sys.argv
     try:
         app()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     decided, extra = _decided(experiment, inputs, problems)
     check_any_kept(decided, experiment.filter)
     columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
-    start = 0
+    start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
         for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch, beside], how="horizontal"))
             start += len(batch)
+            thinking += int((beside["kept"] & (batch["thinking"].fill_null("") != "")).sum())
+    if not thinking:
+        print("filter: none of the traces kept holds any thinking, so a student would learn to "
+              "answer without it; look at `limbeck show generate`, and see "
+              "generate.teacher.thinking_column and generate.teacher.opened", file=sys.stderr)
     return _counts(decided, problems) | extra
 
 

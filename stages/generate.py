@@ -13,6 +13,12 @@ from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.from_file import import_traces
+from pipeline.teacher.tally import TraceTally
+
+ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
+              "reasoning parser, or generate.teacher.opened)")
+IMPORT_REMEDY = ("set generate.teacher.thinking_column if it stands in a column of its own, or "
+                 "generate.teacher.opened if its opening mark was part of the prompt")
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -20,10 +26,14 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
+        tally = TraceTally(file.write)
         if isinstance(config.teacher, FileTeacher):
-            return import_traces(config.teacher, problems, config.samples, file.write)
+            counts = import_traces(config.teacher, problems, config.samples, tally)
+            tally.report(IMPORT_REMEDY)
+            return counts
         asked = chats(config.prompt, problems.iter_rows(named=True))
-        counts = ask_teacher(experiment, asked, config.samples, file.write, problems)
+        counts = ask_teacher(experiment, asked, config.samples, tally, problems)
+    tally.report(ASK_REMEDY)
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
     return counts

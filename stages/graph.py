@@ -21,10 +21,11 @@ if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a 
 
 def _local(*sources: Any) -> tuple[Path, ...]:
     """The local files among names of problem sets, traces or evaluation sets."""
+    from pipeline.problems.files import files_of
     from pipeline.problems.sources import is_file
 
     names = (getattr(source, "problems", source) for source in sources)
-    return tuple(Path(name) for name in names if is_file(name))
+    return tuple(path for name in names if is_file(name) for path in files_of(name))
 
 
 def _prompt(e: Experiment) -> Path:

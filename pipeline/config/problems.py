@@ -16,8 +16,9 @@ class Source(Config):
     """Where problems come from and which columns hold what."""
 
     problems: str = EMBEDDED
-    """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a .jsonl,
-    .json, .csv, .tsv or .parquet file, or a Hugging Face data set id."""
+    """`countdown` (embedded), `reasoning-gym/TASK` (`limit` of them, 1,000 by default), a JSONL,
+    JSON, CSV, TSV, Parquet or Arrow file, a pattern or folder of such, a folder of datasets'
+    save_to_disk, or a Hugging Face data set id."""
     options: dict[str, Any] = {}
     """Settings of a reasoning-gym task under its own names, e.g. {max_numbers: 4}."""
     subset: str | None = None
@@ -25,7 +26,8 @@ class Source(Config):
     split: str = "train"
     """Split of a hub data set."""
     problem_column: str = "problem"
-    """Column with the problem's text."""
+    """Column with the problem's text, or with a conversation that asks it; `a.b` is field b of
+    column a."""
     answer_column: str = "answer"
     """Column with the gold answer, or with a list of spellings of it (kind math)."""
     answer_pattern: str | None = None

@@ -76,19 +76,23 @@ class VllmTeacher(Config):
 class FileTeacher(Config):
     """Traces that exist already, `generate.samples` a problem at most; nothing is asked."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking_column"})
     type: Literal["file"] = "file"
     """A file or a hub data set of traces."""
     traces: str
-    """A .jsonl, .json, .csv or .parquet file, or a hub data set's id."""
+    """A file, pattern, folder or hub data set's id, as prepare.problems."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
     problem_column: str = "problem"
-    """Column with the problem's text, by which a trace finds its problem."""
+    """Column with the problem's text, by which a trace finds its problem; if it is absent, the
+    trace's conversation asks it."""
     completion_column: str = "completion"
     """Column with a text, <think> inline, a list of such, a message or a conversation; `a.b` is
     field b of column a."""
+    thinking_column: str | None = None
+    """Column with the thinking, a text or a list of such, if it stands apart from the answer."""
     opened: bool = False
     """The texts begin inside the thinking: their prompt ended in <think>."""
     model: str = "unknown"

@@ -69,8 +69,8 @@ def decide(table: pl.DataFrame, config: FilterConfig,
     """Add pass_rate, difficulty, source, kept and reason to rows of `summarise`.
 
     The reason is "" for a kept trace, else the first that applies: its verdict or "expression",
-    the name of a rule, "duplicate", "near duplicate", "not selected", "over per_problem",
-    "over per_source".
+    "unknown end", the name of a rule, "duplicate", "near duplicate", "not selected",
+    "over per_problem", "over per_source".
     """
     rate = pl.col("score").mean().over("problem_id")
     table = table.with_columns(pass_rate=rate, tokens=pl.col("completion_tokens"),
@@ -81,6 +81,10 @@ def decide(table: pl.DataFrame, config: FilterConfig,
     wrong = pl.col("verdict") != "correct"
     table = table.with_columns(reason=pl.when(keep).then(pl.lit("")).when(wrong)
                                .then(pl.col("verdict")).otherwise(pl.lit("expression")))
+    if not names_in(config.keep) & {"finish_reason", "complete"}:
+        # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A
+        # truncated one has a verdict of its own.
+        table = _reject(table, ~pl.col("finish_reason").is_in(["stop", "length"]), "unknown end")
     for name in config.rules:
         table = _reject(table, compile_expression(RULES[name], table.columns), name)
     if config.distinct:

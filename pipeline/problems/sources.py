@@ -15,6 +15,13 @@ from typing import Any
 
 from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
 from pipeline.errors import UserError
+from pipeline.problems.columns import (
+    NoColumnError,
+    column,
+    decoded,
+    is_conversation,
+    question_in,
+)
 
 
 def evaluation_sets(entries: Sequence[str | EvaluationSet], key: str,
@@ -33,10 +40,17 @@ def evaluation_sets(entries: Sequence[str | EvaluationSet], key: str,
 
 
 def is_file(name: str) -> bool:
-    """Whether `name` is meant as a local file rather than a hub id."""
-    path = Path(name)
-    return path.suffix in {".jsonl", ".parquet", ".json", ".csv", ".tsv"} or (
-        bool(path.suffix) and path.is_file())
+    """Whether `name` is meant as local files (a path, a pattern, a folder), not as a hub id."""
+    from pipeline.problems.files import SUFFIXES, data_suffix, is_saved
+
+    if name in (EMBEDDED, "heldout") or name.startswith(GYM):
+        return False
+    path = Path(name).expanduser()
+    if name.startswith(("/", "~", "./", "../")) or set("*?[") & set(name):
+        return True
+    if path.is_dir():
+        return is_saved(path) or any(data_suffix(file) in SUFFIXES for file in path.rglob("*"))
+    return data_suffix(path) in SUFFIXES or (bool(path.suffix) and path.is_file())
 
 
 def short_names(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
@@ -100,11 +114,12 @@ def load_rows(source: Source, seed: int,
 
 
 def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
-    """The rows of a file or of a split of a hub data set, which stay on disk."""
-    from pipeline.problems.files import read_rows
+    """The rows of local files, or of a split of a saved or a hub data set, which stay on disk."""
+    from pipeline.problems.files import is_saved, read_rows
 
     if is_file(name):
-        return read_rows(name)
+        saved = is_saved(Path(name).expanduser())
+        return _saved_rows(name, split) if saved else read_rows(name, split)
     from datasets import load_dataset
 
     try:
@@ -113,6 +128,21 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv "
                         "or .parquet file, or check the network") from None
+
+
+def _saved_rows(name: str, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a folder that datasets' save_to_disk wrote."""
+    from datasets import Dataset, load_from_disk
+
+    try:
+        found = load_from_disk(str(Path(name).expanduser()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name} is not a whole saved data set ({error}); save it again") from None
+    if isinstance(found, Dataset):
+        return found
+    if split not in found:
+        raise UserError(f"{name} has no split {split!r}, only {', '.join(found)}; set split")
+    return found[split]
 
 
 def _to_row(row: dict[str, Any], index: int, source: Source,
@@ -134,6 +164,15 @@ def _to_row(row: dict[str, Any], index: int, source: Source,
             "meta": _meta(row.get("meta") or {}, where, golds)}
 
 
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, also one field of it, or a conversation as JSON; None if absent."""
+    try:
+        found = column(row, name)
+    except NoColumnError:
+        return None
+    return read if is_conversation(read := decoded(found)) else found
+
+
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
@@ -141,23 +180,24 @@ def _is_nan(value: Any) -> bool:
 def _texts(row: dict[str, Any], where: str, source: Source, kind: str,
            needs_answer: bool) -> tuple[str, list[str]]:
     """The problem and the spellings of its gold: none, one, or for math several."""
-    text, gold = row.get(source.problem_column), row.get(source.answer_column)
+    text, gold = (_value(row, name) for name in (source.problem_column, source.answer_column))
+    text = question_in(text) if is_conversation(text) else text
     if kind == "math" and isinstance(gold, str) and gold.startswith(("['", '["')):
         with suppress(SyntaxError, ValueError):     # a list as CSV holds it
             gold = literal_eval(gold)
     golds = [value for value in (gold if isinstance(gold, list) else [gold])
              if value is not None and not _is_nan(value)]
     optional = source.answer_optional or not needs_answer
-    for column, present in ((source.problem_column, text is not None),
+    for name, present in ((source.problem_column, text is not None),
                             (source.answer_column, golds or optional)):
         if not present:
-            raise UserError(f"{where} has no {column!r}; set prepare.problem_column and "
+            raise UserError(f"{where} has no {name!r}; set prepare.problem_column and "
                             "prepare.answer_column, or for an evaluation set {problems: FILE, "
                             f"problem_column: NAME}} (its columns: {', '.join(row)})")
     for value in (text, *golds):
         if not isinstance(value, str | int | float):
             raise UserError(f"{where} holds {value!r:.60} instead of a text or a number; name "
-                            "another column, or take the text out of it")
+                            "another column, or a field of it as COLUMN.FIELD")
         if half := re.search("[\ud800-\udfff]", str(value)):
             raise UserError(f"{where} holds {half[0]!r}, half a character; fix the text")
     if len(golds) > 1 and kind != "math":

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.config.experiment import PARALLEL
 from pipeline.errors import UserError
+from pipeline.proxies import keep_loopback_direct
 from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_group, visible_gpus
 
 GPU_MEMORY_UTILIZATION = 0.9
@@ -54,6 +55,7 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
     if shutil.which("vllm") is None:
         raise UserError("vllm is not installed; run pip install '.[vllm]' in limbeck's checkout, "
                         "or use a teacher of type openai or solver")
+    keep_loopback_direct()
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
     share = split_gpu_memory(options, count)
     with contextlib.ExitStack() as stack:

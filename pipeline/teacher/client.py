@@ -22,6 +22,7 @@ import openai
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.proxies import keep_loopback_direct
 from pipeline.teacher.answer import MalformedReplyError, Reply
 from pipeline.teacher.balancer import LoadBalancer
 from pipeline.teacher.failures import AttemptError, Cause
@@ -53,7 +54,12 @@ class Client:
         limits = httpx2.Limits(max_connections=100_000, max_keepalive_connections=100_000,
                                keepalive_expiry=30.0)
         timeout = httpx2.Timeout(runtime.timeout, connect=30.0)
-        self._http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+        keep_loopback_direct(*runtime.addresses())
+        try:
+            self._http = openai.DefaultAioHttpClient(limits=limits, timeout=timeout)
+        except ValueError as error:
+            raise UserError(f"a proxy that the environment names cannot be used ({error}); fix "
+                            "HTTP_PROXY, HTTPS_PROXY or ALL_PROXY") from None
         self.balancer = LoadBalancer(runtime.addresses())
         key = runtime.api_key().get_secret_value() or "none"
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json",

@@ -8,16 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-from pipeline.completion import CLOSE, OPEN, split_completion
+from pipeline.completion import find_marks, finish_reason_of, split_completion
 from pipeline.teacher.answer import Choice, MalformedReplyError, Reply, clean_text, read_usage
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
 REASONING_LIKE = re.compile("reason|think|thought", re.IGNORECASE)
-FINISH_REASONS = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
-          "max_tokens": "length", "model_length": "length", "max_length": "length"}
-BROKEN_REASONS = {None, "", "error", "abort", "insufficient_system_resource", "network_error"}
+BROKEN_REASONS = {"", "null", "none", "error", "abort", "aborted", "cancelled",
+                  "insufficient_system_resource", "network_error"}
+"""In lower case; the answer is asked for again."""
+
+
+def is_end(reason: Any) -> TypeGuard[str]:
+    """Whether `reason` says that a completion ended, in whatever way."""
+    return isinstance(reason, str) and reason.strip().casefold() not in BROKEN_REASONS
 
 
 @contextmanager
@@ -74,12 +79,12 @@ def check_no_error(body: Any) -> None:
 def read_choice(raw: Mapping, prompt_opens_thinking: bool) -> Choice:
     """Read one element of `choices`. Raises MalformedReplyError if it is empty or unfinished."""
     reason = raw.get("finish_reason") or raw.get("native_finish_reason")
-    if reason in BROKEN_REASONS or not isinstance(reason, str):
+    if not is_end(reason):
         raise MalformedReplyError(f"an unfinished answer (finish_reason {reason!r})")
     message = raw.get("message")
     if not isinstance(message, Mapping):
         raise MalformedReplyError("a choice without a message")
-    finish = FINISH_REASONS.get(reason, reason)
+    finish = finish_reason_of(clean_text(reason))
     read = read_message(message, prompt_opens_thinking)
     if not read.answer and not read.thinking:
         raise MalformedReplyError("an empty answer")
@@ -142,14 +147,14 @@ def in_parts(message: Mapping, prompt_opens_thinking: bool) -> Message | None:
 
 
 def in_content(message: Mapping, prompt_opens_thinking: bool) -> Message:
-    """Inline <think>, or none: Together, transformers serve, vLLM without a reasoning parser."""
+    """Inline <think> or the like, or none: Together, transformers serve, vLLM without a parser."""
     content, _ = _parts(message)
-    if OPEN in content:
-        return _inline(content, prompt_opens_thinking, "inline <think>, opened by the model")
-    if CLOSE in content:
-        return _inline(content, prompt_opens_thinking,
-                       "inline <think>, opened by the server's template")
-    return _inline(content, prompt_opens_thinking, "plain content")
+    mark = next((mark for mark in find_marks(content) if not mark.named), None)
+    if mark is None:
+        return _inline(content, prompt_opens_thinking, "plain content")
+    by, name = ("the model", mark.text) if mark.opens else (
+        "the server's template", mark.text.replace("/", "", 1))
+    return _inline(content, prompt_opens_thinking, f"inline {name}, opened by {by}")
 
 
 DIALECTS: tuple[Callable[[Mapping, bool], Message | None], ...] = (in_field, in_parts, in_content)
@@ -164,11 +169,22 @@ def _inline(content: str, prompt_opens_thinking: bool, dialect: str) -> Message:
 
 def _beside(thinking: str, content: str, dialect: str) -> Message:
     """A message whose thinking came apart from `content`; tags inside the answer are its own."""
-    thinking = clean_text(thinking).strip().removeprefix(OPEN).removesuffix(CLOSE).strip()
-    if not content.lstrip().startswith((OPEN, CLOSE)):
+    thinking = _without_outer_marks(clean_text(thinking))
+    marks = find_marks(content)
+    if not marks or content[:marks[0].start].strip():
         return Message(thinking, content.strip(), True, dialect)
     split = split_completion(content)
     return Message(thinking or split.thinking, split.answer, split.closed, dialect)
+
+
+def _without_outer_marks(thinking: str) -> str:
+    """`thinking` without a mark that opens it and one that closes it."""
+    marks = find_marks(thinking)
+    if marks and marks[-1].end == len(thinking.rstrip()) and not marks[-1].opens:
+        thinking = thinking[:marks[-1].start]
+    if marks and marks[0].opens and not thinking[:marks[0].start].strip():
+        thinking = thinking[marks[0].end:]
+    return thinking.strip()
 
 
 def _parts(message: Mapping) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.config.teacher import Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.proxies import proxy_of
 from pipeline.teacher.request import Job
 
 MAX_UNREACHED, MAX_SUSPECT, MAX_FAILED = 5, 3, 20
@@ -89,6 +90,9 @@ class FailureTracker:
             remedy = "top up the account"
         elif self.unreached:
             remedy = f"check that it runs and that {runtime.where}.base_url is right"
+        if proxies := sorted(set(filter(None, map(proxy_of, runtime.addresses())))):
+            remedy += (f"; it is asked through the proxy {' and '.join(proxies)}: if that is what "
+                       "fails, add its host to NO_PROXY")
         what = "no more answers" if self.successes else "no answer"
         return UnansweredError(f"{runtime.who} at {runtime.shown_url()} gives {what} "
                                f"({reason}); {remedy}")

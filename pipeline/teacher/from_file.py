@@ -16,9 +16,14 @@ import polars as pl
 
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
+from pipeline.problems.columns import (
+    NoColumnError,
+    answer_in,
+    column,
+    is_conversation,
+    question_in,
+)
 
-ASSISTANT_ROLES = ("assistant", "gpt", "model")
-"""The role of a conversation's answers, as OpenAI, ShareGPT and Gemma name it."""
 BYTES_PER_TOKEN, BATCH_ROWS = 4, 2048
 
 
@@ -39,12 +44,12 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
     sums: Counter[str] = Counter()
     unmatched, batch = "", []
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
-        text = str(_column(row, teacher.problem_column, teacher))
+        text = _problem_text(row, teacher)
         if (problem_id := known.get(same_text_key(text))) is None:
             left_out["of no prepared problem"] += 1
             unmatched = unmatched or " ".join(text.split())[:60]
             continue
-        for trace in _traces(row, teacher, left_out):
+        for trace in _traces(row, text, teacher, left_out):
             if found[problem_id] == samples:
                 left_out["beyond generate.samples"] += 1
             else:
@@ -67,22 +72,25 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
-def _traces(row: Mapping[str, Any], teacher: FileTeacher,
+def _traces(row: Mapping[str, Any], text: str, teacher: FileTeacher,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the traces of a row, whose completion is a text, a message, a conversation or texts."""
     from pipeline.teacher.answer import MalformedReplyError
     from pipeline.teacher.dialects import read_choice
 
-    value = _column(row, teacher.completion_column, teacher)
-    several = isinstance(value, list) and not any(isinstance(item, Mapping) for item in value)
-    completions = value if several else [value]
+    completions = _several(_column(row, teacher.completion_column, teacher))
     reasons = row.get("finish_reasons")
     if not isinstance(reasons, list):
         reasons = [row.get("finish_reason")] * len(completions)
-    for completion, reason in zip_longest(completions, reasons[:len(completions)]):
+    thoughts = _thoughts(row, teacher, len(completions))
+    for completion, reason, thinking in zip_longest(completions, reasons[:len(completions)],
+                                                    thoughts):
+        message = _message(completion, text)
+        if thinking:
+            message = {**message, "reasoning_content": thinking}
         try:
-            choice = read_choice({"finish_reason": reason or "stop",
-                                  "message": _message(completion)}, teacher.opened)
+            choice = read_choice({"finish_reason": str(reason or "stop"), "message": message},
+                                 teacher.opened and not thinking)
         except MalformedReplyError:
             left_out["empty"] += 1
             continue
@@ -93,12 +101,31 @@ def _traces(row: Mapping[str, Any], teacher: FileTeacher,
                "cost_usd": 0.0, "seconds": 0.0, "model": teacher.model}
 
 
-def _message(completion: Any) -> Mapping[str, Any]:
-    """The assistant's last message in a message, a conversation or a text."""
+def _several(value: Any) -> list[Any]:
+    """The completions in the value of a column: the texts of a list, else the value itself."""
+    several = isinstance(value, list) and not any(isinstance(item, Mapping) for item in value)
+    return value if several else [value]
+
+
+def _thoughts(row: Mapping[str, Any], teacher: FileTeacher, completions: int) -> list[Any]:
+    """The thinking of each of the row's completions, as its own column holds it."""
+    if teacher.thinking_column is None:
+        return []
+    thoughts = _several(_column(row, teacher.thinking_column, teacher))
+    if len(thoughts) != completions:
+        raise UserError(f"a row of {teacher.traces} has {len(thoughts)} texts in "
+                        f"{teacher.thinking_column!r} and {completions} completions in "
+                        f"{teacher.completion_column!r}; name columns that go together")
+    return thoughts
+
+
+def _message(completion: Any, text: str) -> Mapping[str, Any]:
+    """The message that answers the problem `text` in a message, a conversation or a text."""
+    from pipeline.curate.normalise import same_text_key
+
     if isinstance(completion, list):
         turns = [turn for turn in completion if isinstance(turn, Mapping)]
-        completion = next((turn for turn in reversed(turns)
-                           if turn.get("role", turn.get("from")) in ASSISTANT_ROLES), "")
+        completion = answer_in(turns, text, same_text_key) or ""
     if not isinstance(completion, Mapping):
         return {"content": completion}
     if "content" in completion:
@@ -106,15 +133,27 @@ def _message(completion: Any) -> Mapping[str, Any]:
     return {**completion, "content": completion.get("value")}
 
 
+def _problem_text(row: Mapping[str, Any], teacher: FileTeacher) -> str:
+    """The text of the row's problem; a conversation asks it, which may be that of the trace."""
+    try:
+        found = column(row, teacher.problem_column)
+    except NoColumnError:
+        found = row.get(teacher.completion_column)
+        if not is_conversation(found):
+            raise _no_column(row, teacher.problem_column, teacher) from None
+    return question_in(found) if is_conversation(found) else str(found)
+
+
 def _column(row: Mapping[str, Any], name: str, teacher: FileTeacher) -> Any:
-    """The value of a column; `a.b` is field b of column a."""
-    found: Any = row
-    for part in [name] if name in row else name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            raise UserError(f"{teacher.traces} has no column {name!r}, only {', '.join(row)}; set "
-                            "generate.teacher.problem_column and completion_column")
-        found = found[part]
-    return found
+    try:
+        return column(row, name)
+    except NoColumnError:
+        raise _no_column(row, name, teacher) from None
+
+
+def _no_column(row: Mapping[str, Any], name: str, teacher: FileTeacher) -> UserError:
+    return UserError(f"{teacher.traces} has no column {name!r}, only {', '.join(row)}; set "
+                     "generate.teacher.problem_column, completion_column and thinking_column")
 
 
 def _report(teacher: FileTeacher, left_out: Counter[str], without: int, unmatched: str) -> None:

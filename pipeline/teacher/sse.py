@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.teacher.answer import MalformedReplyError, Reply
-from pipeline.teacher.dialects import BROKEN_REASONS, check_no_error, malformed_on_error, read_json
+from pipeline.teacher.dialects import check_no_error, is_end, malformed_on_error, read_json
 
 
 class Assembler:
@@ -38,8 +38,7 @@ class Assembler:
 
     def any_complete(self) -> bool:
         """Whether some choice is complete by now."""
-        reasons = [choice["finish_reason"] for choice in self.choices.values()]
-        return any(isinstance(reason, str) and reason not in BROKEN_REASONS for reason in reasons)
+        return any(is_end(choice["finish_reason"]) for choice in self.choices.values())
 
     @malformed_on_error()
     def _take(self, line: str) -> None:

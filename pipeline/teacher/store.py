@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
 from pipeline.teacher import store_segment
@@ -108,7 +109,7 @@ class TraceStore:
         @lru_cache(OPEN_SEGMENTS)        # traces asked together lie in few segments
         def rows_of(name: str | None) -> pl.DataFrame:
             frame = journal if name is None else store_segment.read_segment(self.folder / name)
-            return frame.select(columns)
+            return _with_known_ends(frame).select(columns)
 
         for part in chosen.iter_slices(BATCH_ROWS):
             found = [rows_of(str(name) if name else None)[rows["position"]].with_columns(
@@ -170,8 +171,9 @@ class TraceStore:
         parts = [(pl.lit(None, pl.String), newest)]
         parts += [(pl.lit(path.name), store_segment.read_columns(path, list(INDEX)))
                   for path in self._segments()]
-        return pl.concat([frame.with_columns(segment=name).with_row_index("position")
-                          for name, frame in parts])
+        index = pl.concat([frame.with_columns(segment=name).with_row_index("position")
+                           for name, frame in parts])
+        return index.with_columns(finish_reason=_ends(index))
 
     def _journal_rows(self) -> list[dict[str, Any]]:
         return [row for path in sorted(self.folder.glob("*.journal")) for row in read_journal(path)]
@@ -220,6 +222,18 @@ class TraceStore:
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _ends(frame: pl.DataFrame) -> pl.Series:
+    """The finish_reason column in our names: an older row holds what its endpoint said."""
+    said = frame["finish_reason"]
+    return said.replace({word: finish_reason_of(word) for word in said.drop_nulls().unique()})
+
+
+def _with_known_ends(frame: pl.DataFrame) -> pl.DataFrame:
+    ends = _ends(frame)
+    stopped = (ends == "stop") & (ends != frame["finish_reason"]) & (frame["answer"] != "")
+    return frame.with_columns(finish_reason=ends, complete=frame["complete"] | stopped)
 
 
 def _trace_columns(sampling: Sampling) -> list[str]:

@@ -295,3 +295,10 @@ def test_a_damaged_table_is_one_sentence(artifacts, tmp_path):
 
 def test_every_rule_names_known_columns():
     curate.check_filter(FilterConfig(rules=list(RULES)))
+
+
+def test_an_end_that_is_not_known_is_kept_only_if_the_expression_asks_for_it():
+    rows = [trace(), trace(sample=1, finish_reason="tired", complete=False),
+            trace(sample=2, finish_reason="content_filter", complete=False)]
+    assert reasons(rows) == ["", "unknown end", "unknown end"]
+    assert reasons(rows, keep='finish_reason != "content_filter"') == ["", "", "expression"]

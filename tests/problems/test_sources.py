@@ -1,8 +1,12 @@
 """Problem files as people have them: which forms are read, and what is said of the others."""
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -41,7 +45,7 @@ def test_csv_and_json_files_hold_the_same_problems_as_json_lines(tmp_path):
     ("p.csv", "problem,answer\na,1\nb,2,3\n", r"p\.csv:3 .*more fields"),
     ("p.csv", 'problem,answer\n"a,1\n', r"p\.csv:\d is not CSV"),
     ("p.json", "[{}, 3]", r"p\.json:2 is not a JSON object"),
-    ("p.json", '[{"problem": 1,]', r"p\.json:0 is not a JSON object")])
+    ("p.json", '[{"problem": 1,]', r"p\.json:1 is not a JSON object")])
 def test_a_broken_file_is_named_with_its_line(tmp_path, name, text, said):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=said):
@@ -83,7 +87,7 @@ def test_null_is_as_good_as_absent_and_code_needs_no_answer(tmp_path):
 
 @pytest.mark.parametrize(("row", "said"), [
     ({"answer": {"value": 1}}, "instead of a text or a number"),
-    ({"problem": [{"role": "user", "content": "1+1?"}]}, "instead of a text or a number"),
+    ({"problem": [{"text": "1+1?"}]}, "instead of a text or a number"),
     ({"answer": []}, "has no 'answer'"), ({"answer": math.nan}, "has no 'answer'"),
     ({"answer": [math.nan]}, "has no 'answer'"), ({"problem": "a \ud83d"}, "half a character"),
     ({"meta": [1]}, "not a JSON object"),
@@ -115,3 +119,111 @@ def test_a_problem_that_is_there_twice_with_two_answers_is_said(tmp_path, capsys
         told = capsys.readouterr().err
         assert (said in told and "b says '1'" in told and "3 says '1.5'" in told) if said else \
             "disagree" not in told
+
+
+PLAIN = [{"problem": f"Half of {i}?", "answer": str(i / 2)} for i in (1, 2, 3)]
+TEXT = "\n".join(map(json.dumps, PLAIN))
+TABLE = "problem,answer\n" + "".join(f'"{row["problem"]}",{row["answer"]}\n' for row in PLAIN)
+COLUMNS = {name: [row[name] for row in PLAIN] for name in PLAIN[0]}
+
+
+def arrow(path, stream):
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(PLAIN)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+FORMS = {
+    "bom.jsonl": TEXT.encode("utf-8-sig"), "wide.jsonl": TEXT.encode("utf-16"),
+    "wider.jsonl": TEXT.encode("utf-32"), "bare.csv": TABLE.encode("utf-16-le"),
+    "wide.csv": TABLE.encode("utf-16"), "semicolon.csv": TABLE.replace(",", ";").encode(),
+    "tabs.csv": TABLE.replace(",", "\t").encode(), "tabs.tsv": TABLE.replace(",", "\t").encode(),
+    "pretty.jsonl": json.dumps(PLAIN, indent=2).encode(),
+    "objects.json": "\n".join(json.dumps(row, indent=1) for row in PLAIN).encode(),
+    "wrapped.json": json.dumps({"version": 1, "data": PLAIN}, indent=1).encode(),
+    "viewer.json": json.dumps({"rows": [{"row_idx": 0, "row": row} for row in PLAIN]}).encode(),
+    "lists.json": json.dumps(COLUMNS).encode(),
+    "pandas.json": json.dumps({name: dict(zip("012", values, strict=True))
+                               for name, values in COLUMNS.items()}).encode(),
+    "split.json": json.dumps({"columns": [*COLUMNS], "index": [0, 1, 2],
+                              "data": [list(row.values()) for row in PLAIN]}).encode(),
+    "keyed.json": json.dumps({f"q{i}": row for i, row in enumerate(PLAIN)}).encode(),
+    "p.jsonl.gz": gzip.compress(TEXT.encode()), "p.csv.bz2": bz2.compress(TABLE.encode()),
+    "p.json.xz": lzma.compress(json.dumps(PLAIN).encode()),
+    "named.jsonl": gzip.compress(TEXT.encode("utf-16"))}
+
+
+@pytest.mark.parametrize("name", [*FORMS, "stream.arrow", "file.arrow"])
+def test_a_file_is_read_in_whatever_form_it_came(tmp_path, name):
+    path = tmp_path / name
+    if name in FORMS:
+        path.write_bytes(FORMS[name])
+    else:
+        arrow(path, stream="stream" in name)
+    rows = load_rows(Source(problems=str(path)), 0)
+    assert {row["problem"]: row["answer"] for row in rows} == {
+        row["problem"]: row["answer"] for row in PLAIN}
+
+
+def test_patterns_folders_home_and_saved_sets_are_read_and_part_of_the_key(tmp_path, monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    from stages.graph import _local
+
+    for number, row in enumerate(PLAIN):
+        (tmp_path / "parts" / "deep").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"parts/deep/{number}.jsonl").write_text(json.dumps(row))
+    Dataset.from_list(PLAIN).save_to_disk(str(tmp_path / "saved"))
+    DatasetDict(train=Dataset.from_list(PLAIN), test=Dataset.from_list(PLAIN[:1])).save_to_disk(
+        str(tmp_path / "both"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, files in (("parts/deep/*.jsonl", 3), ("parts/**/[01].jsonl", 2), ("parts", 3),
+                        ("~/parts/deep/0.jsonl", 1), ("~/parts", 3), ("saved", 1), ("both", 2)):
+        rows = load_rows(Source(problems=name), 0)
+        assert len(rows) == (3 if name in ("saved", "both") else files), name
+        assert len([path for path in _local(name) if path.suffix != ".json"]) == files, name
+    assert len(load_rows(Source(problems="both", split="test"), 0)) == 1
+    with pytest.raises(UserError, match="no split 'dev', only train, test"):
+        load_rows(Source(problems="both", split="dev"), 0)
+    with pytest.raises(UserError, match=r"parts/\*\.csv names no file"):
+        load_rows(Source(problems="parts/*.csv"), 0)
+
+
+def test_a_folder_of_splits_gives_the_split_that_is_asked_for(tmp_path):
+    for split, row in zip(("train", "test"), PLAIN, strict=False):
+        (tmp_path / f"{split}-00000-of-00001.jsonl").write_text(json.dumps(row))
+    row, = load_rows(Source(problems=str(tmp_path), split="test"), 0)
+    assert row["problem"] == PLAIN[1]["problem"]
+    with pytest.raises(UserError, match="no file of the split 'dev'"):
+        load_rows(Source(problems=str(tmp_path), split="dev"), 0)
+
+
+@pytest.mark.parametrize(("name", "data", "said"), [
+    ("p.csv", "problem,answer\nCombien d'été ?,5\n".encode("cp1252"), "iconv -f CP1252"),
+    ("p.jsonl", '{"problem": "été"}'.encode("latin-1"), "not in UTF-8 (byte 0xe9"),
+    ("p.jsonl.gz", gzip.compress(TEXT.encode())[:40], "is damaged"),
+    ("p.csv", b"PK\x03\x04\x14", "Excel workbook"), ("p.arrow", b"nothing", "readable Arrow"),
+    ("p.parquet", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ("p.json", b"\n<!DOCTYPE html><html>", "is a web page"),
+    ("p.jsonl", b"\x28\xb5\x2f\xfd\x04", "compressed by zstd")])
+def test_what_cannot_be_read_is_named_with_its_trouble_and_the_remedy(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_rows(Source(problems=str(tmp_path / name)), 0)
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": [{"role": "system", "content": "Box."}, {"role": "user", "content": "Half of 1?"}],
+     "reward_model": {"ground_truth": "0.5", "style": "rule"}},
+    {"prompt": [{"from": "human", "value": "Half of 1?"}, {"from": "gpt", "value": "0.5"}],
+     "reward_model": '{"ground_truth": "0.5"}'},
+    {"prompt": json.dumps([{"role": "user", "content": [{"type": "text", "text": "Half of 1?"}]}]),
+     "reward_model.ground_truth": "0.5"},
+    {"prompt": "Half of 1?", "reward_model": {"ground_truth": ["0.5", "1/2"]}}])
+def test_a_conversation_asks_the_problem_and_dots_reach_into_a_column(tmp_path, row):
+    found, = problems(tmp_path / "p.jsonl", [row], problem_column="prompt",
+                      answer_column="reward_model.ground_truth")
+    assert (found["problem"], found["answer"]) == ("Half of 1?", "0.5")

@@ -298,3 +298,21 @@ def test_logprobs_are_packed_by_id_or_by_text():
     texts = pack_logprobs(Choice(None, "x", "stop", True, [entry("a", "a", "b")]), 1)
     assert texts["token_texts"] == ["a"] and texts["top_texts"] == ["a"]
     assert pack_logprobs(ids, Sampling().top_logprobs) == {}
+
+
+@pytest.mark.parametrize(("said", "end"), [
+    ("STOP", "stop"), ("MAX_TOKENS", "length"), ("end_turn", "stop"), ("Length", "length"),
+    ("FinishReason.MAX_TOKENS", "length"), ("maxTokens", "length"), ("EOS", "stop"),
+    ("FINISH_REASON_STOP", "stop"), ("model_context_window_exceeded", "length"),
+    ("SAFETY", "content_filter"), ("tool_use", "tool_calls"), ("tired", "tired")])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_end_is_read_in_the_words_of_any_protocol(form, said, end):
+    choice = read_body(form(deepseek(THINKING, ANSWER), said)).choices[0]
+    assert (choice.finish_reason, choice.complete) == (end, end == "stop")
+
+
+@pytest.mark.parametrize("said", ["ERROR", "Abort", "null"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_end_that_is_a_failure_is_damage_in_any_case(form, said):
+    with pytest.raises(MalformedReplyError):
+        read_body(form(deepseek(THINKING, ANSWER), said))

@@ -130,3 +130,79 @@ def test_real_r1_traces_are_filtered_as_if_asked_and_an_edited_file_is_read_anew
     assert judged["kept"].sum() > 0 and set(judged["verdict"]) <= {"correct", "wrong", "cut_off"}
     copy.write_text(copy.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert plans(experiment, "generate")["generate"].key != chain["generate"].key
+
+
+def turns(*said):
+    return [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 3, said,
+                                                              strict=False)]
+
+
+@pytest.mark.parametrize("talk", [
+    turns("What is 2+2?", TEXT, "Thanks!", "<think>polite</think>You are welcome, any time."),
+    turns("What is 2+2?", TEXT, "Thanks!"),
+    turns("And 9+9?", "<think>" + "nine and nine " * 9 + "</think>\\boxed{18}",
+          "Solve: What is 2+2? Box it.", TEXT, "So what is 2+2?", "<think>same</think>4"),
+    turns("(as above)", TEXT, "Thanks!", "<think>x</think>Bye.")])
+def test_the_trace_is_the_turn_that_answers_the_problem(tmp_path, talk):
+    (trace,) = read(tmp_path, [{"problem": "What is 2+2?", "completion": talk}])[0].to_dicts()
+    assert (trace["thinking"], trace["answer"]) == ("two and two", "\\boxed{4}")
+
+
+@pytest.mark.parametrize("column", ["problem", "talk"])
+def test_a_conversation_asks_its_own_problem(tmp_path, column):
+    rows = [{"system": "Think.", "talk": turns("What is 2+2?", TEXT)}]
+    (trace,) = read(tmp_path, rows, problem_column=column, completion_column="talk")[0].to_dicts()
+    assert (trace["problem_id"], trace["answer"]) == ("a", "\\boxed{4}")
+
+
+@pytest.mark.parametrize(("thinking", "attempt"), [
+    (["two and two"], "\\boxed{4}"), ("two and two", ["\\boxed{4}"]),
+    ("<think>two and two</think>", "\\boxed{4}")])
+def test_thinking_in_a_column_of_its_own_is_the_traces_thinking(tmp_path, thinking, attempt):
+    rows = [{"problem": "What is 2+2?", "said": {"why": thinking}, "attempt": attempt}]
+    (trace,) = read(tmp_path, rows, thinking_column="said.why",
+                    completion_column="attempt")[0].to_dicts()
+    assert (trace["thinking"], trace["answer"], trace["complete"]) == (
+        "two and two", "\\boxed{4}", True)
+    with pytest.raises(UserError, match=r"1 texts in 'said\.why' and 2 completions"):
+        read(tmp_path, [{**rows[0], "attempt": ["a", "b"]}], thinking_column="said.why",
+             completion_column="attempt")
+
+
+def imported(tmp_path, rows, keep='verdict == "correct"'):
+    from pipeline.config.experiment import Experiment
+    from stages.make import make
+
+    (tmp_path / "p.jsonl").write_text(json.dumps({"problem": "What is 2+2?", "answer": "4"}))
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make(Experiment.model_validate({
+        "prepare": {"problems": str(tmp_path / "p.jsonl"), "held_out": 0},
+        "generate": {"teacher": {"type": "file", "traces": str(tmp_path / "t.jsonl")}},
+        "filter": {"keep": keep},
+        "runtime": {"artifacts": str(tmp_path / "a"), "traces": str(tmp_path / "s"),
+                    "judge_workers": 1}}), "filter", [])
+
+
+def test_traces_that_do_not_think_are_said_by_generate_and_by_filter(tmp_path, capsys):
+    rows = [{"problem": "What is 2+2?", "completion": text} for text in ("\\boxed{4}", TEXT)]
+    (tmp_path / "thinks").mkdir()
+    imported(tmp_path / "thinks", rows)
+    assert "thinking" not in capsys.readouterr().err
+    (tmp_path / "not").mkdir()
+    imported(tmp_path / "not", rows[:1])
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said if "holds any thinking" in line] == [
+        "generate", "filter"]
+    assert "generate.teacher.thinking_column" in "".join(said)
+
+
+def test_an_end_that_is_not_known_is_said_once(tmp_path, capsys):
+    ends = ["tired", "tired", "STOP", "MAX_TOKENS"]
+    rows = [{"problem": "What is 2+2?", "completion": f"<think>{i}</think>\\boxed{{4}}",
+             "finish_reason": end} for i, end in enumerate(ends)]
+    imported(tmp_path, rows)
+    said = capsys.readouterr().err
+    assert said.count("2 traces ended by 'tired', which limbeck does not know") == 1
+    path, = tmp_path.glob("a/filter-*/judged.parquet")
+    assert pl.read_parquet(path)["reason"].to_list() == ["unknown end", "unknown end", "",
+                                                         "cut_off"]

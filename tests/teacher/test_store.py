@@ -307,3 +307,13 @@ def test_a_segment_that_cannot_be_written_loses_no_row_and_leaves_no_half(full, 
     fill(tmp_path, requests(13)[12:], Sampling())
     assert len(store.collect(requests(13), TEACHER, Sampling())) == 13
     assert len(list(tmp_path.glob("*.parquet"))) == 2 and not list(tmp_path.glob("*.journal"))
+
+
+def test_rows_that_hold_an_endpoints_own_word_for_their_end_are_read_in_ours(tmp_path):
+    wanted, sampling = requests(2), Sampling(max_tokens=100)
+    fill(tmp_path, wanted[:1], sampling, finish_reason="MAX_TOKENS", complete=False)
+    fill(tmp_path, wanted[1:], sampling, finish_reason="STOP", complete=False)
+    table = TraceStore(tmp_path).collect(wanted, TEACHER, sampling)
+    assert table["finish_reason"].to_list() == ["length", "stop"]
+    assert table["complete"].to_list() == [False, True]
+    assert missing(tmp_path, wanted, Sampling(max_tokens=200)) == wanted[:1]
