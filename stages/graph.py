@@ -111,7 +111,7 @@ STAGES = _by_name((
     Stage("rl", _load("rl"), next="evaluate", model="rl", resumable=True, version=3,
           help="Refine the student by GRPO with verifiable rewards.",
           needs=_rl_needs, files=_rl_files),
-    Stage("evaluate", _load("evaluate"), next="report", version=5,
+    Stage("evaluate", _load("evaluate"), next="report", version=5, resumable=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),
