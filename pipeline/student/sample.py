@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from pipeline.completion import Completion, Messages, split_completion
 from pipeline.config.evaluate import StudentSampling
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
+from pipeline.student.positions import positions, sampling_beyond, say
 from pipeline.student.template import end_of_turn_ids, opens_thinking, prompt_ids
 from pipeline.student.tokenizer import load_tokenizer
 
@@ -44,6 +46,8 @@ def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[M
     eos_token_ids = end_of_turn_ids(tokenizer, model)
     longest = max((len(ids) for rows in prompts.values() for ids in rows), default=0)
     prompt_opens_thinking = opens_thinking(tokenizer)
+    say("evaluate", sampling_beyond(model, longest, sampling.max_tokens,
+                                    "evaluate.sampling.max_tokens"))
     with loaded(model, eos_token_ids, longest, sampling, seed, engine or {}) as run:
         for name, rows in prompts.items():
             done = [complete(tokenizer, ids, prompt_opens_thinking, eos_token_ids)
@@ -80,7 +84,8 @@ def _by_vllm(model: str, eos_token_ids: list[int], longest_prompt: int, sampling
 
     from pipeline.serving.engine_group import start_engines
 
-    longest = longest_prompt + sampling.max_tokens
+    # vLLM refuses to go beyond the model's positions; what reaches them counts as truncated.
+    longest = min(longest_prompt + sampling.max_tokens, positions(model) or sys.maxsize)
     defaults = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
     llm = start_engines(LLM, {"model": model, "seed": seed, **defaults, **engine})
     params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
