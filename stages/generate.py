@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from sys import maxsize
+
+import polars as pl
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
@@ -23,7 +26,17 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         if isinstance(config.teacher, FileTeacher):
             return import_traces(config.teacher, problems, config.samples, file.write)
         asked = chats(config.prompt, problems.iter_rows(named=True))
-        counts = ask_teacher(experiment, asked, config.samples, file.write, problems)
+        longer = 0
+
+        def write(traces: pl.DataFrame) -> None:
+            nonlocal longer
+            limit = config.sampling.max_tokens or maxsize
+            longer += len(traces.filter(pl.col("completion_tokens") > limit,
+                                        pl.col("finish_reason") != "length"))
+            file.write(traces)
+
+        counts = ask_teacher(experiment, asked, config.samples, write, problems)
+        counts |= {"longer": longer} if longer else {}
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
     return counts
@@ -44,4 +57,8 @@ def summary(counts: Counts) -> str:
         more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
-            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})"
+            + (f"; {longer:,} were asked under a higher limit and are longer than "
+               "generate.sampling.max_tokens: they are kept whole (filter.keep="
+               "'completion_tokens <= N' leaves them out)"
+               if (longer := counts.get("longer", 0)) else ""))
