@@ -1,8 +1,8 @@
 """A stage as pure data: its key, its folder, its manifest.
 
-The key is a digest of the stage's name, version, config section, seed, input keys and the text of
-the files it reads; runtime knobs are not part of it. Output is built in `KEY.partial` and renamed
-when whole, so a folder without `.partial` is always complete.
+The key is a digest of the stage's name, version, config section, seed, input keys, the text of the
+files it reads and the files of local model folders; runtime knobs are not part of it. Output is
+built in `KEY.partial` and renamed when whole, so a folder without `.partial` is always complete.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, Protocol
 from pipeline.errors import UserError
 
 Counts = dict[str, Any]
+LARGE_FILE = 1 << 24
+"""Bytes from which a model's file is known by its size and time of change."""
 
 
 class Settings(Protocol):
@@ -41,6 +43,8 @@ class Stage:
     help: str = ""
     needs: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
     files: Callable[[Any], tuple[Path, ...]] = lambda experiment: ()
+    models: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
+    """Models it loads; of local folders the files count, of hub ids the name in the config."""
     next: str | None = None
     """The stage that a user runs after this one."""
     model: str | None = None
@@ -105,6 +109,20 @@ def file_digest(path: Path) -> str:
     return _digest_of(path, stat.st_size, stat.st_mtime_ns)
 
 
+def folder_digest(folder: Path) -> str:
+    """Return a digest of a model folder's files: texts by content, weights by size and time."""
+    files = sorted(path for path in folder.iterdir()
+                   if path.is_file() and not path.name.startswith("."))
+    return hashlib.sha256(json.dumps([_file_state(path) for path in files]).encode()).hexdigest()
+
+
+def _file_state(path: Path) -> tuple[str, int, str | int]:
+    stat = path.stat()
+    # Weights take seconds a gigabyte to read, and every command works out the keys.
+    small = stat.st_size < LARGE_FILE
+    return path.name, stat.st_size, file_digest(path) if small else stat.st_mtime_ns
+
+
 def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], root: Path) -> Plan:
     """Work out key and folder of `stage` from its config, its inputs and its files."""
     section = getattr(experiment, stage.name, None)
@@ -115,7 +133,10 @@ def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], ro
         "files": {str(path): file_digest(path) for path in stage.files(experiment)},
         **({"name": experiment.name} if stage.shows_name else {}),
     }
-    text = json.dumps({**ingredients, "files": list(ingredients["files"].values())},
+    if folders := [model for model in stage.models(experiment) if Path(model).is_dir()]:
+        ingredients["folders"] = {model: folder_digest(Path(model)) for model in folders}
+    text = json.dumps({**ingredients, **{kind: list(ingredients[kind].values())
+                                         for kind in ("files", "folders") if kind in ingredients}},
                       sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Plan(stage, key, root / f"{stage.name}-{key}", ingredients)

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.errors import UserError
 from pipeline.prompts import config_files
+from pipeline.serving.processes import STOP_SIGNALS
 from stages import commands
 from stages.graph import STAGES
 
@@ -146,9 +147,11 @@ app.command()(commands.probe)
 def main() -> None:
     """Entry point: a UserError becomes one sentence and exit code 2.
 
-    Ctrl-C is exit code 130, and so is SIGTERM, which batch systems send before they kill.
+    Ctrl-C is exit code 130, and so are the signals that batch systems send before they kill.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in set(STOP_SIGNALS) - {signal.SIGINT}:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:       # nohup
+            signal.signal(number, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if any(name.casefold().endswith("_proxy") for name in os.environ):
         from pipeline.proxies import keep_loopback_direct

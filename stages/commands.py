@@ -158,6 +158,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
         from pipeline.config.load import load
 
         chosen = load(Experiment, config_files(config), overrides or [])
+        checks.append(run("lengths", partial(_lengths, chosen), model))
         checks.append(run("trainer settings", partial(_settings, chosen), model))
     if vllm:
         from pipeline.student.doctor_vllm import examine_served
@@ -178,6 +179,27 @@ def _settings(experiment: Experiment, model: str) -> tuple[bool, str]:
         check(experiment)
         lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
     return True, "sft and rl can start with theirs"
+
+
+def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
+    """Whether the longest texts that these settings allow fit the positions of `model`."""
+    from pipeline.student.positions import REMEDY, positions
+
+    limit = positions(model, experiment.sft.trainer.get("model_init_kwargs"))
+    if limit is None:
+        return True, "the model names no limit to hold them against"
+    completions = [phase.trainer.get("max_completion_length", 0) for phase in experiment.rl.phases]
+    allowed = {"generate.sampling.max_tokens and pack.max_tokens": min(
+                   experiment.pack.max_tokens,
+                   experiment.generate.sampling.max_tokens or experiment.pack.max_tokens),
+               "rl.trainer.max_completion_length": max(
+                   experiment.rl.trainer.get("max_completion_length", 0), *completions, 0),
+               "evaluate.sampling.max_tokens": experiment.evaluate.sampling.max_tokens}
+    beyond = [f"{key} ({value:,})" for key, value in allowed.items() if value > limit]
+    if not beyond:
+        return True, f"no text may be longer than {limit:,} tokens"
+    return False, (f"{', '.join(beyond)} allow texts beyond the {limit:,} positions that the model "
+                   f"was made for; lower them, or set {REMEDY}")
 
 
 def preview_filter(experiment: Experiment, chain: Any) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 
@@ -20,7 +22,7 @@ from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.prompts import chats
 from pipeline.stage import Counts
-from pipeline.student.sample import sample
+from pipeline.student.sample import sample_sets
 from pipeline.student.tiny import resolve
 from pipeline.teacher.ask import ask_teacher
 from stages.graph import MAKER
@@ -31,13 +33,16 @@ MOST_TRUNCATED = 0.5
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write completions.parquet (every sample, judged) and scores.json."""
+    """Write completions.parquet (every sample, judged) and scores.json.
+
+    The judged samples of each model on each benchmark are kept in judged/ until all are there.
+    """
     scores: dict[str, dict[str, Any]] = {}
     tables = []
     benchmarks = _benchmarks(experiment, inputs)
     seen: dict[str, dict[str, list[dict]]] = {}
     for model in experiment.evaluate.models:
-        seen[model] = _judged(experiment, inputs, model, benchmarks)
+        seen[model] = _judged(experiment, inputs, model, benchmarks, out / "judged")
         for benchmark, judged in seen[model].items():
             found: dict[str, Any] = summarise(judged)
             scores.setdefault(model, {})[benchmark] = found
@@ -47,6 +52,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
                 model=pl.lit(model), benchmark=pl.lit(benchmark)))
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
 
@@ -83,14 +89,29 @@ def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
 
 
 def _judged(experiment: Experiment, inputs: Mapping[str, Path], model: str,
-            benchmarks: Mapping[str, list[dict]]) -> dict[str, list[dict]]:
-    """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement."""
-    asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()}
+            benchmarks: Mapping[str, list[dict]], kept: Path) -> dict[str, list[dict]]:
+    """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement.
+
+    Those that an interrupted run left in the folder `kept` are read, the others written there.
+    """
+    kept.mkdir(exist_ok=True)
+    files = {name: kept / f"{model} {quote(name, safe='')}.parquet" for name in benchmarks}
+    asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()
+             if not files[name].is_file()}
     ask = _ask_teacher if model == "teacher" else _ask_student
-    sampled = ask(experiment, inputs, model, asked)
-    with JudgePool(experiment.runtime.judge_workers) as pool:
-        return {name: _rows(pool, model, {row["problem_id"]: row for row in rows}, sampled[name])
-                for name, rows in benchmarks.items()}
+    if asked:
+        with JudgePool(experiment.runtime.judge_workers) as pool:
+            for name, sampled in ask(experiment, inputs, model, asked):
+                by_id = {row["problem_id"]: row for row in benchmarks[name]}
+                _keep(_rows(pool, model, by_id, sampled), files[name])
+    return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
+
+
+def _keep(rows: list[dict], path: Path) -> None:
+    """Write `rows` whole: a process killed at any time leaves no incomplete file of that name."""
+    partial = path.with_suffix(".partial")
+    pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
+    partial.replace(path)
 
 
 def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
@@ -112,31 +133,26 @@ Asked = Mapping[str, Mapping[str, list]]
 
 
 def _ask_student(experiment: Experiment, inputs: Mapping[str, Path], model: str,
-                 asked: Asked) -> dict[str, list[tuple]]:
-    """All benchmarks in one go: an engine starts once."""
+                 asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
+    """Yield (benchmark, samples) one after another: an engine starts once."""
     config = experiment.evaluate
-    flat = [(benchmark, name) for benchmark, these in asked.items() for name in these]
-    groups = sample(resolve(inputs[MAKER[model]]), str(inputs["student"] / "tokenizer"),
-                    [asked[benchmark][name] for benchmark, name in flat], config.samples,
-                    config.sampling, experiment.seed, experiment.runtime.engine())
-    out: dict[str, list[tuple]] = {benchmark: [] for benchmark in asked}
-    for (benchmark, name), group in zip(flat, groups, strict=True):
-        out[benchmark] += [(name, index, completion, tokens, 0.0)
-                           for index, (completion, tokens) in enumerate(group)]
-    return out
+    sets = {benchmark: list(these.values()) for benchmark, these in asked.items()}
+    for benchmark, groups in sample_sets(
+            resolve(inputs[MAKER[model]]), str(inputs["student"] / "tokenizer"), sets,
+            config.samples, config.sampling, experiment.seed, experiment.runtime.engine()):
+        yield benchmark, [(name, index, completion, tokens, 0.0)
+                          for name, group in zip(asked[benchmark], groups, strict=True)
+                          for index, (completion, tokens) in enumerate(group)]
 
 
 def _ask_teacher(experiment: Experiment, inputs: Mapping[str, Path], model: str,
-                 asked: Asked) -> dict[str, list[tuple]]:
-    out: dict[str, list[tuple]] = {}
+                 asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
     for benchmark, these in asked.items():
         frames: list[Any] = []
         ask_teacher(experiment, these, experiment.evaluate.samples, frames.append)
-        out[benchmark] = [(row["problem_id"], row["sample"], as_completion(row),
+        yield benchmark, [(row["problem_id"], row["sample"], as_completion(row),
                            row["completion_tokens"], row["cost_usd"])
                           for traces in frames for row in traces.iter_rows(named=True)]
-    return out
-
 
 
 def summary(counts: Counts) -> str:

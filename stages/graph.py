@@ -78,6 +78,19 @@ def _report_needs(e: Experiment) -> tuple[str, ...]:
             *(("rl",) if refined else ()), "evaluate")
 
 
+def _sft_models(e: Experiment) -> tuple[str, ...]:
+    method = e.sft.method
+    source = method.source if method.type == "logits" else method
+    teacher = getattr(source, "teacher", None)
+    return (teacher,) if teacher else ()
+
+
+def _rl_models(e: Experiment) -> tuple[str, ...]:
+    start = () if e.rl.start in ("sft", "base") else (e.rl.start,)
+    return (*start, *([e.rl.process.model] if e.rl.process and e.rl.process.type == "local"
+                      else []))
+
+
 def _by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
     return {stage.name: stage for stage in stages}
 
@@ -100,19 +113,21 @@ STAGES = _by_name((
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
-          files=_student_files),
+          files=_student_files,
+          models=lambda e: (e.student.model,) if e.student.model != "tiny" else ()),
     Stage("pack", _load("pack"), next="sft", version=3,
           help="Turn kept traces into token rows with a loss mask.",
           needs=lambda e: ("prepare", "filter", "student"), files=lambda e: (_prompt(e),)),
     Stage("logits", _load("logits"), next="sft", resumable=True,
           help="Score the rows with the teacher: its distribution at every trained token.",
-          needs=_logits_needs),
+          needs=_logits_needs,
+          models=lambda e: (e.logits.teacher,) if e.logits.teacher else ()),
     Stage("sft", _load("sft"), next="rl", model="sft", resumable=True,
-          help="Fine-tune the student on the rows.", needs=_sft_needs),
+          help="Fine-tune the student on the rows.", needs=_sft_needs, models=_sft_models),
     Stage("rl", _load("rl"), next="evaluate", model="rl", resumable=True, version=4,
           help="Refine the student by GRPO with verifiable rewards.",
-          needs=_rl_needs, files=_rl_files),
-    Stage("evaluate", _load("evaluate"), next="report", version=6,
+          needs=_rl_needs, files=_rl_files, models=_rl_models),
+    Stage("evaluate", _load("evaluate"), next="report", version=6, resumable=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),

@@ -109,7 +109,8 @@ def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:
     remade = [f"{name} changed" for name in new["inputs"]
               if old["inputs"].get(name) != new["inputs"][name]]
     keys = [f"{plan.stage.name}.{key}" for key in changed_keys(old["config"], new["config"])]
-    files = [path for path, digest in new["files"].items() if digest not in old["files"].values()]
+    files = [path for kind in ("files", "folders") for path, digest in new.get(kind, {}).items()
+             if digest not in old.get(kind, {}).values()]
     rest = ["code version"] if old["version"] != new["version"] else []
     whole = [key for key in ("seed", "name") if old.get(key) != new.get(key)]
     return ", ".join(remade + keys + files + rest + whole) or "its artifact was deleted"

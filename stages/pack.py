@@ -13,6 +13,8 @@ from pipeline.progress import progress
 from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.packing import Packer, block_tables, table
+from pipeline.student.positions import rows_beyond, say
+from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
 
 
@@ -28,6 +30,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         rows = (row for batch in batches for row in batch)
         for frame in block_tables(rows, block, shape) if block else _tables(batches):
             writer.write(frame)
+    say("pack", rows_beyond(out / "rows.parquet", resolve(inputs["student"]),
+                            experiment.sft.trainer.get("model_init_kwargs")))
     counts = {**packer.counts(), **shape}
     (out / "README.md").write_text(_card(experiment, counts, bool(block)), encoding="utf-8")
     return counts

@@ -23,7 +23,10 @@ from pipeline.serving.engine_group import check_engines
 from pipeline.serving.processes import gpu_count
 from pipeline.serving.vllm_server import has_vllm, rollout_server
 from pipeline.stage import Counts
+from pipeline.student.positions import sampling_beyond, say
+from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
+from pipeline.student.tokenizer import load_tokenizer
 from pipeline.train.arguments import lora_config
 from pipeline.train.launch import check_options, launch
 
@@ -31,6 +34,7 @@ from pipeline.train.launch import check_options, launch
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
     job = job_of(experiment, inputs, out)
+    say("rl", _beyond(job))
     counts = {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
     best = out / "best" / "heldout.json"
     if job.rl.keep == "best" and best.is_file():
@@ -59,6 +63,16 @@ def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJ
     return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
                  held_out=held_out[:config.evaluate_problems], engine=runtime.engine(),
                  judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
+
+
+def _beyond(job: RlJob) -> str | None:
+    """Say that the longest problem and completion do not fit the model, if so."""
+    longest = max((row["prompt"] for row in job.rows), key=lambda chat: len(str(chat)))
+    settings = phase_settings(job.rl)
+    new = max(grpo_config(phase, job.out, job.seed).max_completion_length for phase in settings)
+    return sampling_beyond(job.model, len(prompt_ids(load_tokenizer(job.tokenizer), longest)), new,
+                           "rl.trainer.max_completion_length",
+                           job.rl.trainer.get("model_init_kwargs"))
 
 
 def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:

@@ -13,6 +13,7 @@ from pipeline.serving.processes import gpu_count
 from pipeline.serving.vllm_server import has_vllm
 from pipeline.sft.trainer import arguments, train
 from pipeline.stage import Counts
+from pipeline.student.positions import rows_beyond, say
 from pipeline.student.tiny import resolve
 from pipeline.train.launch import check_options, launch
 
@@ -23,6 +24,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed,
                  engine=experiment.runtime.engine())
+    say("sft", rows_beyond(job.rows, job.model, job.sft.trainer.get("model_init_kwargs")))
     options = experiment.runtime.launch
     # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
     # gives its memory back only when its process ends.

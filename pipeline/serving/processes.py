@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 STOP_SECONDS = 45.0
+STOP_SIGNALS = tuple(getattr(signal, name) for name in (
+    "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if hasattr(signal, name))
+"""What a user, a closed terminal or a batch system (before its time limit) stops a run by."""
 
 
 def is_first() -> bool:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.completion import split_completion
 from pipeline.errors import UserError
 from pipeline.student import template
+from pipeline.student.positions import positions
 from pipeline.student.tokenizer import bare_tokenizer, load_tokenizer
 
 ASK = [{"role": "user", "content": "What is 6 times 7? Put it within \\boxed{}."}]
@@ -41,7 +42,8 @@ def examine(model: str, chat_template: Path | None = None, teacher: str | None =
     size = vocabulary_size(model)
     checks = [Check("tokenizer", True, f"{len(tokenizer):,} tokens and a chat template")]
     checks += [run(name, check, tokenizer) for name, check in CHECKS.items()]
-    checks += [_eos_of_model(tokenizer, model), _embeddings(tokenizer, size, model)]
+    checks += [_eos_of_model(tokenizer, model), _positions(model),
+               _embeddings(tokenizer, size, model)]
     checks += [_vocabularies(tokenizer, size, teacher)] if teacher else []
     return checks + ([run("gold answers", _golds, problems), run("attacks", _attacks, problems)]
                      if problems else [])
@@ -154,6 +156,12 @@ def _eos_of_model(tokenizer: Any, model: str) -> Check:
     return Check("generation config", False,
                  f"generation_config.json stops at {eos_token_ids}, the tokenizer's eos is "
                  f"{tokenizer.eos_token_id}; fix eos_token_id there, or servers will not stop")
+
+
+def _positions(model: str) -> Check:
+    limit = positions(model)
+    return Check("positions", True, "no limit is named" if limit is None else
+                 f"made for texts of up to {limit:,} tokens")
 
 
 def _embeddings(tokenizer: Any, size: int | None, model: str) -> Check:

@@ -13,9 +13,10 @@ import transformers
 from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
 
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
 from pipeline.train import attention, checkpoints
 from pipeline.train.guard import Clock, Guard, non_finite_weight
+from pipeline.train.stop import SaveAndStop, launched_request
 
 
 def load_student(model: str | Path, args: Any) -> Any:
@@ -37,19 +38,14 @@ def load_student(model: str | Path, args: Any) -> Any:
         raise UserError(f"the weights of {model} are damaged ({error}); copy it again") from None
 
 
-@cache
-def _know_numbered_cpus() -> None:
-    """Let torch.load place what accelerate says lies on cpu:0; once a process."""
-    torch.serialization.register_package(
-        30, lambda storage: None,
-        lambda storage, place: storage if place.startswith("cpu:") else None)
-
-
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:
-    """Train from the last complete checkpoint and save model and tokenizer to `out/model`."""
+    """Train from the last complete checkpoint and save model and tokenizer to `out/model`.
+
+    Raises StoppedError, with a checkpoint saved, if a signal stops it.
+    """
     trainer.remove_callback(transformers.PrinterCallback)
     if trainer.args.device.type == "cpu":
-        _know_numbered_cpus()
+        _know_numbered_processors()
     first = trainer.is_world_process_zero()
     with trainer.accelerator.main_process_first():
         checkpoint = checkpoints.last_complete(out / "checkpoints")
@@ -60,13 +56,34 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
         guard.log.unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()         # every process reads the log as it is now
     if not (checkpoint and _finished(trainer, checkpoint)):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _train(trainer, guard.label, checkpoint)
     if name := non_finite_weight(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
     clock = trainer.state.stateful_callbacks.get("Clock", Clock().state())
     return {"steps": trainer.state.global_step,
             "train_seconds": round(clock["attributes"]["spent"], 1)}
+
+
+@cache      # torch sorts what is registered, and cannot sort the same twice
+def _know_numbered_processors() -> None:
+    # accelerate calls the processors of several processes cpu:0, which torch.load does not know
+    torch.serialization.register_package(
+        30, lambda storage: None,
+        lambda storage, place: storage if place.startswith("cpu:") else None)
+
+
+def _train(trainer: Any, label: str, checkpoint: Path | None) -> None:
+    with launched_request() as request:
+        stop = SaveAndStop(request)
+        trainer.add_callback(stop)      # the last, so that no other evaluates or ends a phase then
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.stopped:
+        step = trainer.state.global_step
+        raise StoppedError(f"{label}: stopped after step {step} of {trainer.state.max_steps}, "
+                           f"which is saved (checkpoint-{step}); the same command goes on from it")
+    if request.asked():         # after the last step
+        raise KeyboardInterrupt
 
 
 def _finished(trainer: Any, checkpoint: Path) -> bool:
@@ -111,8 +128,9 @@ def _merge(adapter: Path, folder: Path, width: int) -> None:
 
 
 def _truncate_log(log: Path, step: int) -> None:
-    """Drop the log lines after `step`, and an incomplete last line."""
+    """Drop the log lines after `step`, an incomplete last line and the sum of a stopped run."""
     if log.is_file():
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[-1:] == "}"]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if (values := json.loads(line))["step"] <= step
+                and "train_runtime" not in values]
         log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

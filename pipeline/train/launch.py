@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.job import Job
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
 from pipeline.serving.disk import DiskFullGuard
 from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
+from pipeline.train.stop import passed_on
 
 
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
@@ -57,7 +59,11 @@ def check_options(options: Mapping[str, Any]) -> None:
 def run(line: list[str], environment: Mapping[str, str]) -> int:
     """Run the process `line` and return its exit code; its children end with it or this process."""
     with process_group(line, environment) as process:
-        return process.wait()
+        try:
+            return process.wait()
+        except KeyboardInterrupt:       # the second: it is not to save any more
+            os.killpg(process.pid, signal.SIGINT)
+            raise
 
 
 def launch(job: Job, module: str, options: Mapping[str, Any],
@@ -65,12 +71,13 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     """Run `job` by `module` in accelerate's processes on `gpus` (all by default); returns counts.
 
     With several nodes each runs the same command with its own machine_rank. Raises UserError with
-    the message of a process that failed.
+    the message of a process that failed, StoppedError if they saved and stopped.
     """
     check_options(options)
-    path, failure, counts = (job.out / name for name in ("job.json", "failure.txt", "counts.json"))
+    path, failure, stopped, counts = (job.out / name for name in (
+        "job.json", "failure.txt", "stopped.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
-    for old in (failure, counts):
+    for old in (failure, stopped, counts):
         old.unlink(missing_ok=True)
     names = visible_gpus() if gpus is None else gpus.split(",")
     # Without options only the first: one process would spread each batch over several by threads.
@@ -78,7 +85,12 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     # A colocated vLLM listens there; by default every run of a host tries the same few ports.
     port = {} if options else {"MASTER_PORT": str(free_port())}
     line = command(options, ["-m", module, str(path)])
-    code = run(line, {**port, **os.environ, **visible})
+    with passed_on() as (request, told):
+        code = run(line, {**port, **os.environ, **visible, **told})
+    if stopped.is_file():
+        raise StoppedError(stopped.read_text(encoding="utf-8"))
+    if request.asked():         # before the first step or after the last
+        raise KeyboardInterrupt
     if failure.is_file():
         raise UserError(failure.read_text(encoding="utf-8"))
     if code or not counts.is_file():
@@ -89,7 +101,8 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
 def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:
     """Run `train` on the job of `kind` whose JSON file the command line names.
 
-    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2.
+    The first process writes counts.json; a UserError goes to failure.txt and ends with code 2, a
+    StoppedError to stopped.txt and with code 0, lest a launcher kills processes that still save.
     """
     job = kind.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
@@ -97,6 +110,11 @@ def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None
             counts = train(job)
             if is_first():
                 (job.out / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
+    except StoppedError as error:
+        if is_first():
+            (job.out / "stopped.txt").write_text(str(error), encoding="utf-8")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         print(error, file=sys.stderr)
         with suppress(OSError):     # the disk may be full

@@ -1,0 +1,51 @@
+"""An evaluation that is stopped goes on with the benchmarks that are not measured yet."""
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+import tiny_rl
+
+from pipeline import tables
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
+from stages import evaluate
+from stages.graph import STAGES
+
+CONFIG = Path(__file__).parents[2] / "configs/default.yaml"
+
+
+def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, monkeypatch):
+    student, prepare = tmp_path / "student", tmp_path / "prepare"
+    tiny_rl.build(student)
+    (student / "tokenizer").symlink_to(student / "model")
+    prepare.mkdir()
+    rows = [{k: v for k, v in row.items() if k != "prompt"} for row in tiny_rl.problems(3)]
+    tables.write(tables.Problem, pl.DataFrame(rows), prepare / "heldout.parquet")
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"problem": "1+1?", "answer": "2"}))
+    experiment = load(Experiment, [CONFIG], [
+        "evaluate.models=[untrained]", f"evaluate.benchmarks=[heldout, {own}]",
+        "evaluate.sampling.max_tokens=8", "runtime.judge_workers=1"])
+    inputs = {"student": student, "prepare": prepare}
+    real, asked = evaluate.sample_sets, []
+
+    def dying(*given):
+        asked.append(list(given[2]))
+        for name, groups in real(*given):
+            if name == "own" and len(asked) == 2:
+                raise KeyboardInterrupt
+            yield name, groups
+
+    monkeypatch.setattr(evaluate, "sample_sets", dying)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    expected = evaluate.run(experiment, inputs, whole)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(experiment, inputs, cut)
+    assert evaluate.run(experiment, inputs, cut) == expected and STAGES["evaluate"].resumable
+    assert asked == [["heldout", "own"], ["heldout", "own"], ["own"]]
+    both = [pl.read_parquet(folder / "completions.parquet") for folder in (whole, cut)]
+    assert both[0].equals(both[1]) and not (cut / "judged").exists()
