@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 
 from pipeline.judge.math.forms.chinese import in_latex
+from pipeline.judge.math.forms.languages import in_english
 from pipeline.judge.math.forms.wrappings import unwrap
 
 MAX_ANSWER = 2000
@@ -91,7 +92,7 @@ def clean(text: str) -> str:
     text = unwrap(text)
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
-    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
+    text = in_english(_PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n~")))
     if not text.isascii():
         text = in_latex(text)
     text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
