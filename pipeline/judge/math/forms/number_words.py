@@ -100,7 +100,7 @@ _DIGITS = {char: i for i, char in enumerate("零一二三四五六七八九")} |
 _STEPS = {"十": 10, "百": 100, "千": 1000}
 CHINESE = "零〇一二两三四五六七八九十百千万亿"
 _CHINESE_NUMBER = re.compile(
-    rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?[十百千]?[万亿]+|[{CHINESE}]+)"
+    rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?(?:[十百千]?[万亿]+|[百千])|[{CHINESE}]+)"
     r"(?:点([零〇一二三四五六七八九]+))?")
 
 
