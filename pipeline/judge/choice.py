@@ -21,6 +21,8 @@ _FAILED = re.compile(
     r"(?:option|choice|answer)s?\s*\(?[A-J]\)?(?:(?!because|since)[^.;,\n]){0,30}?\b(?:fails?|wrong|"
     r"false|incorrect|eliminated|excluded|impossible)\b"
     r"|(?<![A-Za-z])\(?[A-J]\)? (?:is|are) (?:\w+ly )?(?:wrong|false|incorrect|impossible)\b", re.I)
+_NAMING = re.compile(r"^(?:the )?(?:correct )?(?:final )?(?:option|answer|choice)\s*(?:is\b)?"
+                     r"\s*[:.]?\s*", re.I)
 _ALSO = re.compile(r"\)?\s*(?:or|and|/)\s*\(?([A-J])(?![A-Za-z])")
 _EITHER = re.compile(r"(?<![A-Za-z])\(?[A-J]\)? or \(?[A-J]\)?(?![A-Za-z])\s*\.?\s*$")
 _NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"
@@ -56,6 +58,7 @@ def letters(text: str) -> list[str]:
 def _listed(text: str) -> list[str]:
     """"A", "(A)", "A and C", "A. five", or a lower-case letter alone."""
     text = re.sub(r"[‹›⦃⦄]", " ", text).strip()
+    text = _NAMING.sub("", text)
     if re.fullmatch(r"[\(\[]?[a-jA-J][\)\].]?", text):
         return [text.strip("()[].").upper()]
     if re.fullmatch(r"[\s(]*[A-J][)\s]*(?:,[\s(]*[A-J][)\s]*)+", text):

@@ -208,7 +208,8 @@ class Comparison(Quantities):
         """Whether the multisets pair off; None where an undecided pair could make it so."""
         rest, unsure = list(right), False
         for item in left:
-            results = [self.same(item, other) for other in rest]
+            results = [(item.kind == "set") == (other.kind == "set") and self.same(item, other)
+                       for other in rest]
             if True in results:
                 rest.pop(results.index(True))
             elif None in results:

@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 
 from pipeline.judge.math.forms.chinese import in_latex
+from pipeline.judge.math.forms.languages import in_english
+from pipeline.judge.math.forms.notations import plain_notation
 from pipeline.judge.math.forms.wrappings import unwrap
 
 MAX_ANSWER = 2000
@@ -33,7 +35,8 @@ _ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle
 _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
          "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
          "ast": "cdot", "div": "/", "lbrace": "⦃", "rbrace": "⦄", "colon": ":", "mid": "|",
-         "vert": "|", "lvert": "|", "rvert": "|", "tg": "tan", "ctg": "cot",
+         "vert": "|", "lvert": "|", "rvert": "|", "lVert": "|", "rVert": "|", "Vert": "|",
+         "tg": "tan", "ctg": "cot",
          "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ",
          "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
@@ -75,7 +78,7 @@ _OUTWARD = re.compile(r"([\]\[])(\s*[^\s\[\]()⦃⦄,][^\[\]()⦃⦄,]*,\s*[^\s\
                       r"([\]\[])")
 _MIXED = re.compile(r"(?<![\w.,/^])(\d{1,4}) +(\d{1,4})/(\d{1,4})(?![\w.,/^])")
 _VECTOR = r"\\(?:mathbf|vec|boldsymbol|bm|overrightarrow)\s*(?:\{\s*[A-Za-z]\s*\}|[A-Za-z])"
-_CROSS = re.compile(rf"({_VECTOR}\s*)\\times\s*({_VECTOR})")
+_CROSS = re.compile(rf"((?:{_VECTOR}|\\nabla)\s*)\\times\s*({_VECTOR}|[A-Za-z])")
 _UNIT_VECTOR = re.compile(
     r"\\(?:hat|mathbf|vec|boldsymbol)\s*(?:\{\s*(?:\\(?:mathbf|hat|rm|bf|mathrm|boldsymbol)\s*)?"
     r"\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\}|\s([ijk])(?![A-Za-z]))")
@@ -88,10 +91,10 @@ def clean(text: str) -> str:
     """`text` without layout: fonts, spacing, dollars and synonyms gone, words as ‹words›."""
     if text.isascii() and text.isdecimal():
         return text[:MAX_ANSWER]
-    text = unwrap(text)
+    text = plain_notation(unwrap(text))
     if _ESCAPED.search(text):
         text = _ESCAPED.sub(lambda m: _CONTROL[m[0]], text)
-    text = _PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n"))
+    text = in_english(_PLAIN_RE.sub(lambda m: _PLAIN[m[0]], text[:MAX_ANSWER].strip(" \n~")))
     if not text.isascii():
         text = in_latex(text)
     text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
@@ -103,7 +106,7 @@ def clean(text: str) -> str:
     if "\\" in text:
         text = _CROSS.sub(r"\1\\cross \2", _UNIT_VECTOR.sub(_unit_vector, text))
         text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))
-    text = _commands(text) if "\\" in text else re.sub(r"\s+", " ", text)
+    text = _commands(text) if "\\" in text else re.sub(r"[\s~]+", " ", text)
     text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
     if not text.isascii():
         text = _CURRENCY.sub(lambda m: f"{m[1]}{m[3]}‹{_CURRENCIES[m[2]]}›", text)
@@ -174,7 +177,7 @@ def _commands(text: str) -> str:
     else:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
-        text = _TEXT.sub(lambda m: f"‹{m[1]}›", text)
+        text = _TEXT.sub(lambda m: m[1] if _QUOTED.fullmatch(m[1]) else f"‹{m[1]}›", text)
         text = _FONTS.sub(lambda m: f" {_font(m)} ", text)
     text = _REPEATING.sub(_repeating, text)
     text = text.replace("\\left.", "").replace("\\right.", "")
@@ -183,6 +186,7 @@ def _commands(text: str) -> str:
     return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
 
 
+_QUOTED = re.compile(r"\s*‹[^‹›]*›\s*")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
 
 

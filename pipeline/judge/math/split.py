@@ -19,7 +19,7 @@ _LABEL = re.compile(
     r"|(?:[^\d=‹›]*+‹[^›]*+›)+\s*|\|\s*[A-Za-z]{1,2}\s*\|"
     r"|[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?(?:\s*:\s*[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?)?")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=,]{1,8}?)+\s*\)")
-_AFTER = re.compile(r"\s*(?:‹[^›]*›|%)\s*$")
+_AFTER = re.compile(r"\s*(?:‹[^›]*›(?:\s*\^\s*\{?\s*\d\s*\}?)?|%|\\ldots|…|\.\.\.)\s*$")
 
 
 def split_top(text: str, separators: str) -> list[str]:

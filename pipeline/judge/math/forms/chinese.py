@@ -9,7 +9,9 @@ from pipeline.judge.math.forms.number_words import CHINESE, chinese
 _WORDS = {
     "空集": r"\emptyset ", "实数集": r"\mathbb{R}", "全体实数": r"\mathbb{R}",
     "无解": "no solution", "不存在": "does not exist", "偶数": "even", "奇数": "odd",
-    "质数": "prime", "是": "yes",
+    "质数": "prime", "合数": "composite", "素数": "prime", "正确": "correct", "错误": "incorrect",
+    "对": "correct", "错": "incorrect", "有理数": "rational", "无理数": "irrational",
+    "整数": "integer", "东": "east", "西": "west", "南": "south", "北": "north", "是": "yes",
     "是的": "yes", "否": "no", "不是": "no", "正无穷": r"\infty ", "无穷大": r"\infty ",
     "无穷": r"\infty ", "无数": "infinitely many", "上午": "am", "下午": "pm"}
 _UNITS = {
@@ -21,16 +23,20 @@ _UNITS = {
     **dict.fromkeys("个只本人名件条张次种颗组位台辆棵间道题", "things")}
 _JOINING = {"或": " or ", "或者": " or ", "和": " and ", "且": " and ", "并且": " and ",
             "与": " and ", "及": " and "}
-_RUN = re.compile(r"[\u3400-\u9fff]+")
-_NUMBER = re.compile(rf"负?(?:[{CHINESE}]+分之)?(?:\d+(?:\.\d+)?[十百千]?[万亿]+|[{CHINESE}]+"
-                     r"(?:点[零〇一二三四五六七八九]+)?)")
+_RUN = re.compile(r"[〇\u3400-\u9fff]+")
+_FORMAL = str.maketrans("壹贰貳叁參肆伍陆陸柒捌玖拾佰仟萬億兩負",
+                        "一二二三三四五六六七八九十百千万亿两负")
+_NUMBER = re.compile(rf"负?(?:[{CHINESE}]+分之)?(?:\d+(?:\.\d+)?(?:[十百千]?[万亿]+|[百千])"
+                     rf"|[{CHINESE}]+(?:点[零〇一二三四五六七八九]+)?)")
+_MIXED = re.compile(rf"([{CHINESE}]+)又([{CHINESE}]+分之[{CHINESE}]+)")
 
 
 def in_latex(text: str) -> str:
     """`text` with the Chinese that is known put in LaTeX; other Chinese stays, as words."""
     if not _RUN.search(text):
         return text
-    text = _RUN.sub(_word, text)  # 千克 is a unit before 千 is a thousand
+    text = _RUN.sub(_word, text.translate(_FORMAL))  # 千克 is a unit before 千 is a thousand
+    text = _MIXED.sub(lambda m: chinese(m[1]) + chinese(m[2]), text)
     text = _NUMBER.sub(lambda m: chinese(m[0]) or m[0], text)
     return _RUN.sub(_word, text)
 

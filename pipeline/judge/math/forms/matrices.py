@@ -16,6 +16,8 @@ Parse = Callable[[str], Node]
 _ONE = re.compile(r"([^⟦⟧]*?)[(\[{|]*\s*⟦([^⟦⟧]*)⟧\s*[)\]}|]*\s*(?:\^\s*\{?\s*(T|\\top|\\intercal)"
                   r"\s*\}?)?")
 _CASES = re.compile(r"⦃\s*⟦([^⟦⟧]*)⟧\s*[.,;]?")
+_BEFORE_CONDITION = re.compile(r"&|(?=‹(?:if|when|for|where|otherwise|else)\b)"
+                               r"|,(?=\s*(?:‹|[^,]*(?:[<>=]|\\(?:le|ge|ne|in)\b)))")
 _IF = re.compile(r"^[\s,]*(?:‹(?:if|when|for|where)\s*›|‹(?:if|when|for|where) )?\s*", re.I)
 
 
@@ -75,8 +77,7 @@ def _expanded(rows: list[list[Tree]]) -> Tree:
 
 def _piecewise(text: str, inner: str, parse: Parse) -> Node | None:
     """Pieces with their conditions; without any condition a list, as of a system of equations."""
-    rows = [re.split(r"&|,(?=\s*(?:‹|[^,]*(?:[<>=]|\\(?:le|ge|ne|in)\b)))", row, maxsplit=1)
-            for row in _rows(inner)]
+    rows = [_BEFORE_CONDITION.split(row, maxsplit=1) for row in _rows(inner)]
     if all(len(row) == 1 or not row[1].strip(" .,") for row in rows):
         return Node("list", text, tuple(parse(row[0].strip(" .,")) for row in rows))
     if any(len(row) == 1 for row in rows):
@@ -89,6 +90,8 @@ def _condition(text: str) -> str:
     text = text.strip(" .,;&")
     match = _IF.match(text)
     rest = text[match.end():] if match else text
+    if rest.strip("‹› ").lower() in ("else", "otherwise", "elsewhere", "in all other cases"):
+        return "‹otherwise›"
     return f"‹{rest}" if "›" in rest and "‹" not in rest.partition("›")[0] else rest
 
 

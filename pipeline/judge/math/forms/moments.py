@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from pipeline.judge.math.forms.languages import calendar
+from pipeline.judge.math.forms.number_words import in_words
+
 _MONTHS = ["january", "february", "march", "april", "may", "june", "july", "august", "september",
            "october", "november", "december"]
 _DAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
@@ -15,13 +18,13 @@ _LAYOUT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|textit|textrm|rm)(?![
                      r"|\\[!,;:> ]|[{}$~]")
 _HALF = r"(?P<half>a\.?\s*m\.?|p\.?\s*m\.?|noon|midnight)"
 _CLOCK = re.compile(rf"(?:at )?(?P<hour>\d{{1,2}})(?:\s*:\s*(?P<minute>\d\d)"
-                    rf"(?:\s*:\s*(?P<second>\d\d))?|\s*o'?\s*clock)?\s*{_HALF}?\.?", re.I)
+                    rf"(?:\s*:\s*(?P<second>\d\d))?)?(?:\s*o'?\s*clock)?\s*{_HALF}?\.?", re.I)
 _NAMED = re.compile(r"(?:at )?(?:12 )?(noon|midnight)\.?", re.I)
 _ORDINAL = r"(\d{1,2})(?:\s*(?:st|nd|rd|th))?"
 _DATES = (
     (re.compile(r"(\d{4})-(\d\d)-(\d\d)"), "ymd"),
     (re.compile(rf"({_MONTH}) {_ORDINAL}(?:,? (\d{{4}}))?", re.I), "mdy"),
-    (re.compile(rf"{_ORDINAL}(?: of)? ({_MONTH}),?(?: (\d{{4}}))?", re.I), "dmy"),
+    (re.compile(rf"(?:the )?{_ORDINAL}(?: of)? ({_MONTH}),?(?: (\d{{4}}))?", re.I), "dmy"),
     (re.compile(rf"({_MONTH}),? (\d{{4}})", re.I), "my"),
     (re.compile(rf"({_MONTH})", re.I), "m"))
 _WEEKDAY = re.compile(rf"(?:on )?(?:the )?({_DAY})s?(?:, (.*))?\.?", re.I)
@@ -44,11 +47,61 @@ class Moment:
 def moment(text: str, statement: str = "", timed: bool = False) -> Moment | None:
     """The time or date that the whole `text` is. A bare 3:15 is one only if `statement` asks for
     a time, or if it is compared with a time (`timed`)."""
-    if len(text) > 80 or not re.search(r"[A-Za-z:-]", text):
+    if len(text) > 80 or not re.search(r"[A-Za-z:/-]|[日月点时周期拜]", text):
         return None
     plain = " ".join(_LAYOUT.sub(" ", text).split()).strip(" .")
-    plain = re.sub(r"\s*:\s*", ":", plain)
+    plain = _as_clock(calendar(_in_digits(re.sub(r"\s*:\s*", ":", plain))))
     return _clock(plain, timed or bool(_ABOUT_TIME.search(statement))) or _date(plain)
+
+
+_CHINESE_DATE = re.compile(r"(?:(\d{4})年)?(\d{1,2})月(\d{1,2})[日号]")
+_CHINESE_CLOCK = re.compile(
+    r"(上午|下午|晚上|早上|凌晨|中午)?\s*(\d{1,2})[点时](?:(半)|(\d{1,2})分)?整?")
+_CHINESE_HALF = {"上午": "am", "早上": "am", "凌晨": "am", "下午": "pm", "晚上": "pm", "中午": "pm"}
+
+
+def _in_digits(text: str) -> str:
+    """Chinese dates and times, and 2022/3/5, in digits."""
+    if date := _CHINESE_DATE.fullmatch(text):
+        return f"{date[1]}-{date[2]:0>2}-{date[3]:0>2}" if date[1] else \
+            f"{_MONTHS[(int(date[2]) - 1) % 12]} {date[3]}"
+    if time := _CHINESE_CLOCK.fullmatch(text):
+        minute = "30" if time[3] else f"{time[4] or 0:0>2}"
+        half = _CHINESE_HALF.get(time[1] or "")
+        return f"{time[2]}:{minute} {half}" if half else f"{time[2]}:{minute} o'clock"
+    if date := re.fullmatch(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})", text):
+        return f"{date[1]}-{date[2]:0>2}-{date[3]:0>2}"
+    return text
+
+
+_SPOKEN = re.compile(r"(?:at )?(?:(half|(?:a )?quarter|[a-z-]+|\d{1,2})(?: minutes?)? (past|to) )?"
+                     r"([a-z]+|\d{1,2})(?: o'? ?clock)?(?: (am|pm))?", re.I)
+_TIME_OF_DAY = re.compile(r"\s*\bin the (morning|afternoon|evening)\.?$", re.I)
+_WITH_H = re.compile(r"(\d{1,2})\s*(?:h|Uhr)\s*(\d\d)?(?:\s*Uhr)?|(\d{1,2}:\d\d)\s*(?:h|Uhr)")
+
+
+def _as_clock(text: str) -> str:
+    """Half past three, ten o'clock, 6 in the evening, 14h30, 14 Uhr as 3:30 o'clock and so on."""
+    text = _TIME_OF_DAY.sub(lambda m: " am" if m[1].lower() == "morning" else " pm", text)
+    if (match := _WITH_H.fullmatch(text)) and (match[2] or match[3] or "Uhr" in text):
+        return (match[3] or f"{match[1]}:{match[2] or '00'}") + " o'clock"
+    match = _SPOKEN.fullmatch(text)
+    if not match or not (match[2] or "clock" in text.lower()):
+        return text
+    hour, past = _number(match[3]), _number(match[1] or "")
+    if not 1 <= hour <= 12 or not 0 <= past < 60 or (past == 30 and match[2] == "to"):
+        return text
+    minutes = hour * 60 + (past if (match[2] or "").lower() != "to" else -past)
+    half = match[4] or "o'clock"
+    return f"{(minutes // 60 - 1) % 12 + 1}:{minutes % 60:02} {half}"
+
+
+def _number(word: str) -> int:
+    """The whole number of digits or words, "half" of an hour too; -1 of others, 0 of ""."""
+    word = word.lower().removeprefix("a ")
+    value = {"": 0, "half": 30, "quarter": 15}.get(word, int(word) if word.isdecimal() else None)
+    spelt = in_words(word) if value is None else value
+    return -1 if spelt is None or spelt != int(spelt) else int(spelt)
 
 
 def _clock(text: str, timed: bool) -> Moment | None:

@@ -6,6 +6,8 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
+from pipeline.judge.math.forms import languages
+
 _SMALL = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
     "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
@@ -28,6 +30,8 @@ NUMBER_WORDS = frozenset([*_SMALL, *_TENS, *MAGNITUDES, *PARTS, "first", "second
 @lru_cache(maxsize=5_000)
 def in_words(text: str) -> Fraction | None:
     """The number that `text` spells ("one and three quarters", "minus two"), None of others."""
+    if (foreign := languages.number(text)) is not None:
+        return Fraction(foreign)
     tokens = text.casefold().replace("-", " ").split()
     if not tokens or len(tokens) > 14:
         return None
@@ -72,7 +76,7 @@ def _cardinal(tokens: list[str]) -> int | None:
         return 0
     total, group, last = 0, 0, 10**15
     for place, word in enumerate(tokens):
-        if word == "and" and group and place < len(tokens) - 1:
+        if word == "and" and (group or total) and place < len(tokens) - 1:
             continue
         if word in ("a", "an") and place == 0 and len(tokens) > 1 and tokens[1] in MAGNITUDES:
             group = 1
@@ -96,7 +100,7 @@ _DIGITS = {char: i for i, char in enumerate("零一二三四五六七八九")} |
 _STEPS = {"十": 10, "百": 100, "千": 1000}
 CHINESE = "零〇一二两三四五六七八九十百千万亿"
 _CHINESE_NUMBER = re.compile(
-    rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?[十百千]?[万亿]+|[{CHINESE}]+)"
+    rf"(负)?(?:([{CHINESE}]+)分之)?(\d+(?:\.\d+)?(?:[十百千]?[万亿]+|[百千])|[{CHINESE}]+)"
     r"(?:点([零〇一二三四五六七八九]+))?")
 
 

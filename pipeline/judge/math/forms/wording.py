@@ -49,7 +49,8 @@ _CLOSED = frozenset([
     "what", "when", "where", "whether", "which", "while", "who", "whose", "why", "with",
     "within", "without", "would", "wrong", "yet", "always", "unless", "times",
     "equals", "exceeds", "is", "are", "does", "has", "plus", "minus", "versus",
-    "this", "thus"]) | NUMBER_WORDS
+    "this", "thus", "sines", "cosines", "cotangents", "cosecants", "logarithms", "factorials",
+    "reciprocals", "exponentials"]) | NUMBER_WORDS
 _AFTER = frozenset(["total", "altogether", "each", "long", "old", "wide", "tall", "high", "deep",
                     "apart", "away", "exactly", "respectively", "approximately", "approx"])
 _PLURALS = frozenset([
@@ -60,6 +61,9 @@ _PLURALS = frozenset([
     "homework", "salt", "ways"])
 
 
+_IN_ALL = (["in", "total"], ["in", "all"])
+
+
 def _words(text: str) -> list[str]:
     return re.sub(r"[‹›.,:;!()'’\\{}^-]+", " ", text).casefold().split()
 
@@ -67,8 +71,8 @@ def _words(text: str) -> list[str]:
 def harmless_after(text: str, statement: str = "", single: bool = False) -> bool:
     """Whether `text` after a number is a unit or things counted; `single` after 1."""
     words = _words(text)
-    while words and (words[-1] in _AFTER or words[-2:] == ["in", "total"]):
-        words = words[:-2] if words[-1] == "total" and words[-2:-1] == ["in"] else words[:-1]
+    while words and (words[-1] in _AFTER or words[-2:] in _IN_ALL):
+        words = words[:-2] if words[-2:] in _IN_ALL else words[:-1]
     if not words or unit_of(" ".join(re.sub(r"[‹›.]", " ", text).split())) is not None \
             or unit_of(" ".join(words)) is not None:
         return True
@@ -112,8 +116,8 @@ def content(text: str) -> list[str]:
 _COPULAS = frozenset([
     "is", "are", "be", "must", "must", "should", "was", "were", "a", "an", "the", "that", "it",
     "has", "to", "of"])
-_MARKERS = re.compile(r"^\s*,?\s*(?:for|where|when(?:ever)?|if|with|provided(?: that)?|given"
-                      r"(?: that)?|such that|assuming(?: that)?|as long as)\b\s*", re.I)
+_MARKERS = re.compile(r"^\s*,?\s*(?:for(?: all| any| every| each)?|where|when(?:ever)?|if|with|provided"
+                      r"(?: that)?|given(?: that)?|such that|assuming(?: that)?|as long as)\b\s*", re.I)
 _DOMAIN = re.compile(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?"
                      r"(?:\s*[_^]\s*\{?\s*(?:[>*+]|\\ge)?\s*0?\s*\}?)?")
 _UNIVERSAL = re.compile(r"(?:for )?(?:all|any|every|each|arbitrary|some)\b|\bintegers?\b|\breals?\b"

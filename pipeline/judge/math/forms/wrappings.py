@@ -20,23 +20,45 @@ _RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ]+")
 _LOWERED_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎]+")
 _SHOWN = {"textcolor": 1, "colorbox": 1, "underline": 0, "uline": 0, "bbox": 0, "centering": 0,
           "fcolorbox": 2, "mathstrut": 0, "smash": 0, "emph": 0, "textsf": 0, "textsc": 0,
-          "mathnormal": 0, "bm": 0, "pmb": 0, "scalebox": 1, "rlap": 0, "llap": 0, "textup": 0}
+          "mathnormal": 0, "bm": 0, "pmb": 0, "scalebox": 1, "rlap": 0, "llap": 0, "textup": 0,
+          "mathcolor": 1, "textmd": 0, "textsl": 0, "uuline": 0, "uwave": 0, "framebox": 0,
+          "makebox": 0, "mathop": 0, "mathord": 0, "mathinner": 0, "mathtt": 0, "Aboxed": 0,
+          "clap": 0, "resizebox": 2}
 """Commands that show their last argument as it is; how many arguments stand before it."""
 _FONTS = ("mathbf", "boldsymbol", "mathit", "mathsf")
 _HIDDEN = {"phantom": 1, "hphantom": 1, "vphantom": 1, "hspace": 1, "vspace": 1, "color": 1,
-           "mspace": 1, "fontsize": 2, "hskip": 0, "definecolor": 3}
+           "mspace": 1, "fontsize": 2, "hskip": 0, "definecolor": 3, "label": 1, "addvspace": 1}
 """Commands that show nothing, with how many arguments."""
 _MACRO = re.compile(r"\\(" + "|".join(sorted({*_SHOWN, *_HIDDEN, *_FONTS} | {
     "SI", "qty", "num", "si", "unit", "ang", "ce"}, key=len, reverse=True)) + r")\*?(?![A-Za-z])")
 _SIZES = re.compile(r"\\(?:tiny|scriptsize|footnotesize|small|large|Large|LARGE|huge|Huge|"
                     r"scriptstyle|bfseries|itshape|sffamily|normalcolor|nobreak|allowbreak|"
                     r"noindent|enspace|enskip|medspace|thickspace|negthinspace|strut|null|"
-                    r"newline|linebreak|hfill|bigskip|sf|tt|sl|mathsurround)(?![A-Za-z])")
+                    r"newline|linebreak|nonumber|notag|break|par|medskip|smallskip|upshape|mdseries|"
+                    r"rmfamily|ttfamily|slshape|scshape|crampedscriptstyle|scriptscriptstyle|"
+                    r"textstyle|displaystyle|normalfont|mathstrut|relax|protect|unskip|hfil|vfill|hss|hfill|bigskip|sf|tt|sl|mathsurround)(?![A-Za-z])")
+
+
+_ENVIRONMENT = re.compile(
+    r"\s*\\begin\{(aligned|gathered|align|gather|equation|displaymath|math|center|split|multline|"
+    r"flushleft|flushright|quote)(\*?)\}((?:(?!&|\\\\|\\begin).)*)\\end\{\1\2\}\s*", re.S)
+_MARKUP = re.compile(r"\s*(?:\*\*([^*]+)\*\*|__([^_]+)__|`+([^`]+)`+|"
+                     r"<(b|i|u|em|strong|span|mark|code|big|small|center|font|p|div|tt)"
+                     r"(?: [^<>]*)?>(.+)</\4>)\s*", re.S)
+_STRETCH = re.compile(r"\\(?:mskip|hskip|kern|mkern|vskip)\s*-?[\d.]+\s*"
+                      r"(?:mu|em|ex|pt|mm|cm|in|bp)")
 
 
 @lru_cache(maxsize=20_000)
 def unwrap(text: str) -> str:
     """`text` without wrappings."""
+    for _ in range(3):
+        if match := _MARKUP.fullmatch(text):
+            text = match[1] or match[2] or match[3] or match[5]
+        if match := _ENVIRONMENT.fullmatch(text):
+            text = match[3]
+    if "\\" in text:
+        text = _STRETCH.sub(" ", text)
     if "\\" in text:
         text = _SIZES.sub(" ", _macros(text)) if _MACRO.search(text) else _SIZES.sub(" ", text)
     if "&" in text:
@@ -102,6 +124,8 @@ def _shown(name: str, found: list[str], before: str) -> str:
     if name in _HIDDEN:
         return " "
     if name in ("SI", "qty"):
+        if (unit := _unit_macros(found[1])).startswith("°"):
+            return f"{found[0]}^\\circ\\text{{{unit[1:]}}}"
         return f"{found[0]}\\text{{ {_unit_macros(found[1])}}}"
     if name in ("si", "unit"):
         return f"\\text{{ {_unit_macros(found[0])}}}"

@@ -1,0 +1,79 @@
+"""Other notations of the same thing in one spelling: transposes, binomials, periods, rows."""
+
+from __future__ import annotations
+
+import re
+
+_T = r"(?:\\(?:mathsf|mathrm|mathtt|mathit|mathbf|text|textsf|textrm|rm|sf)\s*\{?\s*T\s*\}?" \
+     r"|\\(?:top|intercal|transpose|mathsf\s+T)(?![A-Za-z]))"
+_TRANSPOSED = re.compile(rf"\^\s*(?:\{{\s*{_T}\s*\}}|{_T})|(?<=[A-Z])\s*\^\s*\{{?\s*T\s*\}}?"
+                         r"(?![A-Za-z])")
+_COLUMN = re.compile(r"[(\[]([^()\[\]=]+,[^()\[\]=]+)[)\]]\s*\^\s*\{?\s*(?:T|\\top)\s*\}?")
+_ROWS = re.compile(r"\[\s*((?:\[[^\[\]]+\]\s*,\s*)+\[[^\[\]]+\])\s*\]")
+_DIAGONAL = re.compile(r"\\(?:operatorname|mathrm|text)\s*\{\s*diag\s*\}\s*\(([^()=]+)\)")
+_CHOOSE = re.compile(r"(?<![\w)}\]])(?:\{\s*\}\s*)?[_^]\s*\{?\s*(\d{1,3})\s*\}?\s*([CP])"
+                     r"\s*_\s*\{?\s*(\d{1,3})\s*\}?|(?<![A-Za-z\\])([CP])\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)(?=\s*=)")
+_PERIOD = re.compile(r"(\.\d*)\\dot\s*\{?\s*(\d)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?")
+_DECIMAL_COMMA = re.compile(r"(?<![\d,}.])(\d+)\s*\{\s*,\s*\}\s*(\d{1,2}|\d{4,})(?![\d{])")
+_ZERO_COMMA = re.compile(r"(?<![\d,}.])0\s*\{\s*,\s*\}\s*(\d+)(?![\d{])")
+_ABOUT = r"(?:‹?\s*)(?:about|approx(?:imately)?\.?|roughly)\b"
+_APPROXIMATELY = re.compile(
+    rf"(?<=[^\s(=<>,])\s*[,;]?\s*\(\s*(?:\\approx|=|\\text\s*\{{\s*(?:or )?{_ABOUT}\s*\}})"
+    r"\s*([\d.,]+)\s*\)$"
+    rf"|(?<=[^\s(=<>,])\s*,?\s*\\text\s*\{{\s*,?\s*(?:\(|or |which is |i\.e\. )\s*{_ABOUT}\s*\}}"
+    r"\s*([\d.,]+)\s*\)?$")
+_NEARLY = re.compile(r"\\(?:simeq|doteq|approxeq|thickapprox|cong(?=\s*-?[\d.]))(?![A-Za-z])")
+_BARE_VECTOR = re.compile(r"\\(vec|mathbf|boldsymbol|overrightarrow)\s+([A-Za-z])(?![A-Za-z])")
+
+
+def plain_notation(text: str) -> str:
+    """`text`, still LaTeX, with these notations in their one spelling."""
+    if "[" in text:
+        text = _ROWS.sub(_matrix_of_rows, text)
+    if "^" in text:
+        text = _COLUMN.sub(_column, _TRANSPOSED.sub(r"^{\\top}", text))
+    if "_" in text or "=" in text:
+        text = _CHOOSE.sub(_chosen, text)
+    if "\\" in text:
+        text = _DIAGONAL.sub(_diagonal, _PERIOD.sub(_overlined, text))
+        text = _NEARLY.sub(r"\\approx ", _BARE_VECTOR.sub(r"\\\1{\2}", text))
+        text = _APPROXIMATELY.sub(lambda m: f" \\approx {m[1] or m[2]}", text)
+        text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
+        text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
+    if "{" in text:
+        text = _DECIMAL_COMMA.sub(r"\1.\2", _ZERO_COMMA.sub(r"0.\1", text))
+    return text
+
+
+def _matrix_of_rows(match: re.Match[str]) -> str:
+    """[[1, 2], [3, 4]] as a matrix; rows of different lengths stay as they are."""
+    rows = [row.split(",") for row in re.findall(r"\[([^\[\]]+)\]", match[1])]
+    if len({len(row) for row in rows}) != 1 or len(rows[0]) < 2:
+        return match[0]
+    return _matrix(rows)
+
+
+def _matrix(rows: list[list[str]]) -> str:
+    return r"\begin{pmatrix}" + r" \\ ".join("&".join(row) for row in rows) + r"\end{pmatrix}"
+
+
+def _column(match: re.Match[str]) -> str:
+    return _matrix([[cell] for cell in match[1].split(",")])
+
+
+def _diagonal(match: re.Match[str]) -> str:
+    cells = match[1].split(",")
+    return _matrix([[cell if i == j else "0" for j in range(len(cells))]
+                    for i, cell in enumerate(cells)])
+
+
+def _chosen(match: re.Match[str]) -> str:
+    """nCk and C(n, k) as binomials, nPk as a quotient of factorials."""
+    n, kind, k = match[1] or match[5], match[2] or match[4], match[3] or match[6]
+    if int(k) > int(n):
+        return match[0]
+    return f"\\binom{{{n}}}{{{k}}}" if kind == "C" else f"\\frac{{{n}!}}{{{int(n) - int(k)}!}}"
+
+
+def _overlined(match: re.Match[str]) -> str:
+    return f"{match[1]}\\overline{{{match[2]}{match[3] or ''}{match[4] or ''}}}"
