@@ -129,7 +129,7 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
 def _evaluation_sets(config: PrepareConfig) -> dict[str, EvaluationSet]:
     """prepare.decontaminate by name, each with its columns; answers are not read."""
     sets = evaluation_sets(config.decontaminate, "prepare.decontaminate", config.problem_column)
-    return {name: one.model_copy(update={"answer_column": one.problem_column,
+    return {name: one.model_copy(update={"answer_column": one.problem_column, "kind": one.kind,
                                          "answer_pattern": None}) for name, one in sets.items()}
 
 
@@ -151,7 +151,11 @@ def _refuse_overlap(tables: Mapping[str, list[dict]]) -> None:
 
 
 def _say_who_judges(rows: list[dict], experiment: Experiment) -> None:
-    """Warn if problems of kind text have no model that could compare answers."""
+    """Say that tests decide, and if problems of kind text have no model to compare answers."""
+    code = sum(row["kind"] == "code" for row in rows)
+    if code and "kind" not in experiment.prepare.model_fields_set:
+        print(f"prepare: {code:,} problems are of kind code: programs are run against their tests",
+              file=sys.stderr)
     texts = sum(row["kind"] == "text" for row in rows)
     if texts and experiment.filter.llm_judge is None:
         print(f"prepare: {texts:,} problems are of kind text and no filter.llm_judge is named: "

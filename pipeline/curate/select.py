@@ -29,6 +29,13 @@ COLUMNS: dict[str, Any] = {
 }
 """Every column that an expression may name, with its type."""
 TEXTS = ("thinking", "answer")
+REMEDIES = {
+    "unclosed_thinking": "raise generate.sampling.max_tokens if they were truncated, set "
+                         "generate.teacher.opened=false if they do not begin inside the thinking",
+    "cut_off": "raise generate.sampling.max_tokens",
+    "no_answer": "raise generate.sampling.max_tokens, or check which column holds the answers",
+    "unknown end": "name finish_reason in filter.keep if such traces are whole"}
+"""What to do if most traces leave for a reason that a looser filter.keep would not change."""
 SIGNATURE = pl.Array(pl.UInt32, 128)
 
 
@@ -113,8 +120,9 @@ def check_any_kept(decided: pl.DataFrame, config: FilterConfig) -> None:
     if not decided["kept"].any():
         counts = decided["reason"].value_counts(sort=True).rows()
         most = f"; {counts[0][1]} of them for {counts[0][0]!r}" if counts else ""
+        remedy = REMEDIES.get(counts[0][0] if counts else "", "loosen it")
         raise UserError(f"filter.keep={config.keep!r} keeps none of {len(decided)} traces{most}; "
-                        "loosen it, or look at `limbeck preview` and `limbeck show generate`")
+                        f"{remedy}, or look at `limbeck preview` and `limbeck show generate`")
 
 
 def difficulty() -> pl.Expr:

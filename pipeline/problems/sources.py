@@ -150,7 +150,8 @@ def _to_row(row: dict[str, Any], index: int, source: Source,
     """Row `index`, from 1, as a tables.Problem row without its split."""
     # Null counts as absent, and so does NaN, which pandas writes for it.
     row = {name: None if _is_nan(value) else value for name, value in row.items()}
-    where, kind = f"row {index} of {source.problems}", str(row.get("kind") or source.kind)
+    where = f"row {index} of {source.problems}"
+    kind, tests = _kind(row, source, where)
     text, golds = _texts(row, where, source, kind, needs_answer(kind))
     if not text.strip():
         raise UserError(f"{where} has nothing in "
@@ -161,7 +162,20 @@ def _to_row(row: dict[str, Any], index: int, source: Source,
     return {"problem_id": str(name), "problem": text, "kind": kind,
             "answer": golds[0] if golds else "",
             "source": str(row.get("source") or source.problems),
-            "meta": _meta(row.get("meta") or {}, where, golds)}
+            "meta": _meta(row.get("meta") or {}, where, golds, tests)}
+
+
+def _kind(row: Mapping[str, Any], source: Source, where: str) -> tuple[str, dict[str, Any]]:
+    """The kind of a row, by its tests if neither it nor the config names one; and these tests."""
+    from pipeline.problems.kind_of_row import refuse_unlike_math, tests_in
+
+    named = row.get("kind") or (source.kind if "kind" in source.model_fields_set else None)
+    if named not in (None, "code"):
+        return str(named), {}
+    tests = tests_in(row)
+    if named is None and not tests:
+        refuse_unlike_math(row, where)
+    return ("code" if named or tests else source.kind), tests
 
 
 def _value(row: Mapping[str, Any], name: str) -> Any:
@@ -206,8 +220,8 @@ def _texts(row: dict[str, Any], where: str, source: Source, kind: str,
     return str(text), list(map(str, golds))
 
 
-def _meta(meta: Any, where: str, golds: list[str]) -> str:
-    """`meta` as JSON without nulls, which Parquet adds for fields of other rows."""
+def _meta(meta: Any, where: str, golds: list[str], tests: Mapping[str, Any]) -> str:
+    """`meta` as JSON with `tests`, without nulls, which Parquet adds for fields of other rows."""
     try:
         meta = json.loads(meta) if isinstance(meta, str) else meta
         known = {key: value for key, value in meta.items() if value is not None}
@@ -215,7 +229,7 @@ def _meta(meta: Any, where: str, golds: list[str]) -> str:
         raise UserError(f"meta of {where} is not a JSON object: {meta!r:.60}") from None
     if len(golds) > 1:
         known["spellings"] = golds
-    return json.dumps(known, default=str)
+    return json.dumps({**known, **tests}, default=str)
 
 
 def _gold(text: str, where: str, source: Source) -> str:

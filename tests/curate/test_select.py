@@ -302,3 +302,12 @@ def test_an_end_that_is_not_known_is_kept_only_if_the_expression_asks_for_it():
             trace(sample=2, finish_reason="content_filter", complete=False)]
     assert reasons(rows) == ["", "unknown end", "unknown end"]
     assert reasons(rows, keep='finish_reason != "content_filter"') == ["", "", "expression"]
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"verdict": "unclosed_thinking", "score": 0.0}, "generate.teacher.opened=false"),
+    ({"verdict": "cut_off", "score": 0.0}, "raise generate.sampling.max_tokens"),
+    ({"finish_reason": "tired"}, "name finish_reason in filter.keep"), (WRONG, "loosen it")])
+def test_a_filter_that_keeps_nothing_says_what_would_help(changes, said):
+    with pytest.raises(UserError, match=said):
+        reasons([trace(**changes)])

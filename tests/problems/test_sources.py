@@ -227,3 +227,50 @@ def test_a_conversation_asks_the_problem_and_dots_reach_into_a_column(tmp_path, 
     found, = problems(tmp_path / "p.jsonl", [row], problem_column="prompt",
                       answer_column="reward_model.ground_truth")
     assert (found["problem"], found["answer"]) == ("Half of 1?", "0.5")
+
+
+HUMANEVAL = {"test": "def check(f):\n    assert f(1) == 2", "entry_point": "f"}
+RUNS = {"inputs": ["1\n", "2\n"], "outputs": ["2", "3"]}
+
+
+@pytest.mark.parametrize(("row", "tests"), [
+    ({**HUMANEVAL, "answer": "    return x + 1"}, HUMANEVAL), ({"meta": HUMANEVAL}, HUMANEVAL),
+    ({"test_list": ["assert f(1)"], "test_setup_code": "import math", "code": "def f(): 1"},
+     {"test_list": ["assert f(1)"], "test_imports": ["import math"]}),
+    ({"test_list": "['assert f(1)']", "test_imports": "[]"}, {"test_list": ["assert f(1)"]}),
+    ({"meta": json.dumps({"test_list": ["assert f(1)"]}), "answer": "5"},
+     {"test_list": ["assert f(1)"]}),
+    (RUNS, RUNS), ({"input_output": json.dumps(RUNS)}, RUNS),
+    ({"public_tests": {"input": RUNS["inputs"], "output": RUNS["outputs"]}}, RUNS),
+    ({"test_cases": [{"input": "1\n", "output": "2"}, {"input": "2\n", "output": "3"}]}, RUNS)])
+def test_rows_that_hold_tests_are_code_unless_a_kind_is_named(tmp_path, row, tests):
+    one, = problems(tmp_path / "p.jsonl", [{"problem": "Write f.", **row}])
+    assert one["kind"] == "code" and json.loads(one["meta"]).items() >= tests.items()
+    one, = problems(tmp_path / "p.jsonl", [{"problem": "Write f.", "answer": "5", **row}],
+                    kind="math")
+    assert one["kind"] == "math"
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"input_output": json.dumps({**RUNS, "fn_name": "f"})}, "prepare.kind=code"),
+    ({"meta": {"tests": [{"call": "f(1)"}]}}, "prepare.kind=code"),
+    ({"choices": ["4", "6", "7"]}, "prepare.kind=choice"),
+    ({"options": {"A": "4", "B": "7"}}, "prepare.kind=choice")])
+def test_rows_that_may_not_be_maths_are_refused_unless_a_kind_is_named(tmp_path, row, said):
+    rows = [{"problem": "Which is prime?", "answer": 2, **row}]
+    with pytest.raises(UserError, match=f"names no kind.*{re.escape(said)}.*prepare.kind=math"):
+        problems(tmp_path / "p.jsonl", rows)
+    assert problems(tmp_path / "p.jsonl", rows, kind="math")[0]["kind"] == "math"
+    plain = [{"problem": "1+1?", "answer": 2, **dict.fromkeys(row)}]
+    assert problems(tmp_path / "p.jsonl", plain)[0]["kind"] == "math"
+
+
+def test_prepare_says_that_tests_decide_and_what_decontaminates_needs_none(tmp_path, capsys):
+    rows = [{"problem": f"Write a program that adds {i}.", **RUNS} for i in range(4)]
+    problems(tmp_path / "p.jsonl", rows)
+    (tmp_path / "e.jsonl").write_text(json.dumps({"problem": "Which?", "choices": ["a"]}))
+    config = PrepareConfig(problems=str(tmp_path / "p.jsonl"), held_out=0,
+                           decontaminate=[str(tmp_path / "e.jsonl")])
+    experiment = SimpleNamespace(prepare=config, seed=0, filter=SimpleNamespace(llm_judge=None))
+    assert prepare.run(experiment, {}, tmp_path / "out")["problems"] == 4
+    assert "4 problems are of kind code" in capsys.readouterr().err
