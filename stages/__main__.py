@@ -153,6 +153,8 @@ def main() -> None:
             signal.signal(number, _interrupt)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):     # may be ASCII or Latin-1
+        stream.reconfigure(errors="backslashreplace")       # type: ignore[union-attr]
     try:
         app()
     except UserError as error:
