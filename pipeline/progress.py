@@ -1,17 +1,22 @@
-"""Progress bars with rate and time left, on a terminal; silence elsewhere."""
+"""Progress with rate and time left: a bar on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+
+SECONDS = 60.0
+"""Between two lines where standard error is no terminal."""
 
 
 @contextmanager
 def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
-    """Yield `advance(steps, note="")`; the bar shows only where standard error is a terminal."""
+    """Yield `advance(steps, note="")`, which shows the steps done so far on standard error."""
     if not sys.stderr.isatty():
-        yield lambda steps=1, note="": None
+        yield Lines(label, total)
         return
     from rich.console import Console
     from rich.progress import (
@@ -34,6 +39,34 @@ def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
             bar.update(task, advance=steps, note=note, rate=f"{speed:,.1f}/s")
 
         yield advance
+
+
+class Lines:
+    """Prints a line a minute, if there is anything new to say."""
+
+    def __init__(self, label: str, total: float | None):
+        self.label, self.total, self.done = label, total, 0.0
+        self.printed: tuple[float, float] | None = None
+        """(time, steps done) at the last line."""
+
+    def __call__(self, steps: float = 1, note: str = "") -> None:
+        self.done += steps
+        now = time.monotonic()
+        if self.printed is None:        # the first call may count the steps of an earlier run
+            self.printed = now, self.done
+        since, before = self.printed
+        if now - since < SECONDS or self.done == before:
+            return
+        rate = (self.done - before) / (now - since)
+        print(self._line(rate) + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+        self.printed = now, self.done
+
+    def _line(self, rate: float) -> str:
+        shown = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
+        if self.total is None:
+            return f"{self.label}: {self.done:,.0f}, {shown}"
+        left = timedelta(seconds=round(max(0.0, self.total - self.done) / rate))
+        return f"{self.label}: {self.done:,.0f}/{self.total:,.0f}, {shown}, {left} left"
 
 
 def quiet_libraries() -> None:

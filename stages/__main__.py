@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -29,6 +30,28 @@ Files = Annotated[list[Path] | None, typer.Option(
 Overrides = Annotated[list[str] | None, typer.Argument(
     metavar="[KEY=VALUE]...", help="Config overrides, e.g. filter.keep='pass_rate < 1'")]
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"limbeck {version('limbeck')}")
+    except PackageNotFoundError:
+        print("limbeck, from a checkout that is not installed")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option(
+        "--version", callback=_print_version, is_eager=True, help="Print the version.")] = False
+        ) -> None:
+    pass
 
 
 def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experiment:
@@ -62,11 +85,14 @@ def make_all(overrides: Overrides = None, config: Files = None, debug: bool = Fa
 
 
 @app.command()
-def plan(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+def plan(overrides: Overrides = None, config: Files = None,
+         check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything would run.")]
+         = False, as_json: Json = False, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
     from stages.make import show_plan
 
-    show_plan(_experiment(config, overrides))
+    if show_plan(_experiment(config, overrides), as_json) and check:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -75,20 +101,36 @@ def show(stage: StageName, overrides: Overrides = None, config: Files = None,
          where: Annotated[str | None, typer.Option(
              help="Show whole, and alone, rows for which this holds: an expression over columns, "
                   "as filter.keep, e.g. 'not kept and reason == \"wrong\"'")] = None,
-         debug: bool = False) -> None:
+         as_json: Json = False, debug: bool = False) -> None:
     """Show a stage's manifest, counts and a few rows, or the rows that --where picks."""
     from stages.show import show_stage
 
-    show_stage(_experiment(config, overrides), stage, rows, where)
+    show_stage(_experiment(config, overrides), stage, rows, where, as_json)
 
 
 @app.command()
 def path(stage: StageName, overrides: Overrides = None, config: Files = None,
-         debug: bool = False) -> None:
+         as_json: Json = False, debug: bool = False) -> None:
     """Print the artifact's folder and nothing else."""
     from stages.make import plan_of
 
-    print(plan_of(_experiment(config, overrides), stage).folder.resolve())
+    plan = plan_of(_experiment(config, overrides), stage)
+    folder = plan.folder.resolve()
+    print(json.dumps({"stage": stage, "key": plan.key, "folder": str(folder),
+                      "made": plan.manifest is not None}) if as_json else folder)
+
+
+@app.command()
+def clean(overrides: Overrides = None, config: Files = None,
+          partial: Annotated[bool, typer.Option("--partial", help="Also what interrupted stages "
+                                                "left, from which they would go on.")] = False,
+          delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this nothing "
+                                               "is deleted.")] = False,
+          debug: bool = False) -> None:
+    """List what may go and how much it is: the training checkpoints of finished stages."""
+    from stages.clean import clean as clean_folder
+
+    clean_folder(_experiment(config, overrides).runtime.artifacts, partial, delete)
 
 
 @app.command("config")
@@ -158,6 +200,8 @@ def main() -> None:
 
         keep_loopback_direct()
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):     # may be ASCII or Latin-1
+        stream.reconfigure(errors="backslashreplace")       # type: ignore[union-attr]
     try:
         app()
     except UserError as error:

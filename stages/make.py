@@ -85,16 +85,27 @@ def _provenance() -> dict[str, Any]:
             "python": sys.version.split()[0]}
 
 
-def show_plan(experiment: Experiment) -> None:
-    """A table of every stage: cached or to run, and why."""
-    table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
+def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
+    """Print every stage, cached or to run, and why; returns whether any would run."""
+    rows = plan_rows(experiment)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(row["stage"], row["state"], row["why"], _shown(Path(row["folder"])))
+        Console().print(table)
+    return any(row["state"] != "cached" for row in rows)
+
+
+def plan_rows(experiment: Experiment) -> list[dict[str, str]]:
+    """The stage, key, state, reason and folder of every stage up to the report."""
     chain = plans(experiment, "report")
     if "filter" in chain:       # the one check that needs neither torch nor a network
         chain["filter"].stage.check(experiment)
-    for name, plan in chain.items():
-        state = "cached" if plan.manifest else "would run"
-        table.add_row(name, state, "" if plan.manifest else _why(plan, chain), _shown(plan.folder))
-    Console().print(table)
+    return [{"stage": name, "key": plan.key, "state": "cached" if plan.manifest else "would run",
+             "why": "" if plan.manifest else _why(plan, chain),
+             "folder": str(plan.folder.resolve())} for name, plan in chain.items()]
 
 
 def _why(plan: Plan, chain: Mapping[str, Plan]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,26 @@ FIRST = ("problem", "gold", "thinking", "answer")
 """What is read first of a row; the other columns follow in their order."""
 
 
-def show_stage(experiment: Experiment, name: str, rows: int, where: str | None = None) -> None:
+def show_stage(experiment: Experiment, name: str, rows: int, where: str | None = None,
+               as_json: bool = False) -> None:
     """Print manifest, counts and the first rows of each table of a made stage, long texts cut.
 
-    With `where` instead the first rows for which it holds, whole.
+    With `where` instead the first rows for which it holds, whole; as JSON all texts are whole.
     """
+    if as_json and where is not None:
+        raise UserError("--json prints the first rows and --where picks others; give one of them")
     plan = plan_of(experiment, name)
     manifest = plan.manifest
     if manifest is None:
         raise UserError(f"{name} is not made yet for this config; run `limbeck {name}`")
     console = Console()
     try:
+        if as_json:
+            tables = {path.name: pl.read_parquet(path, n_rows=rows).to_dicts()
+                      for path in sorted(plan.folder.glob("*.parquet"))}
+            print(json.dumps({"stage": name, "folder": str(plan.folder.resolve()),
+                              "manifest": manifest, "rows": tables}, indent=1, default=str))
+            return
         if where is not None:
             _show_matching(console, experiment, plan, rows, where)
             return

@@ -111,6 +111,7 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -164,6 +165,8 @@ class RlConfig(Config):
     completions and gets the new weights every step."""
     server_gpus: str = Field(default="", coerce_numbers_to_str=True)
     """GPUs of that server in the form of CUDA_VISIBLE_DEVICES, for example 1 or 2,3."""
+    report_to: list[Literal["wandb", "trackio"]] = []
+    """Trackers in addition to TensorBoard, which is always written."""
     trainer: dict[str, Any] = {}
     """Passed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
 

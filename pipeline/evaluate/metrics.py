@@ -12,17 +12,30 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
     Problems, not samples, are the independent draws: average a problem's samples first.
     """
+    return _interval(values, 0.0, 1.0)
+
+
+def _interval(values: Sequence[float], lowest: float,
+              highest: float) -> tuple[float, float, float]:
+    """(mean, low, high) of `values`, which lie between `lowest` and `highest`."""
     n = len(values)
     mean = sum(values) / n
-    if mean in (0.0, 1.0):      # Wilson's interval, because the normal one would have no width
-        width = 1.96 ** 2 / (n + 1.96 ** 2)
-        return (mean, 0.0, width) if mean == 0 else (mean, 1 - width, 1.0)
-    half = _half_width(values)
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+    if max(values) - min(values) < 1e-9:
+        # Equal values, or one: the normal interval would have no width. Wilson's bound on the share
+        # of problems that none of n looked like; those may have any value.
+        unseen = 1.96 ** 2 / (n + 1.96 ** 2)
+        return mean, mean - unseen * (mean - lowest), mean + unseen * (highest - mean)
+    half = 1.96 * sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return mean, max(lowest, mean - half), min(highest, mean + half)
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased chance that one of k draws from n samples is right (arXiv 2107.03374, eq. 1)."""
+    """Unbiased chance that one of k draws from n samples is right (arXiv 2107.03374, eq. 1).
+
+    Raises ValueError if n < k: then the samples do not say.
+    """
+    if n < k:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
     return 1.0 if n - right < k else 1.0 - comb(n - right, k) / comb(n, k)
 
 
@@ -74,8 +87,7 @@ def paired_gain(rows: Sequence[dict], base: Sequence[dict]) -> tuple[float, floa
     gains = [after[name] - before[name] for name in after if name in before]
     if not gains:
         return 0.0, -1.0, 1.0
-    mean, half = sum(gains) / len(gains), _half_width(gains)
-    return mean, mean - half, mean + half
+    return _interval(gains, -1.0, 1.0)
 
 
 def _problem_means(rows: Sequence[dict]) -> dict[str, float]:
@@ -89,10 +101,3 @@ def _judged_by_problem(rows: Sequence[dict]) -> dict[str, list[dict]]:
         if row["score"] is not None:
             groups[row["problem_id"]].append(row)
     return groups
-
-
-def _half_width(values: Sequence[float]) -> float:
-    """Half the 95 % normal interval of the mean of `values`; 0 for a single one."""
-    n = len(values)
-    mean = sum(values) / n
-    return 1.96 * sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)

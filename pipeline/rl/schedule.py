@@ -20,6 +20,8 @@ from pipeline.train.arguments import trainer_arguments, trainer_settings
 def phase_settings(config: RlConfig) -> list[dict[str, Any]]:
     """The GRPOConfig keys of each phase; its `max_steps` counts the steps of all phases so far."""
     trainer = trainer_settings(config)
+    if config.report_to:
+        trainer["report_to"] = ["tensorboard", *config.report_to]
     if not config.phases:
         return [trainer]
     total = trainer.get("max_steps", -1)
@@ -36,6 +38,9 @@ def grpo_config(settings: Mapping[str, Any], out: Path, seed: int) -> Any:
 def check_phases(config: RlConfig) -> None:
     """Raise UserError unless each phase ends after the one before, by rl.trainer.max_steps."""
     phases, total = config.phases, config.trainer.get("max_steps", -1)
+    if config.report_to and any(
+            "report_to" in keys for keys in (config.trainer, *(phase.trainer for phase in phases))):
+        raise UserError("rl.trainer.report_to and rl.report_to both name trackers; keep the second")
     if not phases:
         return
     if any("max_steps" in phase.trainer for phase in phases):

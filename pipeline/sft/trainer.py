@@ -62,10 +62,6 @@ def _check_keys(sft: SftConfig) -> None:
     if sft.trainer.get("use_liger_kernel") and not find_spec("liger_kernel"):
         raise UserError("sft.trainer.use_liger_kernel needs the liger-kernel package; pip install "
                         "liger-kernel, or remove it (the loss is chunked without it)")
-    for tracker in sft.report_to:
-        if not find_spec(tracker):
-            raise UserError(f"sft.report_to names {tracker}, which is not installed; "
-                            f"pip install {tracker}")
     if sft.method.type == "logits" or sft.head == "limbeck":
         for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "

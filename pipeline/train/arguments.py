@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol, get_args, get_type_hints
@@ -51,6 +53,12 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
     if "output_dir" in settings:
         raise UserError(f"{section}.output_dir: checkpoints go to the run's own folder, from which "
                         "an interrupted run resumes; remove this key")
+    if settings.get("push_to_hub"):
+        raise UserError(f"{section}.push_to_hub: checkpoints are pushed nowhere; remove this key "
+                        "and upload the finished model: hf upload NAME FOLDER/model, with the "
+                        "folder that `limbeck path` prints")
+    _check_scheduler()
+    _check_trackers(settings.get("report_to"), section.removesuffix(".trainer"))
     hints = get_type_hints(kind)
     typed = {key: _typed(hints[key], f"{section}.{key}", value) for key, value in settings.items()}
     quiet_libraries()
@@ -59,9 +67,39 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
                "use_cpu": not cuda, "report_to": ["tensorboard"], "disable_tqdm": True}
     try:
         return kind(**{**machine, **SHARED_TRAINER_DEFAULTS, **typed})
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UserError(f"{section}: {kind.__name__} refuses these settings: "
                         f"{str(error).splitlines()[0]}") from None
+
+
+def _check_scheduler() -> None:
+    """Raise UserError if RANK is set as for one of several processes, but their address is not."""
+    ranks = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
+    if ranks and "MASTER_ADDR" not in os.environ:
+        raise UserError(f"{ranks[0]}={os.environ[ranks[0]]} is set, as a scheduler sets it for one "
+                        "of several processes, but MASTER_ADDR is not; unset RANK, LOCAL_RANK and "
+                        "WORLD_SIZE (limbeck starts its own processes: runtime.launch)")
+
+
+TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": "kubeflow.training",
+                    "dagshub": "mlflow"}
+"""Packages of transformers' trackers that have another name."""
+
+
+def _check_trackers(names: Any, section: str) -> None:
+    """Raise UserError if a tracker of `report_to` is unknown or not installed."""
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+
+    for name in [names] if isinstance(names, str) else names or []:
+        if name in ("all", "none"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"{section}.report_to names {name!r}, which is no tracker; there are "
+                            f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
+        package = TRACKER_PACKAGES.get(name, name).partition(".")[0]
+        if not find_spec(package):
+            raise UserError(f"{section}.report_to names {name}, which is not installed; pip "
+                            f"install {package}, or remove it")
 
 
 def _typed(hint: Any, name: str, value: Any) -> Any:

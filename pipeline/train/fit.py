@@ -77,7 +77,10 @@ def _train(trainer: Any, label: str, checkpoint: Path | None) -> None:
     with launched_request() as request:
         stop = SaveAndStop(request)
         trainer.add_callback(stop)      # the last, so that no other evaluates or ends a phase then
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except ImportError as error:        # of an optimizer, which is made here
+            raise UserError(f"{label}: {str(error).splitlines()[0]}") from None
     if stop.stopped:
         step = trainer.state.global_step
         raise StoppedError(f"{label}: stopped after step {step} of {trainer.state.max_steps}, "
