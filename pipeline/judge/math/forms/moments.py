@@ -71,6 +71,10 @@ def _in_digits(text: str) -> str:
         return f"{time[2]}:{minute} {half}" if half else f"{time[2]}:{minute} o'clock"
     if date := re.fullmatch(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})", text):
         return f"{date[1]}-{date[2]:0>2}-{date[3]:0>2}"
+    if date := re.fullmatch(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})", text):
+        first, second = sorted((int(date[1]), int(date[2])))
+        if second > 12 >= first or first == second:  # else day and month could change places
+            return f"{date[3]}-{first:02}-{second:02}"
     return text
 
 

@@ -41,10 +41,19 @@ _INTEGRATION = re.compile(r"\+\s*\\(?:text|mathrm)\s*\{\s*(?:an? |some )?"
                           r"(?:arbitrary )?const(?:ant|\.)?\s*\}\s*$")
 _UNITS = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]+)\}\s*(?:\\cdot|\\times)\s*"
                     r"\\(?:text|mathrm)\s*\{([^{}]+)\}")
+_SIGNS = re.compile(r"^\s*(?:\\(?:therefore|Rightarrow|implies|Longrightarrow)(?![A-Za-z])|∴|⇒)"
+                    r"|\s*(?:\\(?:checkmark|qed|blacksquare|Box|square|qedhere)(?![A-Za-z])|[✓✔∎□■])\s*$")
+_DEFINED = re.compile(r"\\(?:coloneqq|triangleq|eqqcolon)(?![A-Za-z])|:=|≜|≔")
+_OUT_OF = re.compile(r"\s*\\text\s*\{\s*(\d+) (to|out of) (\d+)\s*\}\s*")
+_HALF_LINE = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*([+-])\s*\}?"
+                        r"|_\s*\{\s*([<>])\s*0\s*\})(?!\w)")
+_CODE = re.compile(r"(?<![A-Za-z])(USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|SEK|NOK|PLN|BRL|MXN|RUB|KRW)\s*"
+                   r"(\d(?:[\d,]*\d)?(?:\.\d+)?)$")
 
 
 def plain_notation(text: str) -> str:
     """`text`, still LaTeX, with these notations in their one spelling."""
+    text = _CODE.sub(r"\2\\text{ \1}", _DEFINED.sub("=", _SIGNS.sub("", text)))
     if "[" in text:
         text = _ROWS.sub(_matrix_of_rows, text)
     if "^" in text:
@@ -56,6 +65,11 @@ def plain_notation(text: str) -> str:
         text = _NEARLY.sub(r"\\approx ", _BARE_VECTOR.sub(r"\\\1{\2}", text))
         text = _APPROXIMATELY.sub(lambda m: f" \\approx {m[1] or m[2]}", text)
         text = _REAL.sub("", _INTEGRATION.sub("+ C", _UNITS.sub(_product_of_units, text)))
+        text = _HALF_LINE.sub(lambda m: r"(0, \infty)" if (m[1] or m[2]) in "+>" else
+                              r"(-\infty, 0)", text)
+        if match := _OUT_OF.fullmatch(text):
+            text = f"{match[1]}:{match[3]}" if match[2] == "to" else \
+                f"\\frac{{{match[1]}}}{{{match[3]}}}"
         text = _between(_in_cases(text))
         text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
         text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
