@@ -210,7 +210,7 @@ def _numbers() -> dict[str, int]:
               "duzentos": 200, "trezentos": 300, "quinhentos": 500, "duemila": 2000,
               "deux mille": 2000,
               "dezasseis": 16, "dezassete": 17, "quatorze": 14}
-    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null"):
+    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null", "un", "um"):
         named.pop(name)  # English words, or words of another meaning
     return named
 

@@ -20,7 +20,7 @@ _DECIMAL_COMMA = re.compile(r"(?<![\d,}.])(\d+)\s*\{\s*,\s*\}\s*(\d{1,2}|\d{4,})
 _ZERO_COMMA = re.compile(r"(?<![\d,}.])0\s*\{\s*,\s*\}\s*(\d+)(?![\d{])")
 _ABOUT = r"(?:‹?\s*)(?:about|approx(?:imately)?\.?|roughly)\b"
 _APPROXIMATELY = re.compile(
-    rf"(?<=[^\s(=<>,])\s*[,;]?\s*\(\s*(?:\\approx|=|\\text\s*\{{\s*(?:or )?{_ABOUT}\s*\}})"
+    rf"(?<=[^\s(=<>,])\s*[,;]?\s*\(\s*(?:\\approx|\\text\s*\{{\s*(?:or )?{_ABOUT}\s*\}})"
     r"\s*([\d.,]+)\s*\)$"
     rf"|(?<=[^\s(=<>,])\s*,?\s*\\text\s*\{{\s*,?\s*(?:\(|or |which is |i\.e\. )\s*{_ABOUT}\s*\}}"
     r"\s*([\d.,]+)\s*\)?$")
