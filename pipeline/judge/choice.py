@@ -64,6 +64,8 @@ def _listed(text: str) -> list[str]:
     if re.fullmatch(r"[\s(]*[A-J][)\s]*(?:,[\s(]*[A-J][)\s]*)+", text):
         return sorted(set(re.findall(r"[A-J]", text)))
     leading = _LEADING.match(text)
+    if leading and (other := _ALSO.match(text, leading.end())):
+        return sorted({leading[1], other[1]})
     return [leading[1]] if leading else []
 
 

@@ -143,6 +143,8 @@ _DOUBT = re.compile(r"\b(?:maybe|perhaps|possibly|probably|might|may|could|would
 _CODE = re.compile(r"^\s*(?:```[a-z]|def |class |import |from \w+ import|return\b|print\s*\(|"
                    r"for \w+ in .*:|"
                    r"if .*:\s*$)|(?<!\\)\blambda [\w, ]*:|==|\+=|;\s*$|[\w\])]\s*%\s*[a-z]\b", re.M)
+_OBTAINED = re.compile(r"^(?:(?:so|thus|hence|therefore|then|finally),? )?(?:we|one|you) "
+                       r"(?:gets?|obtains?|finds?|have|has)(?: that)?:? (?=\S+$)", re.I)
 _CORRECTED = re.compile(r"\b(?:not|n['’]t)\b[^.;]*[;,] (?:it is|it's|but|rather)\b", re.I)
 
 
@@ -154,6 +156,7 @@ def _stated(text: str) -> list[str]:
     *_, last = [None, *_STATED.finditer(text)]
     if last and (tail := _sentence(text[last.end():])):
         return _from_sentence(tail, text[:last.start()])
+    text = _OBTAINED.sub("", text)
     introduced, one_line = _INTRODUCED.match(text), "\n" not in text or "\\begin{" in text
     if not is_prose(text) and one_line and not introduced:
         return [text] if text and not _denied(text) else []

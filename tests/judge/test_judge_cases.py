@@ -68,9 +68,9 @@ def test_variants_of_every_class_are_told_apart_too() -> None:
     table = list(judge_cases.cases(VARIANTS))
     words = list(map(judge_cases.said, judge_cases.judged(table)))
     accepted = [case.completion for case, word in zip(table, words, strict=True)
-                if case.expect == "wrong" and word == "correct"]
+                if case.expect != "correct" and word == "correct"]
     right = [word for case, word in zip(table, words, strict=True) if case.expect == "correct"]
-    assert accepted == ["\\boxed{6 \\text{ cosines}}"]  # a plural noun, as things counted are
+    assert accepted == []
     assert right.count("correct") >= 0.97 * len(right)
 
 

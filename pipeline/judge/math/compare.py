@@ -151,6 +151,8 @@ class Comparison(Quantities):
 
     def texts(self, a: Node, b: Node) -> bool | None:
         left, right = words(a.text), words(b.text)
+        if re.fullmatch(r"\d+th", left) and left == right:
+            return True
         plain = not re.search(r"[\\^_=<>+*/|(){}\d]", a.text + b.text)
         if left and plain and (left == right or (
                 comparable(a.text) == comparable(b.text) != "" and _short(left) == _short(right))):

@@ -112,7 +112,7 @@ def clean(text: str) -> str:
         text = _CURRENCY.sub(lambda m: f"{m[1]}{m[3]}‹{_CURRENCIES[m[2]]}›", text)
         text = _CURRENCY_AFTER.sub(lambda m: f"‹{_CURRENCIES[m[1]]}›", text)
     text = _RANGE.sub(":", text)
-    if "]" in text:
+    if "]" in text or "[" in text:
         text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
     if "\\" in text:
         text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", text)

@@ -154,7 +154,8 @@ def _related(text: str, depth: int) -> Node | None:
     parts, ops = split_relation(text)
     if not ops:
         return None
-    while ops and ops[-1] == "\\approx" and rounds_to(*parts[-2:]):
+    while ops and (ops[-1] == "\\approx" or (ops[-1] == "=" and parts[-1].endswith("ldots"))) \
+            and rounds_to(*parts[-2:]):
         parts, ops = parts[:-1], ops[:-1]
     if ops == ["\\approx"] and (not parts[0] or is_label(parts[0])):
         return _parse(parts[1], depth + 1)

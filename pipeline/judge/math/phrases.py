@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from pipeline.judge.math.forms.number_words import in_ordinal
 from pipeline.judge.math.latex import clean
 
 _REMARK = re.compile(r"\s*‹(?:is|are|which|since|because)\b(?!.*\b(?:not|no|never)\b).*$")
@@ -78,6 +79,8 @@ def words(text: str) -> str:
     plain = [part.casefold() if len(part) > 2 or part.casefold() == "no" else part
              for part in re.sub(r"\\[A-Za-z]+|[^\w]", " ", text).split()]
     bare = [word for word in plain if word not in ("a", "an", "the")]
+    if ordinal := in_ordinal(bare):
+        return ordinal
     return _SAID.get(" ".join(bare), " ".join(bare or plain))
 
 

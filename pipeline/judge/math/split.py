@@ -13,7 +13,9 @@ _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\
 _LABEL = re.compile(
     r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b|infty\b|emptyset\b|varnothing\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
     r"(?:\(\s*(?:[a-z]|\d+)(?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
+    r"(?:‹[^‹›]*›|[EV])\s*[(\[]\s*[A-Z](?:\s*[,|]\s*[A-Z])*\s*[)\]]|"
     r"\\frac\s*\{\s*(?:[A-Z]{1,3}\s*\}\s*\{\s*[A-Z]{1,3}|d\s*[a-z]?\s*\}\s*\{\s*d\s*[a-z])\s*\}|"
+    r"\\frac\s*\{\s*\\partial\s*[a-z]\s*\}\s*\{\s*\\partial\s*[a-z]\s*\}|"
     r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)"
     r"|(?:‹m›|m)?\s*\\(?:angle|triangle)\s*[A-Z]+|\[\s*‹?[A-Z]{3,6}›?\s*\]"
     r"|(?:[^\d=‹›]*+‹[^›]*+›)+\s*|\|\s*[A-Za-z]{1,2}\s*\|"

@@ -82,7 +82,8 @@ _PREFIXED = frozenset(["m", "g", "s", "l", "L", "J", "N", "W", "Pa", "Hz", "V", 
                        "farad", "tesla", "mole", "M", "sec", "amp", "electronvolt", "kelvin",
                        "pc", "parsec", "tonne", "rad", "lx"])
 _PREFIXES = {"p": -12, "pico": -12, "f": -15, "femto": -15, "T": 12, "tera": 12,
-             "h": 2, "hecto": 2, "deca": 1, "peta": 15, "n": -9, "μ": -6, "µ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9,
+             "h": 2, "hecto": 2, "deca": 1, "peta": 15,
+             "n": -9, "μ": -6, "µ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9,
              "nano": -9, "micro": -6, "milli": -3, "centi": -2, "zenti": -2, "deci": -1,
              "dezi": -1, "kilo": 3, "mega": 6, "giga": 9}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}

@@ -99,6 +99,9 @@ class Quantities:
         if {unit, other} & {"°"} and "\\pi" in a.text + b.text and "rad" in unit + other:
             return self.scaled(replace(a, unit=unit.replace("rad", "").strip("‹› ian")),
                                replace(b, unit=other.replace("rad", "").strip("‹› ian")))
+        if sorted((unit.strip("‹› ").rstrip("s"), other.strip("‹› ").rstrip("s"))) == \
+                ["pound", "quid"]:
+            return [(left, right)]  # £, whose name is also that of a weight
         if first is not None and second is not None:
             return [(("*", ("n", first[1]), left), ("*", ("n", second[1]), right))] \
                 if first[0] == second[0] else []

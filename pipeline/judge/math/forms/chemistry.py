@@ -27,7 +27,7 @@ _SYMBOL = re.compile(r"[A-Z][a-z]?")
 @lru_cache(maxsize=5_000)
 def formula(text: str) -> str:
     """The formula that `text` is, without fonts and layout; "" if it is none."""
-    if len(text) > 240 or not re.search(r"[A-Z]", text):
+    if len(text) > 240 or not re.search(r"[A-Z]", text) or re.search(r"[A-Z]\s+[a-z]", text):
         return ""
     text = re.sub(r"\\[,;! ]|[{}$_]", "", _FONT.sub(" ", unwrap(text))).replace("−", "-")
     first, *rest = _ARROW.split(text)

@@ -35,6 +35,7 @@ def in_latex(text: str) -> str:
     """`text` with the Chinese that is known put in LaTeX; other Chinese stays, as words."""
     if not _RUN.search(text):
         return text
+    text = re.sub("(?<=[米克升里元])每(?=小时|分钟|秒|时|天)", "/", text)
     text = _RUN.sub(_word, text.translate(_FORMAL))  # 千克 is a unit before 千 is a thousand
     text = _MIXED.sub(lambda m: chinese(m[1]) + chinese(m[2]), text)
     text = _NUMBER.sub(lambda m: chinese(m[0]) or m[0], text)
@@ -48,7 +49,7 @@ def _word(match: re.Match[str]) -> str:
     if run in _WORDS:
         found = _WORDS[run]
         return found if found.startswith("\\") else f"\\text{{{found}}}"
-    if before[-1:].isdigit() or before[-1:] in ("}", ")"):
+    if before[-1:].isdigit() or before[-1:] in ("}", ")", "/"):
         power = {"平方": "square ", "立方": "cubic "}.get(run[:2], "")
         if unit := _UNITS.get(run[2:] if power else run):
             return f"\\text{{ {power}{unit}}}"

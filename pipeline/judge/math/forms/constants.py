@@ -11,7 +11,7 @@ from pipeline.judge.math.parser import Tree
 
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""
-_CONSTANT = re.compile(r"[A-DKck]|[A-DKck]_\d")
+_CONSTANT = re.compile(r"[A-DKck]|[A-DKck]_\d|\\(?:alpha|beta|gamma)")
 _VARIABLES = frozenset(["x", "y", "z", "t", "u", "v", "s", "r", "w", "n", "\\theta"])
 """Of the rest of a formula: a + b + c is a sum of three quantities, not an antiderivative."""
 _INTEGRATION = frozenset(["C", "c", "K", "k", "C_1", "c_1"])

@@ -22,7 +22,30 @@ _SAYINGS = {
     "infinite": "infini unendlich infinito infinie unendlich",
     "increasing": "croissante croissant steigend creciente crescente",
     "decreasing": "décroissante décroissant fallend decreciente decrescente",
-    "infinity": "l'infini unendlichkeit"}
+    "infinity": "l'infini unendlichkeit",
+    "triangle": "dreieck triángulo triangolo triângulo", "circle": "cercle kreis círculo cerchio",
+    "square": "carré quadrat cuadrado quadrato quadrado", "ellipse": "elipse ellisse",
+    "rectangle": "rechteck rectángulo rettangolo retângulo",
+    "parabola": "parabole parabel parábola",
+    "hyperbola": "hyperbole hyperbel hipérbola iperbole hipérbole",
+    "red": "rouge rot rojo rosso vermelho", "blue": "bleu blau azul blu",
+    "green": "vert grün verde", "white": "blanc weiß blanco bianco branco",
+    "black": "noir schwarz negro nero preto", "yellow": "jaune gelb amarillo giallo amarelo",
+    "greater": "größer mayor maggiore maior", "smaller": "kleiner menor minore",
+    "equal": "égal gleich igual uguale", "positive": "positif positiv positivo",
+    "negative": "négatif negativ negativo", "rational": "rationnel racional razionale",
+    "irrational": "irrationnel irracional irrazionale", "convergent": "convergente",
+    "divergent": "divergente", "correct": "korrekt correcto corretto correto",
+    "incorrect": "inkorrekt incorrecto incorreto"}
+_STATED = {
+    "area": "l'aire|la superficie|el área|der flächeninhalt|die fläche|l'area|a área",
+    "perimeter": "le périmètre|el perímetro|der umfang|il perimetro|o perímetro",
+    "volume": "le volume|el volumen|das volumen|il volume|o volume",
+    "probability": "la probabilité|la probabilidad|die wahrscheinlichkeit|la probabilità|"
+                   "a probabilidade", "value": "la valeur|el valor|der wert|il valore|o valor",
+    "sum": "la somme|la suma|die summe|la somma|a soma",
+    "number": "le nombre|el número|die zahl|die anzahl|il numero|o número"}
+_COPULAS = ("est", "es", "ist", "è", "é", "beträgt", "vaut")
 _PHRASES = {
     "no solution": "keine lösung|keine lösungen|aucune solution|pas de solution|sin solución|"
                    "no hay solución|no hay soluciones|no tiene solución|no tiene soluciones|"
@@ -53,7 +76,7 @@ _UNITS = {
     "zentimeter", "millimeters": "millimètres milímetros millimetri millimeter",
     "grams": "grammes gramme gramm gramos gramo grammi gramas",
     "kilograms": "kilogrammes kilogramm kilogramos chilogrammi quilogramas kilos quilos",
-    "liters": "litres litros litro litri", "degrees": "degrés degré grad grados grado gradi graus",
+    "liters": "litres litros litro litri", "degrees": "degrés degré grados grado gradi graus",
     "euros": "euro", "dollars": "dólares dollari dólar", "percent": "prozent pourcent",
     "million": "millionen millones milioni milhões millón milione milhão",
     "billion": "milliarden milliarde milliards milliard miliardi",
@@ -100,7 +123,9 @@ _CALENDAR = {word: name for names, rows in ((_MONTH_NAMES, _MONTHS), (_DAY_NAMES
 _AMBIGUOUS = frozenset(["april", "august", "september", "november", "mai", "mars"])
 """English too, or words of their own where no day stands beside them."""
 _ENGLISH = _table(_SAYINGS, None) | _table(_PHRASES, "|") | _table(_UNITS, None) | {
-    word: name for word, name in _CALENDAR.items() if word not in _AMBIGUOUS}
+    word: name for word, name in _CALENDAR.items() if word not in _AMBIGUOUS} | {
+    f"{noun} {copula}": f"the {name} is" for noun, name in _table(_STATED, "|").items()
+    for copula in _COPULAS}
 _LETTERS = r"[^\W\d_]+"
 _RUN = re.compile(rf"(?<![^\W\d_])(?<!\\){_LETTERS}(?:[ '’-]{_LETTERS})*")
 
@@ -175,8 +200,17 @@ def _numbers() -> dict[str, int]:
         named[f"quatre-vingt-{_FRENCH[unit]}"] = 80 + unit
     named |= {"soixante et onze": 71, "quatre-vingts": 80, "cent": 100, "cien": 100, "cento": 100,
               "cem": 100, "einhundert": 100, "mille": 1000, "eintausend": 1000,
+              **{f"{unit}cientos": 100 * size for unit, size in (
+                  ("dos", 2), ("tres", 3), ("cuatro", 4), ("seis", 6), ("ocho", 8))},
+              **{f"{_GERMAN[size]}hundert": 100 * size for size in range(2, 10)},
+              **{f"{_ITALIAN[size]}cento": 100 * size for size in range(2, 10)},
+              **{f"{_FRENCH[size]} cents": 100 * size for size in range(2, 10)},
+              **{f"{_GERMAN[size]}tausend": 1000 * size for size in range(2, 10)},
+              "quinientos": 500, "setecientos": 700, "novecientos": 900, "dos mil": 2000,
+              "duzentos": 200, "trezentos": 300, "quinhentos": 500, "duemila": 2000,
+              "deux mille": 2000,
               "dezasseis": 16, "dezassete": 17, "quatorze": 14}
-    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null"):
+    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null", "un", "um"):
         named.pop(name)  # English words, or words of another meaning
     return named
 

@@ -71,6 +71,10 @@ def _in_digits(text: str) -> str:
         return f"{time[2]}:{minute} {half}" if half else f"{time[2]}:{minute} o'clock"
     if date := re.fullmatch(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})", text):
         return f"{date[1]}-{date[2]:0>2}-{date[3]:0>2}"
+    if date := re.fullmatch(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})", text):
+        first, second = sorted((int(date[1]), int(date[2])))
+        if second > 12 >= first or first == second:  # else day and month could change places
+            return f"{date[3]}-{first:02}-{second:02}"
     return text
 
 
@@ -84,7 +88,7 @@ def _as_clock(text: str) -> str:
     """Half past three, ten o'clock, 6 in the evening, 14h30, 14 Uhr as 3:30 o'clock and so on."""
     text = _TIME_OF_DAY.sub(lambda m: " am" if m[1].lower() == "morning" else " pm", text)
     if (match := _WITH_H.fullmatch(text)) and (match[2] or match[3] or "Uhr" in text):
-        return (match[3] or f"{match[1]}:{match[2] or '00'}") + " o'clock"
+        return (match[3] or f"{match[1]}:{match[2] or '00'}") + " o'clock" * ("Uhr" in text)
     match = _SPOKEN.fullmatch(text)
     if not match or not (match[2] or "clock" in text.lower()):
         return text
@@ -92,7 +96,9 @@ def _as_clock(text: str) -> str:
     if not 1 <= hour <= 12 or not 0 <= past < 60 or (past == 30 and match[2] == "to"):
         return text
     minutes = hour * 60 + (past if (match[2] or "").lower() != "to" else -past)
-    half = match[4] or "o'clock"
+    surely = not match[2] or "clock" in text.lower() or re.match("(?:at )?(?:half|(?:a )?quarter) ",
+                                                                 text, re.I)
+    half = match[4] or ("o'clock" if surely else "")  # "ten to one" may be a ratio
     return f"{(minutes // 60 - 1) % 12 + 1}:{minutes % 60:02} {half}"
 
 

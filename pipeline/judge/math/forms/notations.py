@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pipeline.judge.math.units import unit_of
+
 _T = r"(?:\\(?:mathsf|mathrm|mathtt|mathit|mathbf|text|textsf|textrm|rm|sf)\s*\{?\s*T\s*\}?" \
      r"|\\(?:top|intercal|transpose|mathsf\s+T)(?![A-Za-z]))"
 _TRANSPOSED = re.compile(rf"\^\s*(?:\{{\s*{_T}\s*\}}|{_T})|(?<=[A-Z])\s*\^\s*\{{?\s*T\s*\}}?"
@@ -18,16 +20,40 @@ _DECIMAL_COMMA = re.compile(r"(?<![\d,}.])(\d+)\s*\{\s*,\s*\}\s*(\d{1,2}|\d{4,})
 _ZERO_COMMA = re.compile(r"(?<![\d,}.])0\s*\{\s*,\s*\}\s*(\d+)(?![\d{])")
 _ABOUT = r"(?:‹?\s*)(?:about|approx(?:imately)?\.?|roughly)\b"
 _APPROXIMATELY = re.compile(
-    rf"(?<=[^\s(=<>,])\s*[,;]?\s*\(\s*(?:\\approx|=|\\text\s*\{{\s*(?:or )?{_ABOUT}\s*\}})"
+    rf"(?<=[^\s(=<>,])\s*[,;]?\s*\(\s*(?:\\approx|\\text\s*\{{\s*(?:or )?{_ABOUT}\s*\}})"
     r"\s*([\d.,]+)\s*\)$"
     rf"|(?<=[^\s(=<>,])\s*,?\s*\\text\s*\{{\s*,?\s*(?:\(|or |which is |i\.e\. )\s*{_ABOUT}\s*\}}"
     r"\s*([\d.,]+)\s*\)?$")
 _NEARLY = re.compile(r"\\(?:simeq|doteq|approxeq|thickapprox|cong(?=\s*-?[\d.]))(?![A-Za-z])")
 _BARE_VECTOR = re.compile(r"\\(vec|mathbf|boldsymbol|overrightarrow)\s+([A-Za-z])(?![A-Za-z])")
+_IF = r"\\text\s*\{\s*,?\s*(?:if|for|when)\s*\}"
+_TWO_CASES = re.compile(rf"\s*([^,;&]+?),?\s*{_IF}([^,;&]+?)\s*"
+                        r"(?:[,;]|\\text\s*\{\s*,?\s*and\s*\})\s*"
+                        rf"(?:\\(?:quad|qquad)\s*)?([^,;&]+?),?\s*"
+                        rf"(?:{_IF}([^,;&]+)|\\text\s*\{{\s*(otherwise|else)\.?\s*\}})\.?\s*")
+_LOW, _HIGH = r"(>|\\geq?(?![A-Za-z])|\\geqslant)", r"(<|\\leq?(?![A-Za-z])|\\leqslant)"
+_AND = r"\s*(?:\\text\s*\{\s*and\s*\}|\\land(?![A-Za-z]))\s*"
+_BETWEEN = tuple(re.compile(rf"\s*([a-z])\s*{one}\s*([^<>=,\\]+?){_AND}\1\s*{other}\s*([^<>=,\\]+)")
+                 for one, other in ((_HIGH, _LOW), (_LOW, _HIGH)))
+_REAL = re.compile(r"^\s*([a-z])\s*\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*[,:|]?\s*"
+                   r"(?:\\text\s*\{\s*(?:and|where|with)\s*\})?\s*(?=\1\s*\\neq?(?![A-Za-z]))")
+_INTEGRATION = re.compile(r"\+\s*\\(?:text|mathrm)\s*\{\s*(?:an? |some )?"
+                          r"(?:arbitrary )?const(?:ant|\.)?\s*\}\s*$")
+_UNITS = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]+)\}\s*(?:\\cdot|\\times)\s*"
+                    r"\\(?:text|mathrm)\s*\{([^{}]+)\}")
+_SIGNS = re.compile(r"^\s*(?:\\(?:therefore|Rightarrow|implies|Longrightarrow)(?![A-Za-z])|∴|⇒)"
+                    r"|\s*(?:\\(?:checkmark|qed|blacksquare|Box|square|qedhere)(?![A-Za-z])|[✓✔∎□■])\s*$")
+_DEFINED = re.compile(r"\\(?:coloneqq|triangleq|eqqcolon)(?![A-Za-z])|:=|≜|≔")
+_OUT_OF = re.compile(r"\s*\\text\s*\{\s*(\d+) (to|out of) (\d+)\s*\}\s*")
+_HALF_LINE = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*([+-])\s*\}?"
+                        r"|_\s*\{\s*([<>])\s*0\s*\})(?!\w)")
+_CODE = re.compile(r"(?<![A-Za-z])(USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|SEK|NOK|PLN|BRL|MXN|RUB|KRW)\s*"
+                   r"(\d(?:[\d,]*\d)?(?:\.\d+)?)$")
 
 
 def plain_notation(text: str) -> str:
     """`text`, still LaTeX, with these notations in their one spelling."""
+    text = _CODE.sub(r"\2\\text{ \1}", _DEFINED.sub("=", _SIGNS.sub("", text)))
     if "[" in text:
         text = _ROWS.sub(_matrix_of_rows, text)
     if "^" in text:
@@ -38,11 +64,43 @@ def plain_notation(text: str) -> str:
         text = _DIAGONAL.sub(_diagonal, _PERIOD.sub(_overlined, text))
         text = _NEARLY.sub(r"\\approx ", _BARE_VECTOR.sub(r"\\\1{\2}", text))
         text = _APPROXIMATELY.sub(lambda m: f" \\approx {m[1] or m[2]}", text)
+        text = _REAL.sub("", _INTEGRATION.sub("+ C", _UNITS.sub(_product_of_units, text)))
+        text = _HALF_LINE.sub(lambda m: r"(0, \infty)" if (m[1] or m[2]) in "+>" else
+                              r"(-\infty, 0)", text)
+        if match := _OUT_OF.fullmatch(text):
+            text = f"{match[1]}:{match[3]}" if match[2] == "to" else \
+                f"\\frac{{{match[1]}}}{{{match[3]}}}"
+        text = _between(_in_cases(text))
         text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
         text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
     if "{" in text:
         text = _DECIMAL_COMMA.sub(r"\1.\2", _ZERO_COMMA.sub(r"0.\1", text))
     return text
+
+
+def _in_cases(text: str) -> str:
+    """"2x if x < 1, 3 if x ≥ 1" as a function by cases."""
+    if not (match := _TWO_CASES.fullmatch(text)) or match[2].count("=") == match[3].count("=") == 1:
+        return text
+    first, when, second, then, other = match.groups()
+    then = then or rf"\text{{{other}}}"
+    return rf"\begin{{cases}} {first} & {when} \\ {second} & {then}\end{{cases}}"
+
+
+def _between(text: str) -> str:
+    """"x < 1 and x > -1" as -1 < x < 1."""
+    for at, pattern in enumerate(_BETWEEN):
+        if match := pattern.fullmatch(text):
+            name, *sides = match.groups()
+            over, high, under, low = sides if at == 0 else (*sides[2:], *sides[:2])
+            turned = "<" if under == ">" else "\\le"
+            return f"{low} {turned} {name} {over} {high}"
+    return text
+
+
+def _product_of_units(match: re.Match[str]) -> str:
+    known = unit_of(match[1].strip()) and unit_of(match[2].strip())
+    return f"\\text{{{match[1]} {match[2]}}}" if known else match[0]
 
 
 def _matrix_of_rows(match: re.Match[str]) -> str:

@@ -49,6 +49,20 @@ def in_words(text: str) -> Fraction | None:
     return None if whole is None else Fraction(whole)
 
 
+_ORDINAL = {"first": 1, "second": 2, **{name: 3 + i for i, name in enumerate(_ORDINALS)},
+            **{f"{ten[:-1]}ieth": 20 + 10 * i for i, ten in enumerate(_TENS)}, "hundredth": 100}
+
+
+def in_ordinal(words: list[str]) -> str:
+    """"5th" of "fifth", "5th" or "5 th"; "" of anything else."""
+    said = "".join(words)
+    if match := re.fullmatch(r"(\d{1,6})(?:st|nd|rd|th)", said):
+        return f"{int(match[1])}th"
+    if len(words) == 2 and words[0] in _TENS and 0 < _ORDINAL.get(words[1], 0) < 10:
+        return f"{20 + 10 * _TENS.index(words[0]) + _ORDINAL[words[1]]}th"
+    return f"{_ORDINAL[said]}th" if said in _ORDINAL else ""
+
+
 def _decimal(tokens: list[str]) -> Fraction | None:
     at = tokens.index("point")
     whole, digits = _cardinal(tokens[:at]), tokens[at + 1:]

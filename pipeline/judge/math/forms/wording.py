@@ -116,8 +116,9 @@ def content(text: str) -> list[str]:
 _COPULAS = frozenset([
     "is", "are", "be", "must", "must", "should", "was", "were", "a", "an", "the", "that", "it",
     "has", "to", "of"])
-_MARKERS = re.compile(r"^\s*,?\s*(?:for(?: all| any| every| each)?|where|when(?:ever)?|if|with|provided"
-                      r"(?: that)?|given(?: that)?|such that|assuming(?: that)?|as long as)\b\s*", re.I)
+_MARKERS = re.compile(r"^\s*,?\s*(?:for(?: all| any| every| each)?|where|when(?:ever)?|if|with"
+                      r"|provided(?: that)?|given(?: that)?|such that|assuming(?: that)?"
+                      r"|as long as)\b\s*", re.I)
 _DOMAIN = re.compile(r"\\in\s*(?:\\mathbb\s*)?\{?\s*[ZNRQCℝℤℕ]\s*\}?"
                      r"(?:\s*[_^]\s*\{?\s*(?:[>*+]|\\ge)?\s*0?\s*\}?)?")
 _UNIVERSAL = re.compile(r"(?:for )?(?:all|any|every|each|arbitrary|some)\b|\bintegers?\b|\breals?\b"

@@ -22,7 +22,7 @@ _SHOWN = {"textcolor": 1, "colorbox": 1, "underline": 0, "uline": 0, "bbox": 0, 
           "fcolorbox": 2, "mathstrut": 0, "smash": 0, "emph": 0, "textsf": 0, "textsc": 0,
           "mathnormal": 0, "bm": 0, "pmb": 0, "scalebox": 1, "rlap": 0, "llap": 0, "textup": 0,
           "mathcolor": 1, "textmd": 0, "textsl": 0, "uuline": 0, "uwave": 0, "framebox": 0,
-          "makebox": 0, "mathop": 0, "mathord": 0, "mathinner": 0, "mathtt": 0, "Aboxed": 0,
+          "makebox": 0, "mathord": 0, "mathinner": 0, "mathtt": 0, "Aboxed": 0,
           "clap": 0, "resizebox": 2}
 """Commands that show their last argument as it is; how many arguments stand before it."""
 _FONTS = ("mathbf", "boldsymbol", "mathit", "mathsf")
