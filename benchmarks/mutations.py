@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agreement import read
 from pipeline.judge import JudgePool, Problem
 from pipeline.judge.checks.near_misses import near_misses
+from pipeline.problems.files import read_rows
 
 GOLDS = Path(__file__).parents[2] / "shared" / "data" / "math500.jsonl"
 
@@ -41,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     if not given.golds.is_file():
         raise SystemExit(f"{given.golds} does not exist; give a file of golds with --golds")
-    tried, right = accepted(read(given.golds))
+    tried, right = accepted(read_rows(given.golds))
     counts = Counter(name for name, _, _ in right)
     for name, count in tried.items():
         print(f"{name:20} {count:6} {counts[name]:4} taken for right")

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import agreement, judge_cases, mutations
 from pipeline.judge import Problem, check_gold
 from pipeline.judge.checks.attack import ATTACKS, attack
+from pipeline.problems.files import read_rows
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -20,7 +21,7 @@ def rows(name: str) -> list[dict]:
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"{name} is not beside this checkout")
-    return agreement.read(path)
+    return read_rows(path)
 
 
 def box(text: object) -> str:
