@@ -54,28 +54,37 @@ TAGS = ("think", "thinking", "thought", "thoughts", "reasoning", "seed:think", "
         "longcat_think", "antThinking")
 """Names of XML tags around thinking: DeepSeek, Qwen; Claude; EXAONE, Gemini; Seed; MiniMax; ..."""
 _HARMONY = r"(?:<\|end\|>\s*)?(?:<\|start\|>assistant)?<\|channel\|>{}[^<]*<\|message\|>"
-MARKS: tuple[tuple[str, str, str], ...] = (
-    *((f"<{tag}>", f"</{tag}>", "") for tag in TAGS),
-    (r"\[THINK\]", r"\[/THINK\]", ""),                                    # Magistral
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>",                  # OpenThoughts, Sky-T1
-     r"<\|(?:begin|end)_of_solution\|>"),
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>",                      # Command A
-     r"<\|(?:START|END)_RESPONSE\|>"),
-    ("◁think▷", "◁/think▷", ""),                                          # Kimi
-    (r"<\|channel>thought\n", r"<channel\|>", ""),                         # Gemma 4
-    (_HARMONY.format("(?:analysis|commentary)"), _HARMONY.format("final"),  # gpt-oss
-     r"<\|(?:return|end)\|>"),
-    # gpt-oss whose special tokens were dropped in decoding
-    (r"\Aanalysis(?=[^\sa-z])|\Aanalysis(?=[\s\S]*assistantfinal)|assistant(?:analysis|commentary)"
-     r"(?=[A-Z])", "assistantfinal", ""))
-"""The mark that opens thinking, the one that closes it, and those around an answer, to be left out.
 
-The only list of them: a new spelling is a line here.
-"""
-_ANY_MARK = re.compile("|".join(f"(?P<open{i}>{opens})|(?P<close{i}>{closes})"
-                                for i, (opens, closes, _) in enumerate(MARKS)))
-_GROUPS = {f"{name}{i}": (name == "open", i) for i in range(len(MARKS))
-           for name in ("open", "close")}
+
+class Spelling(NamedTuple):
+    """Patterns of the marks that open and close thinking, and of those around an answer.
+
+    Any mark of a spelling holds one of `hints`: most texts need no other search than for these.
+    """
+
+    hints: tuple[str, ...]
+    opens: str
+    closes: str
+    around: str = ""
+
+
+MARKS: tuple[Spelling, ...] = (
+    *(Spelling((f"{tag}>",), f"<{tag}>", f"</{tag}>") for tag in TAGS),
+    Spelling(("THINK]",), r"\[THINK\]", r"\[/THINK\]"),                     # Magistral
+    Spelling(("_of_thought|>",), r"<\|begin_of_thought\|>",                 # OpenThoughts, Sky-T1
+             r"<\|end_of_thought\|>", r"<\|(?:begin|end)_of_solution\|>"),
+    Spelling(("_THINKING|>",), r"<\|START_THINKING\|>",                     # Command A
+             r"<\|END_THINKING\|>", r"<\|(?:START|END)_RESPONSE\|>"),
+    Spelling(("think▷",), "◁think▷", "◁/think▷"),                          # Kimi
+    Spelling(("channel>thought", "<channel|>"), r"<\|channel>thought\n", r"<channel\|>"),  # Gemma 4
+    Spelling(("<|channel|>",), _HARMONY.format("(?:analysis|commentary)"),  # gpt-oss
+             _HARMONY.format("final"), r"<\|(?:return|end)\|>"),
+    # gpt-oss whose special tokens were dropped in decoding
+    Spelling(("analysis", "assistantfinal"), r"\Aanalysis(?=[^\sa-z])|"
+             r"\Aanalysis(?=[\s\S]*assistantfinal)|assistant(?:analysis|commentary)(?=[A-Z])",
+             "assistantfinal"))
+"""The only list of spellings: a new one is a line here."""
+_PATTERNS = [re.compile(f"({one.opens})|{one.closes}") for one in MARKS]
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "(": ")"}
 _BEFORE_QUOTED, _AFTER_QUOTED = re.compile(r"[^\W\d_][ \t]+$|,[ \t]+$"), re.compile(
     r"[ \t]+[^\W\d_A-Z]|[ \t]*[,.;:?!)]|[ \t]*\Z")
@@ -94,19 +103,23 @@ class Mark(NamedTuple):
 
 def find_marks(text: str) -> list[Mark]:
     """The marks of thinking in `text`, in order and of one spelling; quoted ones are text."""
-    found = [mark for match in _ANY_MARK.finditer(text) if (mark := _mark(text, match))]
+    found = [mark for number, one in enumerate(MARKS) if any(hint in text for hint in one.hints)
+             for match in _PATTERNS[number].finditer(text)
+             if (mark := _mark(text, match, number))]
+    found.sort(key=lambda mark: mark.start)
     first = next((mark for mark in found if mark.opens and not mark.named),
                  next((mark for mark in found if not mark.named), found[0] if found else None))
     return [mark for mark in found if first is not None and mark.spelling == first.spelling]
 
 
-def _mark(text: str, match: re.Match[str]) -> Mark | None:
-    (opens, spelling), start, end = _GROUPS[str(match.lastgroup)], match.start(), match.end()
+def _mark(text: str, match: re.Match[str], spelling: int) -> Mark | None:
+    """The mark that `match` found; None if it stands in quotes."""
+    start, end = match.span()
     if start and _QUOTES.get(text[start - 1]) == text[end:end + 1]:
         return None
     named = bool(_BEFORE_QUOTED.search(text, max(start - 20, 0), start)
                  and _AFTER_QUOTED.match(text, end))
-    return Mark(opens, match[0], start, end, spelling, named)
+    return Mark(match[1] is not None, match[0], start, end, spelling, named)
 
 
 def split_completion(text: str, *, opened: bool = False, finish_reason: str = "stop") -> Completion:
@@ -133,7 +146,7 @@ def split_completion(text: str, *, opened: bool = False, finish_reason: str = "s
 
 def _bare_answer(text: str, spelling: int) -> str:
     """`text` without the marks around an answer of this spelling."""
-    around = MARKS[spelling][2]
+    around = MARKS[spelling].around
     text = text.strip()
     return re.sub(rf"\A(?:{around})|(?:{around})\Z", "", text).strip() if around else text
 
