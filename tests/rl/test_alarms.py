@@ -66,7 +66,7 @@ def remembering(lead):
 def test_rewards_that_rise_only_on_problems_asked_before_are_told_as_memory():
     found = crossings(remembering(0.15), Alarms(epochs=2))
     assert list(found) == ["memory"]
-    assert "75.0% are right, on held-out ones 50.0%, where the first epoch ended at 60.0%" \
+    assert "75.0% are right of problems asked before and 50.0% of held-out ones, after 60.0%" \
         in found["memory"]
     assert crossings(remembering(0.05), Alarms(epochs=2)) == {}
     assert crossings(remembering(0.15), Alarms(epochs=2, memory=None)) == {}

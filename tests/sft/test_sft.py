@@ -443,6 +443,8 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
     monkeypatch.setattr(stage, "resolve", str)
     monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
     monkeypatch.setattr(stage, "train", lambda job: False)
+    monkeypatch.setattr(stage, "say", lambda *given: None)
+    monkeypatch.setattr(stage, "rows_beyond", lambda *given: None)      # there are no rows
     experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,
                                  runtime=Runtime(vllm={"max_num_seqs": 8}))
     inputs = {"student": tmp_path, "pack": tmp_path}
