@@ -42,13 +42,15 @@ _INTEGRATION = re.compile(r"\+\s*\\(?:text|mathrm)\s*\{\s*(?:an? |some )?"
 _UNITS = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]+)\}\s*(?:\\cdot|\\times)\s*"
                     r"\\(?:text|mathrm)\s*\{([^{}]+)\}")
 _SIGNS = re.compile(r"^\s*(?:\\(?:therefore|Rightarrow|implies|Longrightarrow)(?![A-Za-z])|∴|⇒)"
-                    r"|\s*(?:\\(?:checkmark|qed|blacksquare|Box|square|qedhere)(?![A-Za-z])|[✓✔∎□■])\s*$")
+                    r"|(?:\\(?:checkmark|qed|blacksquare|Box|square|qedhere)(?![A-Za-z])|[✓✔∎□■])\s*$")
 _DEFINED = re.compile(r"\\(?:coloneqq|triangleq|eqqcolon)(?![A-Za-z])|:=|≜|≔")
 _OUT_OF = re.compile(r"\s*\\text\s*\{\s*(\d+) (to|out of) (\d+)\s*\}\s*")
 _HALF_LINE = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*([+-])\s*\}?"
                         r"|_\s*\{\s*([<>])\s*0\s*\})(?!\w)")
 _CODE = re.compile(r"(?<![A-Za-z])(USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|SEK|NOK|PLN|BRL|MXN|RUB|KRW)\s*"
                    r"(\d(?:[\d,]*\d)?(?:\.\d+)?)$")
+_SHORT = 300
+"""Characters of a text that patterns of quadratic time may see."""
 
 
 def plain_notation(text: str) -> str:
@@ -63,14 +65,15 @@ def plain_notation(text: str) -> str:
     if "\\" in text:
         text = _DIAGONAL.sub(_diagonal, _PERIOD.sub(_overlined, text))
         text = _NEARLY.sub(r"\\approx ", _BARE_VECTOR.sub(r"\\\1{\2}", text))
-        text = _APPROXIMATELY.sub(lambda m: f" \\approx {m[1] or m[2]}", text)
+        if len(text) <= _SHORT:
+            text = _APPROXIMATELY.sub(lambda m: f" \\approx {m[1] or m[2]}", text)
         text = _REAL.sub("", _INTEGRATION.sub("+ C", _UNITS.sub(_product_of_units, text)))
         text = _HALF_LINE.sub(lambda m: r"(0, \infty)" if (m[1] or m[2]) in "+>" else
                               r"(-\infty, 0)", text)
         if match := _OUT_OF.fullmatch(text):
             text = f"{match[1]}:{match[3]}" if match[2] == "to" else \
                 f"\\frac{{{match[1]}}}{{{match[3]}}}"
-        text = _between(_in_cases(text))
+        text = _between(_in_cases(text)) if len(text) <= _SHORT else text
         text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
         text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
     if "{" in text:
