@@ -66,8 +66,8 @@ def crossings(log: Log, limits: Alarms) -> dict[str, str]:
     found["hacking"] = _hacking(log, limits)
     found["memory"] = _memory(log, limits)
     epochs = max(_values(log, "epoch"), default=math.nan)
-    found["epochs"] = _beyond(epochs, limits.epochs, 1, "every problem has been asked {limit:g} "
-                              "times, and asked again it rewards memory too; take more "
+    found["epochs"] = _beyond(epochs, limits.epochs, 1, "problems are asked again (epoch "
+                              "{value:.3g}, over {limit:g}), which rewards memory too; take more "
                               "problems (prepare.problems), or fewer steps")
     return {kind: sentence for kind, sentence in found.items() if sentence}
 
