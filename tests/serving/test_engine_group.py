@@ -18,12 +18,23 @@ from pydantic import ValidationError
 from pipeline.config.experiment import Runtime
 from pipeline.errors import UserError
 from pipeline.serving.engine_group import EngineGroup, check_engines, start_engines
-from tests.teacher.test_probe_and_estimate import gone
 
 HERE = Path(__file__).parents[2]
 
 
 SEEN = ("RANK", "TORCHELASTIC_USE_AGENT_STORE", "VLLM_ENABLE_V1_MULTIPROCESSING")
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid, seconds=10):
+    until = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(pid)
 
 
 class Fake:

@@ -26,6 +26,7 @@ from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.probe import probe
 from stages import generate, rl
 from tests.fault_server import Answer, FaultServer, completion, stream
+from tests.serving.test_engine_group import gone
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
 
@@ -60,18 +61,6 @@ def fake_vllm(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("LIMBECK_API_KEY", "canary")
     return tmp_path / "vllm.log"
-
-
-def alive(pid):
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def gone(pid, seconds=10):
-    until = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not alive(pid)
 
 
 def worker_of(log):

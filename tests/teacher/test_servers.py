@@ -21,7 +21,7 @@ from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.balancer import LoadBalancer
 from pipeline.teacher.rate_limit import concurrency_limits
 from tests.fault_server import Answer, FaultServer, completion
-from tests.teacher.test_probe_and_estimate import gone
+from tests.serving.test_engine_group import gone
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
 GOOD = completion("42")
