@@ -150,8 +150,9 @@ def test_a_gold_answer_that_fails_its_own_check_is_named(tmp_path):
                               (["42", "x = "], False, "1 of 2 fail")):
         file.write_text("\n".join(json.dumps({"problem": "?", "answer": answer})
                                   for answer in answers))
-        found = examine(folder, problems=str(file))[-1]
-        assert found.name == "gold answers" and found.ok == ok and said in found.sentence
+        found = {check.name: check for check in examine(folder, problems=str(file))}
+        golds = found["gold answers"]
+        assert golds.ok == ok and said in golds.sentence
     found = examine(folder, problems=str(tmp_path / "absent.jsonl"))[-1]
     assert not found.ok and "absent.jsonl does not exist" in found.sentence
 

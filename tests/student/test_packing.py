@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizer_kinds import NAMES, tokenizer_of
 
 from pipeline import tables as records
+from pipeline.config.sft import SftConfig
 from pipeline.config.student import PackConfig
 from pipeline.errors import UserError
 from pipeline.student import packing as pack
@@ -199,7 +200,7 @@ def artifacts(tmp_path):
 
 def experiment(**settings):
     return SimpleNamespace(
-        name="demo", pack=PackConfig(**settings), generate=SimpleNamespace(
+        name="demo", sft=SftConfig(), pack=PackConfig(**settings), generate=SimpleNamespace(
             prompt="boxed", teacher=SimpleNamespace(type="solver")),
         student=SimpleNamespace(model="tiny"), prepare=SimpleNamespace(problems="countdown"))
 
