@@ -159,7 +159,7 @@ def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(limbeck, tmp_path):
     command = [sys.executable, "-m", "stages", "generate", "generate.samples=200"]
     running = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE,
                                env={**os.environ, "PYTHONPATH": str(ROOT)})
-    while not list(tmp_path.glob("data/artifacts/generate-*.partial")):
+    while not list(tmp_path.glob("data/traces/*.journal")):     # the teacher answers
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
