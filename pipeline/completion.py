@@ -152,7 +152,7 @@ def _bare_answer(text: str, spelling: int) -> str:
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion as TRL passes it: a string, or messages of which the last counts."""
+    """Return the text of a completion as TRL passes it: a string, or the last of its messages."""
     if isinstance(completion, str):
         return completion
     message = completion[-1] if completion else {}

@@ -8,7 +8,7 @@ SCRIPTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("de", "en", "es", "fr", "it", "nl", "pl", "pt", "tr", "vi"), LATIN)}
 """Of each language; English with German is one script, so a mix of the two is not seen."""
 WORD_PER_CHARACTER = ("Han", "Hiragana", "Katakana", "Hangul")
-"""Scripts of which each character counts as a word."""
+"""Scripts whose every character counts as a word."""
 NAME_PREFIXES = {"Han": "CJK"}
 """How the Unicode names of a script's characters begin, if not with the script's name."""
 

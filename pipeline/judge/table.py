@@ -98,7 +98,7 @@ def by_majority(judged: pl.DataFrame, problems: list[dict[str, Any]], votes: int
 
 
 def _by_agreement(answers: list[str], problem: Problem, pool: JudgePool) -> list[Judgement]:
-    """Judge `answers` by the one that most of them equal; [] if there is none."""
+    """Judge `answers` by the one that most of them equal; [] without a majority."""
     gold = majority_answer(
         answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
     if gold is None or (KINDS[problem.kind].spellings and _SAYING.fullmatch(gold)):

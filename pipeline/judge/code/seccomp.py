@@ -47,7 +47,7 @@ def program(machine: str) -> bytes:
 
 
 def open_filter() -> int | None:
-    """A descriptor that holds the filter of this machine, to be closed; None if there is none."""
+    """Open a descriptor with this machine's filter; None if the machine is not supported."""
     if not (text := program(platform.machine())):
         return None
     descriptor = os.memfd_create("seccomp")
