@@ -69,6 +69,12 @@ def _evaluate_needs(e: Experiment) -> tuple[str, ...]:
     return ("prepare", *sorted(makers - {"prepare"} | {"student"}))
 
 
+def _export_needs(e: Experiment) -> tuple[str, ...]:
+    made = MAKER.get(e.export.model)
+    return ("prepare", *(("student", made) if made and made != "student" else ()),
+            *(("student",) if made == "student" else ()))
+
+
 def _report_needs(e: Experiment) -> tuple[str, ...]:
     """Every stage that the models compared come from."""
     models = e.evaluate.models
@@ -131,12 +137,17 @@ STAGES = _by_name((
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),
+    Stage("export", _load("export"), next="report",
+          help="Write the student as GGUF files, each run and held against its checkpoint.",
+          needs=_export_needs,
+          files=lambda e: (_prompt(e), *_local(e.export.benchmark)),
+          models=lambda e: (e.export.model,) if e.export.model not in MAKER else ()),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           needs=_report_needs, files=lambda e: (PAGE,)),
 ))
 
-MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
+MAKER: dict[str, str] = {stage.model: stage.name for stage in STAGES.values() if stage.model}
 """Which stage makes each model that evaluate compares."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.export import ExportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config
@@ -73,6 +74,7 @@ class Experiment(Config):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
 
