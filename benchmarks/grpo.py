@@ -142,7 +142,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     pool.start()
     args = grpo_config(phase_settings(RlConfig(trainer=settings))[0], Path(out), 0)
     return PaddingFreeGRPOTrainer(
-        model=load_student(given.model, args), args=args,
+        model=load_student(given.model, args, given.layers), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),
         engine={**config["runtime"]["vllm"], "engines": config["runtime"].get("engines", 1),

@@ -30,7 +30,7 @@ from pipeline.student.token_rows import (
     read_rows,
 )
 from pipeline.train import attention
-from pipeline.train.arguments import lora_config, trainer_arguments, trainer_settings
+from pipeline.train.arguments import check_layers, lora_config, trainer_arguments, trainer_settings
 from pipeline.train.fit import fit, load_student
 from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
@@ -41,6 +41,7 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
     """Build TRL's config of the method; raises UserError for settings that cannot work."""
     _check_keys(sft)
     lora_config(sft.lora, "sft.lora")
+    check_layers(sft, "sft")
     computed = {"report_to": ["tensorboard", *sft.report_to],
                 "eval_strategy": "steps" if sft.held_out else "no"}
     settings = {**trainer_settings(sft), **computed}
@@ -173,8 +174,9 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes)]
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
-    trainer = kind(rows=rows, guard=guard, model=load_student(job.model, args), args=args,
-                   processing_class=tokenizer, callbacks=callbacks, peft_config=lora, **chosen)
+    student = load_student(job.model, args, job.sft.layers)
+    trainer = kind(rows=rows, guard=guard, model=student, args=args, processing_class=tokenizer,
+                   callbacks=callbacks, peft_config=lora, **chosen)
     return trainer, guard, tokenizer
 
 
