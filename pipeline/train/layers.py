@@ -133,8 +133,7 @@ def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
 def attend(module: Any, heads: list[Tensor], mask: Tensor | None,
            options: dict[str, Any]) -> Tensor:
     """Attention as transformers' layers call it, [1, length, heads * head]."""
-    name = module.config._attn_implementation
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(name, None)
+    function = ALL_ATTENTION_FUNCTIONS[module.config._attn_implementation]
     attended = function(module, *heads, mask, scaling=module.scaling,
                         dropout=module.attention_dropout if module.training else 0.0,
                         sliding_window=getattr(module, "sliding_window", None), **options)[0]

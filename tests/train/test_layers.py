@@ -1,4 +1,4 @@
-"""Fused layers give transformers' losses and gradients, padded or end to end, in both precisions."""
+"""Fused layers give transformers' losses and gradients, padded and end to end."""
 
 import pytest
 import torch
