@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.serving.processes import free_port, gpu_count
 
+ENGINES = {"multi_gpu", "use_fsdp", "use_deepspeed", "config_file"}
 # A node's rank is known on the node alone.
 ON_NODE = 'exec "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"'
 
@@ -28,7 +29,9 @@ def spans_nodes(options: Mapping[str, Any]) -> bool:
 def over_nodes(options: Mapping[str, Any]) -> dict[str, Any]:
     """Add machines, processes of all nodes and the address of the first to accelerate's options."""
     nodes = node_count()
-    return {"num_processes": nodes * max(1, gpu_count()), **options, "num_machines": nodes,
+    # Without one of these accelerate starts processes that do not know of each other.
+    kind = {} if ENGINES & set(options) else {"multi_gpu": True}
+    return {"num_processes": nodes * max(1, gpu_count()), **kind, **options, "num_machines": nodes,
             "main_process_ip": _hosts()[0],
             "main_process_port": options.get("main_process_port") or free_port()}
 
