@@ -74,9 +74,9 @@ def is_label(text: str) -> bool:
 
 
 def split_relation(text: str) -> tuple[list[str], list[str]]:
-    parts, ops, start, level = [], [], 0, 0
     if not _RELATION.search(text):
-        return [text.strip()], ops
+        return [text.strip()], []
+    parts, ops, start, level = [], [], 0, 0
     for match in _TOP.finditer(text):
         token = match[0]
         if token in OPEN or token in CLOSE:
