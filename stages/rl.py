@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment
 from pipeline.config.rl import RlJob
-from pipeline.curate.languages import check_languages
+from pipeline.curate.language_share import check_languages
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from pipeline.curate.languages import check_languages, reflection_pattern, rivals, share_in
+from pipeline.curate.language_share import check_languages, reflection_pattern, rivals, share_in
 from pipeline.curate.scripts import LATIN, SCRIPTS, WORD_PER_CHARACTER, pattern
 from pipeline.curate.words import repetition
 from pipeline.errors import UserError

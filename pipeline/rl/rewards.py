@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, Completion, completion_text, split_completion
-from pipeline.curate.languages import reflection_pattern, share_in
+from pipeline.curate.language_share import reflection_pattern, share_in
 from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config.filter import FilterConfig
 from pipeline.curate.features import add_features
-from pipeline.curate.languages import SAMPLED, passages, reflection_pattern, share_in
+from pipeline.curate.language_share import SAMPLED, passages, reflection_pattern, share_in
 from pipeline.curate.select import check_filter
 from pipeline.errors import UserError
 from pipeline.rl.rewards import language_reward
@@ -85,7 +85,7 @@ def test_reflections_are_counted_in_the_language_of_the_thinking(language, text)
 def test_an_unknown_language_or_a_missing_library_is_one_sentence(monkeypatch):
     with pytest.raises(UserError, match=r"filter.languages names 'xx'"):
         check_filter(FilterConfig(languages=["xx"]))
-    monkeypatch.setattr("pipeline.curate.languages.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.curate.language_share.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install '.\[languages\]'"):
         check_filter(FilterConfig(languages=["de"]))
     check_filter(FilterConfig(languages=["zh"]))        # another script needs no library
