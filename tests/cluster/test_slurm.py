@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,14 @@ from pathlib import Path
 import pytest
 import slurm_commands
 import tiny_sft
+import typer
+import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from pipeline.cluster import nodes, slurm
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.train import launch
@@ -138,3 +143,14 @@ def test_a_real_job_stopped_halfway_ends_with_the_weights_of_one_that_was_not(tm
     weights = [next(Path(folder).glob("sft-*/model/model.safetensors")).read_bytes()
                for folder in ("whole", "stopped")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", ["skypilot", "kubernetes"])
+def test_the_shipped_jobs_run_a_command_whose_config_loads(name):
+    job = yaml.safe_load((ROOT / "configs" / "cluster" / f"{name}.yaml").read_text("utf-8"))
+    words = shlex.split(job["run"]) if name == "skypilot" else \
+        job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert words[:2] == [".venv/bin/limbeck", "all"]
+    given = typer.main.get_command(app).commands["all"].make_context("all", words[2:]).params
+    loaded = load(Experiment, [ROOT / path for path in given["config"]], given["overrides"])
+    assert str(loaded.runtime.artifacts) == "/runs/artifacts"
