@@ -199,15 +199,16 @@ class Planner:
         shared = first is not None and first.key == self.made[node].key
         return str(node) if shared else f"{node}@{self.variants[node.variant].label}"
 
-    def node(self, variant: int, name: str) -> Node:
+    def node(self, variant: int, name: str, said: str = "") -> Node:
         """Return the node of STAGE or STEP.STAGE. Raises UserError if there is none."""
+        said = said or name
         step, _, stage = name.rpartition(".")
         if step not in self.steps[variant]:
             there = ", ".join(filter(None, self.steps[variant])) or "none"
-            raise UserError(f"{name}: there is no step {step!r}; the steps are {there}")
+            raise UserError(f"{said}: there is no step {step!r}; the steps are {there}")
         if stage not in STAGES or (step and STAGES[stage].of_the_whole):
             known = ", ".join(one.name for one in STAGES.values() if not one.of_the_whole)
-            raise UserError(f"{name}: a step has no stage {stage!r}; its stages are {known}")
+            raise UserError(f"{said}: a step has no stage {stage!r}; its stages are {known}")
         return Node(0 if STAGES[stage].of_the_whole else variant, step, stage)
 
     def plan(self, node: Node) -> Plan:
@@ -243,7 +244,7 @@ class Planner:
                 name for name in references(section) if is_reference(name)]
             own = [name if "." in name or not node.step else f"{node.step}.{name}"
                    for name in stage.needs(settings)]
-            found += [self.node(number, name) for name in own + named]
+            found += [self.node(number, name, f"{node} names {name}") for name in own + named]
         for need in found:
             self.plan(need)
         return list(dict.fromkeys(found))

@@ -38,6 +38,8 @@ def plan_of(experiment: Experiment, name: str) -> Plan:
     if target not in STAGES and "." not in target:
         raise UserError(f"there is no stage {target!r}; the stages are {', '.join(STAGES)}")
     made = plans(experiment, *stage_targets(experiment, target, "one"))
+    if name in STAGES and name not in made:
+        name = stage_targets(experiment, name, "one")[0]
     if name not in made:
         raise UserError(f"there is no {name}; there are "
                         f"{', '.join(one for one in made if one.partition('@')[0] == target)}")
@@ -61,10 +63,11 @@ def stage_targets(experiment: Experiment, name: str, step: str | None = None) ->
     found = [one for one in plans(experiment, *goals(experiment))
              if one.partition("@")[0].rpartition(".")[2] == name]
     several = list(dict.fromkeys(one.partition("@")[0] for one in found))
-    if step == "one" and name not in several:
-        raise UserError(f"several steps have a stage {name}; name one of {', '.join(several)}"
-                        if several else f"no step of this config needs {name}")
-    return [name] if step == "one" else several
+    if not several:
+        raise UserError(f"no step of this config needs {name}")
+    if step == "one" and len(several) > 1 and name not in several:
+        raise UserError(f"several steps have a stage {name}; name one of {', '.join(several)}")
+    return several if step is None else [name] if name in several else several
 
 
 def goals(experiment: Experiment) -> list[str]:
@@ -114,7 +117,10 @@ def _close(name: str, plan: Plan, manifest: Mapping[str, Any], given: Sequence[s
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
     follow = ""
     if given is not None and following:
-        follow = f"; next: {shlex.join(['limbeck', following, *given])}"
+        again, at = [*given], given.index("--step") if "--step" in given else None
+        if at is not None and STAGES[following].of_the_whole:
+            del again[at:at + 2]
+        follow = f"; next: {shlex.join(['limbeck', following, *again])}"
     print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
           f"({took}){follow}", file=sys.stderr)
 

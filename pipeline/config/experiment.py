@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -154,8 +155,8 @@ class Experiment(Config):
         for name, step in self.steps.items():
             source, made = step.source(), ""
             for number in range(1, step.rounds + 1):
-                settings = renamed(step.experiment, lambda model, source=source, made=made:
-                                   made if made and model == source else model)
+                settings = renamed(step.experiment, _replacing(source, made)) if made \
+                    else step.experiment
                 this = name if number == step.rounds else f"{name}-{number}"
                 out[this] = step.model_copy(update={"experiment": settings})
                 made = f"{this}.{step.goal}"
@@ -211,6 +212,10 @@ OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "report", "steps")
 def is_reference(name: str) -> bool:
     """Whether `name` has the form of STEP.STAGE."""
     return re.fullmatch(r"[A-Za-z][\w-]*\.[a-z]+", name) is not None
+
+
+def _replacing(old: str, new: str) -> Callable[[str], str]:
+    return lambda name: new if name == old else name
 
 
 def _override(key: str, value: Any) -> dict[str, Any]:
