@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
@@ -21,14 +22,24 @@ class StudentSampling(Config):
     """Longest completion in tokens; what reaches it counts as truncated."""
 
 
-ModelName = Literal["untrained", "sft", "rl", "teacher"]
+MODEL_NAMES = ("untrained", "sft", "rl", "teacher")
+
+
+def _known(name: str) -> str:
+    if name not in MODEL_NAMES and not re.fullmatch(r"[A-Za-z][\w-]*\.(student|sft|rl)", name):
+        raise ValueError(f"name {', '.join(MODEL_NAMES)}, or STEP.student, STEP.sft, STEP.rl")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known)]
 
 
 class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
-    """The models compared; `teacher` is asked through the same client as in generate."""
+    """The models compared; `teacher` is asked through the same client as in generate. With steps
+    STEP.student, STEP.sft or STEP.rl; by default what each step is made for."""
     benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
     """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
     openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
