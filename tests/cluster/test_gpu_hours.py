@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from pipeline.cluster.gpu_hours import Gpus, Work, hours, parameters_of
 from pipeline.errors import UserError
+from stages.__main__ import app
 
 RESULTS = Path(__file__).parents[2] / "results"
 H200 = Gpus(1, "h200")
@@ -54,3 +56,20 @@ def test_a_models_size_is_read_from_its_weights_or_its_name(tmp_path):
     for unknown in ("gpt2", "tiny"):
         with pytest.raises(UserError, match="--student-billions"):
             parameters_of(unknown)
+
+
+def test_estimate_counts_every_stage_that_is_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["estimate", "-c", str(RESULTS.parent / "configs" / "tiny.yaml"), "--gpus", "4",
+             "--gpu-usd", "2", "--student-billions", "0.5"]
+    rows = json.loads(CliRunner().invoke(app, [*given, "--json"]).stdout)["stages"]
+    by_name = {row["stage"]: row for row in rows}
+    assert by_name["rl"]["sampled_tokens"] == 2 * 8 * 24 // 2
+    assert by_name["evaluate"]["sampled_tokens"] == 3 * 8 * 24
+    more = json.loads(CliRunner().invoke(
+        app, [*given, "--json", "rl.trainer.max_steps=200"]).stdout)["stages"]
+    assert {row["stage"]: row["sampled_tokens"] for row in more}["rl"] == 200 * 8 * 24 // 2
+    text = CliRunner().invoke(app, given).stdout
+    assert "on 4 h100" in text and "60% of traces kept" in text and "assumed: completions" in text
+    refused = CliRunner().invoke(app, given[:-2])
+    assert "give --student-billions" in str(refused.exception)
