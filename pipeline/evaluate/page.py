@@ -13,6 +13,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.numbers import Points, curve, judged_columns
+from pipeline.problems import benchmarks as benchmarks_by_name
 from pipeline.train.log import read_lines, read_log
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -101,7 +102,9 @@ def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         most = max((row.get("ci_high", 0.0) for row in rows.values()), default=0.0)
         top = next(t for t in (0.1, 0.2, 0.4, 1.0) if t >= min(most, 1.0))
         k = max(row["samples"] for row in rows.values())
+        known = benchmarks_by_name.BENCHMARKS.get(name)
         tables.append({"name": BENCHMARKS.get(name, name), "rows": rows, "top": top, "samples": k,
+                       "published": known.published if known else None,
                        "problems": max(row["problems"] for row in rows.values())})
     return tables
 
