@@ -11,6 +11,7 @@ from pipeline import tables
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment
 from pipeline.config.rl import RlJob
+from pipeline.curate.language_share import check_languages
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy
@@ -143,6 +144,7 @@ def check(experiment: Experiment) -> None:
         raise UserError("rl.keep=best needs rl.evaluate_every: the steps between two evaluations")
     if config.evaluate_every and not experiment.prepare.held_out:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
+    check_languages(config.language, config.languages, "rl.languages")
     check_phases(config)
     for settings in phase_settings(config):
         args = grpo_config(settings, Path("unused"), experiment.seed)

@@ -19,7 +19,8 @@ from pipeline.prompts import ROOT, prompt_path, render
 from stages import evaluate
 from stages.graph import STAGES
 
-NAMES = ["gsm8k", "math500", "aime24", "aime25", "amc23", "minerva", "olympiad", "gpqa_diamond", "mmlu_pro", "ifeval", "humaneval", "mbpp", "livecodebench"]
+NAMES = ["gsm8k", "math500", "aime24", "aime25", "amc23", "minerva", "olympiad", "gpqa_diamond",
+         "mmlu_pro", "ifeval", "humaneval", "mbpp", "livecodebench"]
 GPQA = {"Record ID": "rec1", "Question": "Which  one?", "Correct Answer": "the third",
         "Incorrect Answer 1": "a", "Incorrect Answer 2": "b", "Incorrect Answer 3": "c"}
 
