@@ -52,7 +52,8 @@ MADE = {
                     ("startend:quotation", {})))]}
 """Rows in the hub's columns, written here, of the sets that DATA may lack."""
 SAID = ("this is the reason, and it has more than five words.", "That is all.", '{"a": 1}',
-        "* one\n* two", "<<title>> THE END", "first ****** second", '"quoted"', "a b c d e f reason")
+        "* one\n* two", "<<title>> THE END", "first ****** second", '"quoted"',
+        "a b c d e f reason")
 
 
 def requests(data: Path) -> Iterator[Row]:
@@ -193,7 +194,7 @@ def main() -> None:
         return theirs()
     asked = list(requests(given.data))
     lines = "".join(json.dumps(one) + "\n" for one in asked)
-    done = subprocess.run([given.python, __file__, "--theirs"], input=lines, text=True,
+    done = subprocess.run([given.python, "-P", __file__, "--theirs"], input=lines, text=True,
                           stdout=subprocess.PIPE, check=True)
     counts = compare(asked, [json.loads(line) for line in done.stdout.splitlines()])
     told = {"command": "python -m benchmarks.lm_eval", "date": time.strftime("%Y-%m-%d"),
