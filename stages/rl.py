@@ -28,7 +28,7 @@ from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.train.arguments import lora_config
+from pipeline.train.arguments import check_layers, lora_config
 from pipeline.train.launch import check_options, launch
 
 
@@ -128,6 +128,7 @@ def check(experiment: Experiment) -> None:
     reward_functions({name: 1.0 for name in config.rewards if name != "process"}, RewardContext())
     check_options(experiment.runtime.launch)
     lora_config(config.lora, "rl.lora")
+    check_layers(config, "rl")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
                         "GPUs, e.g. 1) go together")
