@@ -15,10 +15,11 @@ import polars as pl
 from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.metrics import paired_gain, summarise
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
+from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.prompts import chats
 from pipeline.stage import Counts
@@ -175,9 +176,17 @@ def check(experiment: Experiment) -> None:
                         "nothing new; leave `teacher` out of evaluate.models")
     for name, one in _sets(experiment).items():
         if name == "heldout" and not experiment.prepare.held_out:
-            raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
-                            "problem for it; raise it, or name problem files")
-        if is_file(one.problems):
+            # No fault of those who train and never measure: heldout is the default.
+            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+                               "problem for it; raise it, or name problem files")
+        if is_file(one.problems) and is_small(one.problems):
             _loaded(name, one, experiment.seed)
         elif name != "heldout" and get_close_matches(name, ["heldout"]):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse data sets of the hub, and large files, that cannot be measured."""
+    for name, one in _sets(experiment).items():
+        if name != "heldout" and not (is_file(one.problems) and is_small(one.problems)):
+            _loaded(name, one, experiment.seed)

@@ -79,9 +79,7 @@ def _report_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
-    method = e.sft.method
-    source = method.source if method.type == "logits" else method
-    teacher = getattr(source, "teacher", None)
+    teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
 
 
