@@ -12,6 +12,7 @@ from pipeline import tables
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment
 from pipeline.config.rl import LocalPrm, Prm, RlJob
+from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy
@@ -144,6 +145,7 @@ def check(experiment: Experiment) -> None:
         raise UserError("rl.keep=best needs rl.evaluate_every: the steps between two evaluations")
     if config.evaluate_every and not experiment.prepare.held_out:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
+    check_languages(config.language, config.languages, "rl.languages")
     check_phases(config)
 
 

@@ -33,6 +33,11 @@ class Runtime(Config):
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
     in this process, or in one of its own where vLLM samples."""
+    slurm: dict[str, Any] = {}
+    """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
+    time, ...). With several nodes, sft and rl start runtime.launch on each."""
+    slurm_setup: str = ""
+    """Shell lines that a Slurm job runs first (module load ..., export ...)."""
     vllm: dict[str, Any] = {}
     """Handed to vllm.LLM when it samples a student, in sft (on_policy), rl and evaluate
     (max_num_seqs, ...)."""

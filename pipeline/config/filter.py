@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,7 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"languages"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -80,6 +81,9 @@ class FilterConfig(Config):
     what each is."""
     language: str = "en"
     """Language the thinking should be in, for language_share."""
+    languages: list[str] = []
+    """Languages of the same script that it may be mixed with, as [de, fr]: language_share then
+    tells them apart (needs the extra `languages`). Empty: by script alone, so German is English."""
     distinct: bool = True
     """Keep only the first of several identical traces of one problem."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)

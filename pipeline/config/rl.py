@@ -111,7 +111,7 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -129,8 +129,10 @@ class RlConfig(Config):
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
     an equation left unsolved, earns nothing. What is not named stays so."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
-                      "th"] = "en"
+                      "th", "it", "nl", "pl", "pt", "tr", "uk", "vi"] = "en"
     """Language that the reward `language` asks of the thinking; recognised by its script."""
+    languages: list[str] = []
+    """Languages of the same script to tell it from, as filter.languages; empty: by script alone."""
     process: Prm | None = Field(default=None, discriminator="type")
     """The process reward model behind the reward `process`."""
     keep_completions: int = Field(default=0, ge=0)
