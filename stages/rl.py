@@ -27,7 +27,7 @@ from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.train.arguments import lora_config
+from pipeline.train.arguments import check_layers, lora_config
 from pipeline.train.launch import check_options, launch, needs_processes
 
 
@@ -129,6 +129,7 @@ def check(experiment: Experiment) -> None:
     make_policy(config.policy)
     check_rewards(config.rewards)
     _check_process(config.process)
+    check_layers(config, "rl")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
                         "GPUs, e.g. 1) go together")

@@ -111,7 +111,7 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages", "layers"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -162,6 +162,8 @@ class RlConfig(Config):
     """Thresholds beyond which the run prints a warning."""
     lora: dict[str, Any] | None = None
     """Passed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
+    layers: Literal["transformers", "compiled"] = "transformers"
+    """The student's decoder layers, as sft.layers."""
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
     completions and gets the new weights every step."""

@@ -8,7 +8,12 @@ from typing import Any
 
 from pipeline.config.sft import LogitsMethod, OnPolicyMethod, SftConfig
 from pipeline.errors import LackingError, UserError
-from pipeline.train.arguments import lora_config, trainer_arguments, trainer_settings
+from pipeline.train.arguments import (
+    check_layers,
+    lora_config,
+    trainer_arguments,
+    trainer_settings,
+)
 from pipeline.train.trainer_keys import check_trainer_keys
 
 
@@ -43,6 +48,7 @@ def check_settings(sft: SftConfig) -> None:
             raise UserError(f"sft.trainer.{key} does not apply, because the rows are ready-made; "
                             f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
     check_trainer_keys(kind, "sft.trainer", sft.trainer)
+    check_layers(sft, "sft")
     if sft.method.type == "logits" or sft.head == "limbeck":
         for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from operator import sub
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -81,15 +81,29 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
             num_items_in_batch = (inputs["labels"][:, 1:] != -100).sum()
         logged = self._metrics["train" if model.training else "eval"]
         if model.training:
-            tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
-            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+            self._total_train_tokens += self._tokens(inputs)
         logged["num_tokens"] = [self._total_train_tokens]
         with self.accelerator.autocast():   # the trainer's own covers the model alone
             loss, metrics = self.distillation_loss(model, inputs)
         for name, value in metrics.items():
-            logged[name].append((value / num_items_in_batch).item())
+            logged[name].append(value.detach() / num_items_in_batch)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss * ranks / num_items_in_batch
+
+    def _tokens(self, inputs: dict[str, Any]) -> Any:
+        """Tokens of a batch in all processes: a number, or a tensor of which no one waits yet."""
+        mask, device = inputs.get("attention_mask"), self.accelerator.device
+        own = inputs["input_ids"].numel() if mask is None else mask.sum()
+        alone = self.accelerator.num_processes == 1
+        return own if alone else self.accelerator.gather(torch.as_tensor(own, device=device)).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, with metrics read from the GPU here and not in every batch."""
+        logged = self._metrics["train" if cast(Any, self.model).training else "eval"]
+        for name, values in logged.items():
+            logged[name] = [float(value) for value in values]
+        self._total_train_tokens = int(self._total_train_tokens)
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
@@ -136,8 +150,9 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes)]
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
-    trainer = kind(rows=rows, guard=guard, model=load_student(job.model, args), args=args,
-                   processing_class=tokenizer, callbacks=callbacks, peft_config=lora, **chosen)
+    student = load_student(job.model, args, job.sft.layers)
+    trainer = kind(rows=rows, guard=guard, model=student, args=args, processing_class=tokenizer,
+                   callbacks=callbacks, peft_config=lora, **chosen)
     return trainer, guard, tokenizer
 
 

@@ -116,6 +116,18 @@ def _typed(hint: Any, name: str, value: Any) -> Any:
     return value
 
 
+def check_layers(section: Any, name: str) -> None:
+    """Raise UserError if `layers: compiled` of the sft or rl section meets what it cannot fuse."""
+    if section.layers != "compiled":
+        return
+    for key, value in (("lora", section.lora),
+                       ("trainer.use_liger_kernel", section.trainer.get("use_liger_kernel")),
+                       ("trainer.torch_compile", section.trainer.get("torch_compile"))):
+        if value:
+            raise UserError(f"{name}.layers=compiled uses the layers' weights by itself, past "
+                            f"{name}.{key}; remove one of the two")
+
+
 def lora_config(lora: Mapping[str, Any] | None, section: str, model: str | None = None) -> Any:
     """Build peft's LoraConfig from the config section `lora`; None for None.
 
