@@ -205,6 +205,7 @@ def preview(overrides: Overrides = None, config: Files = None, debug: bool = Fal
 app.command()(commands.doctor)
 app.command()(commands.judge)
 app.command()(commands.attack)
+app.command()(commands.benchmarks)
 app.command()(commands.probe)
 
 

@@ -76,6 +76,23 @@ def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
           f"({found['rate']:.1%}); {found['left_out']} left out")
 
 
+def benchmarks(debug: bool = False) -> None:
+    """List the benchmarks that evaluate and prepare.decontaminate know by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.problems.benchmarks import BENCHMARKS
+
+    table = Table("name", "kind", "samples", "data set", "published", "source", "licence",
+                  box=None, pad_edge=False)
+    for name, one in BENCHMARKS.items():
+        where = "/".join(filter(None, (one.hub, one.subset, one.split)))
+        score = one.published
+        table.add_row(name, one.kind, str(one.samples), where,
+                      f"{score.model} {100 * score.score:.1f}", score.source, one.licence)
+    Console().print(table, markup=False)
+
+
 def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV or Parquet with "
                                                      "problem and answer.")],
            n: Annotated[int | None, typer.Option(min=1, help="Problems; default: all.")] = None,

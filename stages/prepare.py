@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         raise UserError(f"{config.problems} has {golds} problems with a usable answer and "
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
-    tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
+    tables["problems"], hits = _decontaminate(tables, config, experiment.seed,
+                                             experiment.runtime.benchmarks)
     if removed := repeats + hits:
         _write_removed(removed, out / "removed.parquet")
     for name, table in tables.items():
@@ -103,8 +105,8 @@ def _drop_near_duplicates(rows: list[dict],
     return [row for row, other in zip(rows, of, strict=True) if other < 0], removed
 
 
-def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
-                   seed: int) -> tuple[list[dict], list[dict]]:
+def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig, seed: int,
+                   folder: Path | None) -> tuple[list[dict], list[dict]]:
     """(training problems left, one record for each that an evaluation set holds)."""
     if not config.decontaminate:
         return tables["problems"], []
@@ -113,8 +115,10 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     sets = _evaluation_sets(config)
     for name, short in short_names(sets).items():
         rows = tables["heldout"] if name == "heldout" else _distinct(
-            load_rows(sets[name], seed, needs_answer))[0]
-        texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
+            load_rows(sets[name], seed, needs_answer, folder))[0]
+        # Of a benchmark the question alone: the words around it stand in many problems.
+        texts |= {f"{short}/{row['problem_id']}": json.loads(row["meta"] or "{}").get(
+            "question", row["problem"]) for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),
                          share=config.overlap)
