@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.rl import RlConfig
+from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import UserError
 from pipeline.train.arguments import trainer_arguments, trainer_settings
-from pipeline.train.trainer_keys import check_trainer_keys
 
 
 def phase_settings(config: RlConfig) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.sft import LogitsMethod, OnPolicyMethod, SftConfig
+from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.train.arguments import (
     check_layers,
@@ -14,7 +15,6 @@ from pipeline.train.arguments import (
     trainer_arguments,
     trainer_settings,
 )
-from pipeline.train.trainer_keys import check_trainer_keys
 
 
 def arguments(sft: SftConfig, out: Path, seed: int) -> Any:

@@ -14,10 +14,10 @@ from typing import Any, Protocol, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
+from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.progress import quiet_libraries
 from pipeline.student.tokenizer import check_hub
-from pipeline.train.trainer_keys import check_trainer_keys
 
 POSITIVE_KEYS = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs",
                  "gradient_accumulation_steps", "num_generations", "max_completion_length",
