@@ -90,9 +90,7 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
-    method = e.sft.method
-    source = method.source if method.type == "logits" else method
-    teacher = getattr(source, "teacher", None)
+    teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
 
 
