@@ -40,8 +40,12 @@ def problem_key(problem: str) -> str:
 
 def trace_key(problem: str, thinking: str | None, answer: str | None) -> str:
     """The key of a trace by its text; what surrounds the text does not count."""
-    return _digest("\0".join((problem_key(problem), (thinking or "").strip(),
-                              (answer or "").strip())))
+    return trace_key_of(problem_key(problem), thinking, answer)
+
+
+def trace_key_of(problem: str, thinking: str | None, answer: str | None) -> str:
+    """`trace_key` of a trace of the problem with the key `problem`."""
+    return _digest("\0".join((problem, (thinking or "").strip(), (answer or "").strip())))
 
 
 def _digest(text: str) -> str:
@@ -190,7 +194,7 @@ def edited_traces(problems: Mapping[str, str], lines: Iterable[Line]) -> list[di
     """A row of tables.Trace for each trace that somebody edited, of each editor the newest."""
     ids = {problem_key(text): name for name, text in problems.items()}
     newest = {(line["key"], line["reviewer"]): line for line in lines if line.get("edit")}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in newest.values():
         edit = line["edit"]
         if (name := ids.get(edit["problem_key"])) is None:
