@@ -133,6 +133,28 @@ def clean(overrides: Overrides = None, config: Files = None,
     clean_folder(_experiment(config, overrides).runtime.artifacts, partial, delete)
 
 
+@app.command()
+def submit(target: Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or all")],
+           overrides: Overrides = None, config: Files = None,
+           on: Annotated[str, typer.Option(help="The scheduler: slurm.")] = "slurm",
+           debug: bool = False) -> None:
+    """Run STAGE as a batch job (runtime.slurm) that is queued again until it is done."""
+    from stages.submit import check_request, submit_command
+
+    check_request(target, on)
+    files = [part for path in config or () for part in ("-c", str(path))]
+    submit_command(_experiment(config, overrides), target, [*files, *(overrides or ())])
+
+
+@app.command()
+def jobs(overrides: Overrides = None, config: Files = None, as_json: Json = False,
+         debug: bool = False) -> None:
+    """List the batch jobs submitted from this artifacts folder, their states and logs."""
+    from stages.submit import show_jobs
+
+    show_jobs(_experiment(config, overrides), as_json)
+
+
 @app.command("config")
 def show_config(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
     """Print the resolved config and where each value came from."""
@@ -217,6 +239,7 @@ def import_reviews(file: Annotated[str, typer.Argument(help="JSONL, as export-re
 app.command()(commands.doctor)
 app.command()(commands.judge)
 app.command()(commands.attack)
+app.command()(commands.benchmarks)
 app.command()(commands.probe)
 
 

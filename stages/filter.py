@@ -26,6 +26,7 @@ from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.llm import LLMJudge
 from pipeline.judge.table import apply_llm_judge, by_majority, count_restatements, judge_traces
 from pipeline.stage import Counts
+from pipeline.teacher.budget import check_budget
 from pipeline.teacher.llm_judge import LLMJudgeClient
 
 
@@ -68,9 +69,14 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
 def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
     curate.check_filter(experiment.filter)
-    if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
+    model, runtime = experiment.filter.llm_judge, experiment.runtime.llm_judge
+    if model is None:
+        return
+    if not runtime.base_url:
         raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
                         "https://api.deepseek.com/v1")
+    runtime.api_key()
+    check_budget(model, runtime, model.sampling)
 
 
 def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,

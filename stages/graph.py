@@ -19,13 +19,16 @@ if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a 
     from pipeline.config.experiment import Experiment
 
 
-def _local(*sources: Any) -> tuple[Path, ...]:
+def _local(e: Experiment, *sources: Any) -> tuple[Path, ...]:
     """The local files among names of problem sets, traces or evaluation sets."""
+    from pipeline.problems.benchmarks import BENCHMARKS, local_file
     from pipeline.problems.files import files_of
     from pipeline.problems.sources import is_file
 
-    names = (getattr(source, "problems", source) for source in sources)
-    return tuple(path for name in names if is_file(name) for path in files_of(name))
+    names = [getattr(source, "problems", source) for source in sources]
+    stand_ins = (local_file(name, e.runtime.benchmarks) for name in names if name in BENCHMARKS)
+    return (*(path for name in names if is_file(name) for path in files_of(name)),
+            *filter(None, stand_ins))
 
 
 def _prompt(e: Experiment) -> Path:
@@ -34,7 +37,7 @@ def _prompt(e: Experiment) -> Path:
 
 def _generate_files(e: Experiment) -> tuple[Path, ...]:
     teacher = e.generate.teacher
-    return (_prompt(e), *(_local(teacher.traces) if teacher.type == "file" else ()))
+    return (_prompt(e), *(_local(e, teacher.traces) if teacher.type == "file" else ()))
 
 
 def _filter_files(e: Experiment) -> tuple[Path, ...]:
@@ -84,6 +87,14 @@ def _evaluate_needs(e: Experiment) -> tuple[str, ...]:
     return ("prepare", *sorted(makers - {"prepare"} | {"student"}))
 
 
+def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
+    from pipeline.problems.sources import benchmark_prompts
+
+    prompts = benchmark_prompts(e.evaluate.benchmarks, e.evaluate.prompts, e.generate.prompt)
+    return (_prompt(e), *sorted({prompt_path(one) for one in prompts.values()} - {_prompt(e)}),
+            *_local(e, *e.evaluate.benchmarks))
+
+
 def _report_needs(e: Experiment) -> tuple[str, ...]:
     """Every stage that the models compared come from."""
     models = e.evaluate.models
@@ -94,9 +105,7 @@ def _report_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
-    method = e.sft.method
-    source = method.source if method.type == "logits" else method
-    teacher = getattr(source, "teacher", None)
+    teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
 
 
@@ -117,7 +126,7 @@ def _load(name: str) -> Any:
 STAGES = _by_name((
     Stage("prepare", _load("prepare"), next="generate", version=4,
           help="Load problems, check their gold answers, hold some out.",
-          files=lambda e: _local(e.prepare.problems, *e.prepare.decontaminate)),
+          files=lambda e: _local(e, e.prepare.problems, *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
           needs=lambda e: ("prepare",), files=_generate_files),
@@ -144,7 +153,7 @@ STAGES = _by_name((
     Stage("evaluate", _load("evaluate"), next="report", version=6, resumable=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),
+          files=_evaluate_files),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           needs=_report_needs, files=lambda e: (PAGE, *_reviews(e))),

@@ -28,11 +28,19 @@ class Runtime(Config):
     """Folder of the stages' artifacts."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
+    benchmarks: Path | None = None
+    """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
+    aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
     in this process, or in one of its own where vLLM samples."""
+    slurm: dict[str, Any] = {}
+    """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
+    time, ...). With several nodes, sft and rl start runtime.launch on each."""
+    slurm_setup: str = ""
+    """Shell lines that a Slurm job runs first (module load ..., export ...)."""
     vllm: dict[str, Any] = {}
     """Handed to vllm.LLM when it samples a student, in sft (on_policy), rl and evaluate
     (max_num_seqs, ...)."""

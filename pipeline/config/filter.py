@@ -76,7 +76,7 @@ class ReviewsConfig(Config):
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"reviews"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "reviews"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -92,6 +92,9 @@ class FilterConfig(Config):
     what each is."""
     language: str = "en"
     """Language the thinking should be in, for language_share."""
+    languages: list[str] = []
+    """Languages of the same script that it may be mixed with, as [de, fr]: language_share then
+    tells them apart (needs the extra `languages`). Empty: by script alone, so German is English."""
     distinct: bool = True
     """Keep only the first of several identical traces of one problem."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)

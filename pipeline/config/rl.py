@@ -111,7 +111,7 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages", "layers"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -129,8 +129,10 @@ class RlConfig(Config):
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
     an equation left unsolved, earns nothing. What is not named stays so."""
     language: Literal["en", "de", "fr", "es", "zh", "ru", "ar", "ja", "ko", "el", "he", "hi",
-                      "th"] = "en"
+                      "th", "it", "nl", "pl", "pt", "tr", "uk", "vi"] = "en"
     """Language that the reward `language` asks of the thinking; recognised by its script."""
+    languages: list[str] = []
+    """Languages of the same script to tell it from, as filter.languages; empty: by script alone."""
     process: Prm | None = Field(default=None, discriminator="type")
     """The process reward model behind the reward `process`."""
     keep_completions: int = Field(default=0, ge=0)
@@ -160,6 +162,8 @@ class RlConfig(Config):
     """Thresholds beyond which the run prints a warning."""
     lora: dict[str, Any] | None = None
     """Passed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
+    layers: Literal["transformers", "compiled"] = "transformers"
+    """The student's decoder layers, as sft.layers."""
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
     completions and gets the new weights every step."""

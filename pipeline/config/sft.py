@@ -115,6 +115,7 @@ _ROW_DEFAULTS = {"train_sampling_strategy": "group_by_length", "per_device_eval_
 class SftConfig(Config):
     """How the student is fine-tuned."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"layers"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
     """Keys of TRL's config that hold unless `trainer` sets them."""
@@ -144,6 +145,9 @@ class SftConfig(Config):
     gradient, or the logits method's single pass for both."""
     lora: dict[str, Any] | None = None
     """Passed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged at the end."""
+    layers: Literal["transformers", "compiled"] = "transformers"
+    """The student's decoder layers: the library's own, or fused by torch.compile on a GPU (Llama,
+    Qwen2, Qwen3; one process or DDP, without LoRA; the first step waits for the compiler)."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of training, which may end earlier by the trainer's own limit."""
     held_out: int = Field(default=64, ge=0)
@@ -155,6 +159,11 @@ class SftConfig(Config):
     def trainer_defaults(self) -> dict[str, Any]:
         """Return the keys of TRL's config that hold unless `trainer` sets them."""
         return {**self.TRAINER_DEFAULTS, **self.METHOD_DEFAULTS[self.method.type]}
+
+    def teacher_model(self) -> str | None:
+        """Return the model that is loaded beside the student, if one is."""
+        source = self.method.source if isinstance(self.method, LogitsMethod) else self.method
+        return getattr(source, "teacher", None)
 
 
 class SftJob(Job):

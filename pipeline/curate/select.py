@@ -44,7 +44,7 @@ def check_filter(config: FilterConfig) -> None:
     """Raises UserError if filter.keep, a rule or the language cannot work; touches no data."""
     for text in (config.keep, *(RULES[name] for name in config.rules)):
         check_expression(text, COLUMNS)
-    FEATURES["language_share"].expression(config.language)
+    FEATURES["language_share"].expression(config.language, *config.languages)
 
 
 def needs_reviews(config: FilterConfig) -> bool:
@@ -70,7 +70,7 @@ def summarise(judged: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
 def _summary(judged: pl.DataFrame, config: FilterConfig, wanted: list[str]) -> pl.DataFrame:
     from pipeline.curate.near_duplicates import signatures
 
-    table = add_features(judged, wanted, config.language).with_columns(
+    table = add_features(judged, wanted, config.language, *config.languages).with_columns(
         same=pl.struct(*TEXTS).hash(seed=1),
         answered=pl.col("answer").fill_null("").str.strip_chars() != "")
     if config.near_duplicates is not None or config.select.type == "diverse":

@@ -72,6 +72,17 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
+def check_columns(teacher: FileTeacher) -> None:
+    """Raise UserError if the first row of `teacher.traces` lacks a column that the config names."""
+    from pipeline.problems.sources import raw_rows
+
+    for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
+        _problem_text(row, teacher)
+        _thoughts(row, teacher, len(_several(_column(row, teacher.completion_column, teacher))))
+        return
+    raise UserError(f"{teacher.traces} holds no trace; check generate.teacher.traces")
+
+
 def traces_of_row(row: Mapping[str, Any], text: str, teacher: FileTeacher,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the traces of a row, whose completion is a text, a message, a conversation or texts."""
