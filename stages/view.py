@@ -49,7 +49,8 @@ def view(experiment: Experiment, paths: Sequence[Path], port: int, browser: bool
             raise UserError(f"{root} holds no artifact yet; run `limbeck generate`, or name a "
                             "folder of artifacts or a file of traces")
     workspace = Workspace(Places(roots, files, experiment.runtime.traces, cache_folder(), planned,
-                                 experiment.filter.language, experiment.filter.reviews.need))
+                                 (experiment.filter.language, *experiment.filter.languages),
+                                 experiment.filter.reviews.need))
     for place in range(len(files)):
         workspace.table(f"file:{place}")        # what is wrong with a file is said at once
     workspace.said()

@@ -21,7 +21,7 @@ LONG = 20_000
 
 
 def detail(row: Mapping[str, Any], problem: Mapping[str, Any] | None,
-           language: str) -> dict[str, Any]:
+           *languages: str) -> dict[str, Any]:
     """The texts, marks, columns, key and judgement of one row of a table of traces."""
     thinking, answer = row.get("thinking"), row.get("answer") or ""
     asked = (problem or {}).get("problem") or ""
@@ -29,7 +29,7 @@ def detail(row: Mapping[str, Any], problem: Mapping[str, Any] | None,
     shown = {name: value for name, value in row.items()
              if isinstance(value, str | int | float | bool) and name not in (
                  *texts, "problem", "gold", "meta")}
-    return {"texts": texts, "marks": {name: marks(text, language) for name, text in texts.items()},
+    return {"texts": texts, "marks": {name: marks(text, *languages) for name, text in texts.items()},
             "columns": shown, "problem": asked or None, "gold": (problem or {}).get("answer"),
             "kind": (problem or {}).get("kind"), "truncated": _truncated(row),
             "key": trace_key(asked or str(row["problem_id"]), thinking, answer),

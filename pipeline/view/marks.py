@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.curate.scripts import SCRIPTS, name_prefixes
+from pipeline.curate.scripts import LATIN, SCRIPTS, name_prefixes
 from pipeline.curate.words import ngrams, words
 
 RUN = 20
@@ -23,9 +23,9 @@ MOST = 200
 Span = dict[str, int | str]
 
 
-def marks(text: str, language: str = "en") -> list[Span]:
+def marks(text: str, *languages: str) -> list[Span]:
     """Spans {start, end, kind} of `text`; kind is "repeated" or "script"."""
-    found = [*_repeated(text), *_other_script(text, language)][:MOST]
+    found = [*_repeated(text), *_other_script(text, languages or ("en",))][:MOST]
     places = sorted({place for start, end, _ in found for place in (start, end)})
     units = dict(zip(places, _utf16(text, places), strict=True))
     return [{"start": units[start], "end": units[end], "kind": kind}
@@ -54,10 +54,11 @@ def _repeated(text: str) -> list[tuple[int, int, str]]:
              "repeated") for start, end in bytes_of]
 
 
-def _other_script(text: str, language: str) -> list[tuple[int, int, str]]:
+def _other_script(text: str, languages: tuple[str, ...]) -> list[tuple[int, int, str]]:
     if text.isascii():
         return []
-    allowed = (*name_prefixes(SCRIPTS[language]), *_GREEK, "LATIN", "MATHEMATICAL", "SUPERSCRIPT",
+    own = [prefix for one in languages for prefix in name_prefixes(SCRIPTS.get(one, LATIN))]
+    allowed = (*own, *_GREEK, "LATIN", "MATHEMATICAL", "SUPERSCRIPT",
                "SUBSCRIPT", "DOUBLE-STRUCK", "SCRIPT", "MODIFIER", "MICRO", "FEMININE", "MASCULINE",
                "BLACK-LETTER", "KELVIN", "ANGSTROM", "OHM", "PLANCK")
     foreign = [word.span() for word in _WORD.finditer(text) if not word[0].isascii()

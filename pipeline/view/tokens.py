@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pipeline.errors import UserError
@@ -60,22 +61,23 @@ def _texts(path: Path, ids: tuple[int, ...]) -> list[str]:
     return [tokenizer.decode([one], skip_special_tokens=False) for one in ids]
 
 
+def chances_of(codes: np.ndarray) -> np.ndarray:
+    """The probabilities of stored bytes, as sft.target_store.encode rounds their logarithms."""
+    return np.exp(-np.square(codes.astype(np.float32) / 64))
+
+
 def _chances(logits: Artifact, place: int, ids: list[int], mask: list[int]) -> dict[int, float]:
     """{position: the teacher's probability of the token that stands there}, of trained tokens.
 
     0 for a token outside the outcomes that were stored.
     """
-    import numpy as np
-
-    from pipeline.sft.target_store import decode
-
     shards = pl.scan_parquet(logits.folder / "shard-*.parquet")
     rows = shards.filter(pl.col("row") == place).collect()
     if not len(rows):
         return {}
     row = rows.row(0, named=True)
     counts, outcomes = row["counts"], row["ids"]
-    p = np.exp(decode(np.array(row["logps"], np.uint8)))
+    p = chances_of(np.array(row["logps"], np.uint8))
     trained = [at for at, one in enumerate(mask) if one and at]
     out, start = {}, 0
     for at, count in zip(trained, counts, strict=False):

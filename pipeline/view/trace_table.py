@@ -34,11 +34,11 @@ class TraceTable:
     """The traces of one Parquet file, with the problems of `problems` (id: row of Problem)."""
 
     def __init__(self, path: Path, problems: Mapping[str, dict[str, Any]], cache: Path,
-                 language: str = "en") -> None:
-        self.path, self.problems, self.language = path, problems, language
+                 *languages: str) -> None:
+        self.path, self.problems, self.languages = path, problems, languages or ("en",)
         self.frame = _columns(path, problems)
         stat = path.stat()
-        name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {language}"
+        name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.languages}"
         self.cache = cache / hashlib.sha256(name.encode()).hexdigest()[:16]
         self.progress: dict[str, int] = {}
         self.words: WordIndex | None = None
@@ -56,7 +56,7 @@ class TraceTable:
         self.process = subprocess.Popen([sys.executable, "-m", "pipeline.view.word_index"],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         texts = {name: row["problem"] for name, row in self.problems.items()}
-        task = {"table": str(self.path), "problems": texts, "language": self.language,
+        task = {"table": str(self.path), "problems": texts, "languages": self.languages,
                 "out": str(self.cache)}
         threading.Thread(target=self._follow, args=(json.dumps(task),), daemon=True).start()
 

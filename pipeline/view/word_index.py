@@ -95,13 +95,13 @@ def _fresh(out: Path) -> Path:
     return partial
 
 
-def build_features(table: Path, language: str, out: Path) -> None:
+def build_features(table: Path, languages: list[str], out: Path) -> None:
     """Write every feature of the traces of `table` as a column of `out`; prints the rows done."""
     found, rows = [], 0
     for batch in _batches(table):
         if "completion_tokens" not in batch.columns:
             batch = batch.with_columns(completion_tokens=pl.lit(None, pl.Int64))
-        found.append(add_features(batch, FEATURES, language).select(list(FEATURES)))
+        found.append(add_features(batch, FEATURES, *languages).select(list(FEATURES)))
         rows += len(batch)
         print(json.dumps({"features": rows}), flush=True)
     partial = out.with_suffix(".partial")
@@ -174,4 +174,4 @@ if __name__ == "__main__":
     if not (where / "words").is_dir():
         build(given, task["problems"], where / "words")
     if not (where / "features.parquet").is_file():
-        build_features(given, task["language"], where / "features.parquet")
+        build_features(given, task["languages"], where / "features.parquet")

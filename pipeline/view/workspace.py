@@ -33,7 +33,7 @@ class Places:
     traces: Path
     cache: Path
     planned: Mapping[str, Mapping[str, Any]]
-    language: str = "en"
+    languages: tuple[str, ...] = ("en",)
     need: int = 1
 
 
@@ -105,7 +105,7 @@ class Workspace:
                 raise UserError(f"{path} is not there any more; it was deleted") from None
             if key not in self._tables:
                 table = TraceTable(path, problems() if callable(problems) else problems,
-                                   self.places.cache, self.places.language)
+                                   self.places.cache, *self.places.languages)
                 table.start_index()
                 self._tables[key] = table
             return self._tables[key]
@@ -156,7 +156,7 @@ class Workspace:
         table = self.table(source)
         values = table.row(row)
         problem = table.problems.get(str(values.get("problem_id")))
-        told = detail(values, problem, self.places.language)
+        told = detail(values, problem, *self.places.languages)
         same = table.frame.filter(pl.col("problem_id") == values["problem_id"])
         shown = [name for name in ("row", "sample", "model", "verdict", "score", "kept", "reason",
                                    "tokens") if name in same.columns]
