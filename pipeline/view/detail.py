@@ -29,7 +29,8 @@ def detail(row: Mapping[str, Any], problem: Mapping[str, Any] | None,
     shown = {name: value for name, value in row.items()
              if isinstance(value, str | int | float | bool) and name not in (
                  *texts, "problem", "gold", "meta")}
-    return {"texts": texts, "marks": {name: marks(text, *languages) for name, text in texts.items()},
+    return {"texts": texts,
+            "marks": {name: marks(text, *languages) for name, text in texts.items()},
             "columns": shown, "problem": asked or None, "gold": (problem or {}).get("answer"),
             "kind": (problem or {}).get("kind"), "truncated": _truncated(row),
             "key": trace_key(asked or str(row["problem_id"]), thinking, answer),
