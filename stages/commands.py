@@ -78,6 +78,23 @@ def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
           f"({found['rate']:.1%}); {found['left_out']} left out")
 
 
+def benchmarks(debug: bool = False) -> None:
+    """List the benchmarks that evaluate and prepare.decontaminate know by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.problems.benchmarks import BENCHMARKS
+
+    table = Table("name", "kind", "samples", "data set", "published", "source", "licence",
+                  box=None, pad_edge=False)
+    for name, one in BENCHMARKS.items():
+        where = "/".join(filter(None, (one.hub, one.subset, one.split)))
+        score = one.published
+        table.add_row(name, one.kind, str(one.samples), where,
+                      f"{score.model} {100 * score.score:.1f}", score.source, one.licence)
+    Console().print(table, markup=False)
+
+
 def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV or Parquet with "
                                                      "problem and answer.")],
            n: Annotated[int | None, typer.Option(min=1, help="Problems; default: all.")] = None,
@@ -176,10 +193,10 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
 def _settings(experiment: Experiment, model: str) -> tuple[bool, str]:
     """What sft and rl look at before they start, and whether their adapters fit `model`."""
     from pipeline.train.arguments import lora_config
-    from stages import rl, sft
+    from stages.graph import STAGES
 
-    for name, check in (("sft", sft.check), ("rl", rl.check)):
-        check(experiment)
+    for name in ("sft", "rl"):
+        STAGES[name].check(experiment, fully=True)
         lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
     return True, "sft and rl can start with theirs"
 

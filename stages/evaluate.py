@@ -15,12 +15,21 @@ import polars as pl
 from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
-from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
+from pipeline.problems.benchmarks import BENCHMARKS
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import (
+    benchmark_prompts,
+    evaluation_sets,
+    is_file,
+    load_rows,
+    samples_of,
+    short_names,
+)
 from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.sample import sample_sets
@@ -111,7 +120,7 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
             rows = table.to_dicts()
         else:
-            rows = _loaded(name, sets[name], experiment.seed)
+            rows = _loaded(name, sets[name], experiment)
         out[short] = rows[:experiment.evaluate.limit]
     return out
 
@@ -120,9 +129,9 @@ def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
     return evaluation_sets(experiment.evaluate.benchmarks, "evaluate.benchmarks")
 
 
-def _loaded(name: str, one: EvaluationSet, seed: int) -> list[dict]:
+def _loaded(name: str, one: EvaluationSet, experiment: Experiment) -> list[dict]:
     """Load the problems of a file or hub id. Raises UserError if ids repeat or golds lack."""
-    rows = load_rows(one, seed, needs_answer)
+    rows = load_rows(one, experiment.seed, needs_answer, experiment.runtime.benchmarks)
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
     for row in rows:
@@ -141,10 +150,12 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     Those that an interrupted run left in the folder `kept` are read, the others written there.
     """
     kept.mkdir(exist_ok=True)
+    config = experiment.evaluate
     stem = model.name if model.seed is None else f"{model.name} {model.seed}"
     files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
              for name in benchmarks}
-    asked = {name: chats(model.prompt, rows) for name, rows in benchmarks.items()
+    prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
+    asked = {name: chats(prompts[name], rows) for name, rows in benchmarks.items()
              if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
@@ -187,23 +198,27 @@ def _ask_student(experiment: Experiment, model: Compared,
     assert model.folder is not None and model.tokenizer is not None
     store = SampleStore(experiment.runtime.artifacts / "samples", {
         "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
-        "samples": config.samples, "sampling": config.sampling.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
         "seed": experiment.seed})
-    missing = {name: these for name, these in asked.items() if these not in store}
+    samples = samples_of(config.benchmarks, config.samples)
+    missing = {name: these for name, these in asked.items()
+               if not store.has(these, samples[name])}
     for benchmark, groups in sample_sets(
             resolve(model.folder), str(model.tokenizer),
-            {name: list(these.values()) for name, these in missing.items()}, config.samples,
-            config.sampling, experiment.seed, experiment.runtime.engine()) if missing else ():
+            {name: list(these.values()) for name, these in missing.items()},
+            samples, config.sampling, experiment.seed,
+            experiment.runtime.engine()) if missing else ():
         store.put(missing[benchmark], groups)
     for benchmark, these in asked.items():
-        yield benchmark, store.get(these)
+        yield benchmark, store.get(these, samples[benchmark])
 
 
 def _ask_teacher(experiment: Experiment, model: Compared,
                  asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
+    samples = samples_of(experiment.evaluate.benchmarks, experiment.evaluate.samples)
     for benchmark, these in asked.items():
         frames: list[Any] = []
-        ask_teacher(experiment, these, experiment.evaluate.samples, frames.append)
+        ask_teacher(experiment, these, samples[benchmark], frames.append)
         yield benchmark, [(row["problem_id"], row["sample"], as_completion(row),
                            row["completion_tokens"], row["cost_usd"])
                           for traces in frames for row in traces.iter_rows(named=True)]
@@ -229,9 +244,25 @@ def check(experiment: Experiment) -> None:
                         "nothing new; leave `teacher` out of evaluate.models")
     for name, one in _sets(experiment).items():
         if name == "heldout" and not experiment.prepare.held_out:
-            raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
-                            "problem for it; raise it, or name problem files")
-        if is_file(one.problems):
-            _loaded(name, one, experiment.seed)
-        elif name != "heldout" and get_close_matches(name, ["heldout"]):
-            raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
+            # No fault of those who train and never measure: heldout is the default.
+            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+                               "problem for it; raise it, or name problem files")
+        if _is_near(name, one, experiment):
+            _loaded(name, one, experiment)
+        elif name not in (known := ["heldout", *BENCHMARKS]) and (
+                close := get_close_matches(name, known, n=1)):
+            raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
+
+
+def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
+    """Whether its problems are read in a moment."""
+    if name in BENCHMARKS:
+        return experiment.runtime.benchmarks is not None
+    return is_file(one.problems) and is_small(one.problems)
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse data sets of the hub, and large files, that cannot be measured."""
+    for name, one in _sets(experiment).items():
+        if name != "heldout" and not _is_near(name, one, experiment):
+            _loaded(name, one, experiment)

@@ -20,28 +20,40 @@ if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a 
     from pipeline.config.experiment import Experiment
 
 
-def _local(*sources: Any) -> tuple[Path, ...]:
+def _local(e: Experiment, *sources: Any) -> tuple[Path, ...]:
     """The local files among names of problem sets, traces or evaluation sets."""
+    from pipeline.problems.benchmarks import BENCHMARKS, local_file
     from pipeline.problems.files import files_of
     from pipeline.problems.sources import is_file
 
-    names = (getattr(source, "problems", source) for source in sources)
-    return tuple(path for name in names if is_file(name) for path in files_of(name))
+    names = [getattr(source, "problems", source) for source in sources]
+    stand_ins = (local_file(name, e.runtime.benchmarks) for name in names if name in BENCHMARKS)
+    return (*(path for name in names if is_file(name) for path in files_of(name)),
+            *filter(None, stand_ins))
 
 
 def _prompt(e: Experiment) -> Path:
     return prompt_path(e.generate.prompt)
 
 
-def _prompts(e: Experiment) -> tuple[Path, ...]:
-    """The prompts of the experiment and of its steps, each once."""
-    steps = (step.experiment for step in e.steps.values())
-    return tuple(dict.fromkeys(map(_prompt, (e, *steps))))
-
-
 def _generate_files(e: Experiment) -> tuple[Path, ...]:
     teacher = e.generate.teacher
-    return (_prompt(e), *(_local(teacher.traces) if teacher.type == "file" else ()))
+    return (_prompt(e), *(_local(e, teacher.traces) if teacher.type == "file" else ()))
+
+
+def _filter_files(e: Experiment) -> tuple[Path, ...]:
+    """The prompt of its LLM judge, and the verdicts of people if these decide."""
+    from pipeline.curate.select import needs_reviews
+
+    return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+            *(_reviews(e) if needs_reviews(e.filter) else ()))
+
+
+def _reviews(e: Experiment) -> tuple[Path, ...]:
+    from pipeline.curate.reviews import reviews_path
+
+    path = reviews_path(e.runtime.traces)
+    return (path,) if path.is_file() else ()
 
 
 def _student_files(e: Experiment) -> tuple[Path, ...]:
@@ -81,10 +93,19 @@ def _evaluate_needs(e: Experiment) -> tuple[str, ...]:
             *([teacher] if teacher.partition(".")[0] in e.all_steps() else []))
 
 
+def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
+    from pipeline.problems.sources import benchmark_prompts
+
+    settings = (e, *(step.experiment for step in e.steps.values()))
+    own = {one.generate.prompt: None for one in settings}
+    asked = {one for prompt in own for one in benchmark_prompts(
+        e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
+            *_local(e, *e.evaluate.benchmarks))
+
+
 def _sft_models(e: Experiment) -> tuple[str, ...]:
-    method = e.sft.method
-    source = method.source if method.type == "logits" else method
-    teacher = getattr(source, "teacher", None)
+    teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
 
 
@@ -105,14 +126,13 @@ def _load(name: str) -> Any:
 STAGES = _by_name((
     Stage("prepare", _load("prepare"), next="generate", version=4,
           help="Load problems, check their gold answers, hold some out.",
-          files=lambda e: _local(e.prepare.problems, *e.prepare.decontaminate)),
+          files=lambda e: _local(e, e.prepare.problems, *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
           needs=lambda e: ("prepare",), files=_generate_files),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
-          needs=lambda e: ("prepare", "generate"),
-          files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+          needs=lambda e: ("prepare", "generate"), files=_filter_files),
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
@@ -134,11 +154,11 @@ STAGES = _by_name((
           of_the_whole=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=lambda e: (*_prompts(e), *_local(*e.evaluate.benchmarks))),
+          files=_evaluate_files),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,
-          needs=lambda e: ("evaluate",), files=lambda e: (PAGE,)),
+          needs=lambda e: ("evaluate",), files=lambda e: (PAGE, *_reviews(e))),
 ))
 
 MODELS = ("student", "sft", "rl")

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.experiment import Experiment
-from pipeline.config.load import origin_of, renamed
-from pipeline.errors import UserError
+from pipeline.config.load import origin_of, references, renamed
+from pipeline.errors import LackingError, UserError
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
 from pipeline.stage import Plan, execute, is_artifact, read_manifest
@@ -87,8 +87,7 @@ def make(experiment: Experiment, target: str | Sequence[str],
     for name, plan in chain.items():
         if plan.manifest is None:
             todo.setdefault(plan.key, name)
-    for name in todo.values():
-        chain[name].stage.check(chain[name].experiment)
+    _check(experiment, [chain[name] for name in todo.values()])
     for name in todo.values():
         plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
@@ -97,6 +96,33 @@ def make(experiment: Experiment, target: str | Sequence[str],
     for name, plan in chain.items():
         if name.partition("@")[0] in targets and plan.key not in todo:
             _close(name, plan, plan.manifest or {}, given, cached=True)
+
+
+def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
+    """Refuse, before any work, what a stage of `todo` or one after it would refuse.
+
+    Of stages that another command runs, perhaps on another machine, what this one lacks is no
+    matter, and what takes seconds to know is asked only before a teacher is paid.
+    """
+    if not todo:
+        return
+    keys = {plan.key for plan in todo}
+    later = {plan.key: plan for plan in plans(experiment, *goals(experiment)).values()
+             if plan.key not in keys and plan.manifest is None}
+    pays = any(plan.stage.name == "generate"
+               and plan.experiment.generate.teacher.type in ("openai", "vllm") for plan in todo)
+    for fully in (False, True):
+        for plan in todo:
+            _check_one(plan, fully)
+        for plan in later.values() if pays or not fully else ():
+            with suppress(LackingError):
+                _check_one(plan, fully)
+
+
+def _check_one(plan: Plan, fully: bool = False) -> None:
+    settings = _located(plan.experiment)
+    # A model of another step that is not made yet cannot be looked at.
+    plan.stage.check(settings, fully and not any(map(is_artifact, references(settings))))
 
 
 def _located(experiment: Experiment) -> Experiment:
@@ -161,9 +187,12 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
 def plan_rows(experiment: Experiment) -> list[dict[str, str]]:
     """The stage, key, state, reason and folder of every stage up to the report."""
     chain = plans(experiment, *goals(experiment))
-    for plan in chain.values():
-        if plan.stage.name == "filter":     # the one check that needs neither torch nor a network
-            plan.stage.check(plan.experiment)
+    for name, plan in chain.items():
+        if plan.manifest is None:
+            try:
+                _check_one(plan)
+            except LackingError as error:
+                print(f"plan: {name} cannot run here: {error}", file=sys.stderr)
     return [{"stage": name, "key": plan.key, "state": "cached" if plan.manifest else "would run",
              "why": "" if plan.manifest else _why(plan, chain),
              "folder": str(plan.folder.resolve())} for name, plan in chain.items()]

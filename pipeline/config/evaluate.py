@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -37,15 +37,22 @@ ModelName = Annotated[str, AfterValidator(_known)]
 class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts"})
+
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate. With steps
     STEP.student, STEP.sft or STEP.rl; by default what each step is made for."""
     benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
-    """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
+    """`heldout` (prepare's), benchmarks by name (`limbeck benchmarks` lists them: aime24, math500,
+    ...), problem files, or hub ids (their test split), or {problems:
     openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
     stem of a file or hub id names its column, or its whole name where another has the same."""
-    samples: int = Field(default=4, ge=1)
-    """k of avg@k, pass@k and maj@k."""
+    samples: Annotated[int, Field(ge=1)] | Literal["r1"] = 4
+    """k of avg@k, pass@k and maj@k; `r1`: for benchmarks by name as many as DeepSeek-R1's authors
+    drew (64 on AIME and GPQA, 16 on MATH-500, 8 on LiveCodeBench), 4 on any other set."""
+    prompts: Literal["own", "lm_eval"] = "own"
+    """How benchmarks by name are asked: own (mathematics as in generate.prompt, others with an
+    instruction of their own), or as lm-evaluation-harness asks them zero-shot, where it does."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems of each benchmark."""
     sampling: StudentSampling = StudentSampling()

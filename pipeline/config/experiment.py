@@ -38,6 +38,9 @@ class Runtime(Config):
     """Folder of the stages' artifacts."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
+    benchmarks: Path | None = None
+    """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
+    aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}

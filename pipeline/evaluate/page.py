@@ -13,9 +13,12 @@ from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.numbers import Points, curve, judged_columns, stage_of
+from pipeline.problems import benchmarks as registry
 from pipeline.train.log import read_lines, read_log
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
+# Apart, since the text of the page above is part of the report's key.
+SECTIONS = Path(__file__).with_name("sections.html.jinja")
 NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teacher": "teacher"}
 # Graders that do not compare with a gold answer: the funnel shows their share of the kept traces.
 NOT_BY_GOLD = {"llm": "of it by LLM judge", "majority": "of it by majority"}
@@ -51,7 +54,7 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
                             "called": lambda name: CALLED.get(name, f"the model {name}")}
     models = numbers["models"]
     students = [name for name in ordered(models) if name != "teacher"]
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=experiment.report.title, numbers=numbers, headline=headline(models),
         benchmarks=benchmarks(models), steps=[
             step_parts(step, stages, numbers) for step, stages in by_step(inputs).items()],
@@ -59,6 +62,16 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
                                   if name in models and name != "untrained"],
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
+    more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
+        published=published(models))
+    return page.replace("</main>", f"{more}</main>")
+
+
+def published(models: Mapping[str, Mapping[str, Any]]) -> dict[str, registry.Published]:
+    """The published score of each benchmark by name that was measured."""
+    return {name: registry.BENCHMARKS[name].published
+            for name in dict.fromkeys(name for by in models.values() for name in by)
+            if name in registry.BENCHMARKS}
 
 
 def by_step(inputs: Mapping[str, Path]) -> dict[str, dict[str, Path]]:

@@ -28,29 +28,30 @@ class SampleStore:
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder, self.facts = folder, dict(facts)
 
-    def __contains__(self, chats: Chats) -> bool:
-        return self._path(chats).is_file()
+    def has(self, chats: Chats, samples: int) -> bool:
+        """Whether `samples` of each chat are kept."""
+        return self._path(chats, samples).is_file()
 
     def put(self, chats: Chats, groups: Sequence[Sequence[tuple[Completion, int]]]) -> None:
         """Keep the samples of each chat; the file appears whole."""
         rows = [{"problem_id": name, "sample": index, **asdict(completion), "tokens": tokens}
                 for name, group in zip(chats, groups, strict=True)
                 for index, (completion, tokens) in enumerate(group)]
-        path = self._path(chats)
+        path = self._path(chats, len(groups[0]) if groups else 0)
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
         partial.replace(path)
 
-    def get(self, chats: Chats) -> list[Sample]:
+    def get(self, chats: Chats, samples: int) -> list[Sample]:
         """Return the samples of `chats`, which must be kept."""
-        return list(self._rows(chats))
+        return list(self._rows(self._path(chats, samples)))
 
-    def _rows(self, chats: Chats) -> Iterator[Sample]:
-        for row in pl.read_parquet(self._path(chats)).iter_rows(named=True):
+    def _rows(self, path: Path) -> Iterator[Sample]:
+        for row in pl.read_parquet(path).iter_rows(named=True):
             name, index, tokens = row.pop("problem_id"), row.pop("sample"), row.pop("tokens")
             yield name, index, Completion(**row), tokens, 0.0
 
-    def _path(self, chats: Chats) -> Path:
-        text = json.dumps([self.facts, list(chats.items())], sort_keys=True)
+    def _path(self, chats: Chats, samples: int) -> Path:
+        text = json.dumps([self.facts, samples, list(chats.items())], sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.parquet"
