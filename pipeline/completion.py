@@ -66,6 +66,8 @@ class Spelling(NamedTuple):
     opens: str
     closes: str
     around: str = ""
+    begins: str = ""
+    """What a text may begin with, beside the hints."""
 
 
 MARKS: tuple[Spelling, ...] = (
@@ -80,11 +82,17 @@ MARKS: tuple[Spelling, ...] = (
     Spelling(("<|channel|>",), _HARMONY.format("(?:analysis|commentary)"),  # gpt-oss
              _HARMONY.format("final"), r"<\|(?:return|end)\|>"),
     # gpt-oss whose special tokens were dropped in decoding
-    Spelling(("analysis", "assistantfinal"), r"\Aanalysis(?=[^\sa-z])|"
+    Spelling(("assistant",), r"\Aanalysis(?=[^\sa-z])|"
              r"\Aanalysis(?=[\s\S]*assistantfinal)|assistant(?:analysis|commentary)(?=[A-Z])",
-             "assistantfinal"))
+             "assistantfinal", begins="analysis"))
 """The only list of spellings: a new one is a line here."""
-_PATTERNS = [re.compile(f"({one.opens})|{one.closes}") for one in MARKS]
+# A first character that both marks share is searched for fast: the whole text is not tried.
+_PATTERNS = [re.compile(
+    f"{one.opens[0]}(?:({one.opens[1:]})|{one.closes[1:]})" if one.opens[0] == one.closes[0]
+    and one.opens[0] in "<◁" else f"({one.opens})|{one.closes}") for one in MARKS]
+_TAGGED = re.compile("<(?:/?(?:" + "|".join(TAGS) + r")>|\|[^\s<]{0,40}|channel\|>)")
+"""What any hint that holds ">" is a part of."""
+_UNTAGGED = [(number, one) for number, one in enumerate(MARKS) if ">" not in "".join(one.hints)]
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "(": ")"}
 _BEFORE_QUOTED, _AFTER_QUOTED = re.compile(r"[^\W\d_][ \t]+$|,[ \t]+$"), re.compile(
     r"[ \t]+[^\W\d_A-Z]|[ \t]*[,.;:?!)]|[ \t]*\Z")
@@ -103,7 +111,11 @@ class Mark(NamedTuple):
 
 def find_marks(text: str) -> list[Mark]:
     """The marks of thinking in `text`, in order and of one spelling; quoted ones are text."""
-    found = [mark for number, one in enumerate(MARKS) if any(hint in text for hint in one.hints)
+    # One pass finds every tag: a pass for each spelling would cost more than the verdict.
+    tagged = " ".join({match[0] for match in _TAGGED.finditer(text)}) if "<" in text else ""
+    found = [mark for number, one in (enumerate(MARKS) if tagged else _UNTAGGED)
+             if (one.begins and text.startswith(one.begins))
+             or any(hint in (tagged if ">" in hint else text) for hint in one.hints)
              for match in _PATTERNS[number].finditer(text)
              if (mark := _mark(text, match, number))]
     found.sort(key=lambda mark: mark.start)

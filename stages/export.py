@@ -17,23 +17,26 @@ from pipeline.problems.sources import evaluation_sets, load_rows
 from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.tiny import resolve
-from stages.graph import MAKER
+from stages.graph import MAKER, MODELS
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write the GGUF files, Modelfile and README.md; returns each file's proof."""
-    config = experiment.export
-    maker = MAKER.get(config.model)
-    checkpoint = resolve(inputs[maker]) if maker else config.model
-    tokenizer = str(inputs["student"] / "tokenizer") if maker else config.model
+    config, model = experiment.export, experiment.exported()
+    made = MAKER.get(model, model)
+    step = made.rpartition(".")[0] if made in inputs else ""
+    checkpoint, tokenizer, made_from = model, model, {"checkpoint": Path(model).name}
+    if made in inputs:
+        checkpoint, made_from = resolve(inputs[made]), lineage(inputs[made])
+        tokenizer = str(inputs[f"{step}.student" if step else "student"] / "tokenizer")
+    settings = experiment.all_steps()[step].experiment if step else experiment
     rows = _rows(experiment, inputs)
-    name = re.sub(r"[^\w.-]+", "-", f"{experiment.name}-{Path(config.model).name}").lower()
+    name = re.sub(r"[^\w.-]+", "-", f"{experiment.name}-{Path(model).name}").lower()
     found = export(checkpoint, tokenizer, config, out, name=name, rows=rows,
-                   chats=chats(experiment.generate.prompt, rows),
-                   lineage=lineage(inputs[maker]) if maker else {"checkpoint": config.model},
+                   chats=chats(settings.generate.prompt, rows), lineage=made_from,
                    seed=experiment.seed, workers=experiment.runtime.judge_workers)
-    return {"name": name, "benchmark": config.benchmark if isinstance(config.benchmark, str)
-            else config.benchmark.problems, "files": found}
+    return {"name": name, "model": model, "files": found,
+            "benchmark": getattr(config.benchmark, "problems", config.benchmark)}
 
 
 def _rows(experiment: Experiment, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
@@ -43,7 +46,7 @@ def _rows(experiment: Experiment, inputs: Mapping[str, Path]) -> list[dict[str, 
     if name == "heldout":
         rows = tables.read(tables.Problem, inputs["prepare"] / "heldout.parquet").to_dicts()
     else:
-        rows = load_rows(one, experiment.seed, needs_answer)
+        rows = load_rows(one, experiment.seed, needs_answer, experiment.runtime.benchmarks)
     if not rows:
         raise UserError(f"export.benchmark={name} holds no problem; name one that does")
     return rows[:max(config.limit, config.problems)] if config.limit is not None else rows
@@ -52,11 +55,11 @@ def _rows(experiment: Experiment, inputs: Mapping[str, Path]) -> list[dict[str, 
 def check(experiment: Experiment) -> None:
     """Refuse what cannot be exported before anything is trained for it."""
     check_extra()
-    config = experiment.export
-    if config.model == "teacher" or (config.model not in MAKER
-                                     and not (Path(config.model) / "config.json").is_file()):
-        raise UserError(f"export.model={config.model} is neither a model of the run (untrained, "
-                        "sft, rl) nor a folder with a checkpoint; name one of those")
+    config, model = experiment.export, experiment.exported()
+    made = MAKER.get(model, model).rpartition(".")[2] in MODELS
+    if not made and not (Path(model) / "config.json").is_file():
+        raise UserError(f"export.model={model} is neither a model of the run (untrained, sft, rl) "
+                        "nor a folder with a checkpoint; name one of those")
     if config.benchmark == "heldout" and not experiment.prepare.held_out:
         raise UserError("export.benchmark is heldout, and prepare.held_out=0 keeps no problem for "
                         "it; raise it, or name a problem file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,9 @@ from pipeline.curate.near_duplicates import near_duplicates, signatures
 from pipeline.curate.normalise import same_text_key
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
-from pipeline.problems.sources import evaluation_sets, load_rows, short_names
+from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts
 
@@ -35,7 +38,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         raise UserError(f"{config.problems} has {golds} problems with a usable answer and "
                         f"prepare.held_out={config.held_out} asks for as many; lower it")
     tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
-    tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
+    tables["problems"], hits = _decontaminate(tables, config, experiment.seed,
+                                             experiment.runtime.benchmarks)
     if removed := repeats + hits:
         _write_removed(removed, out / "removed.parquet")
     for name, table in tables.items():
@@ -101,8 +105,8 @@ def _drop_near_duplicates(rows: list[dict],
     return [row for row, other in zip(rows, of, strict=True) if other < 0], removed
 
 
-def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
-                   seed: int) -> tuple[list[dict], list[dict]]:
+def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig, seed: int,
+                   folder: Path | None) -> tuple[list[dict], list[dict]]:
     """(training problems left, one record for each that an evaluation set holds)."""
     if not config.decontaminate:
         return tables["problems"], []
@@ -111,8 +115,10 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     sets = _evaluation_sets(config)
     for name, short in short_names(sets).items():
         rows = tables["heldout"] if name == "heldout" else _distinct(
-            load_rows(sets[name], seed, needs_answer))[0]
-        texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
+            load_rows(sets[name], seed, needs_answer, folder))[0]
+        # Of a benchmark the question alone: the words around it stand in many problems.
+        texts |= {f"{short}/{row['problem_id']}": json.loads(row["meta"] or "{}").get(
+            "question", row["problem"]) for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),
                          share=config.overlap)
@@ -172,5 +178,17 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise UserError if prepare.decontaminate names a set twice."""
-    _evaluation_sets(experiment.prepare)
+    """Refuse kinds that no judge knows, columns that are not there, and holding out all there is.
+    """
+    config = experiment.prepare
+    _evaluation_sets(config)
+    if ":" not in config.kind and kind_name(config.kind) not in KINDS:
+        raise UserError(f"prepare.kind={config.kind!r} is no kind; there are {', '.join(KINDS)}")
+    if config.limit is not None and config.limit <= config.held_out:
+        raise UserError(f"prepare.limit={config.limit} leaves no problem beside prepare.held_out="
+                        f"{config.held_out}; lower the second or raise the first")
+    if is_file(config.problems) and is_small(config.problems):
+        rows = load_rows(config, experiment.seed, needs_answer)
+        if len(rows) <= config.held_out:
+            raise UserError(f"{config.problems} has {len(rows):,} problems and prepare.held_out="
+                            f"{config.held_out} asks for as many; lower it")

@@ -17,8 +17,9 @@ class ExportConfig(Config):
     """The files that a student leaves in."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset()
-    model: str = "rl"
-    """A model of the run (untrained, sft, rl) or a checkpoint folder."""
+    model: str | None = None
+    """A model of the run (untrained, sft, rl; with steps STEP.sft, STEP.rl) or a checkpoint
+    folder; unset: the last one that evaluate compares."""
     formats: list[Format] = Field(default=["q8_0", "q5_k_m"], min_length=1)
     """GGUF types. Bits a weight: f32 32, f16 and bf16 16, q8_0 8.5, q6_k 6.6, q5_k_m 5.7,
     q4_k_m 4.9; the last three mix types as llama.cpp does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -62,9 +62,21 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
                       Field(discriminator="type")]
 
 
+class ReviewsConfig(Config):
+    """Whether what people said in `limbeck view` decides."""
+
+    obey: bool = False
+    """Keep what people call good, whatever the judge and the rules say, unless it has no answer or
+    is there twice; reject what they call bad; add the traces that they edited."""
+    need: int = Field(default=1, ge=1)
+    """People who must agree, and be more than those who say the opposite; also for the column
+    `review`, which filter.keep may name: "good", "bad", "unsure", or "" where nobody looked."""
+
+
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "reviews"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -80,6 +92,9 @@ class FilterConfig(Config):
     what each is."""
     language: str = "en"
     """Language the thinking should be in, for language_share."""
+    languages: list[str] = []
+    """Languages of the same script that it may be mixed with, as [de, fr]: language_share then
+    tells them apart (needs the extra `languages`). Empty: by script alone, so German is English."""
     distinct: bool = True
     """Keep only the first of several identical traces of one problem."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
@@ -90,3 +105,5 @@ class FilterConfig(Config):
     """Most traces kept of one problem, the shortest first."""
     per_source: int | None = Field(default=None, ge=1)
     """Most traces kept of one source, spread over its problems."""
+    reviews: ReviewsConfig = ReviewsConfig()
+    """What people said of traces, kept in reviews.jsonl beside the trace store (runtime.traces)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge import choice, gym
+from pipeline.judge import choice, gym, ifeval
 from pipeline.judge.code import grade_code as code
 from pipeline.judge.math import grade_math as math
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask
@@ -51,7 +51,8 @@ KINDS: Mapping[str, Kind] = {
     "text": Kind(choice.grade_text, boxes_gold=False, llm_chars=4000, llm_prose=True,
                  audited=False, live=False),
     "gym": Kind(gym.grade, gym.check_gold, graded=False, extracts=True, audited=False),
-    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False)}
+    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False),
+    "ifeval": Kind(ifeval.grade, ifeval.check_gold, graded=False, audited=False, live=False)}
 _BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
 
 

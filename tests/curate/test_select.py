@@ -124,7 +124,8 @@ def test_filter_and_reward_tell_languages_apart_by_one_table():
     named = get_args(RlConfig.model_fields["language"].annotation)
     texts = {"en": "we add", "ru": "сложим два", "zh": "数学", "ja": "足すと", "ko": "더하면",
              "ar": "نجمع العددين", "he": "נחבר", "hi": "जल", "th": "บวก"}
-    assert set(named) <= set(SCRIPTS) and set(texts) == set(named) - {"de", "fr", "es", "el"}
+    latin = {language for language in named if SCRIPTS[language] == ("Latin",)} - {"en"}
+    assert set(named) <= set(SCRIPTS) and set(texts) == set(named) - latin - {"uk", "el"}
     for language in texts:
         for written, text in texts.items():
             share = add_features(judged([trace(thinking=text)]), ["language_share"], language)

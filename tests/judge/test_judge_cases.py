@@ -5,6 +5,7 @@ The files lie beside the checkout (see shared/); without them these tests skip.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from benchmarks import agreement, judge_cases, mutations
 from pipeline.judge import Problem, check_gold
 from pipeline.judge.checks.attack import ATTACKS, attack
+from pipeline.judge.math.forms import moments, notations
 from pipeline.problems.files import read_rows
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -104,3 +106,14 @@ def test_attacks_on_a_problem_set_score_nothing_under_the_policy_of_rl() -> None
     assert list(found) == list(ATTACKS) and all(one.tried > 100 for one in found.values())
     scored = [example for one in found.values() for example in one.examples]
     assert len(scored) <= 0.002 * 100, scored
+
+
+def test_no_notation_is_passed_over_by_the_look_for_its_marks(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for case in judge_cases.cases() for text in (case.completion, case.gold)]
+    looked = [(notations.plain_notation(text), moments.moment.__wrapped__(text, "time"))
+              for text in texts]
+    monkeypatch.setattr(notations, "_MARK", re.compile(""))
+    monkeypatch.setattr(moments, "_FOREIGN", re.compile("(?!)"))
+    assert looked == [(notations.plain_notation(text), moments.moment.__wrapped__(text, "time"))
+                      for text in texts]

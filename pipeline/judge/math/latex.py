@@ -83,6 +83,10 @@ _UNIT_VECTOR = re.compile(
     r"\\(?:hat|mathbf|vec|boldsymbol)\s*(?:\{\s*(?:\\(?:mathbf|hat|rm|bf|mathrm|boldsymbol)\s*)?"
     r"\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\}|\s([ijk])(?![A-Za-z]))")
 UNIT_VECTORS = {"i": "ɩ", "j": "ɉ", "k": "ꝁ"}
+_THOUSANDS = re.compile(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})")
+_DELIMITERS = re.compile(r"\\[()\[\]]")
+_BLANKS = re.compile(r"[\s~]+")
+_OHM, _MICRO = re.compile(r"(?<=\d)\s*\\Omega\b"), re.compile(r"\\mu\s*‹(?=[a-zA-Z]›)")
 _RANGE = re.compile(r"(?<=\d)\s*‹?\s*\bto\b\s*›?\s*(?=\d)")
 
 
@@ -99,14 +103,16 @@ def clean(text: str) -> str:
         text = in_latex(text)
     text = _LAYOUT_RE.sub(lambda m: _LAYOUT[m[0]], text).replace("$", " ")
     text = _STRAY.sub("", text)
-    text = re.sub(r"\\[()\[\]]", " ", text) if "begin{" not in text else text
-    text = re.sub(r"\s*\{\s*,\s*\}|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!](?=\d{3})", "" , text)
+    if "\\" in text and "begin{" not in text:
+        text = _DELIMITERS.sub(" ", text)
+    if "," in text or "\\!" in text:
+        text = _THOUSANDS.sub("", text)
     if "'" in text:
         text = re.sub(r"(?<=\d)'(?=\d{3}(?!\d))", "", text)
     if "\\" in text:
         text = _CROSS.sub(r"\1\\cross \2", _UNIT_VECTOR.sub(_unit_vector, text))
         text = _ROOT.sub(r"\\sqrt{\1}", _RUN_ON.sub(r"\\\1 \2", text))
-    text = _commands(text) if "\\" in text else re.sub(r"[\s~]+", " ", text)
+    text = _commands(text) if "\\" in text else _BLANKS.sub(" ", text)
     text = _WORDS.sub(lambda m: m[0] if m[0][0] == "‹" else f"‹{m[0]}›", _outside(text))
     if not text.isascii():
         text = _CURRENCY.sub(lambda m: f"{m[1]}{m[3]}‹{_CURRENCIES[m[2]]}›", text)
@@ -115,8 +121,8 @@ def clean(text: str) -> str:
     if "]" in text or "[" in text:
         text = _OUTWARD.sub(lambda m: "[("[m[1] == "]"] + m[2] + "])"[m[3] == "["], text)
     if "\\" in text:
-        text = re.sub(r"(?<=\d)\s*\\Omega\b", "‹ohm›", text)
-        text = re.sub(r"\\mu\s*‹(?=[a-zA-Z]›)", "‹μ", text)
+        text = _OHM.sub("‹ohm›", text)
+        text = _MICRO.sub("‹μ", text)
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _UNIT2.sub(lambda m: f"‹{m[1] or 'th'}{m[2] or ''}›", _trim(text))
     return _trim(text)
@@ -177,15 +183,20 @@ def _commands(text: str) -> str:
     else:
         text = text.replace("\\\\", "\\")  # escaped twice on its way here
     for _ in range(3):
-        text = _TEXT.sub(lambda m: m[1] if _QUOTED.fullmatch(m[1]) else f"‹{m[1]}›", text)
-        text = _FONTS.sub(lambda m: f" {_font(m)} ", text)
-    text = _REPEATING.sub(_repeating, text)
-    text = text.replace("\\left.", "").replace("\\right.", "")
+        shown = _TEXT.sub(lambda m: m[1] if _QUOTED.fullmatch(m[1]) else f"‹{m[1]}›", text)
+        shown = _FONTS.sub(lambda m: f" {_font(m)} ", shown)
+        if shown == text:
+            break
+        text = shown
+    if "." in text:
+        text = _REPEATING.sub(_repeating, text)
+        text = text.replace("\\left.", "").replace("\\right.", "")
     text = _COMMAND.sub(_command, text)
-    text = re.sub(r"\\\{", "⦃", re.sub(r"\\\}", "⦄", text)).replace("\\|", "|")
-    return re.sub(r"\s+", " ", _SPACE.sub(" ", text))
+    text = text.replace("\\{", "⦃").replace("\\}", "⦄").replace("\\|", "|")
+    return _BLANK.sub(" ", _SPACE.sub(" ", text))
 
 
+_BLANK = re.compile(r"\s+")
 _QUOTED = re.compile(r"\s*‹[^‹›]*›\s*")
 _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\s*\\(?:overline|bar)\s*\{?(\d{1,9})\}?")
 

@@ -84,8 +84,10 @@ def words(text: str) -> str:
     return _SAID.get(" ".join(bare), " ".join(bare or plain))
 
 
+_ONE, _LOOSE = re.compile(r"\{([A-Za-z0-9])\}"), re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+
+
 @lru_cache(maxsize=50_000)
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
-    bare = re.sub(r"\{([A-Za-z0-9])\}", r"\1", clean(text))
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", bare)
+    return _LOOSE.sub("", _ONE.sub(r"\1", clean(text)))

@@ -10,6 +10,7 @@ from pipeline.judge.math.rational import UnsureError, exact
 
 OPEN, CLOSE = "([{⦃⟦", ")]}⦄⟧"
 _RELATION = re.compile(r"\\le\b|\\ge\b|\\ne\b|\\in\b|\\approx\b|\\equiv\b|\\sim\b|[=<>]")
+_TOP = re.compile(_RELATION.pattern + r"|[\[({⦃})\]⦄]|‹[^›]*›")
 _LABEL = re.compile(
     r"(?:[A-Za-z]|\\(?!pi\b|frac\b|sqrt\b|infty\b|emptyset\b|varnothing\b)[A-Za-z]+)\s*(?:_\s*(?:\{[^{}]*\}|\w))?\s*'*\s*"
     r"(?:\(\s*(?:[a-z]|\d+)(?:\s*,\s*[a-z])*\s*\))?|[A-Z]{2,5}|P\s*\([A-Z]\)|"
@@ -73,8 +74,10 @@ def is_label(text: str) -> bool:
 
 
 def split_relation(text: str) -> tuple[list[str], list[str]]:
+    if not _RELATION.search(text):
+        return [text.strip()], []
     parts, ops, start, level = [], [], 0, 0
-    for match in re.finditer(_RELATION.pattern + r"|[\[({⦃})\]⦄]|‹[^›]*›", text):
+    for match in _TOP.finditer(text):
         token = match[0]
         if token in OPEN or token in CLOSE:
             level += 1 if token in OPEN else -1

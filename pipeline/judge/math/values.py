@@ -176,6 +176,8 @@ class Quantities:
 
 def _name(node: Node) -> str:
     """What a node is said to be, without layout and without words that only state."""
+    if not node.label:
+        return ""
     if "‹" in node.label or re.fullmatch(r"[A-Za-z' -]*(?:[a-z]{4,}| )[A-Za-z' -]*", node.label):
         return f"‹{' '.join(content(node.label))}›" if content(node.label) else ""
     return re.sub(r"[\s{}]|\\(?:mathrm|text)", "", node.label)

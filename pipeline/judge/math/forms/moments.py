@@ -43,13 +43,20 @@ class Moment:
     weekday: int | None = None
 
 
+_SIGNS = re.compile(r"[A-Za-z:/-]|[日月点时周期拜]")
+_FOREIGN = re.compile(r"[\\=+*^_<>()\[\]|&!%]")
+"""Signs of no time and no date."""
+
+
 @lru_cache(maxsize=5_000)
 def moment(text: str, statement: str = "", timed: bool = False) -> Moment | None:
     """The time or date that the whole `text` is. A bare 3:15 is one only if `statement` asks for
     a time, or if it is compared with a time (`timed`)."""
-    if len(text) > 80 or not re.search(r"[A-Za-z:/-]|[日月点时周期拜]", text):
+    if len(text) > 80 or not _SIGNS.search(text):
         return None
     plain = " ".join(_LAYOUT.sub(" ", text).split()).strip(" .")
+    if _FOREIGN.search(plain):
+        return None
     plain = _as_clock(calendar(_in_digits(re.sub(r"\s*:\s*", ":", plain))))
     return _clock(plain, timed or bool(_ABOUT_TIME.search(statement))) or _date(plain)
 

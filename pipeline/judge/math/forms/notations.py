@@ -53,8 +53,15 @@ _SHORT = 300
 """Characters of a text that patterns of quadratic time may see."""
 
 
+_MARK = re.compile(r"[^\d\sa-z.,+*/(){}^\\-]|\{\s*,"
+                   r"|\\(?!(?:[dt]?frac|sqrt|pi|left|right|cdot|infty)(?![A-Za-z]))")
+"""What each of these notations has: most answers have none, and are not looked at further."""
+
+
 def plain_notation(text: str) -> str:
     """`text`, still LaTeX, with these notations in their one spelling."""
+    if not _MARK.search(text):
+        return text
     text = _CODE.sub(r"\2\\text{ \1}", _DEFINED.sub("=", _SIGNS.sub("", text)))
     if "[" in text:
         text = _ROWS.sub(_matrix_of_rows, text)
