@@ -100,10 +100,10 @@ def prompts(path: Path) -> list[dict[str, Any]]:
     """The problems as chats, with the columns either reward reads."""
     from pipeline.config.problems import Source
     from pipeline.problems.sources import load_rows
-    from pipeline.prompts import chats
+    from pipeline.prompts import messages
 
     rows = load_rows(Source(problems=str(path)), 0)
-    asked = chats("boxed", rows)
+    asked = {row["problem_id"]: messages("boxed", row["problem"]) for row in rows}
     return [{"prompt": asked[row["problem_id"]], "solution": f"${row['answer']}$", **row}
             for row in rows]
 

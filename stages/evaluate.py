@@ -19,8 +19,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import paired_gain, summarise
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
+from pipeline.problems.chats import student_chats
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
-from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.sample import sample_sets
 from pipeline.student.tiny import resolve
@@ -61,9 +61,10 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name == "heldout":
+        if name in _held_out(experiment):
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
-            rows = table.to_dicts()
+            source = name.removeprefix("heldout").removeprefix("/")
+            rows = [row for row in table.to_dicts() if source in ("", row["source"])]
         else:
             rows = _loaded(name, sets[name], experiment.seed)
         out[short] = rows[:experiment.evaluate.limit]
@@ -96,7 +97,7 @@ def _judged(experiment: Experiment, inputs: Mapping[str, Path], model: str,
     """
     kept.mkdir(exist_ok=True)
     files = {name: kept / f"{model} {quote(name, safe='')}.parquet" for name in benchmarks}
-    asked = {name: chats(experiment.generate.prompt, rows) for name, rows in benchmarks.items()
+    asked = {name: student_chats(experiment.generate, rows) for name, rows in benchmarks.items()
              if not files[name].is_file()}
     ask = _ask_teacher if model == "teacher" else _ask_student
     if asked:
@@ -167,17 +168,26 @@ def summary(counts: Counts) -> str:
 
 
 
+def _held_out(experiment: Experiment) -> dict[str, int]:
+    """Problems held out, by the benchmark's name: all of them, and each source's."""
+    config = experiment.prepare
+    return {"heldout": config.held_out,
+            **{f"heldout/{one.name}": one.held_out for one in config.sources}}
+
+
 def check(experiment: Experiment) -> None:
     """Refuse what cannot be measured before any model is trained for it."""
     teacher = experiment.generate.teacher
     if "teacher" in experiment.evaluate.models and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    held_out = _held_out(experiment)
     for name, one in _sets(experiment).items():
-        if name == "heldout" and not experiment.prepare.held_out:
-            raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+        if held_out.get(name) == 0:
+            raise UserError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "
                             "problem for it; raise it, or name problem files")
         if is_file(one.problems):
             _loaded(name, one, experiment.seed)
-        elif name != "heldout" and get_close_matches(name, ["heldout"]):
-            raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean heldout?")
+        elif name not in held_out and (
+                close := get_close_matches(name, held_out, n=1)):
+            raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")

@@ -30,12 +30,13 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     decided, extra = _decided(experiment, inputs, problems)
     check_any_kept(decided, experiment.filter)
-    columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
+    columns = [name for name in tables.Judged.columns()
+               if name == "source" or name not in tables.Trace.columns()]
     start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
         for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
             beside = decided.select(columns)[start:start + len(batch)]
-            writer.write(pl.concat([batch, beside], how="horizontal"))
+            writer.write(pl.concat([batch.drop("source"), beside], how="horizontal"))
             start += len(batch)
             thinking += int((beside["kept"] & (batch["thinking"].fill_null("") != "")).sum())
     if not thinking:

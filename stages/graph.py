@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.prompts import PAGE, chat_template_path, prompt_path
+from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
@@ -28,22 +28,27 @@ def _local(*sources: Any) -> tuple[Path, ...]:
     return tuple(path for name in names if is_file(name) for path in files_of(name))
 
 
-def _prompt(e: Experiment) -> Path:
-    return prompt_path(e.generate.prompt)
+def _prompts(e: Experiment) -> tuple[Path, ...]:
+    names = dict.fromkeys([e.generate.prompt, *e.generate.prompts.values()])
+    return tuple(prompt_path(name) for name in names)
 
 
 def _generate_files(e: Experiment) -> tuple[Path, ...]:
-    teacher = e.generate.teacher
-    return (_prompt(e), *(_local(teacher.traces) if teacher.type == "file" else ()))
+    config = e.generate
+    own = [template_path(config.system or ""), config.examples,
+           prompt_path(config.hint) if config.hint else None]
+    traces = [teacher.traces for teacher in (config.teacher, *config.imports.values())
+              if teacher.type == "file"]
+    return (*_prompts(e), *filter(None, own), *_local(*traces))
 
 
 def _student_files(e: Experiment) -> tuple[Path, ...]:
     template = chat_template_path(e.student.chat_template, e.student.model)
-    return (_prompt(e), *([template] if template else []))
+    return (*_prompts(e), *([template] if template else []))
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (_prompt(e), *sorted({Path(key.rpartition(":")[0])
+    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
                                  for key in e.rl.rewards if ":" in key}))
 
 
@@ -102,7 +107,7 @@ def _load(name: str) -> Any:
 STAGES = _by_name((
     Stage("prepare", _load("prepare"), next="generate", version=4,
           help="Load problems, check their gold answers, hold some out.",
-          files=lambda e: _local(e.prepare.problems, *e.prepare.decontaminate)),
+          files=lambda e: _local(*e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
           needs=lambda e: ("prepare",), files=_generate_files),
@@ -117,7 +122,7 @@ STAGES = _by_name((
           models=lambda e: (e.student.model,) if e.student.model != "tiny" else ()),
     Stage("pack", _load("pack"), next="sft", version=3,
           help="Turn kept traces into token rows with a loss mask.",
-          needs=lambda e: ("prepare", "filter", "student"), files=lambda e: (_prompt(e),)),
+          needs=lambda e: ("prepare", "filter", "student"), files=_prompts),
     Stage("logits", _load("logits"), next="sft", resumable=True,
           help="Score the rows with the teacher: its distribution at every trained token.",
           needs=_logits_needs,
@@ -130,7 +135,7 @@ STAGES = _by_name((
     Stage("evaluate", _load("evaluate"), next="report", version=6, resumable=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=lambda e: (_prompt(e), *_local(*e.evaluate.benchmarks))),
+          files=lambda e: (*_prompts(e), *_local(*e.evaluate.benchmarks))),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           needs=_report_needs, files=lambda e: (PAGE,)),

@@ -11,7 +11,7 @@ from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config
-from pipeline.config.problems import PrepareConfig
+from pipeline.config.problems import PrepareConfig, check_names, distribute
 from pipeline.config.rl import RlConfig
 from pipeline.config.sft import LogitsConfig, SftConfig
 from pipeline.config.student import PackConfig, StudentConfig
@@ -75,6 +75,16 @@ class Experiment(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _to_each_section_its_own(cls, tree: Any) -> Any:
+        return distribute(tree)
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Experiment:
+        check_names(self)
+        return self
 
     @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:
