@@ -61,7 +61,7 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name in _held_out(experiment):
+        if name.partition("/")[0] == "heldout":
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
             source = name.removeprefix("heldout").removeprefix("/")
             rows = [row for row in table.to_dicts() if source in ("", row["source"])]

@@ -35,7 +35,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     golds = sum(map(has_gold, good))
     tables = _held_out(good, config)
-    _check_enough(tables["problems"], experiment)
+    if config.sources:
+        _check_enough(tables["problems"], experiment)
     tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
     if removed := repeats + hits:
         _write_removed(removed, out / "removed.parquet")
@@ -220,6 +221,7 @@ def summary(counts: Counts) -> str:
 def check(experiment: Experiment) -> None:
     """Raise UserError if prepare.decontaminate names a set twice, or shares cannot be met."""
     _evaluation_sets(experiment.prepare)
-    limits = {name: one.limit * traces_a_problem(experiment)
-              for name, one in experiment.prepare.sets().items() if name and one.limit}
-    check_reachable(limits, experiment.filter, "could come from its limit")
+    if sources := experiment.prepare.sources:
+        most = traces_a_problem(experiment)
+        limits = {one.name: one.limit * most for one in sources if one.limit}
+        check_reachable(limits, experiment.filter, "could come from its limit")

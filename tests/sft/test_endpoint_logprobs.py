@@ -102,7 +102,7 @@ def scored(tiny, endpoint, folder):
         path.mkdir()
     tables.write(tables.Problem, tables.table_of(tables.Problem, problems),
                   inputs["prepare"] / "problems.parquet")
-    judged = traces.select(list(tables.Trace.columns())).with_columns(
+    judged = traces.with_columns(source=None).select(list(tables.Trace.columns())).with_columns(
         score=1.0, verdict=pl.lit("correct"), extracted=pl.lit("1"), grader=pl.lit("rules"),
         judge_version=pl.lit("1"), pass_rate=1.0, kept=True, reason=pl.lit(""))
     tables.write(tables.Judged, judged, inputs["filter"] / "judged.parquet")
