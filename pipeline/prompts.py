@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,14 @@ def render(name: str, **variables: str) -> str:
         return template.render(**variables).strip()
     except TemplateError as error:
         raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
+
+
+def chats(name: str, problems: Iterable[Mapping[str, Any]],
+          own: Mapping[str, str] | None = None) -> dict[str, list[dict[str, str]]]:
+    """The chat of each problem row, by problem id; `own` holds prompts of sources, by name."""
+    own = own or {}
+    return {row["problem_id"]: messages(own.get(row.get("source", ""), name), row["problem"])
+            for row in problems}
 
 
 def messages(name: str, problem: str) -> list[dict[str, str]]:

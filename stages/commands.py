@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
+    from pipeline.stage import Plan
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -74,6 +75,23 @@ def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
         Console().print(table, markup=False)
     print(f"audit: {found['disagreements']} of {found['judged']} judged twice disagree "
           f"({found['rate']:.1%}); {found['left_out']} left out")
+
+
+def benchmarks(debug: bool = False) -> None:
+    """List the benchmarks that evaluate and prepare.decontaminate know by name."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.problems.benchmarks import BENCHMARKS
+
+    table = Table("name", "kind", "samples", "data set", "published", "source", "licence",
+                  box=None, pad_edge=False)
+    for name, one in BENCHMARKS.items():
+        where = "/".join(filter(None, (one.hub, one.subset, one.split)))
+        score = one.published
+        table.add_row(name, one.kind, str(one.samples), where,
+                      f"{score.model} {100 * score.score:.1f}", score.source, one.licence)
+    Console().print(table, markup=False)
 
 
 def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV or Parquet with "
@@ -174,10 +192,10 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
 def _settings(experiment: Experiment, model: str) -> tuple[bool, str]:
     """What sft and rl look at before they start, and whether their adapters fit `model`."""
     from pipeline.train.arguments import lora_config
-    from stages import rl, sft
+    from stages.graph import STAGES
 
-    for name, check in (("sft", sft.check), ("rl", rl.check)):
-        check(experiment)
+    for name in ("sft", "rl"):
+        STAGES[name].check(experiment, fully=True)
         lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
     return True, "sft and rl can start with theirs"
 
@@ -203,7 +221,7 @@ def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
                    f"was made for; lower them, or set {REMEDY}")
 
 
-def preview_filter(experiment: Experiment, chain: Any) -> None:
+def preview_filter(plan: Plan) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table
@@ -211,11 +229,12 @@ def preview_filter(experiment: Experiment, chain: Any) -> None:
     from pipeline.errors import UserError
     from stages.filter import preview
 
-    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    ready = {name: one.folder for name, one in {**plan.inputs, "filter": plan}.items()
+             if one.manifest}
     if not {"prepare", "generate"} <= ready.keys():
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "
                         "run `limbeck generate`")
-    frame = preview(experiment, ready)
+    frame = preview(plan.experiment, ready)
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():
         table.add_row(*map(str, row), f"{share:.1%}")

@@ -9,12 +9,16 @@ import polars as pl
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
+from pipeline.config.generate import GenerateConfig
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
 from pipeline.problems.chats import teacher_chats
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import is_file
 from pipeline.stage import Counts
 from pipeline.teacher.ask import ask_teacher
-from pipeline.teacher.from_file import import_traces
+from pipeline.teacher.budget import check_budget
+from pipeline.teacher.from_file import check_columns, import_traces
 from pipeline.teacher.tally import TraceTally
 
 ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
@@ -61,9 +65,8 @@ def _sum(found: list[Counts]) -> Counts:
             for counts in found for key, value in counts.items()}
 
 
-def check(experiment: Experiment) -> None:
-    """Refuse prompts of the teacher's own that cannot be made, or that no teacher would see."""
-    config = experiment.generate
+def _check_prompts(config: GenerateConfig) -> None:
+    """Refuse prompts that cannot be made, and those of the teacher's own that none would see."""
     own = [name for name in ("system", "examples", "hint") if getattr(config, name) is not None]
     if own and config.teacher.type == "file":
         raise UserError(f"generate.{own[0]} is for a teacher that is asked, and generate.teacher "
@@ -78,6 +81,17 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
                         f"{f' ({stopped})' if stopped else ''}; the {given:,} that came are kept "
                         "and the same command asks only for the rest (generate.max_missing "
                         "lets a run go on with gaps)")
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
+    config = experiment.generate
+    _check_prompts(config)
+    for teacher in (config.teacher, *config.imports.values()):
+        if not isinstance(teacher, FileTeacher):
+            check_budget(teacher, experiment.runtime.teacher, config.sampling)
+        elif is_file(teacher.traces) and is_small(teacher.traces):
+            check_columns(teacher)
 
 
 def summary(counts: Counts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from pipeline.curate.normalise import same_text_key
 from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
-from pipeline.judge.kinds import KINDS
-from pipeline.problems.sources import evaluation_sets, load_rows, short_names
+from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts
 
@@ -37,7 +39,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     tables = _held_out(good, config)
     if config.sources:
         _check_enough(tables["problems"], experiment)
-    tables["problems"], hits = _decontaminate(tables, config, experiment.seed)
+    tables["problems"], hits = _decontaminate(tables, config, experiment.seed,
+                                             experiment.runtime.benchmarks)
     if removed := repeats + hits:
         _write_removed(removed, out / "removed.parquet")
     for name, table in tables.items():
@@ -148,8 +151,8 @@ def _drop_near_duplicates(rows: list[dict],
     return [row for row, other in zip(rows, of, strict=True) if other < 0], removed
 
 
-def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
-                   seed: int) -> tuple[list[dict], list[dict]]:
+def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig, seed: int,
+                   folder: Path | None) -> tuple[list[dict], list[dict]]:
     """(training problems left, one record for each that an evaluation set holds)."""
     if not config.decontaminate:
         return tables["problems"], []
@@ -158,8 +161,10 @@ def _decontaminate(tables: Mapping[str, list[dict]], config: PrepareConfig,
     sets = _evaluation_sets(config)
     for name, short in short_names(sets).items():
         rows = tables["heldout"] if name == "heldout" else _distinct(
-            load_rows(sets[name], seed, needs_answer))[0]
-        texts |= {f"{short}/{row['problem_id']}": row["problem"] for row in rows}
+            load_rows(sets[name], seed, needs_answer, folder))[0]
+        # Of a benchmark the question alone: the words around it stand in many problems.
+        texts |= {f"{short}/{row['problem_id']}": json.loads(row["meta"] or "{}").get(
+            "question", row["problem"]) for row in rows}
     train = tables["problems"]
     hits = contamination([row["problem"] for row in train], Evaluation(texts),
                          share=config.overlap)
@@ -219,9 +224,29 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise UserError if prepare.decontaminate names a set twice, or shares cannot be met."""
-    _evaluation_sets(experiment.prepare)
-    if sources := experiment.prepare.sources:
+    """Refuse kinds that no judge knows, columns that are not there, holding out all there is, and
+    shares that the sources' limits cannot meet.
+    """
+    config = experiment.prepare
+    _evaluation_sets(config)
+    for name, one in config.sets().items():
+        _check_set(name, one, experiment)
+    if config.sources:
         most = traces_a_problem(experiment)
-        limits = {one.name: one.limit * most for one in sources if one.limit}
+        limits = {one.name: one.limit * most for one in config.sources if one.limit}
         check_reachable(limits, experiment.filter, "could come from its limit")
+
+
+def _check_set(name: str, one: Source, experiment: Experiment) -> None:
+    where = f"prepare.sources: {name}: " if name else "prepare."
+    held_out = getattr(one, "held_out", 0)
+    if ":" not in one.kind and kind_name(one.kind) not in KINDS:
+        raise UserError(f"{where}kind={one.kind!r} is no kind; there are {', '.join(KINDS)}")
+    if one.limit is not None and one.limit <= held_out:
+        raise UserError(f"{where}limit={one.limit} leaves no problem beside prepare.held_out="
+                        f"{held_out}; lower the second or raise the first")
+    if is_file(one.problems) and is_small(one.problems):
+        rows = load_rows(one, experiment.seed, needs_answer)
+        if len(rows) <= held_out:
+            raise UserError(f"{one.problems} has {len(rows):,} problems and prepare.held_out="
+                            f"{held_out} asks for as many; lower it")

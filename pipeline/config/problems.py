@@ -73,8 +73,12 @@ class Source(Config):
 class EvaluationSet(Source):
     """An evaluation set whose columns, subset or split are not the training set's."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"prompt"})
+
     problems: str
-    """A file, or a hub id."""
+    """A benchmark's name (`limbeck benchmarks`), a file, or a hub id."""
+    prompt: str | None = None
+    """Name or path of its prompt; null: the benchmark's own, or generate.prompt."""
     split: str = "test"
     """Split of a hub data set."""
 
@@ -112,9 +116,10 @@ class PrepareConfig(Source):
     bad_gold: Literal["stop", "drop"] = "stop"
     """What to do with a gold answer that fails its own check."""
     decontaminate: list[NameOrSet] = []
-    """Evaluation sets that no training problem may hold: `heldout`, files, or hub ids (their
-    test split), or {problems: openai/gsm8k, subset: main, problem_column: question}. A shared run
-    of eight words, a short problem whole, or a similar text counts."""
+    """Evaluation sets that no training problem may hold: `heldout`, benchmarks by name (aime24,
+    ...), files, or hub ids (their test split), or {problems: openai/gsm8k, subset: main,
+    problem_column: question}. A shared run of eight words, a short problem whole, or a similar
+    text counts."""
     overlap: float = Field(default=0.0, ge=0, le=1)
     """How much of an evaluation problem shared words must cover; 0 takes any eight, as open-r1.
     Raise it for problems made from a template."""

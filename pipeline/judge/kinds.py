@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge import choice, gym
+from pipeline.judge import choice, gym, ifeval
 from pipeline.judge.code import grade_code as code
 from pipeline.judge.math import grade_math as math
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
@@ -55,7 +55,8 @@ KINDS: Mapping[str, Kind] = {
     "gym": Kind(gym.grade, gym.check_gold, graded=False, extracts=True, audited=False),
     "open": Kind(lambda answer, stated, problem: judgement("cannot_judge", None, "open"),
                  graded=False, open=True, audited=False, live=False),
-    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False)}
+    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False),
+    "ifeval": Kind(ifeval.grade, ifeval.check_gold, graded=False, audited=False, live=False)}
 _BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
 
 

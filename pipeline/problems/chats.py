@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.generate import GenerateConfig
 from pipeline.errors import UserError
 from pipeline.problems.columns import NoColumnError, column
-from pipeline.prompts import messages, render, template_path, variables_of
+from pipeline.prompts import chats, messages, render, template_path, variables_of
 from pipeline.stage import file_digest
 
 Chat = list[dict[str, str]]
@@ -21,7 +21,7 @@ def student_chats(config: GenerateConfig, rows: Iterable[Mapping[str, Any]]) -> 
 
     The only chats that pack, sft, rl and evaluate see.
     """
-    return {row["problem_id"]: _bare(config, row) for row in rows}
+    return chats(config.prompt, rows, config.prompts)
 
 
 def teacher_chats(config: GenerateConfig, rows: Iterable[Mapping[str, Any]]) -> dict[str, Chat]:
@@ -42,13 +42,9 @@ def teacher_preface(config: GenerateConfig) -> Chat:
         *messages(config.prompt, problem), {"role": "assistant", "content": completion})]
 
 
-def _bare(config: GenerateConfig, row: Mapping[str, Any]) -> Chat:
-    return messages(config.prompts.get(row.get("source", ""), config.prompt), row["problem"])
-
-
 def _hinted(config: GenerateConfig, row: Mapping[str, Any]) -> Chat:
     """The student's chat, its text put into generate.hint beside the gold if it asks for that."""
-    bare = _bare(config, row)
+    [bare] = student_chats(config, [row]).values()
     if config.hint is None:
         return bare
     gold = {"answer": row["answer"]} if "answer" in variables_of(config.hint) else {}

@@ -97,7 +97,7 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     lora = lora_config(config.lora, "rl.lora", job.model)
     guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)
     trainer = DynamicSamplingTrainer(
-        model=load_student(job.model, args), args=args, processing_class=tokenizer,
+        model=load_student(job.model, args, config.layers), args=args, processing_class=tokenizer,
         reward_funcs=_named_functions(rewards, config.language, *config.languages),
         train_dataset=Dataset.from_list(job.rows),
         callbacks=[
