@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
     from pipeline.stage import Plan
+    from pipeline.teacher.estimate import Estimate
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -127,8 +128,11 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
 
 
-def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
-    """Print tokens, dollars and hours of the traces that generate would still ask for."""
+def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate | None:
+    """Tokens, dollars and hours of the traces that generate would still ask for.
+
+    None if they are read from a file.
+    """
     from contextlib import nullcontext
 
     from pipeline import tables
@@ -139,16 +143,14 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
 
     config, runtime = experiment.generate, experiment.runtime
     if config.teacher.type == "file":
-        print(f"{config.teacher.traces} is read, not asked: no tokens, no dollars")
-        return
+        return None
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     problems = problems.filter(~problems["source"].is_in(list(config.imports)))
     requests = requests_of(teacher_chats(config, problems.iter_rows(named=True)), config.samples)
     there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
-        found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
-                         runtime=address, store=store, pilot=pilot)
-    print("\n".join(found.lines()))
+        return estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                        runtime=address, store=store, pilot=pilot)
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
