@@ -32,6 +32,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(
 StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
 
 
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for a stage that another process makes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -62,12 +63,12 @@ def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experi
 
 
 def _stage_command(name: str) -> None:
-    def command(overrides: Overrides = None, config: Files = None,
+    def command(overrides: Overrides = None, config: Files = None, wait: Wait = False,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
         from stages.make import make
 
         files = [part for path in config or () for part in ("-c", str(path))]
-        make(_experiment(config, overrides), name, [*files, *(overrides or ())])
+        make(_experiment(config, overrides), name, [*files, *(overrides or ())], wait)
 
     app.command(name, help=STAGES[name].help)(command)
 
@@ -77,11 +78,12 @@ for _name in STAGES:
 
 
 @app.command("all")
-def make_all(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+def make_all(overrides: Overrides = None, config: Files = None, wait: Wait = False,
+             debug: bool = False) -> None:
     """Make every stage, up to the report."""
     from stages.make import make
 
-    make(_experiment(config, overrides), "report")
+    make(_experiment(config, overrides), "report", wait=wait)
 
 
 @app.command()
@@ -130,7 +132,19 @@ def clean(overrides: Overrides = None, config: Files = None,
     """List what may go and how much it is: the training checkpoints of finished stages."""
     from stages.clean import clean as clean_folder
 
-    clean_folder(_experiment(config, overrides).runtime.artifacts, partial, delete)
+    clean_folder(_experiment(config, overrides).runtime.folders()[0], partial, delete)
+
+
+@app.command()
+def runs(overrides: Overrides = None, config: Files = None, as_json: Json = False,
+         debug: bool = False) -> None:
+    """List what is made: which experiment, when, how large, and the settings that differ."""
+    from stages.graph import plans
+    from stages.runs import show_runs
+
+    experiment = _experiment(config, overrides)
+    current = {plan.folder.name for plan in plans(experiment, "report").values()}
+    show_runs(experiment.runtime.folders(), current, as_json)
 
 
 @app.command()

@@ -155,7 +155,7 @@ def plans(experiment: Experiment, target: str) -> dict[str, Plan]:
     for name in _order(experiment, target):
         stage = STAGES[name]
         inputs = {need: made[need] for need in stage.needs(experiment)}
-        made[name] = make_plan(stage, experiment, inputs, experiment.runtime.artifacts)
+        made[name] = make_plan(stage, experiment, inputs, experiment.runtime.folders())
     return made
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +20,10 @@ from rich.table import Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of
-from pipeline.errors import LackingError, UserError
+from pipeline.errors import LackingError, LockedError, UserError
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.stage import Plan, execute, read_manifest
+from pipeline.stage import WAIT_SECONDS, Plan, execute, read_manifest
 from stages.graph import STAGES, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
@@ -35,10 +36,12 @@ def plan_of(experiment: Experiment, name: str) -> Plan:
     return plans(experiment, name)[name]
 
 
-def make(experiment: Experiment, target: str, given: Sequence[str] | None = None) -> None:
+def make(experiment: Experiment, target: str, given: Sequence[str] | None = None,
+         wait: bool = False) -> None:
     """Run `target` and every stage it needs that is not made yet.
 
-    `given` are the arguments that led to `experiment`: the next command needs them too.
+    `given` are the arguments that led to `experiment`: the next command needs them too. With `wait`
+    a stage that another process makes, and a trace store that one writes to, are waited for.
     """
     chain = plans(experiment, target)
     todo = [plan for plan in chain.values() if plan.manifest is None]
@@ -46,10 +49,26 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
     for plan in todo:
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
-            manifest = execute(plan, experiment, inputs, _provenance())
+            manifest = _executed(plan, experiment, inputs, wait)
         _close(plan, manifest, given if plan is chain[target] else None)
     if chain[target] not in todo:
         _close(chain[target], chain[target].manifest or {}, given, cached=True)
+
+
+def _executed(plan: Plan, experiment: Experiment, inputs: Mapping[str, Plan],
+              wait: bool) -> dict[str, Any]:
+    """The manifest of the stage after it ran, once nothing else writes where it would."""
+    provenance, said = {**_provenance(), "experiment": experiment.name}, False
+    while True:
+        try:
+            return execute(plan, experiment, inputs, provenance, wait)
+        except LockedError as error:
+            if not wait:
+                raise
+            if not said:
+                print(f"{plan.stage.name}: {error}: waiting for it", file=sys.stderr)
+            said = True
+            time.sleep(WAIT_SECONDS)
 
 
 def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:

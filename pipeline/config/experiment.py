@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,9 @@ PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 class Runtime(Config):
     """Where and how fast it runs; no part of any key."""
 
-    artifacts: Path = Path("data/artifacts")
-    """Folder of the stages' artifacts."""
+    artifacts: Path | Annotated[list[Path], Field(min_length=1)] = Path("data/artifacts")
+    """Folder of the stages' artifacts; of a list the first is written, and what is made already in
+    one of the others (a group's, read-only) is read there."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
     benchmarks: Path | None = None
@@ -51,6 +52,10 @@ class Runtime(Config):
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same for the model that filter.llm_judge names."""
+
+    def folders(self) -> list[Path]:
+        """Return the folders that artifacts are looked for in; the first is written."""
+        return self.artifacts if isinstance(self.artifacts, list) else [self.artifacts]
 
     def engine(self) -> dict[str, Any]:
         """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
