@@ -198,22 +198,23 @@ def estimate(overrides: Overrides = None, config: Files = None,
              pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
                                                    "runtime.teacher.batch is set; 0 sends none.")]
              = 0,
-             debug: bool = False) -> None:
+             as_json: Json = False, debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run before anything is sent."""
     from stages.make import make, plan_of
 
     experiment = _experiment(config, overrides)
     make(experiment, "prepare")
-    commands.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+    commands.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot, as_json)
 
 
 @app.command()
-def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+def preview(overrides: Overrides = None, config: Files = None, as_json: Json = False,
+            debug: bool = False) -> None:
     """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
     from stages.graph import plans
 
     experiment = _experiment(config, overrides)
-    commands.preview_filter(experiment, plans(experiment, "filter"))
+    commands.preview_filter(experiment, plans(experiment, "filter"), as_json)
 
 
 app.command()(commands.doctor)

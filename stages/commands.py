@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,7 +128,8 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
 
 
-def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
+def estimate_run(experiment: Experiment, prepared: Path, pilot: int,
+                 as_json: bool = False) -> None:
     """Print tokens, dollars and hours of the traces that generate would still ask for."""
     from contextlib import nullcontext
 
@@ -138,7 +141,8 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
 
     config, runtime = experiment.generate, experiment.runtime
     if config.teacher.type == "file":
-        print(f"{config.teacher.traces} is read, not asked: no tokens, no dollars")
+        said = f"{config.teacher.traces} is read, not asked: no tokens, no dollars"
+        print(json.dumps({"missing": 0, "usd": 0.0, "source": said}) if as_json else said)
         return
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
@@ -146,7 +150,7 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
     with TraceStore(runtime.traces) as store, there as address:
         found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
                          runtime=address, store=store, pilot=pilot)
-    print("\n".join(found.lines()))
+    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(found.lines()))
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
@@ -163,6 +167,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
                                                              "(problem, answer).")] = None,
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
+           as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.prompts import chat_template_path, config_files
@@ -181,7 +186,9 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
         from pipeline.student.doctor_vllm import examine_served
 
         checks += examine_served(model, template)
-    for check in checks:
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    for check in () if as_json else checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
@@ -219,7 +226,7 @@ def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
                    f"was made for; lower them, or set {REMEDY}")
 
 
-def preview_filter(experiment: Experiment, chain: Any) -> None:
+def preview_filter(experiment: Experiment, chain: Any, as_json: bool = False) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table
@@ -232,6 +239,9 @@ def preview_filter(experiment: Experiment, chain: Any) -> None:
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "
                         "run `limbeck generate`")
     frame = preview(experiment, ready)
+    if as_json:
+        print(json.dumps(frame.to_dicts(), indent=1))
+        return
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():
         table.add_row(*map(str, row), f"{share:.1%}")
