@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
+    from pipeline.stage import Plan
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -226,7 +227,7 @@ def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
                    f"was made for; lower them, or set {REMEDY}")
 
 
-def preview_filter(experiment: Experiment, chain: Any, as_json: bool = False) -> None:
+def preview_filter(plan: Plan, as_json: bool = False) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table
@@ -234,11 +235,12 @@ def preview_filter(experiment: Experiment, chain: Any, as_json: bool = False) ->
     from pipeline.errors import UserError
     from stages.filter import preview
 
-    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    ready = {name: one.folder for name, one in {**plan.inputs, "filter": plan}.items()
+             if one.manifest}
     if not {"prepare", "generate"} <= ready.keys():
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "
                         "run `limbeck generate`")
-    frame = preview(experiment, ready)
+    frame = preview(plan.experiment, ready)
     if as_json:
         print(json.dumps(frame.to_dicts(), indent=1))
         return

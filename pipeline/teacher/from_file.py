@@ -49,7 +49,7 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             left_out["of no prepared problem"] += 1
             unmatched = unmatched or " ".join(text.split())[:60]
             continue
-        for trace in _traces(row, text, teacher, left_out):
+        for trace in traces_of_row(row, text, teacher, left_out):
             if found[problem_id] == samples:
                 left_out["beyond generate.samples"] += 1
             else:
@@ -83,7 +83,7 @@ def check_columns(teacher: FileTeacher) -> None:
     raise UserError(f"{teacher.traces} holds no trace; check generate.teacher.traces")
 
 
-def _traces(row: Mapping[str, Any], text: str, teacher: FileTeacher,
+def traces_of_row(row: Mapping[str, Any], text: str, teacher: FileTeacher,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the traces of a row, whose completion is a text, a message, a conversation or texts."""
     from pipeline.teacher.answer import MalformedReplyError
