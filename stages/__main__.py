@@ -210,14 +210,24 @@ def estimate(overrides: Overrides = None, config: Files = None,
              pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
                                                    "runtime.teacher.batch is set; 0 sends none.")]
              = 0,
-             step: StepName = None, as_json: Json = False, debug: bool = False) -> None:
-    """Say tokens, dollars and hours of a generate run before anything is sent."""
-    from stages.make import make, step_plan
+             step: StepName = None,
+             gpus: Annotated[int | None, typer.Option(min=1, help="Also say hours of every stage "
+                                                      "on this many GPUs.")] = None,
+             gpu: Annotated[str, typer.Option(help="Their kind.")] = "h100",
+             gpu_usd: Annotated[float | None, typer.Option(help="Dollars an hour of one.")] = None,
+             train_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one trains on, if measured.")] = None,
+             sample_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one samples, if measured.")] = None,
+             student_billions: Annotated[float | None, typer.Option(
+                 help="Parameters of the student, if its name does not say.")] = None,
+             as_json: Json = False, debug: bool = False) -> None:
+    """Say tokens, dollars and hours of a generate run, or of a whole recipe on described GPUs."""
+    from pipeline.cluster.gpu_hours import Gpus
+    from stages.gpu_work import show_estimate
 
-    experiment = _experiment(config, overrides)
-    make(experiment, f"{step}.prepare" if step else "prepare")
-    generate = step_plan(experiment, "generate", step)
-    commands.estimate_run(generate.experiment, generate.inputs["prepare"].folder, pilot, as_json)
+    there = Gpus(gpus, gpu, gpu_usd, train_rate, sample_rate) if gpus else None
+    show_estimate(_experiment(config, overrides), step, pilot, there, student_billions, as_json)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
     from pipeline.stage import Plan
+    from pipeline.teacher.estimate import Estimate
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -129,9 +129,11 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
 
 
-def estimate_run(experiment: Experiment, prepared: Path, pilot: int,
-                 as_json: bool = False) -> None:
-    """Print tokens, dollars and hours of the traces that generate would still ask for."""
+def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate | None:
+    """Tokens, dollars and hours of the traces that generate would still ask for.
+
+    None if they are read from a file.
+    """
     from contextlib import nullcontext
 
     from pipeline import tables
@@ -142,16 +144,13 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int,
 
     config, runtime = experiment.generate, experiment.runtime
     if config.teacher.type == "file":
-        said = f"{config.teacher.traces} is read, not asked: no tokens, no dollars"
-        print(json.dumps({"missing": 0, "usd": 0.0, "source": said}) if as_json else said)
-        return
+        return None
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
     there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
-        found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
-                         runtime=address, store=store, pilot=pilot)
-    print(json.dumps(asdict(found), indent=1) if as_json else "\n".join(found.lines()))
+        return estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                        runtime=address, store=store, pilot=pilot)
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],

@@ -128,7 +128,7 @@ def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
     later = {plan.key: plan for plan in plans(experiment, *goals(experiment)).values()
              if plan.key not in keys and plan.manifest is None}
     pays = any(plan.stage.name == "generate"
-               and plan.experiment.generate.teacher.type in ("openai", "vllm") for plan in todo)
+               and plan.experiment.generate.teacher.type not in ("solver", "file") for plan in todo)
     for fully in (False, True):
         for plan in todo:
             _check_one(plan, fully)

@@ -18,7 +18,7 @@ def test_commands_print_json_and_nothing_else(tmp_path, monkeypatch):
         assert done.exit_code == code, done.output
         return json.loads(done.stdout)
 
-    found = read("estimate", *SMALL)
+    found = read("estimate", *SMALL)["generate"]
     assert found["missing"] == 20 and found["usd"] == 0 and found["hours"] > 0
     assert CliRunner().invoke(app, ["generate", *SMALL]).exit_code == 0
     came, *_ = read("preview", *SMALL)
