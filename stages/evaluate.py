@@ -203,7 +203,7 @@ def _ask_student(experiment: Experiment, model: Compared,
     """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
     config = experiment.evaluate
     assert model.folder is not None and model.tokenizer is not None
-    store = SampleStore(experiment.runtime.artifacts / "samples", {
+    store = SampleStore(experiment.runtime.folders()[0] / "samples", {
         "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": experiment.seed})

@@ -253,7 +253,7 @@ class Planner:
         self.needs[node] = self._needs(node, stage)
         inputs = {self._input_name(node, need): self.plan(need) for need in self._inputs(node)}
         self.made[node] = make_plan(stage, renamed(settings, lambda name: self._bound(node, name)),
-                                    inputs, settings.runtime.artifacts)
+                                    inputs, settings.runtime.artifact)
         self.open.pop()
         return self.made[node]
 
