@@ -9,7 +9,8 @@ accuracy_reward; limbeck takes what configs/qwen-distill.yaml says. `TRL best` d
 checkpointing nor correction, has limbeck's micro-batches, Liger's layers and the engine awake;
 TRL 1.16 has no padding-free GRPO, computes the loss by its own fused head whatever Liger offers,
 and hands no compilation option to vLLM. `ahead` samples for four updates at once, which makes three
-of four off-policy. TRL's async_grpo has its attention from the hub's kernels and is not among them.
+of four off-policy. `rows 64` has micro-batches of 64, `compiled` those and rl.layers. TRL's
+async_grpo has its attention from the hub's kernels and is not among them.
 
 One JSON line each: prompts and completion tokens a second after the warm-up, the shares of a step
 spent in generation and in verification, the share of the time in which the GPU ran any kernel and
@@ -44,10 +45,13 @@ SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": L
 ROOT = Path(__file__).resolve().parents[1]
 BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 32,
         "vllm_importance_sampling_correction": False, "use_liger_kernel": True}
+COMPILED = {"per_device_train_batch_size": 64, "layers": "compiled"}
 CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL": {}, "TRL best": BEST,
     "TRL best, FA4": {**BEST, "model_init_kwargs": {"attn_implementation": "flash_attention_4"}},
-    "TRL best, ahead": BEST, "limbeck": {}}
+    "TRL best, rows 64": {**BEST, "per_device_train_batch_size": 64},
+    "TRL best, ahead": BEST, "limbeck": {}, "limbeck, rows 64": {"per_device_train_batch_size": 64},
+    "limbeck, compiled": COMPILED, "limbeck, compiled, 4 engines": {**COMPILED, "engines": 4}}
 AHEAD = 4
 """Updates that `TRL best, ahead` samples for at once."""
 
@@ -135,17 +139,19 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     from pipeline.train.fit import load_student
 
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
-    settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps, **options(given)}
+    settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps,
+                **CONTENDERS[given.contender], **options(given)}
+    layers, engines = settings.pop("layers", "transformers"), settings.pop("engines", 0)
     settings["gradient_accumulation_steps"] = \
         given.prompts * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     pool.start()
     args = grpo_config(phase_settings(RlConfig(trainer=settings))[0], Path(out), 0)
     return PaddingFreeGRPOTrainer(
-        model=load_student(given.model, args), args=args,
+        model=load_student(given.model, args, layers), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),
-        engine={**config["runtime"]["vllm"], "engines": config["runtime"].get("engines", 1),
+        engine={**config["runtime"]["vllm"], "engines": engines or config["runtime"]["engines"],
                 **given.engine})
 
 
@@ -158,7 +164,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     verify: list[float] = []
     generate: list[float] = []
     busy = Busy()
-    make = our_trainer if given.contender == "limbeck" else trl_trainer
+    make = our_trainer if given.contender.startswith("limbeck") else trl_trainer
     with tempfile.TemporaryDirectory() as out:
         trainer = make(given, prompts(given.problems), out, verify)
         trainer._generate_single_turn = timed(trainer._generate_single_turn, generate)

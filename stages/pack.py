@@ -6,14 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline import tables
+from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment
 from pipeline.config.student import BestFitPacking
+from pipeline.problems.chats import student_chats
 from pipeline.progress import progress
-from pipeline.prompts import chats
+from pipeline.prompts import chat_template_path, messages
 from pipeline.stage import Counts
+from pipeline.student.models import known_template, without_tokenizer
 from pipeline.student.packing import Packer, block_tables, table
 from pipeline.student.positions import rows_beyond, say
+from pipeline.student.template import check_template
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
 
@@ -40,13 +46,16 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 def _rows(experiment: Experiment, inputs: Mapping[str, Path], packer: Packer) -> Iterator[list]:
     """Token rows, a batch of traces at a time."""
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    asked = student_chats(experiment.generate, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     judged = inputs["filter"] / "judged.parquet"
     with progress("packing", tables.count(judged)) as advance:
         for batch in tables.batches(tables.Judged, judged):
             kept = batch.filter(batch["kept"])
             advance(len(batch) - len(kept))
+            bare = [name for name, thinks in experiment.pack.thinking.items() if not thinks]
+            kept = kept.with_columns(thinking=pl.when(pl.col("source").is_in(bare)).then(None)
+                                     .otherwise("thinking")) if bare else kept
             yield [row for trace in kept.iter_rows(named=True)
                    for row in packer.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
                                              advance)]
@@ -90,11 +99,30 @@ def _card(experiment: Experiment, counts: Counts, packed: bool) -> str:
     teacher = experiment.generate.teacher
     return CARD.format(
         title=experiment.name, student=experiment.student.model,
-        prompt=experiment.generate.prompt, problems=experiment.prepare.problems,
+        prompt=experiment.generate.prompt,
+        problems=", ".join(one.problems for one in experiment.prepare.sets().values()),
         teacher=getattr(teacher, "model", None) or teacher.type,
         more=BLOCK_COLUMNS if packed else "",
         counts="\n".join(f"| {key.replace('_', ' ')} | {value:,} |"
                          for key, value in counts.items()))
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse a chat template that loses the thinking, if it can be known without a tokenizer."""
+    if template := known_template(experiment.student):
+        check_template(without_tokenizer(template), _conversation(experiment))
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse the chat template that the model of the hub comes with, if it loses the thinking."""
+    config = experiment.student
+    if config.model != "tiny":
+        path = chat_template_path(config.chat_template, config.model)
+        check_template(load_tokenizer(config.model, path), _conversation(experiment))
+
+
+def _conversation(experiment: Experiment) -> Messages:
+    return messages(experiment.generate.prompt, "What is 6 times 7?")
 
 
 def summary(counts: Counts) -> str:

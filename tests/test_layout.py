@@ -6,8 +6,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["config", "curate", "problems", "judge", "serving", "teacher", "student", "train", "sft",
-         "rl", "evaluate"]
+ORDER = ["config", "curate", "problems", "judge", "serving", "cluster", "teacher", "student",
+         "train", "sft", "rl", "evaluate", "view"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for top in ("pipeline", "stages") for path in sorted((ROOT / top).rglob("*.py"))}
 

@@ -54,7 +54,7 @@ def make_targets():
 def test_there_are_commands_to_test():
     here = [name for name, _ in COMMANDS]
     assert len(COMMANDS) >= 24
-    assert here.count("README.md") == 5
+    assert here.count("README.md") >= 5
     assert {"configs/README.md", "data/README.md", "prompts/README.md"} <= set(here)
     assert {"results/README.md", "CONTRIBUTING.md"} <= set(DOCUMENTS)
 
@@ -86,7 +86,7 @@ def test_every_line_of_a_block_is_of_a_kind_that_is_tested(document):
 
 
 def test_every_limbeck_command_in_the_text_exists():
-    for document, match in spans(r"^limbeck ([a-z]+)"):
+    for document, match in spans(r"^limbeck ([a-z][a-z-]*)"):
         assert match[1] in CLI, (document, match[0])
     for document, match in spans(r"\$\(limbeck path (\w+)"):
         assert match[1] in STAGES, (document, match[0])

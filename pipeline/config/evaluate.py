@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
@@ -21,20 +22,37 @@ class StudentSampling(Config):
     """Longest completion in tokens; what reaches it counts as truncated."""
 
 
-ModelName = Literal["untrained", "sft", "rl", "teacher"]
+MODEL_NAMES = ("untrained", "sft", "rl", "teacher")
+
+
+def _known(name: str) -> str:
+    if name not in MODEL_NAMES and not re.fullmatch(r"[A-Za-z][\w-]*\.(student|sft|rl)", name):
+        raise ValueError(f"name {', '.join(MODEL_NAMES)}, or STEP.student, STEP.sft, STEP.rl")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known)]
 
 
 class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts"})
+
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
-    """The models compared; `teacher` is asked through the same client as in generate."""
+    """The models compared; `teacher` is asked through the same client as in generate. With steps
+    STEP.student, STEP.sft or STEP.rl; by default what each step is made for."""
     benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
-    """`heldout` (prepare's), problem files, or hub ids (their test split), or {problems:
+    """`heldout` (prepare's), benchmarks by name (`limbeck benchmarks` lists them: aime24, math500,
+    ...), problem files, or hub ids (their test split), or {problems:
     openai/gsm8k, subset: main, problem_column: question, answer_pattern: '#### (.+)'}. The
     stem of a file or hub id names its column, or its whole name where another has the same."""
-    samples: int = Field(default=4, ge=1)
-    """k of avg@k, pass@k and maj@k."""
+    samples: Annotated[int, Field(ge=1)] | Literal["r1"] = 4
+    """k of avg@k, pass@k and maj@k; `r1`: for benchmarks by name as many as DeepSeek-R1's authors
+    drew (64 on AIME and GPQA, 16 on MATH-500, 8 on LiveCodeBench), 4 on any other set."""
+    prompts: Literal["own", "lm_eval"] = "own"
+    """How benchmarks by name are asked: own (mathematics as in generate.prompt, others with an
+    instruction of their own), or as lm-evaluation-harness asks them zero-shot, where it does."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems of each benchmark."""
     sampling: StudentSampling = StudentSampling()

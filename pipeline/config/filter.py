@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.load import Config
 from pipeline.config.teacher import LLMJudgeConfig
+from pipeline.errors import UserError
 
 RULES = {
     "mixed_language": "language_share < 0.95",
@@ -62,9 +63,35 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
                       Field(discriminator="type")]
 
 
+class SourceRule(Config):
+    """Which traces of one source are kept, and how many (from prepare.sources)."""
+
+    keep: str | None = None
+    """Expression in the place of filter.keep."""
+    rules: list[Rule] | None = None
+    """Rules in the place of filter.rules."""
+    count: int | None = Field(default=None, ge=1)
+    """Traces kept, exactly; too few stop the run."""
+    share: float | None = Field(default=None, gt=0)
+    """Part of the traces kept, in proportion to the other sources' shares: 3 beside 1, or 0.75
+    beside 0.25. It holds exactly: what is too many of a source is left out."""
+
+
+class ReviewsConfig(Config):
+    """Whether what people said in `limbeck view` decides."""
+
+    obey: bool = False
+    """Keep what people call good, whatever the judge and the rules say, unless it has no answer or
+    is there twice; reject what they call bad; add the traces that they edited."""
+    need: int = Field(default=1, ge=1)
+    """People who must agree, and be more than those who say the opposite; also for the column
+    `review`, which filter.keep may name: "good", "bad", "unsure", or "" where nobody looked."""
+
+
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "sources", "total", "reviews"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -80,6 +107,9 @@ class FilterConfig(Config):
     what each is."""
     language: str = "en"
     """Language the thinking should be in, for language_share."""
+    languages: list[str] = []
+    """Languages of the same script that it may be mixed with, as [de, fr]: language_share then
+    tells them apart (needs the extra `languages`). Empty: by script alone, so German is English."""
     distinct: bool = True
     """Keep only the first of several identical traces of one problem."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
@@ -90,3 +120,23 @@ class FilterConfig(Config):
     """Most traces kept of one problem, the shortest first."""
     per_source: int | None = Field(default=None, ge=1)
     """Most traces kept of one source, spread over its problems."""
+    reviews: ReviewsConfig = ReviewsConfig()
+    """What people said of traces, kept in reviews.jsonl beside the trace store (runtime.traces)."""
+    sources: dict[str, SourceRule] = {}
+    """By source what prepare.sources says of it: keep, rules, count, share."""
+    total: int | None = Field(default=None, ge=1)
+    """Traces kept of all sources together, by their shares; too few stop the run."""
+
+    @model_validator(mode="after")
+    def _counts_or_shares(self) -> FilterConfig:
+        shares = [name for name, rule in self.sources.items() if rule.share is not None]
+        counts = [name for name, rule in self.sources.items() if rule.count is not None]
+        if shares and (counts or len(shares) < len(self.sources)):
+            other = next(name for name in self.sources if name not in shares)
+            raise UserError(f"prepare.sources: {shares[0]} has a share and {other} has "
+                            f"{'a count' if other in counts else 'none'}; give every source a "
+                            "share, or counts alone")
+        if self.total is not None and not shares:
+            raise UserError("filter.total divides by shares; give each of prepare.sources a share, "
+                            "or a count instead of filter.total")
+        return self

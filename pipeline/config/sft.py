@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.job import Job
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
@@ -43,8 +43,8 @@ class Traces(Config):
 class LogitsConfig(Config):
     """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
 
-    teacher: str = ""
-    """Hub id or folder of the model that scores; it needs the student's vocabulary."""
+    teacher: Annotated[str, REFERENCE] = ""
+    """Hub id, folder or STEP.STAGE of the model that scores; it needs the student's vocabulary."""
     scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
     """What runs the teacher, or `traces`: the log-probabilities stored with the traces."""
     top_k: int = Field(default=32, ge=1, le=255)
@@ -67,8 +67,8 @@ class Online(Config):
     """Load the teacher beside the student for its full distribution, without storage."""
 
     type: Literal["online"] = "online"
-    teacher: str
-    """Hub id or folder of the teacher."""
+    teacher: Annotated[str, REFERENCE]
+    """Hub id, folder or STEP.STAGE of the teacher."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions."""
     dtype: str = "bfloat16"
@@ -103,8 +103,8 @@ class OnPolicyMethod(Config):
     """
 
     type: Literal["on_policy"] = "on_policy"
-    teacher: str
-    """Hub id or folder of the teacher; it needs the student's vocabulary."""
+    teacher: Annotated[str, REFERENCE]
+    """Hub id, folder or STEP.STAGE of the teacher; it needs the student's vocabulary."""
     dtype: str = "bfloat16"
     """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
 
@@ -115,6 +115,7 @@ _ROW_DEFAULTS = {"train_sampling_strategy": "group_by_length", "per_device_eval_
 class SftConfig(Config):
     """How the student is fine-tuned."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"layers"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
     """Keys of TRL's config that hold unless `trainer` sets them."""
@@ -144,6 +145,9 @@ class SftConfig(Config):
     gradient, or the logits method's single pass for both."""
     lora: dict[str, Any] | None = None
     """Passed to peft's LoraConfig (r, lora_alpha, target_modules, ...); merged at the end."""
+    layers: Literal["transformers", "compiled"] = "transformers"
+    """The student's decoder layers: the library's own, or fused by torch.compile on a GPU (Llama,
+    Qwen2, Qwen3; one process or DDP, without LoRA; the first step waits for the compiler)."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of training, which may end earlier by the trainer's own limit."""
     held_out: int = Field(default=64, ge=0)
@@ -155,6 +159,11 @@ class SftConfig(Config):
     def trainer_defaults(self) -> dict[str, Any]:
         """Return the keys of TRL's config that hold unless `trainer` sets them."""
         return {**self.TRAINER_DEFAULTS, **self.METHOD_DEFAULTS[self.method.type]}
+
+    def teacher_model(self) -> str | None:
+        """Return the model that is loaded beside the student, if one is."""
+        source = self.method.source if isinstance(self.method, LogitsMethod) else self.method
+        return getattr(source, "teacher", None)
 
 
 class SftJob(Job):

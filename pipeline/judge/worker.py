@@ -28,7 +28,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     _reply(replies, {"ready": prepare()})
     tasks: dict[str, Callable[..., Any]] = {
-        "math": same, "gym": gym_score, "sleep": sleep, "allocate": allocate}
+        "math": same, "gym": gym_score, "ifeval": instructions_followed, "sleep": sleep,
+        "allocate": allocate}
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(int(request["seconds"]) + 3)
@@ -96,6 +97,30 @@ def gym_score(task: str, entry: dict[str, Any], answer: str) -> float:
     import reasoning_gym
 
     return float(reasoning_gym.get_score_answer_fn(task)(answer, entry))
+
+
+def instructions_followed(names: list[str], told: list[dict[str, Any]], prompt: str,
+                          text: str) -> list[bool]:
+    """Which of IFEval's instructions `text` follows, strictly.
+
+    Raises LookupError for those that count sentences or capital words if nltk's punkt_tab, which
+    they need, is not on this machine.
+    """
+    from if_verifiable.ifeval import instructions_util
+    from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
+    from langdetect import DetectorFactory
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    DetectorFactory.seed = 0                                     # else the language is drawn
+    instructions_util._get_sentence_tokenizer = PunktTokenizer   # its pickle is gone from nltk
+    followed = []
+    for name, given in zip(names, told, strict=True):
+        check = INSTRUCTION_DICT[name](name)
+        check.build_description(**given)
+        if "prompt" in (check.get_instruction_args() or {}):
+            check.build_description(prompt=prompt)
+        followed.append(bool(check.check_following(text)))
+    return followed
 
 
 def sleep(seconds: float) -> bool:

@@ -10,11 +10,13 @@ from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
+from pipeline.problems.benchmarks import BENCHMARKS, benchmark_row, local_file
 from pipeline.problems.columns import (
     NoColumnError,
     column,
@@ -43,7 +45,7 @@ def is_file(name: str) -> bool:
     """Whether `name` is meant as local files (a path, a pattern, a folder), not as a hub id."""
     from pipeline.problems.files import SUFFIXES, data_suffix, is_saved
 
-    if name in (EMBEDDED, "heldout") or name.startswith(GYM):
+    if name in (EMBEDDED, "heldout", *BENCHMARKS) or name.startswith(GYM):
         return False
     path = Path(name).expanduser()
     if name.startswith(("/", "~", "./", "../")) or set("*?[") & set(name):
@@ -58,6 +60,30 @@ def short_names(sets: Mapping[str, EvaluationSet]) -> dict[str, str]:
     stems = {name: Path(entry.problems).stem for name, entry in sets.items()}
     times = Counter(stems.values())
     return {name: stem if times[stem] == 1 else name for name, stem in stems.items()}
+
+
+def benchmark_prompts(entries: Sequence[str | EvaluationSet], style: str,
+                      usual: str) -> dict[str, str]:
+    """{short name: prompt} of evaluate.benchmarks; `style` is evaluate.prompts."""
+    sets = evaluation_sets(entries, "evaluate.benchmarks")
+    return {short: _prompt(sets[name], style) or usual
+            for name, short in short_names(sets).items()}
+
+
+def _prompt(one: EvaluationSet, style: str) -> str | None:
+    known = BENCHMARKS.get(one.problems)
+    if one.prompt or known is None:
+        return one.prompt
+    return known.lm_eval[1] if style == "lm_eval" and known.lm_eval else known.prompt
+
+
+def samples_of(entries: Sequence[str | EvaluationSet], samples: int | str) -> dict[str, int]:
+    """{short name: samples a problem} of evaluate.benchmarks; `samples` may be "r1"."""
+    sets = evaluation_sets(entries, "evaluate.benchmarks")
+    known = {name: BENCHMARKS.get(one.problems) for name, one in sets.items()}
+    return {short: samples if isinstance(samples, int) else
+            one.samples if (one := known[name]) else 4
+            for name, short in short_names(sets).items()}
 
 
 def countdown_rows(seed: int) -> list[dict[str, str]]:
@@ -94,10 +120,11 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
             for index, (entry, more) in enumerate(zip(made, known, strict=True))]
 
 
-def load_rows(source: Source, seed: int,
-              needs_answer: Callable[[str], bool] = bool) -> list[dict[str, str]]:
+def load_rows(source: Source, seed: int, needs_answer: Callable[[str], bool] = bool,
+              folder: Path | None = None) -> list[dict[str, str]]:
     """Problem rows (without `split`), shuffled by `seed` and cut to `source.limit`.
 
+    A benchmark by name is read from its file in `folder`, if one is given, else from the hub.
     Raises UserError if a row has no answer and its kind `needs_answer` (as any kind by default).
     """
     if source.problems == EMBEDDED:
@@ -105,12 +132,43 @@ def load_rows(source: Source, seed: int,
     elif source.problems.startswith(GYM):
         rows = gym_rows(source, seed)
     else:
-        raw = raw_rows(source.problems, source.subset, source.split)
+        by_name = source.problems in BENCHMARKS
+        raw = benchmark_rows(source.problems, seed, folder) if by_name else \
+            raw_rows(source.problems, source.subset, source.split)
+        source = Source(problems=source.problems, limit=source.limit) if by_name else source
         rows = [_to_row(row, index, source, needs_answer) for index, row in enumerate(raw, start=1)]
         random.Random(seed).shuffle(rows)
     if not rows:
         raise UserError(f"{source.problems} holds no problems; check prepare.problems")
     return rows[:source.limit]
+
+
+def benchmark_rows(name: str, seed: int, folder: Path | None) -> list[dict[str, Any]]:
+    """The rows of a benchmark by name in our columns."""
+    from pipeline.problems.files import read_rows
+
+    one, file = BENCHMARKS[name], local_file(name, folder)
+    if file:
+        raw: Iterable[dict[str, Any]] = read_rows(file)
+    elif one.files:
+        raw = chain.from_iterable(read_rows(_downloaded(one.hub, file)) for file in one.files)
+    else:
+        raw = raw_rows(one.hub, one.subset, one.split)
+    return [benchmark_row(name, row, index, seed)
+            for index, row in enumerate(row for row in raw if one.wanted(row))]
+
+
+def _downloaded(hub: str, file: str) -> str:
+    """The path of a file of a hub data set, downloaded once."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return hf_hub_download(hub, file, repo_type="dataset")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise LackingError(f"{file} of data set {hub!r} cannot be loaded "
+                           f"({str(error).splitlines()[0]}); give runtime.benchmarks, or check "
+                           "the network") from None
 
 
 def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
@@ -121,13 +179,16 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
         saved = is_saved(Path(name).expanduser())
         return _saved_rows(name, split) if saved else read_rows(name, split)
     from datasets import load_dataset
+    from huggingface_hub import constants
 
     try:
         return load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv "
-                        "or .parquet file, or check the network") from None
+        lacking = constants.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
+        raise (LackingError if lacking else UserError)(
+            f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv or .parquet "
+            "file, or check the network") from None
 
 
 def _saved_rows(name: str, split: str) -> Iterable[dict[str, Any]]:

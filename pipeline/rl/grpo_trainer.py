@@ -40,9 +40,6 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
     def __init__(self, *args: Any, keep_completions: int = 0, **kwargs: Any):
         self.keep_completions = keep_completions
         super().__init__(*args, **kwargs)
-        rows: Any = self.train_dataset
-        # Each micro-batch fetches a whole generation of rows, which a Dataset makes anew each time.
-        self.train_dataset = list(rows)
         self.engine_checked = not self.use_vllm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -91,14 +91,15 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     args = grpo_config(settings, folder, job.seed)
     rewards = reward_functions(config.rewards, RewardContext(
         pool, opens_thinking(tokenizer), args.max_completion_length, config.language,
-        config.process, end_of_turn_ids(tokenizer, job.model),
+        config.languages, config.process, end_of_turn_ids(tokenizer, job.model),
         make_policy(config.policy, RL_POLICY)))
     args.reward_weights = [weight for weight, _ in rewards.values()]
     lora = lora_config(config.lora, "rl.lora", job.model)
     guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)
     trainer = DynamicSamplingTrainer(
-        model=load_student(job.model, args), args=args, processing_class=tokenizer,
-        reward_funcs=_named_functions(rewards), train_dataset=Dataset.from_list(job.rows),
+        model=load_student(job.model, args, config.layers), args=args, processing_class=tokenizer,
+        reward_funcs=_named_functions(rewards, config.language, *config.languages),
+        train_dataset=Dataset.from_list(job.rows),
         callbacks=[
             guard, *([StopOnZeroReward(config.patience)] if "accuracy" in rewards else []),
             Clock(config.minutes), EndPhaseOnTruncation(phase, folder),
@@ -114,10 +115,10 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     return trainer, guard
 
 
-def _named_functions(rewards: Mapping[str, tuple[float, Any]]) -> list[Any]:
+def _named_functions(rewards: Mapping[str, tuple[float, Any]], *languages: str) -> list[Any]:
     """The reward functions under the names that TRL logs; the first logs reflections too."""
     functions = [function for _, function in rewards.values()]
-    functions[0] = with_reflection(functions[0])
+    functions[0] = with_reflection(functions[0], *languages)
     for name, function in zip(rewards, functions, strict=True):
         function.__name__ = name
     return functions

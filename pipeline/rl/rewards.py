@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, Completion, completion_text, split_completion
+from pipeline.curate.language_share import reflection_pattern, share_in
 from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold
@@ -23,8 +24,6 @@ from pipeline.rl.process_reward import process_reward
 from pipeline.rl.user_reward import Reward, load_user_reward
 
 ANSWER_TAGS = ("<answer>", "</answer>")
-REFLECTION = re.compile(r"\b(wait|hmm|let me (?:re)?check|try again|alternatively|actually)\b",
-                        re.IGNORECASE)
 _CHARACTER_WORDS = name_prefixes(WORD_PER_CHARACTER)
 _WORD = re.compile(r"[^\W\d_]+")
 _MARKUP = re.compile(r"\$[^$]*\$|\\\((?:(?!\\[()]).)*\\\)|\\[A-Za-z]+|`[^`]*`", re.DOTALL)
@@ -41,6 +40,8 @@ class RewardContext:
     max_length: int = 1
     """Longest completion in tokens."""
     language: str = "en"
+    languages: Sequence[str] = ()
+    """Languages of its script that it is told from."""
     prm: Any = None
     """Config of the process reward model."""
     eos_token_ids: Collection[int] = ()
@@ -124,22 +125,23 @@ def format_reward(text: str, *, template: str = "boxed",
     return float(template == "think" or (len(boxes(answer)) == 1 and bool(boxes(answer)[0][2])))
 
 
-def language_reward(text: str, *, language: str = "en",
+def language_reward(text: str, *, language: str = "en", languages: Sequence[str] = (),
                     prompt_opens_thinking: bool = False) -> float:
     """Share of the thinking's words in `language`, 1 if it has no words.
 
-    After DeepSeek-R1 (arXiv 2501.12948, 2.3.2). It sees English mixed with Chinese, but not with
-    German. A run of CJK counts a word per character.
+    After DeepSeek-R1 (arXiv 2501.12948, 2.3.2). By script, and inside one script against
+    `languages`. A run of CJK counts a word per character.
     """
     completion = split_completion(text, opened=prompt_opens_thinking)
     prefixes = name_prefixes(SCRIPTS[language])
     total = right = 0
-    for word in _WORD.findall(_MARKUP.sub(" ", completion.thinking or completion.answer)):
+    said = completion.thinking or completion.answer
+    for word in _WORD.findall(_MARKUP.sub(" ", said)):
         name = unicodedata.name(word[0], "")
         weight = len(word) if name.startswith(_CHARACTER_WORDS) else 1
         total += weight
         right += weight * name.startswith(prefixes)
-    return right / total if total else 1.0
+    return right / total * share_in(said, language, languages) if total else 1.0
 
 
 def overlong_reward(max_length: int) -> Reward:
@@ -168,7 +170,8 @@ REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "r1_format": lambda run: text_reward(
         format_reward, template="answer", prompt_opens_thinking=run.prompt_opens_thinking),
     "language": lambda run: text_reward(
-        language_reward, language=run.language, prompt_opens_thinking=run.prompt_opens_thinking),
+        language_reward, language=run.language, languages=run.languages,
+        prompt_opens_thinking=run.prompt_opens_thinking),
     "overlong": lambda run: overlong_reward(run.max_length),
     "repetition": lambda run: text_reward(repetition_penalty),
     "process": lambda run: process_reward(run.prm),
@@ -197,13 +200,22 @@ def reward_functions(weights: Mapping[str, float],
     return made
 
 
-def with_reflection(reward: Reward) -> Reward:
+def check_rewards(keys: Collection[str]) -> None:
+    """Raise UserError if one of rl.rewards is unknown or cannot be loaded, or two share a name."""
+    # `overlong` and `process` load libraries and models when they are made.
+    named = {key: 1.0 for key in keys if ":" in key or key not in REWARDS}
+    reward_functions(named, RewardContext())
+
+
+def with_reflection(reward: Reward, *languages: str) -> Reward:
     """`reward`, which also logs the mean count of reflection markers in a completion."""
+    markers = reflection_pattern(languages)
+
     def logged(completions: list, log_metric: Callable | None = None,
                **columns: Any) -> list[float | None]:
         texts = [completion_text(completion) for completion in completions]
         if log_metric is not None:
-            log_metric("reflection", sum(len(REFLECTION.findall(t)) for t in texts) / len(texts))
+            log_metric("reflection", sum(len(markers.findall(t)) for t in texts) / len(texts))
         return reward(completions=completions, log_metric=log_metric, **columns)
 
     return logged

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from pipeline.errors import UserError
+from pipeline.train.layers import compiled
 
 ABSENT = -1e4
 """Logit of an outcome that the teacher does not have: finite, or TRL's kernel computes 0 * inf."""
@@ -127,7 +129,8 @@ class LossWeights:
     temperature: float = 1.0
     cross_entropy: float = 0.0
     chunk_elements: int = 1 << 28
-    """Logits in memory at a time; 2**28 are 1 GiB in float32, 1,766 tokens at 151,936 outcomes."""
+    """Logits in memory at a time, and twice as many in half precision: 2**28 are 1 GiB, there 3,533
+    tokens at 151,936 outcomes."""
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
@@ -173,7 +176,7 @@ class _Fused(torch.autograd.Function):
         wanted = [torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None
                   for x, need in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)]
         sums = torch.zeros(2, device=hidden.device)
-        step = max(1, loss.chunk_elements // weight.shape[0])
+        step = max(1, loss.chunk_elements * 4 // matrix.element_size() // weight.shape[0])
         for start in range(0, len(hidden), step):
             chunk = slice(start, start + step)
             states = hidden[chunk].to(dtype)
@@ -194,9 +197,9 @@ class _Fused(torch.autograd.Function):
 
 
 def _project(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute logits [n, V] in float32."""
-    logits = (states @ matrix.T).float()
-    return logits if bias is None else logits.add_(bias.float())
+    """Compute logits [n, V], in half precision as the product gives them."""
+    logits = states @ matrix.T
+    return logits if bias is None else logits.float().add_(bias.float())
 
 
 def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.Tensor,
@@ -207,7 +210,7 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
     if by_weight is not None:
         if grad.is_cuda and grad.dtype is not torch.float32:
             # Products rounded to 16 bits before they are summed would be biased.
-            by_weight += torch.mm(grad.T, states, out_dtype=torch.float32)
+            torch.addmm(by_weight, grad.T, states, out_dtype=torch.float32, out=by_weight)
         else:
             by_weight.addmm_(grad.T.float(), states.float())
     if by_bias is not None:
@@ -227,44 +230,62 @@ def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | None,
         # The cross-entropy needs a second distribution, at temperature 1.
         values[1], grad = _cross_entropy(logits, labels, share)
         share = 0.0
-    if loss.temperature != 1:
-        logits.div_(loss.temperature)
     sums, at_temperature = _sparse(logits, labels, teacher, loss, share)
-    at_temperature.div_(loss.temperature)
     return values + sums, at_temperature if grad is None else grad.add_(at_temperature)
+
+
+def log_mass(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logarithm of the sum of exp(logits / temperature), float32 [n, 1]."""
+    return torch.logsumexp(logits.float() / temperature, 1, keepdim=True)
+
+
+def scaled_softmax(logits: torch.Tensor, mass: torch.Tensor, scale: torch.Tensor,
+                   temperature: float) -> torch.Tensor:
+    """Probabilities at `temperature` times `scale` [n, 1], in the type of `logits`."""
+    return ((logits.float() / temperature - mass).exp() * scale).to(logits.dtype)
+
+
+def _on_gpu(function: Callable[..., torch.Tensor], logits: torch.Tensor,
+            *args: Any) -> torch.Tensor:
+    """Run `function`; on a GPU as one kernel that reads the logits once or twice."""
+    if not logits.is_cuda:
+        return function(logits, *args)
+    for x in (logits, *args):
+        if isinstance(x, torch.Tensor):
+            torch._dynamo.maybe_mark_dynamic(x, 0)  # type: ignore[no-untyped-call]
+    return compiled(function)(logits, *args)
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor,
                    share: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross-entropy's (sum, gradient times `share`); overwrites `logits`."""
-    s = torch.log_softmax(logits, -1)
-    value = -s.gather(1, labels[:, None]).sum()
-    grad = s.exp_().mul_(share)
-    return value, grad.scatter_add_(1, labels[:, None], torch.full_like(grad[:, :1], -share))
+    """Return the cross-entropy's (sum, gradient times `share`)."""
+    at_label, mass = logits.gather(1, labels[:, None]).float(), _on_gpu(log_mass, logits, 1.0)
+    grad = _on_gpu(scaled_softmax, logits, mass, torch.full_like(mass, share), 1.0)
+    own = ((at_label - mass).exp() - 1) * share
+    return (mass - at_label).sum(), grad.scatter_(1, labels[:, None], own.to(grad.dtype))
 
 
 def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, loss: LossWeights,
             share: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (sums, gradient) over K + 1 outcomes, with `share` of the cross-entropy."""
-    # One buffer holds logits, exponentials and gradients in turn: the K outcomes are taken out of
-    # it, handled as [n, K], and put back. Outcomes of the tail share its gradient by probability.
+    # The K outcomes are taken out of the logits and handled as [n, K]; those of the tail, which
+    # stay, share its gradient by probability.
     valid = teacher.logps > -math.inf
-    ids = torch.where(valid, teacher.ids, teacher.ids[:, :1])
-    top, at_label = logits.gather(1, ids), logits.gather(1, labels[:, None])
-    peak = logits.amax(1, keepdim=True)
-    e = logits.sub_(peak).exp_()
-    e_top = torch.where(valid, (top - peak).exp(), 0.0)
-    e.scatter_(1, ids, 0.0)
-    tail = e.sum(1, keepdim=True)
-    total = tail + e_top.sum(1, keepdim=True)
-    s_top = torch.where(valid, top - peak - total.log(), -math.inf)
-    s = torch.cat([s_top, tail.log() - total.log()], 1)
+    ids, heat = torch.where(valid, teacher.ids, teacher.ids[:, :1]), loss.temperature
+    top = torch.where(valid, logits.gather(1, ids).float() / heat, -math.inf)
+    at_label = logits.gather(1, labels[:, None]).float() / heat
+    tail = _on_gpu(log_mass, logits.scatter_(1, ids, -math.inf), heat)
+    total = torch.logaddexp(tail, top.logsumexp(1, keepdim=True))
+    s = torch.cat([top, tail], 1) - total
     t = torch.cat([teacher.logps, teacher.tail_logprob[:, None]], 1)
     value, grad = divergence(s, t, loss.beta)
     grad.mul_(1 - loss.cross_entropy)
-    e.mul_(grad[:, -1:] / tail.clamp(min=1e-30) + share / total)
-    e.scatter_add_(1, ids, torch.where(valid, grad[:, :-1] + share * e_top / total, 0.0))
+    p = s.exp()
+    rest = (grad[:, -1:] / p[:, -1:].clamp(min=1e-30) + share) / heat
+    e = _on_gpu(scaled_softmax, logits, total, rest, heat)
+    kept = torch.where(valid, grad[:, :-1] + share * p[:, :-1], 0.0) / heat
+    e.scatter_add_(1, ids, kept.to(e.dtype))
     if share:
-        e.scatter_add_(1, labels[:, None], torch.full_like(at_label, -share))
-    nll = (total.log() - at_label + peak).sum() if share else value.new_zeros(())
+        e.scatter_add_(1, labels[:, None], torch.full_like(e[:, :1], -share))
+    nll = (total - at_label).sum() if share else value.new_zeros(())
     return torch.stack([value.sum(), nll]), e

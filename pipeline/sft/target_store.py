@@ -97,9 +97,8 @@ def encode(logps: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(64 * np.sqrt(-np.minimum(logps, 0.0))), 0, 255).astype(np.uint8)
 
 
-def decode(codes: np.ndarray) -> np.ndarray:
-    """Return the log-probabilities of stored bytes, float32."""
-    return -np.square(codes.astype(np.float32) / 64)
+DECODED = -np.square(np.arange(256, dtype=np.float32) / 64)
+"""The log-probability that each stored byte stands for."""
 
 
 def trim(scored: TopKLogprobs, mass: float) -> tuple[np.ndarray, ...]:
@@ -173,25 +172,23 @@ class TargetStore:
 
     def of_row(self, i: int) -> TopK:
         """Return the distributions of row `i`'s trained tokens; K is the largest count."""
-        counts = self._values("counts", i).astype(np.int64)
-        filled = np.arange(counts.max())[None] < counts[:, None]
-        ids, logps = np.zeros(filled.shape, np.int64), np.full(filled.shape, -np.inf, np.float32)
-        ids[filled], logps[filled] = self._values("ids", i), decode(self._values("logps", i))
-        tail = decode(self._values("rest", i))
-        return TopK(torch.from_numpy(ids), torch.from_numpy(logps),
-                    torch.from_numpy(tail)).normalised()
+        return self._of_rows([i])
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the distributions of several rows' trained tokens, in order, as batch columns."""
-        rows = [self.of_row(i) for i in indices]
-        width = max(row.ids.shape[1] for row in rows)
+        top = self._of_rows(indices)
+        return {"target_ids": top.ids, "target_logps": top.logps,
+                "target_tail_logprob": top.tail_logprob}
 
-        def padded(column: torch.Tensor, value: float) -> torch.Tensor:
-            return torch.nn.functional.pad(column, (0, width - column.shape[1]), value=value)
-
-        return {"target_ids": torch.cat([padded(row.ids, 0) for row in rows]),
-                "target_logps": torch.cat([padded(row.logps, -math.inf) for row in rows]),
-                "target_tail_logprob": torch.cat([row.tail_logprob for row in rows])}
+    def _of_rows(self, indices: Sequence[int]) -> TopK:
+        # All rows at once: one by one they took as long as a third of a training step.
+        counts, ids, logps, tail = (np.concatenate([self._values(column, i) for i in indices])
+                                    for column in ("counts", "ids", "logps", "rest"))
+        filled = np.arange(counts.max())[None] < counts[:, None]
+        outcomes, table = np.zeros(filled.shape, np.int64), np.full(filled.shape, -np.inf, "f4")
+        outcomes[filled], table[filled] = ids, DECODED[logps]
+        return TopK(torch.from_numpy(outcomes), torch.from_numpy(table),
+                    torch.from_numpy(DECODED[tail])).normalised()
 
     def _values(self, column: str, i: int) -> np.ndarray:
         values, ends = self.columns[column]

@@ -7,21 +7,18 @@ loss is exactly 0 stops the run before the weights change, and the logits method
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from operator import sub
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from trl import DistillationConfig, SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from pipeline.config.sft import LogitsMethod, OnPolicyMethod, SftConfig, SftJob
-from pipeline.errors import UserError
-from pipeline.sft.divergence import check_beta
+from pipeline.config.sft import OnPolicyMethod, SftJob
 from pipeline.sft.loss import DistillationLoss, loss_and_targets
+from pipeline.sft.settings import arguments
 from pipeline.student.token_rows import (
     Collator,
     LengthGroupedSampler,
@@ -29,45 +26,11 @@ from pipeline.student.token_rows import (
     held_out_problems,
     read_rows,
 )
-from pipeline.train import attention
-from pipeline.train.arguments import lora_config, trainer_arguments, trainer_settings
+from pipeline.train.arguments import lora_config
 from pipeline.train.fit import fit, load_student
 from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
 from pipeline.train.step_check import StepCheckMixin
-
-
-def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
-    """Build TRL's config of the method; raises UserError for settings that cannot work."""
-    _check_keys(sft)
-    lora_config(sft.lora, "sft.lora")
-    computed = {"report_to": ["tensorboard", *sft.report_to],
-                "eval_strategy": "steps" if sft.held_out else "no"}
-    settings = {**trainer_settings(sft), **computed}
-    if isinstance(sft.method, OnPolicyMethod):
-        return trainer_arguments(DistillationConfig, "sft.trainer", settings, out, seed)
-    args = trainer_arguments(SFTConfig, "sft.trainer", {**settings, **sft.FIXED_KEYS}, out, seed)
-    model_kwargs = args.model_init_kwargs
-    if "padding_free" not in sft.trainer and isinstance(model_kwargs, dict):
-        args.padding_free = model_kwargs.get("attn_implementation") == attention.NAME
-    return args
-
-
-def _check_keys(sft: SftConfig) -> None:
-    """Raise UserError for keys of `sft` that belong elsewhere or need something missing."""
-    for key in sft.trainer:
-        if key in sft.KEYS_SET_ELSEWHERE:
-            raise UserError(f"sft.trainer.{key} does not apply, because the rows are ready-made; "
-                            f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
-    if sft.trainer.get("use_liger_kernel") and not find_spec("liger_kernel"):
-        raise UserError("sft.trainer.use_liger_kernel needs the liger-kernel package; pip install "
-                        "liger-kernel, or remove it (the loss is chunked without it)")
-    if sft.method.type == "logits" or sft.head == "limbeck":
-        for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
-            raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
-                            "set these or remove it")
-    if isinstance(sft.method, LogitsMethod):
-        check_beta(sft.method.beta, online=sft.method.source.type == "online")
 
 
 class RisingLossAlarm(TrainerCallback):
@@ -118,15 +81,29 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
             num_items_in_batch = (inputs["labels"][:, 1:] != -100).sum()
         logged = self._metrics["train" if model.training else "eval"]
         if model.training:
-            tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
-            self._total_train_tokens += int(self.accelerator.gather(tokens).sum())
+            self._total_train_tokens += self._tokens(inputs)
         logged["num_tokens"] = [self._total_train_tokens]
         with self.accelerator.autocast():   # the trainer's own covers the model alone
             loss, metrics = self.distillation_loss(model, inputs)
         for name, value in metrics.items():
-            logged[name].append((value / num_items_in_batch).item())
+            logged[name].append(value.detach() / num_items_in_batch)
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return loss * ranks / num_items_in_batch
+
+    def _tokens(self, inputs: dict[str, Any]) -> Any:
+        """Tokens of a batch in all processes: a number, or a tensor of which no one waits yet."""
+        mask, device = inputs.get("attention_mask"), self.accelerator.device
+        own = inputs["input_ids"].numel() if mask is None else mask.sum()
+        alone = self.accelerator.num_processes == 1
+        return own if alone else self.accelerator.gather(torch.as_tensor(own, device=device)).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, with metrics read from the GPU here and not in every batch."""
+        logged = self._metrics["train" if cast(Any, self.model).training else "eval"]
+        for name, values in logged.items():
+            logged[name] = [float(value) for value in values]
+        self._total_train_tokens = int(self._total_train_tokens)
+        super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
         if self.args.train_sampling_strategy != "group_by_length":
@@ -173,8 +150,9 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes)]
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
-    trainer = kind(rows=rows, guard=guard, model=load_student(job.model, args), args=args,
-                   processing_class=tokenizer, callbacks=callbacks, peft_config=lora, **chosen)
+    student = load_student(job.model, args, job.sft.layers)
+    trainer = kind(rows=rows, guard=guard, model=student, args=args, processing_class=tokenizer,
+                   callbacks=callbacks, peft_config=lora, **chosen)
     return trainer, guard, tokenizer
 
 

@@ -32,16 +32,19 @@ def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
     return groups
 
 
-def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[Messages]], n: int,
-                sampling: StudentSampling, seed: int, engine: Mapping[str, Any] | None = None
+def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[Messages]],
+                n: int | Mapping[str, int], sampling: StudentSampling, seed: int,
+                engine: Mapping[str, Any] | None = None
                 ) -> Iterator[tuple[str, list[list[Sampled]]]]:
     """Yield each set's name and samples as it is done; the model is loaded once for all.
 
+    `n` samples a chat, or so many of each set.
     Without vLLM a set's samples do not depend on those before it, so that a run may go on.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
+    times = n if isinstance(n, Mapping) else dict.fromkeys(sets, n)
     prompts = {name: [ids for ids in (prompt_ids(tokenizer, chat) for chat in chats)
-                      for _ in range(n)] for name, chats in sets.items()}
+                      for _ in range(times[name])] for name, chats in sets.items()}
     loaded = _by_vllm if _vllm_available() else _by_transformers
     eos_token_ids = end_of_turn_ids(tokenizer, model)
     longest = max((len(ids) for rows in prompts.values() for ids in rows), default=0)
@@ -52,7 +55,7 @@ def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[M
         for name, rows in prompts.items():
             done = [complete(tokenizer, ids, prompt_opens_thinking, eos_token_ids)
                     for ids in (run(rows) if rows else [])]
-            yield name, [done[i:i + n] for i in range(0, len(done), n)]
+            yield name, [done[i:i + times[name]] for i in range(0, len(done), times[name])]
 
 
 def complete(tokenizer: Any, ids: list[int], prompt_opens_thinking: bool,

@@ -16,19 +16,21 @@ from safetensors import SafetensorError
 from pipeline.errors import StoppedError, UserError
 from pipeline.train import attention, checkpoints
 from pipeline.train.guard import Clock, Guard, non_finite_weight
+from pipeline.train.layers import fuse_layers
 from pipeline.train.stop import SaveAndStop, launched_request
 
 
-def load_student(model: str | Path, args: Any) -> Any:
+def load_student(model: str | Path, args: Any, layers: str = "transformers") -> Any:
     """Load the model to train with the trainer's model_init_kwargs, in float32 by default.
 
-    Raises UserError if its weights are missing or damaged, or if a package is missing.
+    Raises UserError if its weights are missing or damaged, if a package is missing, or if it has no
+    layers as the config names them.
     """
     attention.register()
     settings = {"dtype": torch.float32, **(args.model_init_kwargs or {})}
     args.model_init_kwargs = None       # TRL warns of them beside a loaded model
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
+        student = transformers.AutoModelForCausalLM.from_pretrained(str(model), **settings)
     except (ImportError, OSError) as error:
         if getattr(error, "errno", None):
             raise                   # the machine's fault (a full disk), not the model's
@@ -36,6 +38,9 @@ def load_student(model: str | Path, args: Any) -> Any:
                         f"{str(error).splitlines()[0]}") from None
     except SafetensorError as error:
         raise UserError(f"the weights of {model} are damaged ({error}); copy it again") from None
+    if layers == "compiled":
+        fuse_layers(student)
+    return student
 
 
 def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]:

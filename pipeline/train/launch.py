@@ -16,30 +16,43 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.nodes import over_nodes, spans_nodes, srun
 from pipeline.config.job import Job
-from pipeline.errors import StoppedError, UserError
+from pipeline.errors import LackingError, StoppedError, UserError
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
-from pipeline.train.stop import passed_on
+from pipeline.serving.processes import (
+    free_port,
+    gpu_count,
+    is_first,
+    process_group,
+    visible_gpus,
+)
 
 
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     """Build the accelerate command line from `options`, or plain Python's without options."""
+    if spans_nodes(options):
+        return srun([*accelerate_flags(over_nodes(options)), *arguments])
+    start = ["-m", "accelerate.commands.launch", *accelerate_flags(options)] if options else []
+    return [sys.executable, *start, *arguments]
+
+
+def accelerate_flags(options: Mapping[str, Any]) -> list[str]:
+    """Return `options` as arguments of `accelerate launch`; a switch is true."""
     flags = []
     for name, value in options.items():
         if value is True:
             flags.append(f"--{name}")
         elif value is not False and value is not None:
             flags += [f"--{name}", str(value)]
-    accelerate = ["-m", "accelerate.commands.launch", *flags] if options else []
-    return [sys.executable, *accelerate, *arguments]
+    return flags
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise UserError if accelerate does not accept runtime.launch or a package is missing."""
     if options.get("use_deepspeed") and not find_spec("deepspeed"):
-        raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
-                        "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
+        raise LackingError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
+                           "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
     if not options:
         return
     from accelerate.commands.launch import launch_command_parser
@@ -47,13 +60,20 @@ def check_options(options: Mapping[str, Any]) -> None:
     stderr = io.StringIO()
     try:
         with redirect_stderr(stderr), redirect_stdout(io.StringIO()):
-            parsed = launch_command_parser().parse_args(command(options, ["train"])[3:])
+            parsed = launch_command_parser().parse_args([*accelerate_flags(options), "train"])
         fault = parsed.training_script != "train" and f"a switch takes no {parsed.training_script}"
     except SystemExit:
         fault = stderr.getvalue().rpartition("error: ")[2].strip() or "it would start no training"
     if fault:
         raise UserError(f"runtime.launch is not valid for accelerate ({fault}); "
                         "`accelerate launch --help` lists its options")
+
+
+def needs_processes(trainer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether training must run in processes of its own, by the trainer's and launch's settings."""
+    # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
+    # gives its memory back only when its process ends.
+    return bool(options or trainer.get("use_vllm") or gpu_count() > 1)
 
 
 def run(line: list[str], environment: Mapping[str, str]) -> int:
@@ -70,9 +90,12 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
            gpus: str | None = None) -> dict[str, Any]:
     """Run `job` by `module` in accelerate's processes on `gpus` (all by default); returns counts.
 
-    With several nodes each runs the same command with its own machine_rank. Raises UserError with
-    the message of a process that failed, StoppedError if they saved and stopped.
+    In a Slurm allocation of several nodes accelerate starts on each; elsewhere each node runs the
+    same command with its own machine_rank. Raises UserError with the message of a process that
+    failed, StoppedError if they saved and stopped.
     """
+    from pipeline.train.stop import passed_on
+
     check_options(options)
     path, failure, stopped, counts = (job.out / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))
@@ -81,11 +104,12 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
         old.unlink(missing_ok=True)
     names = visible_gpus() if gpus is None else gpus.split(",")
     # Without options only the first: one process would spread each batch over several by threads.
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} if names else {}
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} \
+        if names and not spans_nodes(options) else {}
     # A colocated vLLM listens there; by default every run of a host tries the same few ports.
     port = {} if options else {"MASTER_PORT": str(free_port())}
     line = command(options, ["-m", module, str(path)])
-    with passed_on() as (request, told):
+    with passed_on(job.out) as (request, told):
         code = run(line, {**port, **os.environ, **visible, **told})
     if stopped.is_file():
         raise StoppedError(stopped.read_text(encoding="utf-8"))

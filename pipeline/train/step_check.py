@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class StepCheckMixin(Trainer):
         super().__init__(*args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        is_list = isinstance(inputs, list)
-        indices = [example["row"] for example in inputs] if is_list else inputs["rows"]
+        ready = isinstance(inputs, Mapping)     # else a generation's rows
+        indices = inputs["rows"] if ready else [example["row"] for example in inputs]
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.step_losses.append((indices, loss))
         return loss

@@ -64,9 +64,12 @@ def _ignored(number: int) -> bool:
 
 
 @contextmanager
-def passed_on() -> Iterator[tuple[StopRequest, dict[str, str]]]:
-    """Yield (request, environment) that pass this process's stop signals to launched ones."""
-    with tempfile.TemporaryDirectory() as folder:
+def passed_on(shared: Path) -> Iterator[tuple[StopRequest, dict[str, str]]]:
+    """Yield (request, environment) that pass this process's stop signals to launched ones.
+
+    Those may run on other nodes, which see the folder `shared`.
+    """
+    with tempfile.TemporaryDirectory(prefix=".stop-", dir=shared.resolve()) as folder:
         file = f"{folder}/stop"
         with StopRequest(file) as request:
             yield request, {STOP_FILE: file}

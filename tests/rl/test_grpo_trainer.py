@@ -78,6 +78,15 @@ def test_rows_in_a_list_are_those_of_the_data_set_and_the_update_stays(tmp_path)
     assert torch.equal(run(True), run(False))
 
 
+def test_the_loader_hands_on_the_rows_themselves(tmp_path):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    made = trainer(tmp_path, even)
+    own = {id(row) for row in made.train_dataset}
+    for batch in made.get_train_dataloader():       # pinned on a GPU, then sent to it
+        assert len(batch) == 8 and {id(row) for row in pin_memory(batch)} <= own
+
+
 def test_the_log_says_what_of_a_step_went_to_rollouts_and_rewards(tmp_path):
     def slow(completions, completion_ids, **columns):
         time.sleep(0.2)

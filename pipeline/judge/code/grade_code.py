@@ -1,14 +1,19 @@
 """Code answers: HumanEval, MBPP and stdin/stdout tests, run in two boxes or compared outside.
 
 meta of a code problem holds one of: `test` and `entry_point` (HumanEval), `test_list` and
-`test_imports` (MBPP), or `inputs` and `outputs` (lists of strings, one per run).
+`test_imports` (MBPP), or `inputs` and `outputs` (lists of strings, one per run). With `fn_name` an
+input is the arguments of that function, a JSON value a line, and an output its JSON value; with
+`numbers` lines are equal too if they hold the same numbers. Both are LiveCodeBench's.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pipeline.errors import UserError
@@ -60,6 +65,8 @@ def check_tests(problem: Problem) -> None:
         raise UserError(f"{named} has an empty list of tests")
     elif len(values[0]) != len(values[-1]):
         raise UserError(f"{named}: inputs and outputs in its meta differ in length")
+    elif not str(problem.meta.get("fn_name", "f")).isidentifier():
+        raise UserError(f"{named}: fn_name in its meta must be the name of a function")
 
 
 def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
@@ -70,7 +77,9 @@ def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
         return judgement("no_answer", None, "sandbox")
     meta = problem.meta
     if "inputs" in meta:
-        passed = run_stdio(program, meta["inputs"], meta["outputs"])
+        if "fn_name" in meta:
+            program = f"{_IMPORTS}\n{program}\n{_CALL.format(name=meta['fn_name'])}"
+        passed = run_stdio(program, meta["inputs"], meta["outputs"], bool(meta.get("numbers")))
     elif "test" in meta:  # which may use the imports of the problem's own header
         header = [line for line in problem.problem.splitlines()
                   if line.startswith(("import ", "from "))]
@@ -81,16 +90,58 @@ def grade(text: str, _: Sequence[str], problem: Problem) -> Judgement:
     return judgement("correct" if all(passed) else "wrong", program, "sandbox")
 
 
-def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str]) -> list[bool]:
-    """Run once per input; compare outputs here, by lines without trailing space."""
+_IMPORTS = """import bisect, collections, functools, heapq, itertools, math, operator, random, re
+import string
+from bisect import *
+from collections import *
+from functools import *
+from heapq import *
+from itertools import *
+from math import *
+from typing import *
+"""
+"""What LiveCodeBench lets a solution take for granted."""
+_CALL = """
+def _call():
+    import json, sys
+    given = [json.loads(line) for line in sys.stdin.read().split("\\n") if line.strip()]
+    owner = globals().get("Solution")
+    found = getattr(owner(), "{name}") if owner else globals()["{name}"]
+    print(json.dumps(found(*given)))
+_call()
+"""
+
+
+def run_stdio(program: str, inputs: Sequence[str], outputs: Sequence[str],
+              numbers: bool = False) -> list[bool]:
+    """Run once per input; compare outputs here, by lines without trailing space.
+
+    With `numbers` a line is right too if its numbers are: 1.0 is 1.
+    """
     passed = []
     for stdin, expected in zip(inputs, outputs, strict=True):
         result = sandbox.run(program, stdin)
         passed.append(result.ended == "exit" and result.code == 0
-                      and _lines(result.output) == _lines(expected))
+                      and _same_lines(result.output, expected, numbers))
         if not passed[-1]:
             break
     return passed + [False] * (len(inputs) - len(passed))
+
+
+def _same_lines(output: str, expected: str, numbers: bool) -> bool:
+    said, right = _lines(output), _lines(expected)
+    return said == right or (numbers and len(said) == len(right) and all(
+        one.strip() == other.strip() or _same_numbers(one, other)
+        for one, other in zip(said, right, strict=True)))
+
+
+def _same_numbers(line: str, expected: str) -> bool:
+    try:
+        return list(map(Decimal, line.split())) == list(map(Decimal, expected.split()))
+    except InvalidOperation:
+        with suppress(ValueError):      # a JSON value, spaced in another way
+            return json.loads(line) == json.loads(expected)
+        return False
 
 
 def _lines(text: str) -> list[str]:

@@ -1,0 +1,1 @@
+"""Runs a recipe on machines that a scheduler lends: submission, requeue, several nodes."""

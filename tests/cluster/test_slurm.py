@@ -1,0 +1,156 @@
+"""A recipe as a Slurm job: submitted, stopped, queued again, and on several nodes."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm_commands
+import tiny_sft
+import typer
+import yaml
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from pipeline.cluster import nodes, slurm
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
+from pipeline.errors import UserError
+from pipeline.sft import trainer as sft
+from pipeline.train import launch
+from stages.__main__ import app
+
+ROOT = Path(__file__).parents[2]
+TINY = ["-c", str(ROOT / "configs" / "tiny.yaml")]
+
+
+@pytest.fixture
+def slurm_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return slurm_commands.install(tmp_path / "slurm", monkeypatch)
+
+
+def test_a_submitted_command_is_refused_before_sbatch_or_recorded(slurm_folder):
+    run = CliRunner().invoke
+    assert isinstance(run(app, ["submit", "al", *TINY]).exception, UserError)
+    refused = run(app, ["submit", "all", "rl.keep=best", *TINY])
+    assert "rl.keep=best needs rl.evaluate_every" in str(refused.exception)
+    assert not (slurm_folder / "sbatch.txt").exists()
+    refused = run(app, ["submit", "all", "runtime.slurm.partition=none", *TINY])
+    assert "invalid partition specified: none" in str(refused.exception)
+
+    done = run(app, ["submit", "all", "name=one", "runtime.slurm.gpus_per_node=2",
+                     "runtime.slurm_setup=module load cuda", *TINY])
+    assert done.exit_code == 0 and "job 7" in done.output
+    told = (slurm_folder / "sbatch.txt").read_text().split()
+    assert {"--requeue", "--signal=B:USR1@120", "--gpus-per-node=2",
+            "--job-name=limbeck-one"} <= set(told)
+    script = (slurm_folder / "job.sh").read_text()
+    assert "module load cuda\nexec" in script and "stages.job" in script
+    [job] = json.loads(run(app, ["jobs", "--json"]).output)
+    assert (job["state"], job["attempts"]) == ("RUNNING", 0) and job["log"].endswith("/7.log")
+
+
+def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="not on this machine's path"):
+        slurm.submit("", {}, "x", tmp_path, "limbeck all")
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("state", "asked"), [("7 RUNNING", ["requeue 7"]), ("7 CANCELLED", [])])
+def test_a_stopped_job_is_queued_again_unless_a_user_ended_it(slurm_folder, state, asked):
+    (slurm_folder / "state").write_text(f"{state}\n")
+    jobs = slurm_folder / "jobs"
+    jobs.mkdir()
+    line = [sys.executable, "-m", "stages.job", str(jobs), "generate", "generate.samples=200"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE) as process:
+        until(lambda: list(Path("data/artifacts").glob("generate-*.partial")))
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(60) == 130
+    assert (jobs / "7.ends").read_text() == "130\n"
+    file = slurm_folder / "scontrol.txt"
+    assert (file.read_text().splitlines() if file.exists() else []) == asked
+
+
+def test_a_finished_job_is_not_queued_again(slurm_folder, monkeypatch):
+    from stages import job
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(sys, "argv", ["job", str(slurm_folder), "prepare", *TINY])
+    with pytest.raises(SystemExit) as stop:
+        job.run_in_job()
+    assert not stop.value.code and (slurm_folder / "7.ends").read_text() == "0\n"
+    assert not (slurm_folder / "scontrol.txt").exists()
+
+
+def test_two_nodes_of_an_allocation_learn_what_one_process_does(slurm_folder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    tiny = tiny_sft.build(slurm_folder / "tiny", 16)
+    alone, two = slurm_folder / "alone", slurm_folder / "two"
+    sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
+    job = tiny_sft.job(tiny, two, train_sampling_strategy="sequential",
+                       per_device_train_batch_size=4)
+    assert launch.launch(job, "pipeline.sft.trainer", {"num_processes": 2})["steps"] == 2
+    one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
+    assert all((one[name] - both[name]).abs().max() < 1e-5 for name in one)
+    assert "--kill-on-bad-exit=1" in (slurm_folder / "srun.txt").read_text()
+
+
+def test_one_node_or_a_rank_given_by_hand_starts_accelerate_here(monkeypatch):
+    assert not nodes.spans_nodes({"num_processes": 2})
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert nodes.spans_nodes({"num_processes": 2}) and not nodes.spans_nodes({})
+    assert not nodes.spans_nodes({"num_processes": 2, "machine_rank": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("sbatch") or subprocess.run(
+    ["sinfo"], capture_output=True, check=False).returncode != 0, reason="no Slurm controller")
+def test_a_real_job_stopped_halfway_ends_with_the_weights_of_one_that_was_not(tmp_path,
+                                                                              monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run = CliRunner().invoke
+    for folder, stop in (("whole", False), ("stopped", True)):
+        given = ["sft", *TINY, "sft.trainer.max_steps=300", "sft.trainer.save_steps=1000",
+                 f"runtime.artifacts={folder}", "runtime.slurm_setup=export OMP_NUM_THREADS=1"]
+        job = run(app, ["submit", *given]).output.split()[1].rstrip(";")
+        log = Path(folder) / "jobs" / f"{job}.log"
+        if stop:
+            until(lambda: list(Path("stopped").glob("sft-*.partial/log.jsonl")), 240)
+            subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)
+            until(lambda log=log: "stopped after step" in log.read_text(), 60)
+            until(lambda job=job: slurm.state_of([job]).get(job) == "PENDING", 60)
+            # Slurm lets a requeued job wait two minutes.
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
+        until(lambda folder=folder: list(Path(folder).glob("sft-*/manifest.json")), 400)
+    weights = [next(Path(folder).glob("sft-*/model/model.safetensors")).read_bytes()
+               for folder in ("whole", "stopped")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", ["skypilot", "kubernetes"])
+def test_the_shipped_jobs_run_a_command_whose_config_loads(name):
+    job = yaml.safe_load((ROOT / "configs" / "cluster" / f"{name}.yaml").read_text("utf-8"))
+    words = shlex.split(job["run"]) if name == "skypilot" else \
+        job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert words[:2] == [".venv/bin/limbeck", "all"]
+    given = typer.main.get_command(app).commands["all"].make_context("all", words[2:]).params
+    loaded = load(Experiment, [ROOT / path for path in given["config"]], given["overrides"])
+    assert str(loaded.runtime.artifacts) == "/runs/artifacts"
