@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.export.files import check_extra, described, export
 from pipeline.export.lineage import lineage
 from pipeline.judge import needs_answer
+from pipeline.problems.chats import student_chats
 from pipeline.problems.sources import evaluation_sets, load_rows
-from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.tiny import resolve
 from stages.graph import MAKER, MODELS
@@ -33,7 +33,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     rows = _rows(experiment, inputs)
     name = re.sub(r"[^\w.-]+", "-", f"{experiment.name}-{Path(model).name}").lower()
     found = export(checkpoint, tokenizer, config, out, name=name, rows=rows,
-                   chats=chats(settings.generate.prompt, rows), lineage=made_from,
+                   chats=student_chats(settings.generate, rows), lineage=made_from,
                    seed=experiment.seed, workers=experiment.runtime.judge_workers)
     return {"name": name, "model": model, "files": found,
             "benchmark": getattr(config.benchmark, "problems", config.benchmark)}

@@ -172,7 +172,7 @@ STAGES = _by_name((
     Stage("export", _load("export"), next="report", of_the_whole=True,
           help="Write the student as GGUF files, each run and held against its checkpoint.",
           needs=_export_needs,
-          files=lambda e: (_prompt(e), *_local(e, e.export.benchmark)),
+          files=lambda e: (*_prompts(e), *_local(e, e.export.benchmark)),
           models=lambda e: (e.exported(),) if _export_needs(e) == ("prepare",) else ()),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
