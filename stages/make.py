@@ -20,6 +20,7 @@ from rich.table import Table
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of
 from pipeline.errors import UserError
+from pipeline.hub import lineage
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
 from pipeline.stage import Plan, execute, read_manifest
@@ -48,6 +49,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
             manifest = execute(plan, experiment, inputs, _provenance())
+            lineage.write(plan.folder)
         _close(plan, manifest, given if plan is chain[target] else None)
     if chain[target] not in todo:
         _close(chain[target], chain[target].manifest or {}, given, cached=True)

@@ -17,6 +17,7 @@ from pipeline.curate.near_duplicates import near_duplicates, signatures
 from pipeline.curate.normalise import same_text_key
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
+from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.sources import evaluation_sets, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts
@@ -176,5 +177,9 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise UserError if prepare.decontaminate names a set twice."""
+    """Raise UserError if a benchmark would be taught, or prepare.decontaminate names one twice."""
+    if experiment.prepare.problems in BENCHMARKS:
+        raise UserError(f"prepare.problems={experiment.prepare.problems} is a benchmark, whose "
+                        "score would mean nothing after training on it; name a training set "
+                        "(openai/gsm8k, ...), or keep it for evaluate.benchmarks")
     _evaluation_sets(experiment.prepare)
