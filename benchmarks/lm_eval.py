@@ -126,7 +126,8 @@ def theirs() -> None:
         text = config["doc_to_text"]
         prompt = text(doc) if callable(text) else doc[text] if text in doc else \
             apply_template(text, doc)
-        print(json.dumps({"prompt": prompt, "score": _score(config, one)}), file=replies, flush=True)
+        reply = {"prompt": prompt, "score": _score(config, one)}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def _score(config: Row, one: Row) -> float | None:

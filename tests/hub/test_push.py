@@ -114,7 +114,7 @@ def test_a_key_in_any_file_stops_the_push(tmp_path, monkeypatch):
     judged = pl.read_parquet(chain["filter"] / "judged.parquet")
     judged.with_columns(thinking=pl.lit(f"I use {CANARY}")).write_parquet(
         chain["filter"] / "judged.parquet")
-    with pytest.raises(UserError, match="the table of kept traces .* holds an API key"):
+    with pytest.raises(UserError, match=r"the table of kept traces .* holds an API key"):
         push(experiment, "student", ["data"], **given)
     assert not (tmp_path / "out").exists()
 
