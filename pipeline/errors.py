@@ -10,6 +10,10 @@ class UserError(Exception):
     code = 2
 
 
+class LackingError(UserError):
+    """One stage lacks what it needs here (a package, a key, a connection); others may run."""
+
+
 class LockedError(UserError):
     """Another run is writing to the same folder."""
 

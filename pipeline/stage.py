@@ -39,7 +39,8 @@ class Stage:
 
     name: str
     load: Callable[[], Any]
-    """Imports the module that has `run`, and `check` and `summary` if it needs them."""
+    """Imports the module that has `run`, and `check`, `check_fully` and `summary` if it needs them.
+    """
     help: str = ""
     needs: Callable[[Any], tuple[str, ...]] = lambda experiment: ()
     files: Callable[[Any], tuple[Path, ...]] = lambda experiment: ()
@@ -57,10 +58,14 @@ class Stage:
         """Make the artifact in `out` from those of `inputs`."""
         return self.load().run(experiment, inputs, out)
 
-    def check(self, experiment: Settings) -> None:
-        """Raise UserError if the stage could not run with these settings."""
-        if check := getattr(self.load(), "check", None):
-            check(experiment)
+    def check(self, experiment: Settings, fully: bool = False) -> None:
+        """Raise UserError if the stage could not run with these settings.
+
+        `fully` also asks what takes seconds: libraries that import torch, the hub.
+        """
+        for name in ("check", *(["check_fully"] if fully else [])):
+            if check := getattr(self.load(), name, None):
+                check(experiment)
 
     def summary(self, counts: Counts) -> str:
         """Say in one line what was made."""

@@ -234,6 +234,40 @@ def lineage(folder: Annotated[Path, typer.Argument(help="A checkpoint, or a stag
     show_lineage(folder, as_json)
 
 
+@app.command()
+def view(targets: Annotated[list[str] | None, typer.Argument(
+             metavar="[FILE|FOLDER|KEY=VALUE]...", help="Files of traces or folders of artifacts; "
+             "default: the artifacts of this experiment.")] = None, config: Files = None,
+         port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes any "
+                                           "free one.")] = 8321,
+         browser: Annotated[bool, typer.Option("--open", help="Open a browser too.")] = False,
+         debug: bool = False) -> None:
+    """Serve a local page to read traces, judge them by eye and follow runs; Ctrl-C ends it."""
+    from stages import view as page
+
+    paths, overrides = page.split_targets(targets or [])
+    page.view(_experiment(config, overrides), paths, port, browser)
+
+
+@app.command("export-reviews")
+def export_reviews(overrides: Overrides = None, config: Files = None,
+                   out: commands.Output = None, debug: bool = False) -> None:
+    """Write what people said of traces as JSON Lines."""
+    from stages.view import export_reviews as export
+
+    export(_experiment(config, overrides), out)
+
+
+@app.command("import-reviews")
+def import_reviews(file: Annotated[str, typer.Argument(help="JSONL, as export-reviews writes; - "
+                                                            "reads standard input.")],
+                   overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+    """Add what people said elsewhere; a verdict that is there already is not added twice."""
+    from stages.view import take_reviews
+
+    take_reviews(_experiment(config, overrides), file)
+
+
 app.command()(commands.doctor)
 app.command()(commands.judge)
 app.command()(commands.attack)

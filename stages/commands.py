@@ -190,10 +190,10 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
 def _settings(experiment: Experiment, model: str) -> tuple[bool, str]:
     """What sft and rl look at before they start, and whether their adapters fit `model`."""
     from pipeline.train.arguments import lora_config
-    from stages import rl, sft
+    from stages.graph import STAGES
 
-    for name, check in (("sft", sft.check), ("rl", rl.check)):
-        check(experiment)
+    for name in ("sft", "rl"):
+        STAGES[name].check(experiment, fully=True)
         lora_config(getattr(experiment, name).lora, f"{name}.lora", model)
     return True, "sft and rl can start with theirs"
 

@@ -15,11 +15,12 @@ import polars as pl
 from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.metrics import paired_gain, summarise
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.benchmarks import BENCHMARKS
+from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
     benchmark_prompts,
     evaluation_sets,
@@ -187,10 +188,25 @@ def check(experiment: Experiment) -> None:
                         "nothing new; leave `teacher` out of evaluate.models")
     for name, one in _sets(experiment).items():
         if name == "heldout" and not experiment.prepare.held_out:
-            raise UserError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
-                            "problem for it; raise it, or name problem files")
-        if is_file(one.problems) or (name in BENCHMARKS and experiment.runtime.benchmarks):
+            # No fault of those who train and never measure: heldout is the default.
+            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+                               "problem for it; raise it, or name problem files")
+        if _is_near(name, one, experiment):
             _loaded(name, one, experiment)
         elif name not in (known := ["heldout", *BENCHMARKS]) and (
                 close := get_close_matches(name, known, n=1)):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
+
+
+def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
+    """Whether its problems are read in a moment."""
+    if name in BENCHMARKS:
+        return experiment.runtime.benchmarks is not None
+    return is_file(one.problems) and is_small(one.problems)
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse data sets of the hub, and large files, that cannot be measured."""
+    for name, one in _sets(experiment).items():
+        if name != "heldout" and not _is_near(name, one, experiment):
+            _loaded(name, one, experiment)

@@ -11,13 +11,22 @@ import polars as pl
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
+from pipeline.curate import reviews
 from pipeline.curate import select as curate
-from pipeline.curate.select import BANDS, check_any_kept, decide, funnel, summarise
+from pipeline.curate.select import (
+    BANDS,
+    check_any_kept,
+    decide,
+    funnel,
+    needs_reviews,
+    summarise,
+)
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.llm import LLMJudge
 from pipeline.judge.table import apply_llm_judge, by_majority, count_restatements, judge_traces
 from pipeline.stage import Counts
+from pipeline.teacher.budget import check_budget
 from pipeline.teacher.llm_judge import LLMJudgeClient
 
 
@@ -28,12 +37,13 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     few numbers a row, the other writes each trace beside its decision.
     """
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    decided, extra = _decided(experiment, inputs, problems)
+    said = _said(experiment)        # once: people may go on
+    decided, extra = _decided(experiment, inputs, problems, said)
     check_any_kept(decided, experiment.filter)
     columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
     start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
-        for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
+        for batch in _traces(inputs, problems, said if experiment.filter.reviews.obey else None):
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch, beside], how="horizontal"))
             start += len(batch)
@@ -53,22 +63,31 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
     Returns the frame of pipeline.curate.select.funnel.
     """
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    return funnel(_decided(experiment, inputs, problems, spend=False)[0])
+    return funnel(_decided(experiment, inputs, problems, _said(experiment), spend=False)[0])
 
 
 def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
     curate.check_filter(experiment.filter)
-    if experiment.filter.llm_judge and not experiment.runtime.llm_judge.base_url:
+    model, runtime = experiment.filter.llm_judge, experiment.runtime.llm_judge
+    if model is None:
+        return
+    if not runtime.base_url:
         raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
                         "https://api.deepseek.com/v1")
+    runtime.api_key()
+    check_budget(model, runtime, model.sampling)
 
 
 def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
-             spend: bool = True) -> tuple[Any, Counts]:
+             said: list[reviews.Line] | None, spend: bool = True) -> tuple[Any, Counts]:
     """Every trace without its texts, decided, and what models beside the rules had to say."""
     check(experiment)
-    found = [summarise(batch, experiment.filter) for batch in _judged(experiment, inputs, problems)]
+    config = experiment.filter
+    texts = dict(problems.select("problem_id", "problem").rows())
+    found = [summarise(batch if said is None else reviews.review_columns(
+                 batch, texts, said, config.reviews.need), config)
+             for batch in _judged(experiment, inputs, problems, said)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")
     table = pl.concat(found)
@@ -79,7 +98,33 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
         table, extra = _ask_llm_judge(experiment, table, problems, spend)
         table = _majority(experiment, table, problems)
     sources = dict(problems.select("problem_id", "source").rows())
-    return decide(table, experiment.filter, sources), extra
+    decided = decide(table, config, sources)
+    if config.reviews.obey:
+        extra["reviews"] = _obeyed(decided)
+    return decided, extra
+
+
+def _said(experiment: Experiment) -> list[reviews.Line] | None:
+    """What people said of traces; None if it decides nothing here."""
+    if not needs_reviews(experiment.filter):
+        return None
+    return reviews.read_reviews(reviews.reviews_path(experiment.runtime.traces))
+
+
+def _traces(inputs: Mapping[str, Path], problems: Any,
+            said: list[reviews.Line] | None) -> Iterator[Any]:
+    """Batches of the teacher's traces, and one of those that people edited."""
+    yield from tables.batches(tables.Trace, inputs["generate"] / "traces.parquet")
+    if said and (rows := reviews.edited_traces(
+            dict(problems.select("problem_id", "problem").rows()), said)):
+        yield tables.table_of(tables.Trace, rows)
+
+
+def _obeyed(decided: Any) -> Counts:
+    """What became of the traces that people looked at."""
+    good, bad = (decided.filter(review=word) for word in ("good", "bad"))
+    return {"good": len(good), "bad": len(bad), "good_not_kept": int((~good["kept"]).sum()),
+            "edited": int((decided["sample"] >= reviews.EDITED_FROM).sum())}
 
 
 def _ask_llm_judge(experiment: Experiment, table: Any, problems: Any,
@@ -107,14 +152,16 @@ def _majority(experiment: Experiment, table: Any, problems: Any) -> Any:
         return by_majority(table, without, experiment.filter.majority, pool)
 
 
-def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any) -> Iterator[Any]:
+def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
+            said: list[reviews.Line] | None) -> Iterator[Any]:
     """Batches of traces with their verdicts: an earlier filter's, or new ones."""
+    said = said if experiment.filter.reviews.obey else None
     if "filter" in inputs:
         for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
         return
     with JudgePool(experiment.runtime.judge_workers) as pool:
-        for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
+        for batch in _traces(inputs, problems, said):
             names = batch["problem_id"].unique().implode()
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
 
@@ -152,6 +199,9 @@ def summary(counts: Counts) -> str:
            f"({counts['kept'] / max(counts['traces'], 1):.1%})"
     if wrong := counts.get("kept_not_correct"):
         said += f"; {wrong:,} of these are not correct (filter.keep does not ask for it)"
+    if people := counts.get("reviews"):
+        said += (f"; people called {people['good']:,} good and {people['bad']:,} bad and edited "
+                 f"{people['edited']:,}")
     if restated := counts.get("kept_restated"):
         said += f"; {restated:,} only repeat the problem's formula as their answer"
     if llm := counts.get("llm_judge"):

@@ -9,10 +9,13 @@ from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
-from pipeline.prompts import chats
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import is_file
+from pipeline.prompts import chats, messages
 from pipeline.stage import Counts
 from pipeline.teacher.ask import ask_teacher
-from pipeline.teacher.from_file import import_traces
+from pipeline.teacher.budget import check_budget
+from pipeline.teacher.from_file import check_columns, import_traces
 from pipeline.teacher.tally import TraceTally
 
 ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
@@ -46,6 +49,16 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
                         f"{f' ({stopped})' if stopped else ''}; the {given:,} that came are kept "
                         "and the same command asks only for the rest (generate.max_missing "
                         "lets a run go on with gaps)")
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
+    config = experiment.generate
+    messages(config.prompt, "1+1?")
+    if not isinstance(config.teacher, FileTeacher):
+        check_budget(config.teacher, experiment.runtime.teacher, config.sampling)
+    elif is_file(config.teacher.traces) and is_small(config.teacher.traces):
+        check_columns(config.teacher)
 
 
 def summary(counts: Counts) -> str:

@@ -40,6 +40,21 @@ def _generate_files(e: Experiment) -> tuple[Path, ...]:
     return (_prompt(e), *(_local(e, teacher.traces) if teacher.type == "file" else ()))
 
 
+def _filter_files(e: Experiment) -> tuple[Path, ...]:
+    """The prompt of its LLM judge, and the verdicts of people if these decide."""
+    from pipeline.curate.select import needs_reviews
+
+    return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+            *(_reviews(e) if needs_reviews(e.filter) else ()))
+
+
+def _reviews(e: Experiment) -> tuple[Path, ...]:
+    from pipeline.curate.reviews import reviews_path
+
+    path = reviews_path(e.runtime.traces)
+    return (path,) if path.is_file() else ()
+
+
 def _student_files(e: Experiment) -> tuple[Path, ...]:
     template = chat_template_path(e.student.chat_template, e.student.model)
     return (_prompt(e), *([template] if template else []))
@@ -90,9 +105,7 @@ def _report_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
-    method = e.sft.method
-    source = method.source if method.type == "logits" else method
-    teacher = getattr(source, "teacher", None)
+    teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
 
 
@@ -119,8 +132,7 @@ STAGES = _by_name((
           needs=lambda e: ("prepare",), files=_generate_files),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
-          needs=lambda e: ("prepare", "generate"),
-          files=lambda e: (prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+          needs=lambda e: ("prepare", "generate"), files=_filter_files),
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
@@ -144,7 +156,7 @@ STAGES = _by_name((
           files=_evaluate_files),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
-          needs=_report_needs, files=lambda e: (PAGE,)),
+          needs=_report_needs, files=lambda e: (PAGE, *_reviews(e))),
 ))
 
 MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}

@@ -6,26 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import Traces, Vllm
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.prompts import chats
-from pipeline.sft.endpoint_logprobs import TracesScorer
-from pipeline.sft.target_store import score_rows
-from pipeline.sft.teacher_scorer import make_scorer
 from pipeline.stage import Counts
+from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.tiny import resolve
-from pipeline.student.token_rows import read_rows
 from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary, load_tokenizer
 from pipeline.teacher import Request, TraceStore
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write shard-N.parquet: outcomes and their log-probabilities of every trained token."""
+    from pipeline.sft.target_store import score_rows
+    from pipeline.student.token_rows import read_rows
+
     config = experiment.logits
     rows = read_rows(inputs["pack"] / "rows.parquet")
     student = load_tokenizer(inputs["student"] / "tokenizer")
@@ -37,6 +35,10 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 
 
 def _from_model(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
+    from transformers import AutoConfig
+
+    from pipeline.sft.teacher_scorer import make_scorer
+
     config = experiment.logits
     check_vocabulary(bare_tokenizer(config.teacher), student, config.teacher)
     width = AutoConfig.from_pretrained(resolve(inputs["student"])).get_text_config().vocab_size
@@ -45,6 +47,8 @@ def _from_model(experiment: Experiment, inputs: Mapping[str, Path], student: Any
 
 def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
     """The scorer that finds the kept traces' log-probabilities in the trace store."""
+    from pipeline.sft.endpoint_logprobs import TracesScorer
+
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     asked = chats(config.prompt, problems.iter_rows(named=True))
@@ -58,6 +62,7 @@ def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: An
 
 
 def check(experiment: Experiment) -> None:
+    """Refuse a scorer that lacks its teacher, or what it needs of generate and pack."""
     config = experiment.logits
     if isinstance(config.scorer, Traces):
         if experiment.generate.teacher.type == "file":
@@ -67,12 +72,24 @@ def check(experiment: Experiment) -> None:
         if not experiment.generate.sampling.top_logprobs:
             raise UserError("logits.scorer.type=traces needs generate.sampling.top_logprobs, e.g. "
                             "20; traces asked without it are asked again")
+        if experiment.pack.too_long == "split":
+            raise UserError("logits.scorer.type=traces needs rows that are whole traces; set "
+                            "pack.too_long=drop")
     elif not config.teacher:
         raise UserError("logits.teacher is empty; name the model that scores, e.g. "
                         "logits.teacher=Qwen/Qwen2.5-Coder-1.5B-Instruct")
+    else:
+        check_folder("logits.teacher", config.teacher)
     if isinstance(config.scorer, Vllm | Traces) and config.temperature != 1:
         raise UserError("vLLM and endpoints give log-probabilities at temperature 1 only; set "
                         "logits.temperature=1 or logits.scorer.type=transformers")
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse a teacher of another vocabulary."""
+    config = experiment.logits
+    if config.scorer.type != "traces" and experiment.student.model != "tiny":
+        check_same_vocabulary(config.teacher, experiment.student)
 
 
 def summary(counts: Counts) -> str:

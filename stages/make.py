@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.hub import lineage
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
@@ -43,8 +43,7 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
     """
     chain = plans(experiment, target)
     todo = [plan for plan in chain.values() if plan.manifest is None]
-    for plan in todo:
-        plan.stage.check(experiment)
+    _check(experiment, todo)
     for plan in todo:
         inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
@@ -53,6 +52,26 @@ def make(experiment: Experiment, target: str, given: Sequence[str] | None = None
         _close(plan, manifest, given if plan is chain[target] else None)
     if chain[target] not in todo:
         _close(chain[target], chain[target].manifest or {}, given, cached=True)
+
+
+def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
+    """Refuse, before any work, what a stage of `todo` or one after it would refuse.
+
+    Of stages that another command runs, perhaps on another machine, what this one lacks is no
+    matter, and what takes seconds to know is asked only before a teacher is paid.
+    """
+    if not todo:
+        return
+    names = {plan.stage.name for plan in todo}
+    later = [plan for name, plan in plans(experiment, "report").items()
+             if name not in names and plan.manifest is None]
+    pays = "generate" in names and experiment.generate.teacher.type in ("openai", "vllm")
+    for fully in (False, True):
+        for plan in todo:
+            plan.stage.check(experiment, fully)
+        for plan in later if pays or not fully else ():
+            with suppress(LackingError):
+                plan.stage.check(experiment, fully)
 
 
 def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
@@ -103,8 +122,13 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
 def plan_rows(experiment: Experiment) -> list[dict[str, str]]:
     """The stage, key, state, reason and folder of every stage up to the report."""
     chain = plans(experiment, "report")
-    if "filter" in chain:       # the one check that needs neither torch nor a network
-        chain["filter"].stage.check(experiment)
+    for plan in chain.values():
+        if plan.manifest is None:
+            try:
+                plan.stage.check(experiment)
+            except LackingError as error:
+                print(f"plan: {plan.stage.name} cannot run here: {error}",
+                      file=sys.stderr)
     return [{"stage": name, "key": plan.key, "state": "cached" if plan.manifest else "would run",
              "why": "" if plan.manifest else _why(plan, chain),
              "folder": str(plan.folder.resolve())} for name, plan in chain.items()]

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tables
+from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment
 from pipeline.config.student import BestFitPacking
 from pipeline.progress import progress
-from pipeline.prompts import chats
+from pipeline.prompts import chat_template_path, chats, messages
 from pipeline.stage import Counts
+from pipeline.student.models import known_template, without_tokenizer
 from pipeline.student.packing import Packer, block_tables, table
 from pipeline.student.positions import rows_beyond, say
+from pipeline.student.template import check_template
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
 
@@ -95,6 +98,24 @@ def _card(experiment: Experiment, counts: Counts, packed: bool) -> str:
         more=BLOCK_COLUMNS if packed else "",
         counts="\n".join(f"| {key.replace('_', ' ')} | {value:,} |"
                          for key, value in counts.items()))
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse a chat template that loses the thinking, if it can be known without a tokenizer."""
+    if template := known_template(experiment.student):
+        check_template(without_tokenizer(template), _conversation(experiment))
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse the chat template that the model of the hub comes with, if it loses the thinking."""
+    config = experiment.student
+    if config.model != "tiny":
+        path = chat_template_path(config.chat_template, config.model)
+        check_template(load_tokenizer(config.model, path), _conversation(experiment))
+
+
+def _conversation(experiment: Experiment) -> Messages:
+    return messages(experiment.generate.prompt, "What is 6 times 7?")
 
 
 def summary(counts: Counts) -> str:

@@ -17,8 +17,10 @@ from pipeline.curate.near_duplicates import near_duplicates, signatures
 from pipeline.curate.normalise import same_text_key
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
+from pipeline.judge.kinds import KINDS, kind_name
 from pipeline.problems.benchmarks import BENCHMARKS
-from pipeline.problems.sources import evaluation_sets, load_rows, short_names
+from pipeline.problems.files import is_small
+from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
 from pipeline.stage import Counts
 
@@ -177,9 +179,21 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Raise UserError if a benchmark would be taught, or prepare.decontaminate names one twice."""
-    if experiment.prepare.problems in BENCHMARKS:
-        raise UserError(f"prepare.problems={experiment.prepare.problems} is a benchmark, whose "
-                        "score would mean nothing after training on it; name a training set "
-                        "(openai/gsm8k, ...), or keep it for evaluate.benchmarks")
-    _evaluation_sets(experiment.prepare)
+    """Refuse benchmarks, kinds that no judge knows, columns that are not there, and holding out all there is.
+    """
+    config = experiment.prepare
+    if config.problems in BENCHMARKS:
+        raise UserError(f"prepare.problems={config.problems} is a benchmark, whose score would "
+                        "mean nothing after training on it; name a training set (openai/gsm8k, "
+                        "...), or keep it for evaluate.benchmarks")
+    _evaluation_sets(config)
+    if ":" not in config.kind and kind_name(config.kind) not in KINDS:
+        raise UserError(f"prepare.kind={config.kind!r} is no kind; there are {', '.join(KINDS)}")
+    if config.limit is not None and config.limit <= config.held_out:
+        raise UserError(f"prepare.limit={config.limit} leaves no problem beside prepare.held_out="
+                        f"{config.held_out}; lower the second or raise the first")
+    if is_file(config.problems) and is_small(config.problems):
+        rows = load_rows(config, experiment.seed, needs_answer)
+        if len(rows) <= config.held_out:
+            raise UserError(f"{config.problems} has {len(rows):,} problems and prepare.held_out="
+                            f"{config.held_out} asks for as many; lower it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,24 @@ from typing import Any
 from pipeline import tables
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment
-from pipeline.config.rl import RlJob
+from pipeline.config.rl import LocalPrm, Prm, RlJob
 from pipeline.curate.language_share import check_languages
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy
 from pipeline.prompts import chats
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
-from pipeline.rl.phases import train
-from pipeline.rl.rewards import RewardContext, reward_functions
+from pipeline.rl.rewards import check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
-from pipeline.serving.engine_group import check_engines
-from pipeline.serving.processes import gpu_count
-from pipeline.serving.vllm_server import has_vllm, rollout_server
+from pipeline.serving.vllm_server import check_vllm, rollout_server
 from pipeline.stage import Counts
+from pipeline.student.models import check_folder
 from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.train.arguments import check_layers, lora_config
-from pipeline.train.launch import check_options, launch
+from pipeline.train.launch import check_options, launch, needs_processes
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -89,7 +88,9 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
             served = config.model_copy(update={"trainer": {**config.trainer, **keys}})
             job = job.model_copy(update={"rl": served})
             return launch(job, module, options, left)
-    if not (options or config.phases or config.trainer.get("use_vllm") or gpu_count() > 1):
+    if not (config.phases or needs_processes(config.trainer, options)):
+        from pipeline.rl.phases import train
+
         return train(job)
     counts: Counts = {}
     for last in range(len(config.phases) or 1):
@@ -123,11 +124,11 @@ def _within_band(experiment: Experiment, inputs: Mapping[str, Path], rows: list[
 
 
 def check(experiment: Experiment) -> None:
+    """Refuse rewards, phases and a start that cannot be had, and settings that exclude others."""
     config = experiment.rl
     make_policy(config.policy)
-    reward_functions({name: 1.0 for name in config.rewards if name != "process"}, RewardContext())
-    check_options(experiment.runtime.launch)
-    lora_config(config.lora, "rl.lora")
+    check_rewards(config.rewards)
+    _check_process(config.process)
     check_layers(config, "rl")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
@@ -147,10 +148,26 @@ def check(experiment: Experiment) -> None:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
     check_languages(config.language, config.languages, "rl.languages")
     check_phases(config)
+
+
+def _check_process(prm: Prm | None) -> None:
+    """Raise UserError if the process reward model's folder is missing, or its key is unset."""
+    if isinstance(prm, LocalPrm):
+        check_folder("rl.process.model", prm.model)
+    elif prm and prm.key_env and not os.environ.get(prm.key_env):
+        raise LackingError(f"rl.process.key_env: the environment variable {prm.key_env} is unset; "
+                           "set it to the server's key")
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse what TRL, accelerate and peft would."""
+    from pipeline.serving.engine_group import check_engines
+
+    config, model = experiment.rl, experiment.student.model
+    check_options(experiment.runtime.launch)
+    lora_config(config.lora, "rl.lora", None if model == "tiny" else model)
     for settings in phase_settings(config):
         args = grpo_config(settings, Path("unused"), experiment.seed)
         check_engines(experiment.runtime.engines, args, "rl")
-        if (args.use_vllm or config.server is not None) and not has_vllm():
-            raise UserError("rl samples by vLLM, which is not installed; run pip install "
-                            "'.[vllm]' in limbeck's checkout, or set rl.trainer.use_vllm=false "
-                            "(and no rl.server)")
+        if args.use_vllm or config.server is not None:
+            check_vllm("rl", " (and no rl.server)")

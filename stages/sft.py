@@ -7,15 +7,14 @@ from pathlib import Path
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import SftJob
-from pipeline.errors import UserError
-from pipeline.serving.engine_group import check_engines
-from pipeline.serving.processes import gpu_count
-from pipeline.serving.vllm_server import has_vllm
-from pipeline.sft.trainer import arguments, train
+from pipeline.serving.vllm_server import check_vllm
+from pipeline.sft.settings import arguments, check_settings
 from pipeline.stage import Counts
+from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.positions import rows_beyond, say
 from pipeline.student.tiny import resolve
-from pipeline.train.launch import check_options, launch
+from pipeline.train.arguments import lora_config
+from pipeline.train.launch import check_options, launch, needs_processes
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -26,19 +25,33 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
                  engine=experiment.runtime.engine())
     say("sft", rows_beyond(job.rows, job.model, job.sft.trainer.get("model_init_kwargs")))
     options = experiment.runtime.launch
-    # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
-    # gives its memory back only when its process ends.
-    apart = options or gpu_count() > 1 or job.sft.trainer.get("use_vllm")
-    return launch(job, "pipeline.sft.trainer", options) if apart else train(job)
+    if needs_processes(job.sft.trainer, options):
+        return launch(job, "pipeline.sft.trainer", options)
+    from pipeline.sft.trainer import train
+
+    return train(job)
 
 
 def check(experiment: Experiment) -> None:
+    """Refuse keys that no trainer knows and a teacher whose folder is missing."""
+    check_settings(experiment.sft)
+    if teacher := experiment.sft.teacher_model():
+        check_folder("the teacher of sft.method", teacher)
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse what TRL, accelerate and peft would, and a teacher of another vocabulary."""
+    from pipeline.serving.engine_group import check_engines
+
     check_options(experiment.runtime.launch)
     args = arguments(experiment.sft, Path("unused"), experiment.seed)
     check_engines(experiment.runtime.engines, args, "sft")
-    if getattr(args, "use_vllm", False) and not has_vllm():
-        raise UserError("sft samples by vLLM, which is not installed; run pip install '.[vllm]' "
-                        "in limbeck's checkout, or set sft.trainer.use_vllm=false")
+    if experiment.student.model != "tiny":
+        lora_config(experiment.sft.lora, "sft.lora", experiment.student.model)
+        if teacher := experiment.sft.teacher_model():
+            check_same_vocabulary(teacher, experiment.student)
+    if getattr(args, "use_vllm", False):
+        check_vllm("sft")
 
 
 def summary(counts: Counts) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
-from pipeline.errors import UserError
-from pipeline.prompts import chat_template_path, chats
+from pipeline.prompts import chat_template_path, chats, messages
 from pipeline.stage import Counts
+from pipeline.student.models import check_folder, known_template, without_tokenizer
+from pipeline.student.template import render_prompt
 from pipeline.student.tiny import save_tiny
 from pipeline.student.tokenizer import load_tokenizer
 
@@ -42,15 +43,19 @@ def _corpus(experiment: Experiment, inputs: Mapping[str, Path]) -> list[str]:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse a folder without weights before the teacher is asked; a hub id is left to the hub."""
-    model = experiment.student.model
-    folder = Path(model)
-    if model == "tiny" or not (folder.is_dir() or model.startswith(("/", ".", "~"))):
-        return
-    if not any(path.suffix in (".safetensors", ".bin") for path in folder.glob("*")):
-        raise UserError(f"student.model={model} is no folder with a checkpoint's weights "
-                        "(.safetensors or .bin); name one that holds model and tokenizer, or a "
-                        "hub id")
+    """Refuse a folder without weights, and a chat template that renders no prompt."""
+    config = experiment.student
+    if config.model != "tiny":
+        check_folder("student.model", config.model)
+    if template := known_template(config):
+        render_prompt(without_tokenizer(template), messages(experiment.generate.prompt, "1+1?"))
+
+
+def check_fully(experiment: Experiment) -> None:
+    """Refuse a model without a tokenizer, of the hub too."""
+    config = experiment.student
+    if config.model != "tiny":
+        load_tokenizer(config.model, chat_template_path(config.chat_template, config.model))
 
 
 def summary(counts: Counts) -> str:

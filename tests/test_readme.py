@@ -86,7 +86,7 @@ def test_every_line_of_a_block_is_of_a_kind_that_is_tested(document):
 
 
 def test_every_limbeck_command_in_the_text_exists():
-    for document, match in spans(r"^limbeck ([a-z]+)"):
+    for document, match in spans(r"^limbeck ([a-z][a-z-]*)"):
         assert match[1] in CLI, (document, match[0])
     for document, match in spans(r"\$\(limbeck path (\w+)"):
         assert match[1] in STAGES, (document, match[0])

@@ -160,6 +160,11 @@ class SftConfig(Config):
         """Return the keys of TRL's config that hold unless `trainer` sets them."""
         return {**self.TRAINER_DEFAULTS, **self.METHOD_DEFAULTS[self.method.type]}
 
+    def teacher_model(self) -> str | None:
+        """Return the model that is loaded beside the student, if one is."""
+        source = self.method.source if isinstance(self.method, LogitsMethod) else self.method
+        return getattr(source, "teacher", None)
+
 
 class SftJob(Job):
     """One SFT run as a launched process reads it."""

@@ -14,6 +14,7 @@ import polars as pl
 
 from pipeline.config.filter import RULES, FilterConfig, Selection
 from pipeline.curate.features import FEATURES, add_features
+from pipeline.curate.reviews import EDITED_FROM, REVIEW_COLUMNS
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
 
@@ -25,7 +26,7 @@ COLUMNS: dict[str, Any] = {
     "score": pl.Float64, "verdict": pl.String, "extracted": pl.String, "grader": pl.String,
     "judge_version": pl.String,
     "pass_rate": pl.Float64, "difficulty": pl.String, "source": pl.String,
-    **{name: feature.dtype for name, feature in FEATURES.items()},
+    **{name: feature.dtype for name, feature in FEATURES.items()}, **REVIEW_COLUMNS,
 }
 """Every column that an expression may name, with its type."""
 TEXTS = ("thinking", "answer")
@@ -46,6 +47,13 @@ def check_filter(config: FilterConfig) -> None:
     FEATURES["language_share"].expression(config.language, *config.languages)
 
 
+def needs_reviews(config: FilterConfig) -> bool:
+    """Whether what people said of traces decides here."""
+    return config.reviews.obey or any(
+        names_in(text) & set(REVIEW_COLUMNS)
+        for text in (config.keep, *(RULES[name] for name in config.rules)))
+
+
 def summarise(judged: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     """Replace the texts of `judged` by what the decision needs of them.
 
@@ -63,7 +71,8 @@ def _summary(judged: pl.DataFrame, config: FilterConfig, wanted: list[str]) -> p
     from pipeline.curate.near_duplicates import signatures
 
     table = add_features(judged, wanted, config.language, *config.languages).with_columns(
-        same=pl.struct(*TEXTS).hash(seed=1))
+        same=pl.struct(*TEXTS).hash(seed=1),
+        answered=pl.col("answer").fill_null("").str.strip_chars() != "")
     if config.near_duplicates is not None or config.select.type == "diverse":
         texts = judged.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True))
         signature = signatures(texts.to_series().to_list())
@@ -75,12 +84,14 @@ def decide(table: pl.DataFrame, config: FilterConfig,
            sources: Mapping[str, str] | None = None) -> pl.DataFrame:
     """Add pass_rate, difficulty, source, kept and reason to rows of `summarise`.
 
-    The reason is "" for a kept trace, else the first that applies: its verdict or "expression",
-    "unknown end", the name of a rule, "duplicate", "near duplicate", "not selected",
-    "over per_problem", "over per_source".
+    The reason is "" for a kept trace, else the first that applies: "reviewed bad" (if
+    filter.reviews.obey), its verdict or "expression", "unknown end", the name of a rule,
+    "duplicate", "near duplicate", "not selected", "over per_problem", "over per_source".
     """
-    rate = pl.col("score").mean().over("problem_id")
-    table = table.with_columns(pass_rate=rate, tokens=pl.col("completion_tokens"),
+    # What people wrote says nothing of how hard a problem is to the teacher.
+    asked = pl.when(pl.col("sample") < EDITED_FROM).then("score")
+    table = table.with_columns(pass_rate=asked.mean().over("problem_id"),
+                               tokens=pl.col("completion_tokens"),
                                source=pl.col("problem_id").replace_strict(
                                    dict(sources or {}), default="", return_dtype=pl.String))
     table = table.with_columns(difficulty=difficulty())
@@ -94,6 +105,11 @@ def decide(table: pl.DataFrame, config: FilterConfig,
         table = _reject(table, ~pl.col("finish_reason").is_in(["stop", "length"]), "unknown end")
     for name in config.rules:
         table = _reject(table, compile_expression(RULES[name], table.columns), name)
+    good = pl.lit(False)
+    if config.reviews.obey:
+        good = (pl.col("review") == "good") & pl.col("answered")
+        table = table.with_columns(reason=pl.when(pl.col("review") == "bad").then(
+            pl.lit("reviewed bad")).when(good).then(pl.lit("")).otherwise("reason"))
     if config.distinct:
         first = pl.struct("problem_id", "same", "reason").is_first_distinct()
         table = _reject(table, ~first, "duplicate")
@@ -104,6 +120,8 @@ def decide(table: pl.DataFrame, config: FilterConfig,
         table = _reject(table, _rank("tokens") > config.per_problem, "over per_problem")
     if config.per_source is not None:
         table = _reject(table, _rank_in_source() > config.per_source, "over per_source")
+    spared = good & (pl.col("reason") != "duplicate")
+    table = table.with_columns(reason=pl.when(spared).then(pl.lit("")).otherwise("reason"))
     return table.with_columns(kept=pl.col("reason") == "")
 
 

@@ -37,7 +37,7 @@ def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any
         "git_commit": newest.get("git_commit"), "python": newest.get("python"),
         "libraries": newest.get("libraries", {}),
         "models": _scores(inputs["evaluate"] / "scores.json") if "evaluate" in inputs else {},
-        "stages": {name: _stage(name, inputs[name], m) for name, m in manifests.items()},
+        "stages": {name: stage_row(name, inputs[name], m) for name, m in manifests.items()},
         "lineage": {name: m["inputs"] for name, m in manifests.items()}}
     if "filter" in inputs:
         out["traces"] = trace_counts(judged_columns(inputs["filter"]))
@@ -52,7 +52,7 @@ def _scores(path: Path) -> dict[str, Any]:
             from None
 
 
-def _stage(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def stage_row(name: str, folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """key, seconds and counts of a stage, with tokens and cost_usd if it has any."""
     row: dict[str, Any] = {"key": manifest["key"], "seconds": manifest["seconds"]}
     if name == "generate":

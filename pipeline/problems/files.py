@@ -33,6 +33,8 @@ FOREIGN = {b"PK\x03\x04": "is a zip archive or an Excel workbook; unpack it, or 
            b"<html": "is a web page, not the data; download the raw file"}
 BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+SMALL = 4 << 20
+"""Bytes of files that even `limbeck plan` may read."""
 SAVED = ("dataset_dict.json", "state.json")
 """One of these is in a folder that datasets' save_to_disk wrote."""
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -58,6 +60,11 @@ def files_of(name: str | Path) -> list[Path]:
         raise UserError(f"{name} names no file; give a JSONL, JSON, CSV or Parquet file, a "
                         "pattern, or a folder of such")
     return found
+
+
+def is_small(name: str) -> bool:
+    """Whether the local files that `name` stands for are read in a moment."""
+    return sum(path.stat().st_size for path in files_of(name) if path.is_file()) <= SMALL
 
 
 def is_saved(path: Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.problems import EMBEDDED, GYM, EvaluationSet, Source
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.problems.benchmarks import BENCHMARKS, benchmark_row, local_file
 from pipeline.problems.columns import (
     NoColumnError,
@@ -166,9 +166,9 @@ def _downloaded(hub: str, file: str) -> str:
     try:
         return hf_hub_download(hub, file, repo_type="dataset")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{file} of data set {hub!r} cannot be loaded "
-                        f"({str(error).splitlines()[0]}); give runtime.benchmarks, or check the "
-                        "network") from None
+        raise LackingError(f"{file} of data set {hub!r} cannot be loaded "
+                           f"({str(error).splitlines()[0]}); give runtime.benchmarks, or check "
+                           "the network") from None
 
 
 def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, Any]]:
@@ -179,13 +179,16 @@ def raw_rows(name: str, subset: str | None, split: str) -> Iterable[dict[str, An
         saved = is_saved(Path(name).expanduser())
         return _saved_rows(name, split) if saved else read_rows(name, split)
     from datasets import load_dataset
+    from huggingface_hub import constants
 
     try:
         return load_dataset(name, subset, split=split)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv "
-                        "or .parquet file, or check the network") from None
+        lacking = constants.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
+        raise (LackingError if lacking else UserError)(
+            f"data set {name!r} cannot be loaded ({first}); give a local .jsonl, .csv or .parquet "
+            "file, or check the network") from None
 
 
 def _saved_rows(name: str, split: str) -> Iterable[dict[str, Any]]:

@@ -200,6 +200,13 @@ def reward_functions(weights: Mapping[str, float],
     return made
 
 
+def check_rewards(keys: Collection[str]) -> None:
+    """Raise UserError if one of rl.rewards is unknown or cannot be loaded, or two share a name."""
+    # `overlong` and `process` load libraries and models when they are made.
+    named = {key: 1.0 for key in keys if ":" in key or key not in REWARDS}
+    reward_functions(named, RewardContext())
+
+
 def with_reflection(reward: Reward, *languages: str) -> Reward:
     """`reward`, which also logs the mean count of reflection markers in a completion."""
     markers = reflection_pattern(languages)

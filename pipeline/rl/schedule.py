@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trl import GRPOConfig
-
 from pipeline.config.rl import RlConfig
+from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import UserError
 from pipeline.train.arguments import trainer_arguments, trainer_settings
 
@@ -32,12 +31,17 @@ def phase_settings(config: RlConfig) -> list[dict[str, Any]]:
 
 def grpo_config(settings: Mapping[str, Any], out: Path, seed: int) -> Any:
     """The GRPOConfig of a phase's `settings`; raises UserError on a key that TRL does not take."""
+    from trl import GRPOConfig
+
     return trainer_arguments(GRPOConfig, "rl.trainer", settings, out, seed)
 
 
 def check_phases(config: RlConfig) -> None:
     """Raise UserError unless each phase ends after the one before, by rl.trainer.max_steps."""
     phases, total = config.phases, config.trainer.get("max_steps", -1)
+    for index, keys in enumerate((config.trainer, *(phase.trainer for phase in phases))):
+        section = f"rl.phases[{index - 1}].trainer" if index else "rl.trainer"
+        check_trainer_keys("GRPOConfig", section, keys)
     if config.report_to and any(
             "report_to" in keys for keys in (config.trainer, *(phase.trainer for phase in phases))):
         raise UserError("rl.trainer.report_to and rl.report_to both name trackers; keep the second")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.experiment import PARALLEL
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.proxies import keep_loopback_direct
 from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_group, visible_gpus
 
@@ -53,8 +53,8 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
     its memory (vllm/v1/worker/gpu_worker.py).
     """
     if shutil.which("vllm") is None:
-        raise UserError("vllm is not installed; run pip install '.[vllm]' in limbeck's checkout, "
-                        "or use a teacher of type openai or solver")
+        raise LackingError("vllm is not installed; run pip install '.[vllm]' in limbeck's "
+                           "checkout, or use a teacher of type openai or solver")
     keep_loopback_direct()
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
     share = split_gpu_memory(options, count)
@@ -148,6 +148,14 @@ def data_parallel_size(options: Mapping[str, Any]) -> int:
 def has_vllm() -> bool:
     """Whether vLLM is installed, without importing it."""
     return find_spec("vllm") is not None
+
+
+def check_vllm(section: str, more: str = "") -> None:
+    """Raise LackingError if vLLM, by which the stage `section` samples, is not installed."""
+    if not has_vllm():
+        raise LackingError(f"{section} samples by vLLM, which is not installed; run pip install "
+                           f"'.[vllm]' in limbeck's checkout, or set {section}.trainer.use_vllm="
+                           f"false{more}")
 
 
 def _wait_until_ready(process: subprocess.Popen, url: str, log: Path, timeout: float) -> None:

@@ -7,21 +7,18 @@ loss is exactly 0 stops the run before the weights change, and the logits method
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from operator import sub
-from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from trl import DistillationConfig, SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from pipeline.config.sft import LogitsMethod, OnPolicyMethod, SftConfig, SftJob
-from pipeline.errors import UserError
-from pipeline.sft.divergence import check_beta
+from pipeline.config.sft import OnPolicyMethod, SftJob
 from pipeline.sft.loss import DistillationLoss, loss_and_targets
+from pipeline.sft.settings import arguments
 from pipeline.student.token_rows import (
     Collator,
     LengthGroupedSampler,
@@ -29,46 +26,11 @@ from pipeline.student.token_rows import (
     held_out_problems,
     read_rows,
 )
-from pipeline.train import attention
-from pipeline.train.arguments import check_layers, lora_config, trainer_arguments, trainer_settings
+from pipeline.train.arguments import lora_config
 from pipeline.train.fit import fit, load_student
 from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
 from pipeline.train.step_check import StepCheckMixin
-
-
-def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
-    """Build TRL's config of the method; raises UserError for settings that cannot work."""
-    _check_keys(sft)
-    lora_config(sft.lora, "sft.lora")
-    check_layers(sft, "sft")
-    computed = {"report_to": ["tensorboard", *sft.report_to],
-                "eval_strategy": "steps" if sft.held_out else "no"}
-    settings = {**trainer_settings(sft), **computed}
-    if isinstance(sft.method, OnPolicyMethod):
-        return trainer_arguments(DistillationConfig, "sft.trainer", settings, out, seed)
-    args = trainer_arguments(SFTConfig, "sft.trainer", {**settings, **sft.FIXED_KEYS}, out, seed)
-    model_kwargs = args.model_init_kwargs
-    if "padding_free" not in sft.trainer and isinstance(model_kwargs, dict):
-        args.padding_free = model_kwargs.get("attn_implementation") == attention.NAME
-    return args
-
-
-def _check_keys(sft: SftConfig) -> None:
-    """Raise UserError for keys of `sft` that belong elsewhere or need something missing."""
-    for key in sft.trainer:
-        if key in sft.KEYS_SET_ELSEWHERE:
-            raise UserError(f"sft.trainer.{key} does not apply, because the rows are ready-made; "
-                            f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
-    if sft.trainer.get("use_liger_kernel") and not find_spec("liger_kernel"):
-        raise UserError("sft.trainer.use_liger_kernel needs the liger-kernel package; pip install "
-                        "liger-kernel, or remove it (the loss is chunked without it)")
-    if sft.method.type == "logits" or sft.head == "limbeck":
-        for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
-            raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
-                            "set these or remove it")
-    if isinstance(sft.method, LogitsMethod):
-        check_beta(sft.method.beta, online=sft.method.source.type == "online")
 
 
 class RisingLossAlarm(TrainerCallback):

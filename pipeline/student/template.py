@@ -8,6 +8,7 @@ trace is encoded as text.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -30,7 +31,7 @@ def render(tokenizer: Any, messages: Messages, **options: Any) -> str:
 
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise UserError(f"the chat template cannot render this conversation ({error}); set "
                         "student.chat_template to one of prompts/chat_templates/") from None
 
@@ -75,6 +76,27 @@ def training_row(tokenizer: Any, messages: Messages, thinking: str | None,
     """
     turn = _assistant_turn(tokenizer, thinking, answer)
     mark = _free_mark([*messages, *({"content": part} for part in turn.values())])
+    prompt, full = _rendered(tokenizer, messages, turn, mark)
+    completion = _until_end_of_turn(full[len(prompt):], tokenizer.eos_token)
+    head, tail = (_encode_marked(tokenizer, text, mark) for text in (prompt, completion))
+    return head + tail, [0] * len(head) + [1] * len(tail)
+
+
+def check_template(tokenizer: Any, messages: Messages) -> None:
+    """Raise UserError if the template cannot render a conversation that thinks as `training_row`.
+
+    Of `tokenizer` only the template and its special tokens are used.
+    """
+    prompt, _ = _rendered(tokenizer, messages, {"thinking": "Let me see.", "answer": "42"},
+                          MARKS[0])
+    if messages[-1]["content"] not in prompt.replace(MARKS[0], ""):
+        raise UserError("the chat template leaves out the message that it is given; set "
+                        "student.chat_template to one of prompts/chat_templates/")
+
+
+def _rendered(tokenizer: Any, messages: Messages, turn: Mapping[str, str],
+              mark: str) -> tuple[str, str]:
+    """The prompt and the whole conversation as text, with marks in what they spell out."""
     marked = {name: _insert_mark(tokenizer, part, mark, (OPEN, CLOSE))
               for name, part in turn.items()}
     asked = _with_marks(tokenizer, messages, mark)
@@ -88,9 +110,7 @@ def training_row(tokenizer: Any, messages: Messages, thinking: str | None,
     if marked.get("thinking", "") not in full:
         raise UserError("the chat template drops the thinking of an assistant message; "
                         "set student.chat_template to one of prompts/chat_templates/")
-    completion = _until_end_of_turn(full[len(prompt):], tokenizer.eos_token)
-    head, tail = (_encode_marked(tokenizer, text, mark) for text in (prompt, completion))
-    return head + tail, [0] * len(head) + [1] * len(tail)
+    return prompt, full
 
 
 def _assistant_turn(tokenizer: Any, thinking: str | None, answer: str) -> dict[str, str]:

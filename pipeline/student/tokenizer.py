@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.student.template import encode
 
 
@@ -20,8 +20,9 @@ def bare_tokenizer(model: str | Path) -> Any:
         check_hub(str(model))
         tokenizer = AutoTokenizer.from_pretrained(str(model))
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
-                        "name a checkpoint folder or a hub id you can reach") from None
+        kind = UserError if Path(model).is_dir() or not is_offline(error) else LackingError
+        raise kind(f"no tokenizer for {str(model)!r}: {str(error).splitlines()[0]}; "
+                   "name a checkpoint folder or a hub id you can reach") from None
     if not encode(tokenizer, "a"):
         raise UserError(f"the tokenizer of {str(model)!r} encodes no text; copy its "
                         "tokenizer.json there too")
@@ -47,8 +48,16 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     return tokenizer
 
 
+def is_offline(error: BaseException) -> bool:
+    """Whether `error` is for want of a connection, so that elsewhere the same may work."""
+    from huggingface_hub import constants
+
+    chain = [error, error.__cause__, error.__context__]
+    return constants.HF_HUB_OFFLINE or any(isinstance(one, ConnectionError) for one in chain)
+
+
 def check_hub(model: str) -> None:
-    """Raise OSError if `model` is neither a folder nor cached and the hub is unreachable."""
+    """Raise ConnectionError if `model` is no folder, not cached, and the hub is unreachable."""
     # huggingface_hub would retry twelve times in a minute and print two lines each time.
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -60,7 +69,7 @@ def check_hub(model: str) -> None:
     try:
         socket.create_connection((hub.hostname, port), timeout=10).close()
     except OSError as error:
-        raise OSError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
+        raise ConnectionError(f"{constants.ENDPOINT} cannot be reached ({error})") from None
 
 
 def check_vocabulary(teacher: Any, student: Any, name: str) -> None:

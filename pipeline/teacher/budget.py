@@ -71,20 +71,25 @@ def price_of(teacher: Teacher, runtime: TeacherRuntime) -> Price | None:
     return next((price for name, price in known.items() if fnmatchcase(teacher.model, name)), None)
 
 
+def check_budget(teacher: Teacher, runtime: TeacherRuntime, sampling: Sampling) -> None:
+    """Raise UserError if max_usd is set, and the price of `teacher` or a limit is unknown."""
+    Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling, runtime.where)
+
+
 class Budget:
     """Keeps dollars spent, possibly spent (`unsure`) and reserved for requests below max_usd."""
 
     def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
-                 sampling: Sampling) -> None:
+                 sampling: Sampling, where: str = "runtime.teacher") -> None:
         self.price, self.max_usd, self.sampling = price or Price(), max_usd, sampling
         self.spent = self.before = self.unsure = self.reserved = 0.0
         unknown = f"the price file does not know model {teacher.model!r}"
         self.notes = [f"{unknown}: costs are given as 0"] if price is None else []
         if max_usd is not None and price is None:
-            raise UserError(f"runtime.teacher.max_usd is set, but {unknown}; add its prices there")
+            raise UserError(f"{where}.max_usd is set, but {unknown}; add its prices there")
         if max_usd is not None and sampling.max_tokens is None:
-            raise UserError("runtime.teacher.max_usd needs generate.sampling.max_tokens: without "
-                            "a limit a request may cost any amount")
+            raise UserError(f"{where}.max_usd needs sampling.max_tokens of the model: without a "
+                            "limit a request may cost any amount")
 
     def resume(self, spent: float) -> None:
         """Count what earlier runs spent on the same requests."""

@@ -49,7 +49,7 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             left_out["of no prepared problem"] += 1
             unmatched = unmatched or " ".join(text.split())[:60]
             continue
-        for trace in _traces(row, text, teacher, left_out):
+        for trace in traces_of_row(row, text, teacher, left_out):
             if found[problem_id] == samples:
                 left_out["beyond generate.samples"] += 1
             else:
@@ -72,7 +72,18 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
-def _traces(row: Mapping[str, Any], text: str, teacher: FileTeacher,
+def check_columns(teacher: FileTeacher) -> None:
+    """Raise UserError if the first row of `teacher.traces` lacks a column that the config names."""
+    from pipeline.problems.sources import raw_rows
+
+    for row in raw_rows(teacher.traces, teacher.subset, teacher.split):
+        _problem_text(row, teacher)
+        _thoughts(row, teacher, len(_several(_column(row, teacher.completion_column, teacher))))
+        return
+    raise UserError(f"{teacher.traces} holds no trace; check generate.teacher.traces")
+
+
+def traces_of_row(row: Mapping[str, Any], text: str, teacher: FileTeacher,
             left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """Yield the traces of a row, whose completion is a text, a message, a conversation or texts."""
     from pipeline.teacher.answer import MalformedReplyError

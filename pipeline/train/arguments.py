@@ -6,17 +6,16 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol, get_args, get_type_hints
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
-from pipeline.errors import UserError
+from pipeline.config.trainer_keys import check_trainer_keys
+from pipeline.errors import LackingError, UserError
 from pipeline.progress import quiet_libraries
 from pipeline.student.tokenizer import check_hub
 
@@ -46,10 +45,7 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
 
     Raises UserError, naming the key, if the library's config class does not know or accept it.
     """
-    unknown = sorted(set(settings) - set(kind.__dataclass_fields__))
-    if unknown:
-        raise UserError(f"{section}.{unknown[0]} is not a key of {kind.__name__}; "
-                        f"see its documentation in TRL {version('trl')}")
+    check_trainer_keys(kind.__name__, section, settings)
     if "output_dir" in settings:
         raise UserError(f"{section}.output_dir: checkpoints go to the run's own folder, from which "
                         "an interrupted run resumes; remove this key")
@@ -57,6 +53,8 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
         raise UserError(f"{section}.push_to_hub: checkpoints are pushed nowhere; remove this key "
                         "and upload the finished model: hf upload NAME FOLDER/model, with the "
                         "folder that `limbeck path` prints")
+    import torch
+
     _check_scheduler()
     _check_trackers(settings.get("report_to"), section.removesuffix(".trainer"))
     hints = get_type_hints(kind)
@@ -76,9 +74,10 @@ def _check_scheduler() -> None:
     """Raise UserError if RANK is set as for one of several processes, but their address is not."""
     ranks = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]
     if ranks and "MASTER_ADDR" not in os.environ:
-        raise UserError(f"{ranks[0]}={os.environ[ranks[0]]} is set, as a scheduler sets it for one "
-                        "of several processes, but MASTER_ADDR is not; unset RANK, LOCAL_RANK and "
-                        "WORLD_SIZE (limbeck starts its own processes: runtime.launch)")
+        raise LackingError(f"{ranks[0]}={os.environ[ranks[0]]} is set, as a scheduler sets it for "
+                           "one of several processes, but MASTER_ADDR is not; unset RANK, "
+                           "LOCAL_RANK and WORLD_SIZE (limbeck starts its own processes: "
+                           "runtime.launch)")
 
 
 TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit", "kubeflow": "kubeflow.training",
@@ -98,8 +97,8 @@ def _check_trackers(names: Any, section: str) -> None:
                             f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}")
         package = TRACKER_PACKAGES.get(name, name).partition(".")[0]
         if not find_spec(package):
-            raise UserError(f"{section}.report_to names {name}, which is not installed; pip "
-                            f"install {package}, or remove it")
+            raise LackingError(f"{section}.report_to names {name}, which is not installed; pip "
+                               f"install {package}, or remove it")
 
 
 def _typed(hint: Any, name: str, value: Any) -> Any:
@@ -151,6 +150,7 @@ def lora_config(lora: Mapping[str, Any] | None, section: str, model: str | None 
 
 def _check_target_modules(lora: Any, section: str, model: str) -> None:
     """Raise UserError if peft cannot adapt one of target_modules in `model` (without weights)."""
+    import torch
     from peft import inject_adapter_in_model
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers import AutoConfig, AutoModelForCausalLM

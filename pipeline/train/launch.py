@@ -18,10 +18,15 @@ from typing import Any
 
 from pipeline.cluster.nodes import over_nodes, spans_nodes, srun
 from pipeline.config.job import Job
-from pipeline.errors import StoppedError, UserError
+from pipeline.errors import LackingError, StoppedError, UserError
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.serving.processes import free_port, is_first, process_group, visible_gpus
-from pipeline.train.stop import passed_on
+from pipeline.serving.processes import (
+    free_port,
+    gpu_count,
+    is_first,
+    process_group,
+    visible_gpus,
+)
 
 
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
@@ -46,8 +51,8 @@ def accelerate_flags(options: Mapping[str, Any]) -> list[str]:
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise UserError if accelerate does not accept runtime.launch or a package is missing."""
     if options.get("use_deepspeed") and not find_spec("deepspeed"):
-        raise UserError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
-                        "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
+        raise LackingError("runtime.launch.use_deepspeed needs the deepspeed package; pip install "
+                           "deepspeed, or shard with configs/fsdp2.yaml, which needs none")
     if not options:
         return
     from accelerate.commands.launch import launch_command_parser
@@ -62,6 +67,13 @@ def check_options(options: Mapping[str, Any]) -> None:
     if fault:
         raise UserError(f"runtime.launch is not valid for accelerate ({fault}); "
                         "`accelerate launch --help` lists its options")
+
+
+def needs_processes(trainer: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether training must run in processes of its own, by the trainer's and launch's settings."""
+    # Seeing several GPUs, one process would deal each batch out to them by threads; a vLLM engine
+    # gives its memory back only when its process ends.
+    return bool(options or trainer.get("use_vllm") or gpu_count() > 1)
 
 
 def run(line: list[str], environment: Mapping[str, str]) -> int:
@@ -82,6 +94,8 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     same command with its own machine_rank. Raises UserError with the message of a process that
     failed, StoppedError if they saved and stopped.
     """
+    from pipeline.train.stop import passed_on
+
     check_options(options)
     path, failure, stopped, counts = (job.out / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))

@@ -46,9 +46,9 @@ def test_a_recipe_made_tiny_runs_and_logs_its_curves(tmp_path, monkeypatch, caps
 def test_a_recipe_passes_the_checks_before_a_run_and_needs_no_teacher(recipe, monkeypatch):
     from stages.graph import STAGES, plans
 
-    monkeypatch.setattr("stages.rl.has_vllm", lambda: True)
+    monkeypatch.setattr("pipeline.serving.vllm_server.has_vllm", lambda: True)
     experiment = load(Experiment, [ROOT / f"configs/{recipe}.yaml"])
-    STAGES["rl"].check(experiment)
+    STAGES["rl"].check(experiment, fully=True)
     assert set(plans(experiment, "rl")) == {"prepare", "student", "rl"}
     assert experiment.rl.trainer["max_steps"] / experiment.rl.evaluate_every >= 3
 

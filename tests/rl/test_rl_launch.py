@@ -16,9 +16,11 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.rl import phases
+from pipeline.serving import vllm_server
 from pipeline.student import sample
 from pipeline.train import launch
 from stages import rl
+from stages.graph import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -75,6 +77,7 @@ def test_the_model_handed_on_is_named_where_it_is_not_the_last(tmp_path):
 
 UNEVEN = """
 from pipeline.rl import phases
+from pipeline.serving import vllm_server
 from pipeline.train.launch import worker_main
 from pipeline.config.rl import RlJob
 
@@ -172,18 +175,18 @@ def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
 def test_settings_that_cannot_run_are_refused_before_the_run(override, said):
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override])
     with pytest.raises(UserError, match=said):
-        rl.check(experiment)
+        STAGES["rl"].check(experiment, fully=True)
 
 
 @pytest.mark.parametrize("override", [
     "rl.trainer={use_vllm: true}", "rl.trainer={max_steps: 2}",
     "rl.phases=[{until_step: 1}, {trainer: {use_vllm: true}}]"])
 def test_a_run_with_vllm_is_refused_before_it_starts_where_there_is_none(override, monkeypatch):
-    monkeypatch.setattr(rl, "has_vllm", lambda: False)
+    monkeypatch.setattr(vllm_server, "has_vllm", lambda: False)
     server = ["rl.server={}", "rl.server_gpus='1'"] if "2}" in override else []
     experiment = load(Experiment, [ROOT / "configs/default.yaml"], [override, *server])
     with pytest.raises(UserError, match=r"not installed; run pip install '\.\[vllm\]'"):
-        rl.check(experiment)
+        rl.check_fully(experiment)
 
 
 def test_a_server_takes_the_weights_of_one_trainer_only():

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.experiment import Runtime
 from pipeline.config.sft import SftConfig
 from pipeline.errors import UserError
+from pipeline.sft import settings
 from pipeline.sft import trainer as sft
 from pipeline.student.token_rows import IGNORED, Collator, held_out_problems, read_rows
 from pipeline.train import attention, checkpoints, launch
@@ -339,7 +340,7 @@ def test_an_overfitted_student_thinks_answers_and_stops(tiny, tmp_path):
     ({"method": {"type": "logits", "beta": "jds"}}, {}, "beta=jds is not a divergence"),
 ])
 def test_settings_that_cannot_work_are_refused_before_any_work(recipe, trainer, said, monkeypatch):
-    monkeypatch.setattr(sft, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
     config = SftConfig.model_validate({**recipe, "trainer": trainer})
     with pytest.raises(UserError, match=said):
         sft.arguments(config, Path("unused"), 0)
@@ -382,7 +383,8 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
     monkeypatch.setattr(launch, "run", None)
     options = {"num_processes": 8, "use_deepspeed": True}
     runtime = SimpleNamespace(launch=options)
-    for work in (lambda: stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0)),
+    for work in (lambda: stage.check_fully(SimpleNamespace(runtime=runtime, sft=SftConfig(),
+                                                               seed=0)),
                  lambda: launch.launch(tiny_sft.job(tiny, tmp_path), MODULE, options)):
         with pytest.raises(UserError, match="pip install deepspeed"):
             work()
@@ -394,7 +396,7 @@ def test_deepspeed_that_is_not_installed_is_one_sentence_before_any_work(tiny, t
 def test_options_that_accelerate_does_not_take_are_one_sentence_before_work(options, said, capfd):
     runtime = SimpleNamespace(launch=options)
     with pytest.raises(UserError, match=rf"runtime\.launch .*{said}.*accelerate launch --help"):
-        stage.check(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
+        stage.check_fully(SimpleNamespace(runtime=runtime, sft=SftConfig(), seed=0))
     assert capfd.readouterr() == ("", "")
 
 
@@ -439,10 +441,10 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
         monkeypatch, tmp_path, gpus, trainer, launched):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(stage, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(launch, "gpu_count", lambda: gpus)
     monkeypatch.setattr(stage, "resolve", str)
     monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
-    monkeypatch.setattr(stage, "train", lambda job: False)
+    monkeypatch.setattr(sft, "train", lambda job: False)
     monkeypatch.setattr(stage, "say", lambda *given: None)
     monkeypatch.setattr(stage, "rows_beyond", lambda *given: None)      # there are no rows
     experiment = SimpleNamespace(sft=SftConfig(trainer=trainer), seed=0,

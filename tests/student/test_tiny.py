@@ -94,4 +94,5 @@ def test_a_whole_checkpoint_folder_and_a_hub_id_pass_the_check(tmp_path):
 
     (tmp_path / "model.safetensors").touch()
     for model in (str(tmp_path), "Qwen/Qwen2.5-Math-1.5B", "tiny"):
-        student.check(SimpleNamespace(student=StudentConfig(model=model)))
+        student.check(SimpleNamespace(student=StudentConfig(model=model),
+                                      generate=SimpleNamespace(prompt="boxed")))

@@ -1,0 +1,1 @@
+"""`limbeck view`: a local page over traces and runs, and the verdicts people give there."""
