@@ -17,6 +17,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.metrics import paired_gain, summarise
+from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.benchmarks import BENCHMARKS
@@ -61,6 +62,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
                 model=pl.lit(model), benchmark=pl.lit(benchmark)))
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    report_scores(experiment.runtime.trackers, experiment.name, scores,
+                  experiment.evaluate.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
@@ -186,6 +189,7 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.evaluate.models and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_trackers(experiment.runtime.trackers)
     for name, one in _sets(experiment).items():
         if name == "heldout" and not experiment.prepare.held_out:
             # No fault of those who train and never measure: heldout is the default.

@@ -179,8 +179,7 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse benchmarks, kinds that no judge knows, columns that are not there, and holding out all there is.
-    """
+    """Refuse benchmarks, unknown kinds, columns that are not there, and holding out all."""
     config = experiment.prepare
     if config.problems in BENCHMARKS:
         raise UserError(f"prepare.problems={config.problems} is a benchmark, whose score would "
