@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -53,6 +54,10 @@ class Stage:
     version: int = 1
     resumable: bool = False
     shows_name: bool = False
+    of_the_whole: bool = False
+    """Whether it is made once, of every step and every variant of the experiment."""
+    reads_all: bool = False
+    """Whether all that its needs stand on are its inputs too."""
 
     def run(self, experiment: Settings, inputs: Mapping[str, Path], out: Path) -> Counts:
         """Make the artifact in `out` from those of `inputs`."""
@@ -80,12 +85,32 @@ class Plan:
     key: str
     folder: Path
     ingredients: dict[str, Any] = field(repr=False)
+    experiment: Any = field(default=None, repr=False, compare=False)
+    """What it is made for, with artifact names in place of STEP.STAGE."""
+    inputs: Mapping[str, Plan] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the finished artifact; None if it is not made."""
         path = self.folder / "manifest.json"
         return read_manifest(path) if path.is_file() else None
+
+
+ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{12}")
+"""An artifact's name: stage and key. Its folder, below runtime.artifacts, has the same."""
+
+
+def is_artifact(name: str) -> bool:
+    """Whether `name` is an artifact's, not a hub id or a folder elsewhere."""
+    return ARTIFACT.fullmatch(name) is not None
+
+
+def model_identity(model: str) -> str:
+    """Return what a model is known by wherever it lies: an artifact's name, a digest, a hub id."""
+    folder = Path(model)
+    if folder.name == "model" and is_artifact(folder.parent.name):
+        return folder.parent.name
+    return f"folder-{folder_digest(folder)[:12]}" if folder.is_dir() else model
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -144,7 +169,7 @@ def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], ro
                                          for kind in ("files", "folders") if kind in ingredients}},
                       sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Plan(stage, key, root / f"{stage.name}-{key}", ingredients)
+    return Plan(stage, key, root / f"{stage.name}-{key}", ingredients, experiment, inputs)
 
 
 def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],

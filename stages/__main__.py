@@ -29,8 +29,12 @@ Files = Annotated[list[Path] | None, typer.Option(
                            "Default: configs/default.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(
     metavar="[KEY=VALUE]...", help="Config overrides, e.g. filter.keep='pass_rate < 1'")]
-StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
-
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or STEP.STAGE, as "
+                                          "`limbeck plan` lists")]
+StepName = Annotated[str | None, typer.Option("--step", help="The step of the config, where it has "
+                                              "several; default: every step that has the stage.")]
+Each = Annotated[list[str] | None, typer.Option(
+    "--each", metavar="KEY=V1,V2", help="Repeat all that stands on the key with each value.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -54,20 +58,25 @@ def _options(version: Annotated[bool, typer.Option(
     pass
 
 
-def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experiment:
+def _experiment(files: list[Path] | None, overrides: list[str] | None,
+                each: list[str] | None = None) -> Experiment:
     from pipeline.config.experiment import Experiment
-    from pipeline.config.load import load
+    from pipeline.config.load import load, sweep
 
-    return load(Experiment, config_files(files), overrides or [])
+    return load(Experiment, config_files(files), [*(overrides or []), *map(sweep, each or ())])
 
 
 def _stage_command(name: str) -> None:
-    def command(overrides: Overrides = None, config: Files = None,
+    def command(overrides: Overrides = None, config: Files = None, step: StepName = None,
+                each: Each = None,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
-        from stages.make import make
+        from stages.make import make, stage_targets
 
-        files = [part for path in config or () for part in ("-c", str(path))]
-        make(_experiment(config, overrides), name, [*files, *(overrides or ())])
+        given = [*(part for path in config or () for part in ("-c", str(path))),
+                 *(("--step", step) if step else ()),
+                 *(part for text in each or () for part in ("--each", text)), *(overrides or ())]
+        experiment = _experiment(config, overrides, each)
+        make(experiment, stage_targets(experiment, name, step), given)
 
     app.command(name, help=STAGES[name].help)(command)
 
@@ -77,21 +86,23 @@ for _name in STAGES:
 
 
 @app.command("all")
-def make_all(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
-    """Make every stage, up to the report."""
-    from stages.make import make
+def make_all(overrides: Overrides = None, config: Files = None, each: Each = None,
+             debug: bool = False) -> None:
+    """Make every stage of every step, up to the report."""
+    from stages.make import goals, make
 
-    make(_experiment(config, overrides), "report")
+    experiment = _experiment(config, overrides, each)
+    make(experiment, goals(experiment))
 
 
 @app.command()
-def plan(overrides: Overrides = None, config: Files = None,
+def plan(overrides: Overrides = None, config: Files = None, each: Each = None,
          check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything would run.")]
          = False, as_json: Json = False, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
     from stages.make import show_plan
 
-    if show_plan(_experiment(config, overrides), as_json) and check:
+    if show_plan(_experiment(config, overrides, each), as_json) and check:
         raise typer.Exit(1)
 
 
@@ -170,12 +181,13 @@ def audit(overrides: Overrides = None, config: Files = None,
           file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
                                                          "instead of the filtered traces.")] = None,
           n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
-          debug: bool = False) -> None:
+          step: StepName = None, debug: bool = False) -> None:
     """Judge a sample with a second, independent grader and show what the two disagree on."""
     from pipeline.problems.files import read_rows
-    from stages.make import judged_rows
+    from stages.make import judged_rows, step_plan
 
-    rows = list(read_rows(file)) if file else judged_rows(_experiment(config, overrides))
+    rows = list(read_rows(file)) if file else judged_rows(
+        step_plan(_experiment(config, overrides), "filter", step))
     commands.audit_rows(rows, n, 0)
 
 
@@ -184,29 +196,32 @@ def estimate(overrides: Overrides = None, config: Files = None,
              pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
                                                    "runtime.teacher.batch is set; 0 sends none.")]
              = 0,
-             debug: bool = False) -> None:
+             step: StepName = None, debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run before anything is sent."""
-    from stages.make import make, plan_of
+    from stages.make import make, step_plan
 
     experiment = _experiment(config, overrides)
-    make(experiment, "prepare")
-    commands.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+    make(experiment, f"{step}.prepare" if step else "prepare")
+    generate = step_plan(experiment, "generate", step)
+    commands.estimate_run(generate.experiment, generate.inputs["prepare"].folder, pilot)
 
 
 @app.command()
-def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+def preview(overrides: Overrides = None, config: Files = None, step: StepName = None,
+            debug: bool = False) -> None:
     """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
-    from stages.graph import plans
+    from stages.make import step_plan
 
-    experiment = _experiment(config, overrides)
-    commands.preview_filter(experiment, plans(experiment, "filter"))
+    commands.preview_filter(step_plan(_experiment(config, overrides), "filter", step))
 
 
 @app.command()
 def push(repo: Annotated[str, typer.Argument(help="USER/NAME, or NAME alone; the traces go to "
                                                   "NAME-traces.")],
          overrides: Overrides = None, config: Files = None,
-         model: Annotated[str, typer.Option(help="untrained, sft or rl.")] = "rl",
+         model: Annotated[str | None, typer.Option(help="untrained, sft, rl, or STEP.sft, STEP.rl; "
+                                                        "default: the last that evaluate "
+                                                        "compares.")] = None,
          only: Annotated[list[str] | None, typer.Option(
              help="model, data (the kept traces) or report; may be given several times. "
                   "Default: all.")] = None,

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
+    from pipeline.stage import Plan
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -219,7 +220,7 @@ def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
                    f"was made for; lower them, or set {REMEDY}")
 
 
-def preview_filter(experiment: Experiment, chain: Any) -> None:
+def preview_filter(plan: Plan) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table
@@ -227,11 +228,12 @@ def preview_filter(experiment: Experiment, chain: Any) -> None:
     from pipeline.errors import UserError
     from stages.filter import preview
 
-    ready = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    ready = {name: one.folder for name, one in {**plan.inputs, "filter": plan}.items()
+             if one.manifest}
     if not {"prepare", "generate"} <= ready.keys():
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "
                         "run `limbeck generate`")
-    frame = preview(experiment, ready)
+    frame = preview(plan.experiment, ready)
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():
         table.add_row(*map(str, row), f"{share:.1%}")

@@ -21,7 +21,7 @@ from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, w
 from pipeline.rl.rewards import check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
 from pipeline.serving.vllm_server import check_vllm, rollout_server
-from pipeline.stage import Counts
+from pipeline.stage import Counts, is_artifact
 from pipeline.student.models import check_folder
 from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
@@ -137,7 +137,8 @@ def check(experiment: Experiment) -> None:
     if config.server is not None and config.phases:
         raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
                         "remove one of them, or sample with rl.trainer.use_vllm alone")
-    if config.start not in ("sft", "base") and not (Path(config.start) / "config.json").is_file():
+    if config.start not in ("sft", "base") and not is_artifact(config.start) \
+            and not (Path(config.start) / "config.json").is_file():
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
     if ("process" in config.rewards) != (config.process is not None):
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")

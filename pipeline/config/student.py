@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 
 
 class TinyModel(Config):
@@ -52,8 +52,8 @@ class PackConfig(Config):
 class StudentConfig(Config):
     """Which model learns."""
 
-    model: str = "tiny"
-    """`tiny` (built from scratch for the traces), a hub id, or a checkpoint folder."""
+    model: Annotated[str, REFERENCE] = "tiny"
+    """`tiny` (built from scratch for the traces), a hub id, a checkpoint folder, or STEP.STAGE."""
     tiny: TinyModel = TinyModel()
     """Shape of the tiny student."""
     chat_template: str | None = None

@@ -16,7 +16,7 @@ from pipeline.hub.licences import DATA, MODELS, data_terms, restrictions, terms_
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.prompts import render
 
-MADE_BY = {"untrained": "no training", "sft": "supervised fine-tuning",
+MADE_BY = {"student": "no training", "sft": "supervised fine-tuning",
            "rl": "supervised fine-tuning and reinforcement learning"}
 
 
@@ -53,7 +53,7 @@ def origin(experiment: Experiment, inputs: Mapping[str, Path], manifests: Mappin
                   manifests, with_texts)
 
 
-def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any], model: str,
+def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any], stage: str,
                repo: str) -> str:
     """The text of README.md of a model repository. Scores are those of scores.json."""
     from huggingface_hub import ModelCardData
@@ -70,7 +70,7 @@ def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any]
         datasets=[name for name in origin.sources if "/" in name] or None,
         eval_results=list(_results(scores, sampling.model_dump())) or None)
     return _page("model_card.md.jinja", data, name=repo.rpartition("/")[2], repo=repo,
-                 base=origin.base, teacher=origin.teacher, training=MADE_BY[model],
+                 base=origin.base, teacher=origin.teacher, training=MADE_BY[stage],
                  scores=[{"benchmark": name, **row} for name, row in scores.items()
                          if "avg" in row],
                  budgets=[{"benchmark": name, "budget": budget, **row}

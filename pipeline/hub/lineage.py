@@ -24,9 +24,11 @@ KEPT = ("stage", "key", "version", "seed", "config", "inputs", "files", "counts"
 def chain(folder: Path) -> dict[str, dict[str, Any]]:
     """{stage: manifest} of an artifact and all that it was made of, the oldest first.
 
-    Raises UserError if a manifest is missing: a folder beside it was deleted or moved.
+    A second artifact of the same stage, of another step, has its folder's name. Raises UserError
+    if a manifest is missing: a folder beside it was deleted or moved.
     """
     found: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
 
     def visit(folder: Path) -> None:
         manifest = read_manifest(folder / "manifest.json")
@@ -35,9 +37,11 @@ def chain(folder: Path) -> dict[str, dict[str, Any]]:
             if above is None:
                 raise UserError(f"{folder} was made of {name}-{key}, which is not beside it any "
                                 "more; its lineage ends there")
-            if name not in found:
+            if key not in seen:
                 visit(above.parent)
-        found[manifest.get("stage", folder.name)] = portable(manifest)
+        stage = manifest.get("stage", folder.name)
+        seen.add(manifest["key"])
+        found[folder.name if stage in found else stage] = portable(manifest)
 
     visit(folder)
     return found
