@@ -119,13 +119,19 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name == "heldout":
+        if _is_held_out(name):
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
-            rows = table.to_dicts()
+            source = name.partition("/")[2]
+            rows = [row for row in table.to_dicts() if source in ("", row["source"])]
         else:
             rows = _loaded(name, sets[name], experiment)
         out[short] = rows[:experiment.evaluate.limit]
     return out
+
+
+def _is_held_out(name: str) -> bool:
+    """Whether a benchmark is heldout, or heldout/NAME: the problems held out of one source."""
+    return name.partition("/")[0] == "heldout"
 
 
 def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
@@ -158,7 +164,8 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
              for name in benchmarks}
     prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
-    asked = {name: chats(prompts[name], rows) for name, rows in benchmarks.items()
+    asked = {name: chats(prompts[name], rows, experiment.generate.prompts)
+             for name, rows in benchmarks.items()
              if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
@@ -199,7 +206,7 @@ def _ask_student(experiment: Experiment, model: Compared,
     """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
     config = experiment.evaluate
     assert model.folder is not None and model.tokenizer is not None
-    store = SampleStore(experiment.runtime.artifacts / "samples", {
+    store = SampleStore(experiment.runtime.folders()[0] / "samples", {
         "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
         "sampling": config.sampling.model_dump(mode="json"),
         "seed": experiment.seed})
@@ -246,14 +253,16 @@ def check(experiment: Experiment) -> None:
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
     check_trackers(experiment.runtime.trackers)
+    sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
+    held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
-        if name == "heldout" and not experiment.prepare.held_out:
+        if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
-            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+            raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "
                                "problem for it; raise it, or name problem files")
         if _is_near(name, one, experiment):
             _loaded(name, one, experiment)
-        elif name not in (known := ["heldout", *BENCHMARKS]) and (
+        elif name not in (known := [*held_out, *BENCHMARKS]) and (
                 close := get_close_matches(name, known, n=1)):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
 
@@ -268,5 +277,5 @@ def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
 def check_fully(experiment: Experiment) -> None:
     """Refuse data sets of the hub, and large files, that cannot be measured."""
     for name, one in _sets(experiment).items():
-        if name != "heldout" and not _is_near(name, one, experiment):
+        if not _is_held_out(name) and not _is_near(name, one, experiment):
             _loaded(name, one, experiment)

@@ -38,9 +38,10 @@ def push(experiment: Experiment, repo: str, parts: list[str], *, model: str | No
                         "STEP.sft or STEP.rl of a step")
     plan = plans(experiment, target)[target]
     inputs = made(experiment, plan, parts)
-    manifests = lineage.chain(inputs[stage if "model" in parts else "filter"])
+    places = experiment.runtime.folders()
+    manifests = lineage.chain(inputs[stage if "model" in parts else "filter"], places)
     if "evaluate" in inputs and "model" in parts:
-        manifests |= {"evaluate": lineage.chain(inputs["evaluate"])["evaluate"]}
+        manifests |= {"evaluate": lineage.chain(inputs["evaluate"], places)["evaluate"]}
     origin = cards.origin(plan.experiment, inputs, manifests, "data" in parts)
     for sentence in origin.restrictions:
         print(f"push: {sentence}", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     Field,
@@ -21,7 +21,7 @@ from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config, explain, merge, renamed
-from pipeline.config.problems import PrepareConfig
+from pipeline.config.problems import PrepareConfig, check_names, distribute
 from pipeline.config.rl import RlConfig
 from pipeline.config.sft import LogitsConfig, SftConfig
 from pipeline.config.student import PackConfig, StudentConfig
@@ -35,8 +35,9 @@ PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 class Runtime(Config):
     """Where and how fast it runs; no part of any key."""
 
-    artifacts: Path = Path("data/artifacts")
-    """Folder of the stages' artifacts."""
+    artifacts: Path | Annotated[list[Path], Field(min_length=1)] = Path("data/artifacts")
+    """Folder of the stages' artifacts; of a list the first is written, and what is made already in
+    one of the others (a group's, read-only) is read there."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
     benchmarks: Path | None = None
@@ -69,6 +70,15 @@ class Runtime(Config):
         """The sft or rl section, with these trackers beside its own."""
         named = list(dict.fromkeys([*section.report_to, *self.trackers]))
         return section.model_copy(update={"report_to": named})
+
+    def folders(self) -> list[Path]:
+        """Return the folders that artifacts are looked for in; the first is written."""
+        return self.artifacts if isinstance(self.artifacts, list) else [self.artifacts]
+
+    def artifact(self, name: str) -> Path:
+        """Return the folder of the artifact `name`: where it is, else where it would be made."""
+        places = [folder / name for folder in self.folders()]
+        return next((place for place in places if (place / "manifest.json").is_file()), places[0])
 
     def engine(self) -> dict[str, Any]:
         """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
@@ -148,7 +158,12 @@ class Experiment(Config):
     beside `steps`. Wherever a model or traces may stand, STEP.STAGE names another step's."""
     _tree: dict[str, Any] = PrivateAttr({})
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
+    @classmethod
+    def _to_each_section_its_own(cls, tree: Any) -> Any:
+        return distribute(tree)
+
+    @model_validator(mode="wrap")      # the last one runs first: sources are a step's own by then
     @classmethod
     def _lay_steps_over_what_is_common(cls, tree: Any,
                                        validate: ValidatorFunctionWrapHandler) -> Experiment:
@@ -156,6 +171,11 @@ class Experiment(Config):
         if isinstance(tree, dict):
             made._tree = tree
         return made
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Experiment:
+        check_names(self)
+        return self
 
     @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ KEPT = ("stage", "key", "version", "seed", "config", "inputs", "files", "counts"
         "finished", "git_commit", "python", "libraries")
 
 
-def chain(folder: Path) -> dict[str, dict[str, Any]]:
+def chain(folder: Path, places: Sequence[Path] = ()) -> dict[str, dict[str, Any]]:
     """{stage: manifest} of an artifact and all that it was made of, the oldest first.
 
+    Artifacts are looked for beside it and in `places`.
     A second artifact of the same stage, of another step, has its folder's name. Raises UserError
     if a manifest is missing: a folder beside it was deleted or moved.
     """
@@ -33,7 +34,8 @@ def chain(folder: Path) -> dict[str, dict[str, Any]]:
     def visit(folder: Path) -> None:
         manifest = read_manifest(folder / "manifest.json")
         for name, key in manifest.get("inputs", {}).items():
-            above = next(folder.parent.glob(f"*-{key}/manifest.json"), None)
+            above = next((path for place in (folder.parent, *places)
+                          for path in place.glob(f"*-{key}/manifest.json")), None)
             if above is None:
                 raise UserError(f"{folder} was made of {name}-{key}, which is not beside it any "
                                 "more; its lineage ends there")
@@ -62,11 +64,11 @@ def without_secrets(node: Any) -> Any:
     return [without_secrets(value) for value in node] if isinstance(node, list) else node
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, places: Sequence[Path] = ()) -> None:
     """Write the lineage of a finished artifact beside its model, if it has one."""
     if (folder / "model").is_dir():
         with suppress(UserError):       # of an artifact whose makers were cleaned away
-            text = json.dumps(chain(folder), indent=1, ensure_ascii=False)
+            text = json.dumps(chain(folder, places), indent=1, ensure_ascii=False)
             (folder / "model" / FILE).write_text(text + "\n", encoding="utf-8")
 
 
