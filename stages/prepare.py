@@ -225,8 +225,8 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse benchmarks, kinds that no judge knows, columns that are not there, holding out all there is, and
-    shares that the sources' limits cannot meet.
+    """Refuse benchmarks, kinds that no judge knows, columns that are not there, holding out all
+    there is, and shares that the sources' limits cannot meet.
     """
     config = experiment.prepare
     _evaluation_sets(config)
