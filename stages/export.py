@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.export.files import check_extra, described, export
-from pipeline.export.lineage import lineage
+from pipeline.hub.lineage import read as read_lineage
 from pipeline.judge import needs_answer
 from pipeline.problems.chats import student_chats
 from pipeline.problems.sources import evaluation_sets, load_rows
@@ -25,18 +25,26 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     config, model = experiment.export, experiment.exported()
     made = MAKER.get(model, model)
     step = made.rpartition(".")[0] if made in inputs else ""
-    checkpoint, tokenizer, made_from = model, model, {"checkpoint": Path(model).name}
+    checkpoint, tokenizer = model, model
     if made in inputs:
-        checkpoint, made_from = resolve(inputs[made]), lineage(inputs[made])
+        checkpoint = resolve(inputs[made])
         tokenizer = str(inputs[f"{step}.student" if step else "student"] / "tokenizer")
     settings = experiment.all_steps()[step].experiment if step else experiment
     rows = _rows(experiment, inputs)
     name = re.sub(r"[^\w.-]+", "-", f"{experiment.name}-{Path(model).name}").lower()
     found = export(checkpoint, tokenizer, config, out, name=name, rows=rows,
-                   chats=student_chats(settings.generate, rows), lineage=made_from,
+                   chats=student_chats(settings.generate, rows), lineage=_lineage(inputs.get(made, Path(model))),
                    seed=experiment.seed, workers=experiment.runtime.judge_workers)
     return {"name": name, "model": model, "files": found,
             "benchmark": getattr(config.benchmark, "problems", config.benchmark)}
+
+
+def _lineage(folder: Path) -> dict[str, Any]:
+    """Stage → key of all that the model stands on; of a stranger's checkpoint its name alone."""
+    try:
+        return {name: one["key"] for name, one in read_lineage(folder).items()}
+    except UserError:
+        return {"checkpoint": folder.name}
 
 
 def _rows(experiment: Experiment, inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
