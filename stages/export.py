@@ -33,7 +33,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     rows = _rows(experiment, inputs)
     name = re.sub(r"[^\w.-]+", "-", f"{experiment.name}-{Path(model).name}").lower()
     found = export(checkpoint, tokenizer, config, out, name=name, rows=rows,
-                   chats=student_chats(settings.generate, rows), lineage=_lineage(inputs.get(made, Path(model))),
+                   chats=student_chats(settings.generate, rows),
+                   lineage=_lineage(inputs.get(made, Path(model))),
                    seed=experiment.seed, workers=experiment.runtime.judge_workers)
     return {"name": name, "model": model, "files": found,
             "benchmark": getattr(config.benchmark, "problems", config.benchmark)}
