@@ -16,7 +16,7 @@ from pipeline.config.evaluate import StudentSampling
 from pipeline.config.export import ExportConfig
 from pipeline.config.problems import EvaluationSet
 from pipeline.evaluate.numbers import machine
-from pipeline.export.files import check_extra, described, export
+from pipeline.export.export_files import check_extra, described, export
 from pipeline.judge import needs_answer
 from pipeline.problems.sources import evaluation_sets, load_rows
 from pipeline.prompts import chats

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.export.files import check_extra, described, export
+from pipeline.export.export_files import check_extra, described, export
 from pipeline.hub.lineage import read as read_lineage
 from pipeline.judge import needs_answer
 from pipeline.problems.chats import student_chats
