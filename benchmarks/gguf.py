@@ -12,8 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pipeline.config.evaluate import StudentSampling
-from pipeline.config.export import ExportConfig
+from pipeline.config.evaluate import ExportConfig, StudentSampling
 from pipeline.config.problems import EvaluationSet
 from pipeline.evaluate.numbers import machine
 from pipeline.export.export_files import check_extra, described, export

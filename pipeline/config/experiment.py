@@ -17,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig
-from pipeline.config.export import ExportConfig
+from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config, explain, merge, renamed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
-from pipeline.config.export import ExportConfig
+from pipeline.config.evaluate import ExportConfig
 from pipeline.errors import UserError
 
 PACKAGES = {"gguf": "gguf", "libggml": "libggml-python", "xllamacpp": "xllamacpp"}
