@@ -61,7 +61,7 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         students=students,
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
-        kept_price=kept_price(numbers))
+        kept_price=kept_price(numbers), people=people(numbers.get("people")))
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
         published=published(models))
     return page.replace("</main>", f"{more}</main>")
@@ -148,6 +148,20 @@ def llm_share(numbers: Mapping[str, Any]) -> str:
     return "" if llm is None else (
         f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
         f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
+
+
+def people(said: Mapping[str, Any] | None) -> str:
+    """What people who read traces said, in a sentence; "" if nobody did."""
+    if said is None:
+        return ""
+    names = len(said["people"])
+    text = (f"{names} {'person' if names == 1 else 'people'} read {said['seen']:,} of the traces"
+            + (f" and differ from the judge on {said['differ']:,} of {said['compared']:,}"
+               if said["compared"] else "") + ".")
+    if said["alpha"] is not None:
+        text += (f" On the {said['shared']:,} that several read they agree to Krippendorff's alpha "
+                 f"{said['alpha']:.2f}.")
+    return text
 
 
 def length_histogram(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
