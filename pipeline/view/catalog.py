@@ -73,7 +73,8 @@ def _artifact(path: Path, planned: Mapping[str, Mapping[str, Any]]) -> Artifact 
         known = dict(planned.get(path.name.removesuffix(".partial"), {}))
         return Artifact(stage, key, path, "partial", known)
     try:
-        return Artifact(stage, key, path, "made", read_manifest(path / "manifest.json"))
+        manifest = read_manifest(path / "manifest.json")
+        return Artifact(stage, manifest.get("key", key), path, "made", manifest)
     except UserError as error:
         return Artifact(stage, key, path, "damaged", trouble=str(error))
     except OSError as error:

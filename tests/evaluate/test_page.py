@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -21,7 +22,8 @@ from stages import report
 from stages.graph import STAGES
 
 ATTACK = '</pre><script>document.title="owned"</script><img src=x onerror=alert(1)>'
-EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig())
+EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig(),
+                             runtime=SimpleNamespace(traces=Path("no-store")))
 
 
 def made_report(root, leave_out=(), **run):
