@@ -29,9 +29,14 @@ Files = Annotated[list[Path] | None, typer.Option(
                            "Default: configs/default.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(
     metavar="[KEY=VALUE]...", help="Config overrides, e.g. filter.keep='pass_rate < 1'")]
-StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, as `limbeck plan` lists")]
+StageName = Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or STEP.STAGE, as "
+                                          "`limbeck plan` lists")]
+StepName = Annotated[str | None, typer.Option("--step", help="The step of the config, where it has "
+                                              "several; default: every step that has the stage.")]
+Each = Annotated[list[str] | None, typer.Option(
+    "--each", metavar="KEY=V1,V2", help="Repeat all that stands on the key with each value.")]
 
-
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for a stage that another process makes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -54,20 +59,25 @@ def _options(version: Annotated[bool, typer.Option(
     pass
 
 
-def _experiment(files: list[Path] | None, overrides: list[str] | None) -> Experiment:
+def _experiment(files: list[Path] | None, overrides: list[str] | None,
+                each: list[str] | None = None) -> Experiment:
     from pipeline.config.experiment import Experiment
-    from pipeline.config.load import load
+    from pipeline.config.load import load, sweep
 
-    return load(Experiment, config_files(files), overrides or [])
+    return load(Experiment, config_files(files), [*(overrides or []), *map(sweep, each or ())])
 
 
 def _stage_command(name: str) -> None:
-    def command(overrides: Overrides = None, config: Files = None,
+    def command(overrides: Overrides = None, config: Files = None, step: StepName = None,
+                each: Each = None, wait: Wait = False,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
-        from stages.make import make
+        from stages.make import make, stage_targets
 
-        files = [part for path in config or () for part in ("-c", str(path))]
-        make(_experiment(config, overrides), name, [*files, *(overrides or ())])
+        given = [*(part for path in config or () for part in ("-c", str(path))),
+                 *(("--step", step) if step else ()),
+                 *(part for text in each or () for part in ("--each", text)), *(overrides or ())]
+        experiment = _experiment(config, overrides, each)
+        make(experiment, stage_targets(experiment, name, step), given, wait)
 
     app.command(name, help=STAGES[name].help)(command)
 
@@ -77,21 +87,23 @@ for _name in STAGES:
 
 
 @app.command("all")
-def make_all(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
-    """Make every stage, up to the report."""
-    from stages.make import make
+def make_all(overrides: Overrides = None, config: Files = None, each: Each = None,
+             wait: Wait = False, debug: bool = False) -> None:
+    """Make every stage of every step, up to the report."""
+    from stages.make import goals, make
 
-    make(_experiment(config, overrides), "report")
+    experiment = _experiment(config, overrides, each)
+    make(experiment, goals(experiment), wait=wait)
 
 
 @app.command()
-def plan(overrides: Overrides = None, config: Files = None,
+def plan(overrides: Overrides = None, config: Files = None, each: Each = None,
          check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything would run.")]
          = False, as_json: Json = False, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
     from stages.make import show_plan
 
-    if show_plan(_experiment(config, overrides), as_json) and check:
+    if show_plan(_experiment(config, overrides, each), as_json) and check:
         raise typer.Exit(1)
 
 
@@ -130,7 +142,20 @@ def clean(overrides: Overrides = None, config: Files = None,
     """List what may go and how much it is: the training checkpoints of finished stages."""
     from stages.clean import clean as clean_folder
 
-    clean_folder(_experiment(config, overrides).runtime.artifacts, partial, delete)
+    clean_folder(_experiment(config, overrides).runtime.folders()[0], partial, delete)
+
+
+@app.command()
+def runs(overrides: Overrides = None, config: Files = None, as_json: Json = False,
+         debug: bool = False) -> None:
+    """List what is made: which experiment, when, how large, and the settings that differ."""
+    from stages.graph import plans
+    from stages.make import goals
+    from stages.runs import show_runs
+
+    experiment = _experiment(config, overrides)
+    current = {plan.folder.name for plan in plans(experiment, *goals(experiment)).values()}
+    show_runs(experiment.runtime.folders(), current, as_json)
 
 
 @app.command()
@@ -170,12 +195,13 @@ def audit(overrides: Overrides = None, config: Files = None,
           file: Annotated[Path | None, typer.Option(help="Judge this file, as for `limbeck judge`, "
                                                          "instead of the filtered traces.")] = None,
           n: Annotated[int, typer.Option(min=1, help="Rows to judge twice.")] = 200,
-          debug: bool = False) -> None:
+          step: StepName = None, debug: bool = False) -> None:
     """Judge a sample with a second, independent grader and show what the two disagree on."""
     from pipeline.problems.files import read_rows
-    from stages.make import judged_rows
+    from stages.make import judged_rows, step_plan
 
-    rows = list(read_rows(file)) if file else judged_rows(_experiment(config, overrides))
+    rows = list(read_rows(file)) if file else judged_rows(
+        step_plan(_experiment(config, overrides), "filter", step))
     commands.audit_rows(rows, n, 0)
 
 
@@ -184,22 +210,34 @@ def estimate(overrides: Overrides = None, config: Files = None,
              pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
                                                    "runtime.teacher.batch is set; 0 sends none.")]
              = 0,
-             debug: bool = False) -> None:
-    """Say tokens, dollars and hours of a generate run before anything is sent."""
-    from stages.make import make, plan_of
+             step: StepName = None,
+             gpus: Annotated[int | None, typer.Option(min=1, help="Also say hours of every stage "
+                                                      "on this many GPUs.")] = None,
+             gpu: Annotated[str, typer.Option(help="Their kind.")] = "h100",
+             gpu_usd: Annotated[float | None, typer.Option(help="Dollars an hour of one.")] = None,
+             train_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one trains on, if measured.")] = None,
+             sample_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one samples, if measured.")] = None,
+             student_billions: Annotated[float | None, typer.Option(
+                 help="Parameters of the student, if its name does not say.")] = None,
+             as_json: Json = False, debug: bool = False) -> None:
+    """Say tokens, dollars and hours of a generate run, or of a whole recipe on described GPUs."""
+    from pipeline.cluster.gpu_hours import Gpus
+    from stages.gpu_work import show_estimate
 
-    experiment = _experiment(config, overrides)
-    make(experiment, "prepare")
-    commands.estimate_run(experiment, plan_of(experiment, "prepare").folder, pilot)
+    there = Gpus(gpus, gpu, gpu_usd, train_rate, sample_rate) if gpus else None
+    show_estimate(_experiment(config, overrides), step, pilot, there, student_billions, as_json)
 
 
 @app.command()
-def preview(overrides: Overrides = None, config: Files = None, debug: bool = False) -> None:
+def preview(overrides: Overrides = None, config: Files = None, step: StepName = None,
+            as_json: Json = False,
+            debug: bool = False) -> None:
     """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
-    from stages.graph import plans
+    from stages.make import step_plan
 
-    experiment = _experiment(config, overrides)
-    commands.preview_filter(experiment, plans(experiment, "filter"))
+    commands.preview_filter(step_plan(_experiment(config, overrides), "filter", step), as_json)
 
 
 @app.command()

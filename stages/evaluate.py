@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import polars as pl
@@ -16,7 +16,8 @@ from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
-from pipeline.evaluate.metrics import paired_gain, summarise
+from pipeline.evaluate.metrics import difference, differences, summarise_seeds
+from pipeline.evaluate.sample_store import SampleStore
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.benchmarks import BENCHMARKS
@@ -41,42 +42,93 @@ MOST_TRUNCATED = 0.5
 """Share of truncated answers above which a score says little about the model."""
 
 
+class Compared(NamedTuple):
+    """A model to measure: its row in the table, its training seed, and where it lies."""
+
+    name: str
+    seed: int | None
+    folder: Path | None
+    """Its artifact; None is the teacher."""
+    tokenizer: Path | None
+    prompt: str
+
+
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write completions.parquet (every sample, judged) and scores.json.
+    """Write completions.parquet (every sample, judged), scores.json and differences.json.
 
     The judged samples of each model on each benchmark are kept in judged/ until all are there.
     """
-    scores: dict[str, dict[str, Any]] = {}
-    tables = []
     benchmarks = _benchmarks(experiment, inputs)
-    seen: dict[str, dict[str, list[dict]]] = {}
-    for model in experiment.evaluate.models:
-        seen[model] = _judged(experiment, inputs, model, benchmarks, out / "judged")
-        for benchmark, judged in seen[model].items():
-            found: dict[str, Any] = summarise(judged)
-            scores.setdefault(model, {})[benchmark] = found
-            if (base := BEFORE.get(model)) in seen:
-                found[f"gain_over_{base}"] = paired_gain(judged, seen[base][benchmark])
+    seen: dict[str, dict[str, dict[int | None, list[dict]]]] = {}
+    tables = []
+    for model in compared(experiment, inputs):
+        for benchmark, judged in _judged(experiment, model, benchmarks, out / "judged").items():
+            seen.setdefault(model.name, {}).setdefault(benchmark, {})[model.seed] = judged
             tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
-                model=pl.lit(model), benchmark=pl.lit(benchmark)))
+                model=pl.lit(model.name), benchmark=pl.lit(benchmark),
+                **({"seed": pl.lit(model.seed, pl.Int64)} if experiment.seeds else {})))
+    scores = {name: {benchmark: summarise_seeds(rows) for benchmark, rows in by.items()}
+              for name, by in seen.items()}
+    for after, base in BEFORE.items():
+        for benchmark, score in scores.get(after, {}).items() if base in scores else ():
+            score[f"gain_over_{base}"] = difference(seen[after][benchmark],
+                                                    seen[base][benchmark])["interval"]
+    found = {benchmark: differences({name: by[benchmark] for name, by in seen.items()})
+             for benchmark in benchmarks}
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
-    (out / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+    for name, content in (("scores", scores), ("differences", found)):
+        (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
+
+
+def compared(experiment: Experiment, inputs: Mapping[str, Path]) -> list[Compared]:
+    """The models of the table in order, each artifact of one once."""
+    out: dict[tuple[str, Path | None], Compared] = {}
+    variants = experiment.variants()
+    for model in experiment.compared():
+        step, _, stage = MAKER.get(model, model).rpartition(".")
+        if model == "teacher":
+            out[model, None] = Compared(model, None, None, None, experiment.generate.prompt)
+            continue
+        prefix = f"{step}." if step else ""
+        folders = [_named(inputs, f"{prefix}{stage}", one.label) for one in variants]
+        for one, folder in zip(variants, folders, strict=True):
+            settings = one.experiment.all_steps()[step].experiment if step else one.experiment
+            # What no variant changes is one row; what no seed changes has none.
+            name = f"{model}@{one.values}" if one.values and len(set(folders)) > 1 else model
+            mates = [place for other, place in zip(variants, folders, strict=True)
+                     if other.values == one.values]
+            seed = one.seed if len(set(mates)) > 1 else None
+            out.setdefault((model, folder), Compared(
+                name, seed, folder, _named(inputs, f"{prefix}student", one.label) / "tokenizer",
+                settings.generate.prompt))
+    return list(out.values())
+
+
+def _named(inputs: Mapping[str, Path], name: str, label: str) -> Path:
+    """The input `name` of a variant, which is the first variant's if it has none of its own."""
+    return inputs.get(f"{name}@{label}", inputs.get(name, Path()))
 
 
 def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, list[dict]]:
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name == "heldout":
+        if _is_held_out(name):
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
-            rows = table.to_dicts()
+            source = name.partition("/")[2]
+            rows = [row for row in table.to_dicts() if source in ("", row["source"])]
         else:
             rows = _loaded(name, sets[name], experiment)
         out[short] = rows[:experiment.evaluate.limit]
     return out
+
+
+def _is_held_out(name: str) -> bool:
+    """Whether a benchmark is heldout, or heldout/NAME: the problems held out of one source."""
+    return name.partition("/")[0] == "heldout"
 
 
 def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
@@ -97,24 +149,27 @@ def _loaded(name: str, one: EvaluationSet, experiment: Experiment) -> list[dict]
     return rows
 
 
-def _judged(experiment: Experiment, inputs: Mapping[str, Path], model: str,
-            benchmarks: Mapping[str, list[dict]], kept: Path) -> dict[str, list[dict]]:
+def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, list[dict]],
+            kept: Path) -> dict[str, list[dict]]:
     """Each benchmark's samples of `model`, one dict each: completion, tokens, judgement.
 
     Those that an interrupted run left in the folder `kept` are read, the others written there.
     """
     kept.mkdir(exist_ok=True)
-    files = {name: kept / f"{model} {quote(name, safe='')}.parquet" for name in benchmarks}
     config = experiment.evaluate
-    prompts = benchmark_prompts(config.benchmarks, config.prompts, experiment.generate.prompt)
-    asked = {name: chats(prompts[name], rows) for name, rows in benchmarks.items()
+    stem = model.name if model.seed is None else f"{model.name} {model.seed}"
+    files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
+             for name in benchmarks}
+    prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
+    asked = {name: chats(prompts[name], rows, experiment.generate.prompts)
+             for name, rows in benchmarks.items()
              if not files[name].is_file()}
-    ask = _ask_teacher if model == "teacher" else _ask_student
+    ask = _ask_student if model.folder else _ask_teacher
     if asked:
         with JudgePool(experiment.runtime.judge_workers) as pool:
-            for name, sampled in ask(experiment, inputs, model, asked):
+            for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
-                _keep(_rows(pool, model, by_id, sampled), files[name])
+                _keep(_rows(pool, model.name, by_id, sampled), files[name])
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
 
 
@@ -143,21 +198,29 @@ def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> li
 Asked = Mapping[str, Mapping[str, list]]
 
 
-def _ask_student(experiment: Experiment, inputs: Mapping[str, Path], model: str,
+def _ask_student(experiment: Experiment, model: Compared,
                  asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
-    """Yield (benchmark, samples) one after another: an engine starts once."""
+    """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
     config = experiment.evaluate
-    sets = {benchmark: list(these.values()) for benchmark, these in asked.items()}
+    assert model.folder is not None and model.tokenizer is not None
+    store = SampleStore(experiment.runtime.folders()[0] / "samples", {
+        "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
+        "sampling": config.sampling.model_dump(mode="json"),
+        "seed": experiment.seed})
+    samples = samples_of(config.benchmarks, config.samples)
+    missing = {name: these for name, these in asked.items()
+               if not store.has(these, samples[name])}
     for benchmark, groups in sample_sets(
-            resolve(inputs[MAKER[model]]), str(inputs["student"] / "tokenizer"), sets,
-            samples_of(config.benchmarks, config.samples), config.sampling, experiment.seed,
-            experiment.runtime.engine()):
-        yield benchmark, [(name, index, completion, tokens, 0.0)
-                          for name, group in zip(asked[benchmark], groups, strict=True)
-                          for index, (completion, tokens) in enumerate(group)]
+            resolve(model.folder), str(model.tokenizer),
+            {name: list(these.values()) for name, these in missing.items()},
+            samples, config.sampling, experiment.seed,
+            experiment.runtime.engine()) if missing else ():
+        store.put(missing[benchmark], groups)
+    for benchmark, these in asked.items():
+        yield benchmark, store.get(these, samples[benchmark])
 
 
-def _ask_teacher(experiment: Experiment, inputs: Mapping[str, Path], model: str,
+def _ask_teacher(experiment: Experiment, model: Compared,
                  asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
     samples = samples_of(experiment.evaluate.benchmarks, experiment.evaluate.samples)
     for benchmark, these in asked.items():
@@ -183,17 +246,19 @@ def summary(counts: Counts) -> str:
 def check(experiment: Experiment) -> None:
     """Refuse what cannot be measured before any model is trained for it."""
     teacher = experiment.generate.teacher
-    if "teacher" in experiment.evaluate.models and teacher.type == "file":
+    if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
+    held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
-        if name == "heldout" and not experiment.prepare.held_out:
+        if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
-            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+            raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "
                                "problem for it; raise it, or name problem files")
         if _is_near(name, one, experiment):
             _loaded(name, one, experiment)
-        elif name not in (known := ["heldout", *BENCHMARKS]) and (
+        elif name not in (known := [*held_out, *BENCHMARKS]) and (
                 close := get_close_matches(name, known, n=1)):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
 
@@ -208,5 +273,5 @@ def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
 def check_fully(experiment: Experiment) -> None:
     """Refuse data sets of the hub, and large files, that cannot be measured."""
     for name, one in _sets(experiment).items():
-        if name != "heldout" and not _is_near(name, one, experiment):
+        if not _is_held_out(name) and not _is_near(name, one, experiment):
             _loaded(name, one, experiment)

@@ -7,12 +7,13 @@ stages/NAME.py, has `run`, and `check` and `summary` if it needs them; it is imp
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.prompts import PAGE, chat_template_path, prompt_path
+from pipeline.errors import UserError
+from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
@@ -31,13 +32,18 @@ def _local(e: Experiment, *sources: Any) -> tuple[Path, ...]:
             *filter(None, stand_ins))
 
 
-def _prompt(e: Experiment) -> Path:
-    return prompt_path(e.generate.prompt)
+def _prompts(e: Experiment) -> tuple[Path, ...]:
+    names = dict.fromkeys([e.generate.prompt, *e.generate.prompts.values()])
+    return tuple(prompt_path(name) for name in names)
 
 
 def _generate_files(e: Experiment) -> tuple[Path, ...]:
-    teacher = e.generate.teacher
-    return (_prompt(e), *(_local(e, teacher.traces) if teacher.type == "file" else ()))
+    config = e.generate
+    own = [template_path(config.system or ""), config.examples,
+           prompt_path(config.hint) if config.hint else None]
+    traces = [teacher.traces for teacher in (config.teacher, *config.imports.values())
+              if teacher.type == "file"]
+    return (*_prompts(e), *filter(None, own), *_local(e, *traces))
 
 
 def _filter_files(e: Experiment) -> tuple[Path, ...]:
@@ -57,11 +63,11 @@ def _reviews(e: Experiment) -> tuple[Path, ...]:
 
 def _student_files(e: Experiment) -> tuple[Path, ...]:
     template = chat_template_path(e.student.chat_template, e.student.model)
-    return (_prompt(e), *([template] if template else []))
+    return (*_prompts(e), *([template] if template else []))
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (_prompt(e), *sorted({Path(key.rpartition(":")[0])
+    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
                                  for key in e.rl.rewards if ":" in key}))
 
 
@@ -83,25 +89,25 @@ def _rl_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _evaluate_needs(e: Experiment) -> tuple[str, ...]:
-    makers = {MAKER[model] for model in e.evaluate.models}
-    return ("prepare", *sorted(makers - {"prepare"} | {"student"}))
+    models = e.compared()
+    if not e.steps:
+        return ("prepare", *sorted({MAKER.get(model, model) for model in models} | {"student"}))
+    trained = [model for model in models if model != "teacher"]
+    teacher = getattr(e.generate.teacher, "model", "") if "teacher" in models else ""
+    return ("prepare", *trained, *(f"{name.partition('.')[0]}.student" for name in trained),
+            *([teacher] if teacher.partition(".")[0] in e.all_steps() else []))
 
 
 def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.problems.sources import benchmark_prompts
 
-    prompts = benchmark_prompts(e.evaluate.benchmarks, e.evaluate.prompts, e.generate.prompt)
-    return (_prompt(e), *sorted({prompt_path(one) for one in prompts.values()} - {_prompt(e)}),
+    settings = (e, *(step.experiment for step in e.steps.values()))
+    own = {prompt: None for one in settings
+           for prompt in (one.generate.prompt, *one.generate.prompts.values())}
+    asked = {one for prompt in own for one in benchmark_prompts(
+        e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
             *_local(e, *e.evaluate.benchmarks))
-
-
-def _report_needs(e: Experiment) -> tuple[str, ...]:
-    """Every stage that the models compared come from."""
-    models = e.evaluate.models
-    refined = "rl" in models
-    tuned = "sft" in models or (refined and e.rl.start == "sft")
-    return ("prepare", "generate", "filter", "student", *(("pack", "sft") if tuned else ()),
-            *(("rl",) if refined else ()), "evaluate")
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
@@ -126,7 +132,7 @@ def _load(name: str) -> Any:
 STAGES = _by_name((
     Stage("prepare", _load("prepare"), next="generate", version=4,
           help="Load problems, check their gold answers, hold some out.",
-          files=lambda e: _local(e, e.prepare.problems, *e.prepare.decontaminate)),
+          files=lambda e: _local(e, *e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
           needs=lambda e: ("prepare",), files=_generate_files),
@@ -140,7 +146,7 @@ STAGES = _by_name((
           models=lambda e: (e.student.model,) if e.student.model != "tiny" else ()),
     Stage("pack", _load("pack"), next="sft", version=3,
           help="Turn kept traces into token rows with a loss mask.",
-          needs=lambda e: ("prepare", "filter", "student"), files=lambda e: (_prompt(e),)),
+          needs=lambda e: ("prepare", "filter", "student"), files=_prompts),
     Stage("logits", _load("logits"), next="sft", resumable=True,
           help="Score the rows with the teacher: its distribution at every trained token.",
           needs=_logits_needs,
@@ -150,34 +156,145 @@ STAGES = _by_name((
     Stage("rl", _load("rl"), next="evaluate", model="rl", resumable=True, version=4,
           help="Refine the student by GRPO with verifiable rewards.",
           needs=_rl_needs, files=_rl_files, models=_rl_models),
-    Stage("evaluate", _load("evaluate"), next="report", version=6, resumable=True,
+    Stage("evaluate", _load("evaluate"), next="report", version=7, resumable=True,
+          of_the_whole=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=_evaluate_files),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
-          needs=_report_needs, files=lambda e: (PAGE, *_reviews(e))),
+          of_the_whole=True, reads_all=True,
+          needs=lambda e: ("evaluate",), files=lambda e: (PAGE, *_reviews(e))),
 ))
 
+MODELS = ("student", "sft", "rl")
+"""The stages whose artifact is a model."""
 MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
 """Which stage makes each model that evaluate compares."""
 
 
-def plans(experiment: Experiment, target: str) -> dict[str, Plan]:
-    """The plan of every stage that `target` stands on, in order, `target` last."""
-    made: dict[str, Plan] = {}
-    for name in _order(experiment, target):
-        stage = STAGES[name]
-        inputs = {need: made[need] for need in stage.needs(experiment)}
-        made[name] = make_plan(stage, experiment, inputs, experiment.runtime.artifacts)
-    return made
+
+def plans(experiment: Experiment, *targets: str) -> dict[str, Plan]:
+    """Return the plan of every stage that `targets` stand on, in order, by name.
+
+    A name is STAGE, or STEP.STAGE of a step; what a seed or a swept value makes anew is
+    NAME@LABEL, and NAME alone the first variant's.
+    """
+    planner = Planner(experiment)
+    for target in targets:
+        planner.plan_all(target)
+    return planner.by_name()
 
 
-def _order(experiment: Experiment, target: str) -> tuple[str, ...]:
-    """Depth-first order of `target` and what it needs."""
-    @cache
-    def visit(name: str) -> tuple[str, ...]:
-        before = [step for need in STAGES[name].needs(experiment) for step in visit(need)]
-        return (*before, name)
+class Node(NamedTuple):
+    """A stage of a step ("": of the experiment itself) in one variant, by number."""
 
-    return tuple(dict.fromkeys(visit(target)))
+    variant: int
+    step: str
+    stage: str
+
+    def __str__(self) -> str:
+        return f"{self.step}.{self.stage}" if self.step else self.stage
+
+
+class Planner:
+    """Plans nodes and what they need; equal keys of several steps or variants are one artifact."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.whole, self.variants = experiment, experiment.variants()
+        self.steps = [{"": variant.experiment,
+                       **{name: step.experiment
+                          for name, step in variant.experiment.all_steps().items()}}
+                      for variant in self.variants]
+        self.made: dict[Node, Plan] = {}
+        self.needs: dict[Node, list[Node]] = {}
+        self.open: list[Node] = []
+
+    def plan_all(self, target: str) -> None:
+        """Plan `target`, a STAGE or STEP.STAGE, in every variant."""
+        for number in range(len(self.variants)):
+            self.plan(self.node(number, target))
+
+    def by_name(self) -> dict[str, Plan]:
+        """Return the plans by name; a variant's that has the first variant's key is that one."""
+        return {self.name(node): plan for node, plan in self.made.items()}
+
+    def name(self, node: Node) -> str:
+        """Return the node's name, with its variant's label where it has a key of its own."""
+        first = self.made.get(node._replace(variant=0))
+        shared = first is not None and first.key == self.made[node].key
+        return str(node) if shared else f"{node}@{self.variants[node.variant].label}"
+
+    def node(self, variant: int, name: str, said: str = "") -> Node:
+        """Return the node of STAGE or STEP.STAGE. Raises UserError if there is none."""
+        said = said or name
+        step, _, stage = name.rpartition(".")
+        if step not in self.steps[variant]:
+            there = ", ".join(filter(None, self.steps[variant])) or "none"
+            raise UserError(f"{said}: there is no step {step!r}; the steps are {there}")
+        if stage not in STAGES or (step and STAGES[stage].of_the_whole):
+            known = ", ".join(one.name for one in STAGES.values() if not one.of_the_whole)
+            raise UserError(f"{said}: a step has no stage {stage!r}; its stages are {known}")
+        return Node(0 if STAGES[stage].of_the_whole else variant, step, stage)
+
+    def plan(self, node: Node) -> Plan:
+        """Return the plan of `node`. Raises UserError if it stands on itself."""
+        from pipeline.config.load import renamed
+
+        if node in self.made:
+            return self.made[node]
+        if node in self.open:
+            circle = " → ".join(map(str, [*self.open[self.open.index(node):], node]))
+            raise UserError(f"{node} stands on itself ({circle}); name another model or other "
+                            "traces in one of them")
+        self.open.append(node)
+        stage = STAGES[node.stage]
+        settings = self.whole if stage.of_the_whole else self.steps[node.variant][node.step]
+        self.needs[node] = self._needs(node, stage)
+        inputs = {self._input_name(node, need): self.plan(need) for need in self._inputs(node)}
+        self.made[node] = make_plan(stage, renamed(settings, lambda name: self._bound(node, name)),
+                                    inputs, settings.runtime.artifact)
+        self.open.pop()
+        return self.made[node]
+
+    def _needs(self, node: Node, stage: Stage) -> list[Node]:
+        """What `node` needs: its own step's stages, and others' that its settings name."""
+        from pipeline.config.experiment import is_reference
+        from pipeline.config.load import references
+
+        found: list[Node] = []
+        for number in range(len(self.variants)) if stage.of_the_whole else [node.variant]:
+            settings = self.steps[number][node.step]
+            section = getattr(settings, stage.name, None)
+            named = [] if section is None or len(self.steps[number]) == 1 else [
+                name for name in references(section) if is_reference(name)]
+            own = [name if "." in name or not node.step else f"{node.step}.{name}"
+                   for name in stage.needs(settings)]
+            found += [self.node(number, name, f"{node} names {name}") for name in own + named]
+        for need in found:
+            self.plan(need)
+        return list(dict.fromkeys(found))
+
+    def _inputs(self, node: Node) -> list[Node]:
+        """What `node` reads: its needs, each artifact once, or all that these stand on."""
+        if not STAGES[node.stage].reads_all:
+            return self.needs[node]
+        nodes = [below for need in self.needs[node] for below in self._below(need)]
+        return list({self.made[one].key: one for one in reversed(nodes)}.values())[::-1]
+
+    def _below(self, node: Node) -> list[Node]:
+        """All that `node` stands on, and itself, in order."""
+        return list(dict.fromkeys([*(one for need in self.needs[node]
+                                     for one in self._below(need)), node]))
+
+    def _input_name(self, node: Node, need: Node) -> str:
+        if STAGES[node.stage].of_the_whole:
+            return self.name(need)
+        # Of another step the artifact's name: the key holds what it is, not what a step is called.
+        return need.stage if need.step == node.step else self.made[need].folder.name
+
+    def _bound(self, node: Node, name: str) -> str:
+        """The artifact that `name` stands for if it is planned, else `name`."""
+        step, _, stage = name.rpartition(".")
+        plan = self.made.get(Node(node.variant, step, stage)) if step else None
+        return plan.folder.name if plan else name

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -18,38 +19,101 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.experiment import Experiment
-from pipeline.config.load import origin_of
-from pipeline.errors import LackingError, UserError
+from pipeline.config.load import origin_of, references, renamed
+from pipeline.errors import LackingError, LockedError, UserError
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.stage import Plan, execute, read_manifest
-from stages.graph import STAGES, plans
+from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest
+from pipeline.student.tiny import resolve
+from stages.graph import MODELS, STAGES, plans
 
 LIBRARIES = ("torch", "transformers", "trl", "vllm", "datasets", "polars", "math-verify", "openai")
 
 
 def plan_of(experiment: Experiment, name: str) -> Plan:
-    """Return the plan of stage `name`. Raises UserError if there is no such stage."""
-    if name not in STAGES:
-        raise UserError(f"there is no stage {name!r}; the stages are {', '.join(STAGES)}")
-    return plans(experiment, name)[name]
+    """Return the plan of `name`: STAGE, STEP.STAGE or either with @LABEL of a variant.
 
-
-def make(experiment: Experiment, target: str, given: Sequence[str] | None = None) -> None:
-    """Run `target` and every stage it needs that is not made yet.
-
-    `given` are the arguments that led to `experiment`: the next command needs them too.
+    Raises UserError if there is no such stage.
     """
-    chain = plans(experiment, target)
-    todo = [plan for plan in chain.values() if plan.manifest is None]
-    _check(experiment, todo)
-    for plan in todo:
-        inputs = {name: chain[name] for name in plan.ingredients["inputs"]}
+    target = name.partition("@")[0]
+    if target not in STAGES and "." not in target:
+        raise UserError(f"there is no stage {target!r}; the stages are {', '.join(STAGES)}")
+    made = plans(experiment, *stage_targets(experiment, target, "one"))
+    if name in STAGES and name not in made:
+        name = stage_targets(experiment, name, "one")[0]
+    if name not in made:
+        raise UserError(f"there is no {name}; there are "
+                        f"{', '.join(one for one in made if one.partition('@')[0] == target)}")
+    return made[name]
+
+
+def step_plan(experiment: Experiment, stage: str, step: str | None) -> Plan:
+    """Return the plan of `stage` in `step`, if any is named."""
+    return plan_of(experiment, f"{step}.{stage}" if step else stage)
+
+
+def stage_targets(experiment: Experiment, name: str, step: str | None = None) -> list[str]:
+    """Return what to plan for stage `name`: of `step`, else of every step that needs it.
+
+    Raises UserError if it is of many steps and one is wanted (`step` is "one").
+    """
+    if step not in (None, "one"):
+        return [f"{step}.{name}"]
+    if "." in name or not experiment.steps or STAGES[name].of_the_whole:
+        return [name]
+    found = [one for one in plans(experiment, *goals(experiment))
+             if one.partition("@")[0].rpartition(".")[2] == name]
+    several = list(dict.fromkeys(one.partition("@")[0] for one in found))
+    if not several:
+        raise UserError(f"no step of this config needs {name}")
+    if step == "one" and len(several) > 1 and name not in several:
+        raise UserError(f"several steps have a stage {name}; name one of {', '.join(several)}")
+    return several if step is None else [name] if name in several else several
+
+
+def goals(experiment: Experiment) -> list[str]:
+    """Return what the whole experiment is made for: its report, and the goal of every step."""
+    return ["report", *(f"{name}.{step.goal}" for name, step in experiment.all_steps().items())]
+
+
+def make(experiment: Experiment, target: str | Sequence[str],
+         given: Sequence[str] | None = None, wait: bool = False) -> None:
+    """Run the stage `target`, or several, and every stage they need that is not made yet.
+
+    `given` are the arguments that led to `experiment`: the next command needs them too. With `wait`
+    a stage that another process makes, and a trace store that one writes to, are waited for.
+    """
+    targets = [target] if isinstance(target, str) else list(target)
+    chain = plans(experiment, *targets)
+    todo: dict[str, str] = {}       # equal keys are one artifact
+    for name, plan in chain.items():
+        if plan.manifest is None:
+            todo.setdefault(plan.key, name)
+    _check(experiment, [chain[name] for name in todo.values()])
+    for name in todo.values():
+        plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
-            manifest = execute(plan, experiment, inputs, _provenance())
-        _close(plan, manifest, given if plan is chain[target] else None)
-    if chain[target] not in todo:
-        _close(chain[target], chain[target].manifest or {}, given, cached=True)
+            manifest = _executed(plan, wait)
+        _close(name, plan, manifest, given if name.partition("@")[0] in targets else None)
+    for name, plan in chain.items():
+        if name.partition("@")[0] in targets and plan.key not in todo:
+            _close(name, plan, plan.manifest or {}, given, cached=True)
+
+
+def _executed(plan: Plan, wait: bool) -> dict[str, Any]:
+    """The manifest of the stage after it ran, once nothing else writes where it would."""
+    experiment, said = _located(plan.experiment), False
+    provenance = {**_provenance(), "experiment": experiment.name}
+    while True:
+        try:
+            return execute(plan, experiment, plan.inputs, provenance, wait)
+        except LockedError as error:
+            if not wait:
+                raise
+            if not said:
+                print(f"{plan.stage.name}: {error}: waiting for it", file=sys.stderr)
+            said = True
+            time.sleep(WAIT_SECONDS)
 
 
 def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
@@ -60,26 +124,47 @@ def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
     """
     if not todo:
         return
-    names = {plan.stage.name for plan in todo}
-    later = [plan for name, plan in plans(experiment, "report").items()
-             if name not in names and plan.manifest is None]
-    pays = "generate" in names and experiment.generate.teacher.type in ("openai", "vllm")
+    keys = {plan.key for plan in todo}
+    later = {plan.key: plan for plan in plans(experiment, *goals(experiment)).values()
+             if plan.key not in keys and plan.manifest is None}
+    pays = any(plan.stage.name == "generate"
+               and plan.experiment.generate.teacher.type not in ("solver", "file") for plan in todo)
     for fully in (False, True):
         for plan in todo:
-            plan.stage.check(experiment, fully)
-        for plan in later if pays or not fully else ():
+            _check_one(plan, fully)
+        for plan in later.values() if pays or not fully else ():
             with suppress(LackingError):
-                plan.stage.check(experiment, fully)
+                _check_one(plan, fully)
 
 
-def _close(plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
+def _check_one(plan: Plan, fully: bool = False) -> None:
+    settings = _located(plan.experiment)
+    # A model of another step that is not made yet cannot be looked at.
+    plan.stage.check(settings, fully and not any(map(is_artifact, references(settings))))
+
+
+def _located(experiment: Experiment) -> Experiment:
+    """`experiment` with folders of models and traces in place of artifact names."""
+    def folder(name: str) -> str:
+        made = experiment.runtime.artifact(name)
+        if not is_artifact(name) or not made.is_dir():
+            return name
+        return resolve(made) if name.partition("-")[0] in MODELS else str(made)
+
+    return renamed(experiment, folder)
+
+
+def _close(name: str, plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
            cached: bool = False) -> None:
     """Print the closing line of a stage: what, where, how long, and what to run next."""
-    name, following = plan.stage.name, plan.stage.next
+    following = plan.stage.next
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
     follow = ""
     if given is not None and following:
-        follow = f"; next: {shlex.join(['limbeck', following, *given])}"
+        again, at = [*given], given.index("--step") if "--step" in given else None
+        if at is not None and STAGES[following].of_the_whole:
+            del again[at:at + 2]
+        follow = f"; next: {shlex.join(['limbeck', following, *again])}"
     print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
           f"({took}){follow}", file=sys.stderr)
 
@@ -119,14 +204,13 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
 
 def plan_rows(experiment: Experiment) -> list[dict[str, str]]:
     """The stage, key, state, reason and folder of every stage up to the report."""
-    chain = plans(experiment, "report")
-    for plan in chain.values():
+    chain = plans(experiment, *goals(experiment))
+    for name, plan in chain.items():
         if plan.manifest is None:
             try:
-                plan.stage.check(experiment)
+                _check_one(plan)
             except LackingError as error:
-                print(f"plan: {plan.stage.name} cannot run here: {error}",
-                      file=sys.stderr)
+                print(f"plan: {name} cannot run here: {error}", file=sys.stderr)
     return [{"stage": name, "key": plan.key, "state": "cached" if plan.manifest else "would run",
              "why": "" if plan.manifest else _why(plan, chain),
              "folder": str(plan.folder.resolve())} for name, plan in chain.items()]
@@ -168,13 +252,12 @@ def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
                                     f"{prefix}.{name}" if prefix else name)]
 
 
-def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
+def judged_rows(plan: Plan) -> list[dict[str, Any]]:
     """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
-    chain = plans(experiment, "filter")
-    if chain["filter"].manifest is None:
+    if plan.manifest is None:
         raise UserError("filter is not made yet for this config; run `limbeck filter`")
-    judged = pl.read_parquet(chain["filter"].folder / "judged.parquet")
-    problems = pl.read_parquet(chain["prepare"].folder / "problems.parquet")
+    judged = pl.read_parquet(plan.folder / "judged.parquet")
+    problems = pl.read_parquet(plan.inputs["prepare"].folder / "problems.parquet")
     gold = problems.select("problem_id", "kind", "meta", gold="answer")
     return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
              "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}

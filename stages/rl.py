@@ -16,12 +16,12 @@ from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy
-from pipeline.prompts import chats
+from pipeline.problems.chats import student_chats
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
 from pipeline.rl.rewards import check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
 from pipeline.serving.vllm_server import check_vllm, rollout_server
-from pipeline.stage import Counts
+from pipeline.stage import Counts, is_artifact
 from pipeline.student.models import check_folder
 from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
@@ -101,7 +101,7 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
 def _asked(experiment: Experiment, path: Path) -> list[dict[str, Any]]:
     """The problems of a table with their prompts; without a gold there is no reward."""
     problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
-    asked = chats(experiment.generate.prompt, problems)
+    asked = student_chats(experiment.generate, problems)
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 
 
@@ -136,7 +136,8 @@ def check(experiment: Experiment) -> None:
     if config.server is not None and config.phases:
         raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
                         "remove one of them, or sample with rl.trainer.use_vllm alone")
-    if config.start not in ("sft", "base") and not (Path(config.start) / "config.json").is_file():
+    if config.start not in ("sft", "base") and not is_artifact(config.start) \
+            and not (Path(config.start) / "config.json").is_file():
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
     if ("process" in config.rewards) != (config.process is not None):
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")

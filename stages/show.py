@@ -34,7 +34,9 @@ def show_stage(experiment: Experiment, name: str, rows: int, where: str | None =
     plan = plan_of(experiment, name)
     manifest = plan.manifest
     if manifest is None:
-        raise UserError(f"{name} is not made yet for this config; run `limbeck {name}`")
+        step, _, stage = name.partition("@")[0].rpartition(".")
+        raise UserError(f"{name} is not made yet for this config; run `limbeck {stage}"
+                        f"{' --step ' + step if step else ''}`")
     console = Console()
     try:
         if as_json:
@@ -44,7 +46,7 @@ def show_stage(experiment: Experiment, name: str, rows: int, where: str | None =
                               "manifest": manifest, "rows": tables}, indent=1, default=str))
             return
         if where is not None:
-            _show_matching(console, experiment, plan, rows, where)
+            _show_matching(console, plan, rows, where)
             return
         console.rule(f"{name} {plan.key}")
         console.print(Pretty({k: v for k, v in manifest.items() if k != "config"}, max_depth=4))
@@ -61,10 +63,9 @@ def _show_first(console: Console, folder: Path, rows: int) -> None:
             _print(console, {column: _short(value) for column, value in row.items()})
 
 
-def _show_matching(console: Console, experiment: Experiment, plan: Plan, rows: int,
-                   where: str) -> None:
+def _show_matching(console: Console, plan: Plan, rows: int, where: str) -> None:
     """Show matches in every table with the columns of `where`. Raises UserError if none has."""
-    prepared, config = plan_of(experiment, "prepare").folder, experiment.filter
+    prepared, config = (plan.inputs.get("prepare") or plan).folder, plan.experiment.filter
     languages = [config.language, *config.languages]
     tables = {path.name: widened(path, prepared, names_in(where), *languages)
               for path in sorted(plan.folder.glob("*.parquet"))}
@@ -88,7 +89,8 @@ def widened(path: Path, prepared: Path, names: set[str], *languages: str) -> pl.
     known = rows.collect_schema()
     if known.get("problem_id") == pl.String and "problem" not in known and prepared.is_dir():
         problems = pl.scan_parquet([prepared / "problems.parquet", prepared / "heldout.parquet"])
-        rows = rows.join(problems.select("problem_id", "problem", "kind", "source", gold="answer"),
+        rows = rows.drop("source", strict=False).join(
+            problems.select("problem_id", "problem", "kind", "source", gold="answer"),
                          on="problem_id", how="left", maintain_order="left")
     more: dict[str, pl.Expr] = {}
     if {"completion_tokens", "thinking", "answer"} <= set(known):

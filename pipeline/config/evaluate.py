@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
@@ -21,7 +22,16 @@ class StudentSampling(Config):
     """Longest completion in tokens; what reaches it counts as truncated."""
 
 
-ModelName = Literal["untrained", "sft", "rl", "teacher"]
+MODEL_NAMES = ("untrained", "sft", "rl", "teacher")
+
+
+def _known(name: str) -> str:
+    if name not in MODEL_NAMES and not re.fullmatch(r"[A-Za-z][\w-]*\.(student|sft|rl)", name):
+        raise ValueError(f"name {', '.join(MODEL_NAMES)}, or STEP.student, STEP.sft, STEP.rl")
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known)]
 
 
 class EvaluateConfig(Config):
@@ -30,7 +40,8 @@ class EvaluateConfig(Config):
     ADDED: ClassVar[frozenset[str]] = frozenset({"prompts"})
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
-    """The models compared; `teacher` is asked through the same client as in generate."""
+    """The models compared; `teacher` is asked through the same client as in generate. With steps
+    STEP.student, STEP.sft or STEP.rl; by default what each step is made for."""
     benchmarks: list[NameOrSet] = Field(default=["heldout"], min_length=1)
     """`heldout` (prepare's), benchmarks by name (`limbeck benchmarks` lists them: aime24, math500,
     ...), problem files, or hub ids (their test split), or {problems:

@@ -1,17 +1,27 @@
-"""The whole experiment: a section a stage, and the runtime, which is part of no key."""
+"""The whole experiment: a section a stage, its steps, and the runtime, which is part of no key."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import reduce
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
-from pipeline.config.load import Config
-from pipeline.config.problems import PrepareConfig
+from pipeline.config.load import Config, explain, merge, renamed
+from pipeline.config.problems import PrepareConfig, check_names, distribute
 from pipeline.config.rl import RlConfig
 from pipeline.config.sft import LogitsConfig, SftConfig
 from pipeline.config.student import PackConfig, StudentConfig
@@ -24,8 +34,9 @@ PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 class Runtime(Config):
     """Where and how fast it runs; no part of any key."""
 
-    artifacts: Path = Path("data/artifacts")
-    """Folder of the stages' artifacts."""
+    artifacts: Path | Annotated[list[Path], Field(min_length=1)] = Path("data/artifacts")
+    """Folder of the stages' artifacts; of a list the first is written, and what is made already in
+    one of the others (a group's, read-only) is read there."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
     benchmarks: Path | None = None
@@ -52,6 +63,15 @@ class Runtime(Config):
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same for the model that filter.llm_judge names."""
 
+    def folders(self) -> list[Path]:
+        """Return the folders that artifacts are looked for in; the first is written."""
+        return self.artifacts if isinstance(self.artifacts, list) else [self.artifacts]
+
+    def artifact(self, name: str) -> Path:
+        """Return the folder of the artifact `name`: where it is, else where it would be made."""
+        places = [folder / name for folder in self.folders()]
+        return next((place for place in places if (place / "manifest.json").is_file()), places[0])
+
     def engine(self) -> dict[str, Any]:
         """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
         return {**self.vllm, **({"engines": self.engines} if self.engines > 1 else {})}
@@ -65,13 +85,55 @@ class Runtime(Config):
         return self
 
 
+class Step(Config):
+    """One step: what it lays over the common settings, and which stage it is made for."""
+
+    goal: Literal["filter", "sft", "rl"]
+    """The stage it is made for."""
+    rounds: int = Field(default=1, ge=1)
+    """Times that it is made, each from the round before (expert iteration): the step's model takes
+    the place of the one that samples (generate.teacher, if it is another step's) or is refined."""
+    experiment: Experiment
+    """The common settings with the step's own over them."""
+
+    def source(self) -> str:
+        """Return the model that a further round replaces: what samples, or training starts from."""
+        teacher, start = self.experiment.generate.teacher, self.experiment.rl.start
+        if teacher.type in ("vllm", "transformers") and is_reference(teacher.model):
+            return teacher.model
+        refined = self.goal == "rl" and start not in ("sft", "base")
+        return start if refined else self.experiment.student.model
+
+
+class Variant(NamedTuple):
+    """The experiment with one value of each swept key and one training seed."""
+
+    values: str
+    """The swept values as KEY=VALUE, "" without any."""
+    seed: int | None
+    experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """What tells the variant's artifacts apart, e.g. learning_rate=3e-05,seed=1."""
+        return ",".join(filter(None, [self.values,
+                                      "" if self.seed is None else f"seed={self.seed}"]))
+
+
 class Experiment(Config):
     """One run from problems to report."""
 
     name: str = "default"
     """Shown in the report."""
     seed: int = 0
-    """Seed of every random choice."""
+    """Seed of every random choice: problems, samples, and training where no other is given."""
+    seeds: list[int] = []
+    """Training seeds: all that is trained is repeated with each, on the same problems and traces,
+    and scores get an interval that holds training too. A seed is sft.trainer.seed and
+    rl.trainer.seed."""
+    each: dict[str, list[Any]] = {}
+    """Values of swept keys, {sft.trainer.learning_rate: [1e-5, 3e-5]}: all that stands on the key
+    is repeated with each value; --each gives the same."""
     prepare: PrepareConfig = PrepareConfig()
     generate: GenerateConfig
     filter: FilterConfig = FilterConfig()
@@ -83,6 +145,29 @@ class Experiment(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
+    steps: dict[str, Step] = {}
+    """The steps of a recipe, {NAME: {goal: sft, rl: {...}, ...}}: each lays its settings over those
+    beside `steps`. Wherever a model or traces may stand, STEP.STAGE names another step's."""
+    _tree: dict[str, Any] = PrivateAttr({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _to_each_section_its_own(cls, tree: Any) -> Any:
+        return distribute(tree)
+
+    @model_validator(mode="wrap")      # the last one runs first: sources are a step's own by then
+    @classmethod
+    def _lay_steps_over_what_is_common(cls, tree: Any,
+                                       validate: ValidatorFunctionWrapHandler) -> Experiment:
+        made = validate(_with_steps(tree))
+        if isinstance(tree, dict):
+            made._tree = tree
+        return made
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Experiment:
+        check_names(self)
+        return self
 
     @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:
@@ -91,3 +176,101 @@ class Experiment(Config):
                             f"generate.teacher is of type {self.generate.teacher.type}; name a "
                             "teacher of type openai or set runtime.teacher.batch=false")
         return self
+
+    def all_steps(self) -> dict[str, Step]:
+        """Return every step by name; NAME-1, NAME-2, ... are the rounds before NAME's last."""
+        out: dict[str, Step] = {}
+        for name, step in self.steps.items():
+            source, made = step.source(), ""
+            for number in range(1, step.rounds + 1):
+                settings = renamed(step.experiment, _replacing(source, made)) if made \
+                    else step.experiment
+                this = name if number == step.rounds else f"{name}-{number}"
+                out[this] = step.model_copy(update={"experiment": settings})
+                made = f"{this}.{step.goal}"
+        return out
+
+    def compared(self) -> list[str]:
+        """Return the models that evaluate compares. Raises UserError if one is of no step."""
+        steps = self.all_steps()
+        if not steps:
+            return self.evaluate.models
+        if "models" not in self.evaluate.model_fields_set:
+            return [f"{name}.{step.goal}" for name, step in steps.items() if step.goal != "filter"]
+        for model in self.evaluate.models:
+            if model != "teacher" and not is_reference(model):
+                known = ", ".join(f"{name}.{step.goal}" for name, step in steps.items())
+                raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
+        return self.evaluate.models
+
+    def variants(self) -> list[Variant]:
+        """Return the experiment once for each value of `each` and each of `seeds`."""
+        if not self.seeds and not self.each:
+            return [Variant("", None, self)]
+        keys, out = list(self.each), []
+        for values in product(*self.each.values()):
+            chosen = [_override(key, value) for key, value in zip(keys, values, strict=True)]
+            label = ",".join(f"{key.rpartition('.')[2]}={value}"
+                             for key, value in zip(keys, values, strict=True))
+            one = self._laid_over(chosen, label)
+            out += [Variant(label, seed, one._laid_over(one._training_seed(seed), f"seed={seed}"))
+                    for seed in self.seeds] or [Variant(label, None, one)]
+        return out
+
+    def _training_seed(self, seed: int) -> list[dict[str, Any]]:
+        # Where a seed is what training would take anyway, the artifacts of a run without `seeds`
+        # serve it.
+        return [{section: {"trainer": {"seed": seed}}} for section in ("sft", "rl")
+                if seed != getattr(self, section).trainer.get("seed", self.seed)]
+
+    def _laid_over(self, overlays: list[dict[str, Any]], label: str) -> Experiment:
+        common = {key: value for key, value in self._tree.items() if key not in ("seeds", "each")}
+        tree = reduce(merge, overlays, common)
+        try:
+            return Experiment.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(explain(error, Experiment, [(f"each {label}", tree)])) from None
+
+
+Step.model_rebuild()
+OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "report", "steps")
+"""What a step has no settings of its own for."""
+
+
+def is_reference(name: str) -> bool:
+    """Whether `name` has the form of STEP.STAGE."""
+    return re.fullmatch(r"[A-Za-z][\w-]*\.[a-z]+", name) is not None
+
+
+def _replacing(old: str, new: str) -> Callable[[str], str]:
+    return lambda name: new if name == old else name
+
+
+def _override(key: str, value: Any) -> dict[str, Any]:
+    tree: Any = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _with_steps(tree: Any) -> Any:
+    """Lay each step of `tree` over what is common; raises UserError if its name cannot stand."""
+    steps = tree.get("steps") if isinstance(tree, dict) else None
+    if not isinstance(steps, dict) or not steps:
+        return tree
+    common = {key: value for key, value in tree.items() if key not in ("steps", "seeds", "each")}
+    return {**tree, "steps": {name: _laid(str(name), step, common)
+                              for name, step in steps.items()}}
+
+
+def _laid(name: str, step: Any, common: dict[str, Any]) -> Any:
+    if not isinstance(step, dict):
+        return step
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise UserError(f"steps: {name!r} is no name for a step; take letters, digits, - and _")
+    if wrong := sorted(set(OF_THE_WHOLE) & set(step)):
+        raise UserError(f"steps.{name}.{wrong[0]}: {wrong[0]} belongs to the whole experiment; "
+                        "move it beside `steps`")
+    own = {key: value for key, value in step.items() if key not in ("goal", "rounds")}
+    return {**{key: step[key] for key in ("goal", "rounds") if key in step},
+            "experiment": merge(common, own)}

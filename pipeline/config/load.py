@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,39 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+REFERENCE = "reference"
+"""Marks a field, Annotated[str, REFERENCE], that may name another step's artifact: STEP.STAGE."""
+
+
+def renamed(config: C, rename: Callable[[str], str]) -> C:
+    """Return `config` with `rename` applied to every REFERENCE field, at any depth."""
+    values = {name: (getattr(config, name), REFERENCE in field.metadata)
+              for name, field in type(config).model_fields.items()}
+    changed = {name: new for name, (value, marked) in values.items()
+               if (new := _renamed(value, rename, marked)) != value}
+    return config.model_copy(update=changed) if changed else config
+
+
+def _renamed(value: Any, rename: Callable[[str], str], marked: bool) -> Any:
+    if isinstance(value, Config):
+        return renamed(value, rename)
+    if isinstance(value, list):
+        return [_renamed(one, rename, marked) for one in value]
+    if isinstance(value, dict):
+        return {key: _renamed(one, rename, marked) for key, one in value.items()}
+    return rename(value) if marked and isinstance(value, str) else value
+
+
+def references(config: Config) -> list[str]:
+    """Return what the REFERENCE fields of `config` hold: names, folders or STEP.STAGE."""
+    found: list[str] = []
+
+    def note(value: str) -> str:
+        found.append(value)
+        return value
+
+    renamed(config, note)
+    return found
 
 
 class Yaml(yaml.SafeLoader):
@@ -98,7 +131,7 @@ def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -
     try:
         return model.model_validate(reduce(merge, trees, {}))
     except ValidationError as error:
-        raise UserError(_explain(error, model, layers)) from None
+        raise UserError(explain(error, model, layers)) from None
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -129,6 +162,14 @@ def parse_override(text: str) -> dict:
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree
+
+
+def sweep(text: str) -> str:
+    """The override that `--each KEY=V1,V2` stands for. Raises UserError if it is none."""
+    key, equals, values = text.partition("=")
+    if not equals or not all(key.split(".")) or not values.strip():
+        raise UserError(f"--each {text!r} is not of the form key.subkey=value,value")
+    return f"each={{{key}: [{values}]}}"
 
 
 def _read_yaml(path: Path) -> dict:
@@ -170,7 +211,7 @@ def origin_of(location: Sequence[str], layers: Sequence[tuple[str, dict]]) -> st
     return "default"
 
 
-def _explain(error: ValidationError, model: type[BaseModel],
+def explain(error: ValidationError, model: type[BaseModel],
              layers: Sequence[tuple[str, dict]]) -> str:
     """The first validation error as one sentence with key, origin and remedy."""
     first = error.errors()[0]

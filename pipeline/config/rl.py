@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from pipeline.config.job import Job
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
@@ -96,7 +96,7 @@ class LocalPrm(Config):
 
     type: Literal["local"] = "local"
     """A checkpoint folder or hub id."""
-    model: str
+    model: Annotated[str, REFERENCE]
     """The classifier: a token classifier is read at the last token of each separator, a sequence
     classifier after each step. The last class means right."""
     separator: str = "\n\n"
@@ -111,19 +111,24 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages", "layers"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"report_to", "languages", "layers", "source_rewards"})
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
         "num_completions_to_print": 0}
     """Keys of TRL's config that hold unless `trainer` sets them."""
 
-    start: str = "sft"
-    """`sft` (the sft stage's student), `base` (the student before training) or a checkpoint."""
+    start: Annotated[str, REFERENCE] = "sft"
+    """`sft` (the sft stage's student), `base` (the student before training), a checkpoint, or
+    STEP.STAGE."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
     process, or path/to/file.py:function (relative to the working folder) for your own, called as
     TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    source_rewards: dict[str, dict[str, float]] = {}
+    """By source the rewards of its problems, in the place of `rewards` (prepare.sources: rewards).
+    """
     policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
     """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.job import Job
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
@@ -43,8 +43,8 @@ class Traces(Config):
 class LogitsConfig(Config):
     """The teacher's distribution at every trained token, stored once (`limbeck logits`)."""
 
-    teacher: str = ""
-    """Hub id or folder of the model that scores; it needs the student's vocabulary."""
+    teacher: Annotated[str, REFERENCE] = ""
+    """Hub id, folder or STEP.STAGE of the model that scores; it needs the student's vocabulary."""
     scorer: Annotated[Transformers | Vllm | Traces, Field(discriminator="type")] = Transformers()
     """What runs the teacher, or `traces`: the log-probabilities stored with the traces."""
     top_k: int = Field(default=32, ge=1, le=255)
@@ -67,8 +67,8 @@ class Online(Config):
     """Load the teacher beside the student for its full distribution, without storage."""
 
     type: Literal["online"] = "online"
-    teacher: str
-    """Hub id or folder of the teacher."""
+    teacher: Annotated[str, REFERENCE]
+    """Hub id, folder or STEP.STAGE of the teacher."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of both distributions."""
     dtype: str = "bfloat16"
@@ -103,8 +103,8 @@ class OnPolicyMethod(Config):
     """
 
     type: Literal["on_policy"] = "on_policy"
-    teacher: str
-    """Hub id or folder of the teacher; it needs the student's vocabulary."""
+    teacher: Annotated[str, REFERENCE]
+    """Hub id, folder or STEP.STAGE of the teacher; it needs the student's vocabulary."""
     dtype: str = "bfloat16"
     """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 
 
 class TinyModel(Config):
@@ -41,19 +41,22 @@ class BestFitPacking(Config):
 class PackConfig(Config):
     """How traces become token rows."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking"})
     max_tokens: int = Field(default=32768, ge=16)
     """Longest row."""
     too_long: Literal["drop", "split"] = "drop"
     """A longer trace is left out, or goes on in rows that begin within it; counted either way."""
     packing: Annotated[NoPacking | BestFitPacking, Field(discriminator="type")] = NoPacking()
     """`none`: a row a trace; `best_fit`: blocks of rows, with the column seq_lengths."""
+    thinking: dict[str, bool] = {}
+    """Sources trained without their traces' thinking: {NAME: false} (prepare.sources: thinking)."""
 
 
 class StudentConfig(Config):
     """Which model learns."""
 
-    model: str = "tiny"
-    """`tiny` (built from scratch for the traces), a hub id, or a checkpoint folder."""
+    model: Annotated[str, REFERENCE] = "tiny"
+    """`tiny` (built from scratch for the traces), a hub id, a checkpoint folder, or STEP.STAGE."""
     tiny: TinyModel = TinyModel()
     """Shape of the tiny student."""
     chat_template: str | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 from pipeline.errors import UserError
 
 SHAPING_VLLM_OPTIONS = frozenset({
@@ -57,8 +57,8 @@ class VllmTeacher(Config):
 
     type: Literal["vllm"] = "vllm"
     """A local vLLM server."""
-    model: str
-    """Model name on the hub, or a folder."""
+    model: Annotated[str, REFERENCE]
+    """Model name on the hub, a folder, or STEP.STAGE."""
     opened: bool = False
     """The chat template opens <think> and no reasoning parser is set in `vllm`."""
     vllm: dict[str, Any] = {}
@@ -79,8 +79,9 @@ class FileTeacher(Config):
     ADDED: ClassVar[frozenset[str]] = frozenset({"thinking_column"})
     type: Literal["file"] = "file"
     """A file or a hub data set of traces."""
-    traces: str
-    """A file, pattern, folder or hub data set's id, as prepare.problems."""
+    traces: Annotated[str, REFERENCE]
+    """A file, pattern, folder or hub data set's id, as prepare.problems; or STEP.generate, another
+    step's traces, or STEP.filter, those of them that it kept."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"

@@ -21,9 +21,12 @@ import polars as pl
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
+from pipeline.config.filter import RULES
 from pipeline.curate.agreement import against_judge, summarise_reviews
 from pipeline.curate.reviews import latest, read_reviews, reviews_path, trace_key
+from pipeline.curate.features import FEATURES, add_features
 from pipeline.errors import UserError
+from pipeline.expression import compile_expression
 from pipeline.stage import read_manifest
 from pipeline.train.log import read_log
 
@@ -40,12 +43,22 @@ def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any
         "git_commit": newest.get("git_commit"), "python": newest.get("python"),
         "libraries": newest.get("libraries", {}),
         "models": _scores(inputs["evaluate"] / "scores.json") if "evaluate" in inputs else {},
-        "stages": {name: stage_row(name, inputs[name], m) for name, m in manifests.items()},
+        "stages": {name: stage_row(stage_of(name), inputs[name], m)
+                   for name, m in manifests.items()},
         "lineage": {name: m["inputs"] for name, m in manifests.items()}}
+    if "evaluate" in inputs:
+        apart = inputs["evaluate"] / "differences.json"
+        out["differences"] = _scores(apart) if apart.is_file() else {}
+        out["reading"] = reading(inputs["evaluate"] / "completions.parquet",
+                                 experiment.filter.language, *experiment.filter.languages)
     if "filter" in inputs:
         out["traces"] = trace_counts(judged_columns(inputs["filter"]))
         if people := people_counts(reviews_path(experiment.runtime.traces), inputs):
             out["people"] = people
+    for name, folder in inputs.items():
+        step, _, stage = name.rpartition(".")
+        if step and stage == "filter":
+            out.setdefault("steps", {})[step] = {"traces": trace_counts(judged_columns(folder))}
     return out
 
 
@@ -70,6 +83,30 @@ def people_counts(path: Path, inputs: Mapping[str, Path]) -> dict[str, Any] | No
     return {"people": said["people"], "verdicts": said["verdicts"], "shared": said["shared"],
             "alpha": said["alpha"], "kappas": said["kappas"],
             **against_judge(here, scores)} if said["traces"] else None
+
+
+def stage_of(name: str) -> str:
+    """Return STAGE of STAGE, STEP.STAGE or either with @LABEL."""
+    return name.partition("@")[0].rpartition(".")[2]
+
+
+def reading(path: Path, *languages: str) -> dict[str, dict[str, float]]:
+    """How each model's completions of the first benchmark read, as means over completions.
+
+    `language_share`, `reflections` and `readable` (no rule of filter.rules describes it) are as in
+    the filter, `tokens` is the length.
+    """
+    table = columns(path, "model", "benchmark", "thinking", "answer", "completion_tokens",
+                    "cut_off")
+    table = table.filter(pl.col("benchmark") == table["benchmark"][0]).with_columns(
+        finish_reason=pl.when("cut_off").then(pl.lit("length")).otherwise(pl.lit("stop")),
+        complete=~pl.col("cut_off"))
+    table = add_features(table, FEATURES, *languages)
+    rules = [compile_expression(rule, table.schema) for rule in RULES.values()]
+    means = table.group_by("model", maintain_order=True).agg(
+        pl.col("language_share", "reflections").mean(), tokens=pl.col("completion_tokens").mean(),
+        readable=(~pl.any_horizontal(*rules)).mean())
+    return {row.pop("model"): row for row in means.to_dicts()}
 
 
 def _scores(path: Path) -> dict[str, Any]:

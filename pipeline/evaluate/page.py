@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
 from pipeline.evaluate.examples import example_problems, rejected
-from pipeline.evaluate.numbers import Points, curve, judged_columns
+from pipeline.evaluate.numbers import Points, curve, judged_columns, stage_of
 from pipeline.problems import benchmarks as registry
 from pipeline.train.log import read_lines, read_log
 
@@ -23,6 +23,8 @@ NAMES = {"untrained": "untrained", "sft": "after SFT", "rl": "after RL", "teache
 # Graders that do not compare with a gold answer: the funnel shows their share of the kept traces.
 NOT_BY_GOLD = {"llm": "of it by LLM judge", "majority": "of it by majority"}
 BENCHMARKS = {"heldout": "held-out"}
+CALLED = {"untrained": "the untrained student", "sft": "the student after SFT",
+          "rl": "the student after RL"}
 CURVES = {
     "sft": (("loss", "Loss", "cross-entropy of a trained token, in nats", False),
             ("mean_token_accuracy", "Token accuracy",
@@ -47,21 +49,19 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
     """The page as HTML text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "duration": duration}
+    environment.filters |= {"percent": percent, "duration": duration, "points": points,
+                            "named": named, "stage_of": stage_of,
+                            "called": lambda name: CALLED.get(name, f"the model {name}")}
     models = numbers["models"]
-    students = [name for name in NAMES if name in models and name != "teacher"]
+    students = [name for name in ordered(models) if name != "teacher"]
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=experiment.report.title, numbers=numbers, names=NAMES, headline=headline(models),
-        benchmarks=benchmarks(models), funnel=funnel(numbers.get("traces")),
-        llm_share=llm_share(numbers),
-        rejected=rejected(inputs["filter"]) if "filter" in inputs else {},
-        lengths=length_histogram(inputs),
-        curves={name: training_curves(name, inputs) for name in CURVES},
-        alarms=read_lines(inputs["rl"] / "alarms.jsonl") if "rl" in inputs else [],
-        students=students,
+        title=experiment.report.title, numbers=numbers, headline=headline(models),
+        benchmarks=benchmarks(models), steps=[
+            step_parts(step, stages, numbers) for step, stages in by_step(inputs).items()],
+        students=students, cards=[name for name in ("teacher", *students)
+                                  if name in models and name != "untrained"],
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
-        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1,
-        kept_price=kept_price(numbers), people=people(numbers.get("people")))
+        slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
         published=published(models))
     return page.replace("</main>", f"{more}</main>")
@@ -72,6 +72,47 @@ def published(models: Mapping[str, Mapping[str, Any]]) -> dict[str, registry.Pub
     return {name: registry.BENCHMARKS[name].published
             for name in dict.fromkeys(name for by in models.values() for name in by)
             if name in registry.BENCHMARKS}
+
+
+def by_step(inputs: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """{step: {stage: folder}}, "" for stages of no step; of several seeds the first."""
+    steps: dict[str, dict[str, Path]] = {}
+    for name, folder in inputs.items():
+        step, _, stage = name.rpartition(".")
+        if "@" not in name:
+            steps.setdefault(step, {})[stage] = folder
+    return steps
+
+
+def step_parts(step: str, stages: Mapping[str, Path], numbers: Mapping[str, Any]
+               ) -> dict[str, Any]:
+    """What the page shows of a step's traces and training."""
+    traces = numbers.get("steps", {}).get(step, {}).get("traces") if step \
+        else numbers.get("traces")
+    costs = {stage: numbers["stages"].get(f"{step}.{stage}" if step else stage, {})
+             for stage in ("generate", "filter")}
+    return {"name": step, "funnel": funnel(traces), "lengths": length_histogram(stages),
+            "said": " ".join(filter(None, (
+                kept_price({"stages": costs, "traces": traces}).strip(),
+                llm_share({"stages": costs}), "" if step else people(numbers.get("people"))))),
+            "rejected": rejected(stages["filter"]) if "filter" in stages else {},
+            "curves": {name: training_curves(name, stages) for name in CURVES},
+            "alarms": read_lines(stages["rl"] / "alarms.jsonl") if "rl" in stages else []}
+
+
+def ordered(models: Mapping[str, Any]) -> list[str]:
+    """The models in the order of training, or as the config names those of steps."""
+    return [name for name in dict.fromkeys([*NAMES, *models]) if name in models]
+
+
+def named(model: str) -> str:
+    """What a model is called: "after SFT", or STEP.STAGE."""
+    return NAMES.get(model, model)
+
+
+def points(value: float) -> str:
+    """A difference of 0.0712 as `+7.1`."""
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -95,8 +136,8 @@ def headline(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
               if first in by and by[first].get("avg") is not None}
     if not scores:
         return ""
-    parts = [f"{percent(scores[name]['avg'])} {NAMES[name]}" for name in NAMES
-             if name in scores and name != "teacher"]
+    parts = [f"{percent(scores[name]['avg'])} {named(name)}" for name in ordered(scores)
+             if name != "teacher"]
     text = " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])
     problems = next(iter(scores.values()))["problems"]
     teacher = percent(scores["teacher"]["avg"]) if "teacher" in scores else ""
@@ -109,8 +150,7 @@ def benchmarks(models: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A table for each benchmark: its models in order, and the common axis of their intervals."""
     tables = []
     for name in dict.fromkeys(name for by in models.values() for name in by):
-        rows = {model: models[model][name] for model in [*NAMES, *models]
-                if name in models.get(model, {})}
+        rows = {model: models[model][name] for model in ordered(models) if name in models[model]}
         most = max((row.get("ci_high", 0.0) for row in rows.values()), default=0.0)
         top = next(t for t in (0.1, 0.2, 0.4, 1.0) if t >= min(most, 1.0))
         k = max(row["samples"] for row in rows.values())

@@ -128,10 +128,10 @@ class Workspace:
         """The problems of an artifact by id, from prepare's tables or its own."""
         own = traces_file.problems_in(path)
         prepared: dict[str, dict[str, Any]] = {}
-        for stage, other in catalog.lineage(one, self.known()).items():
+        for other in catalog.lineage(one, self.known()):
             for name in ("problems.parquet", "heldout.parquet"):
                 file = other.folder / name
-                if stage.rpartition(".")[2] == "prepare" and file.is_file():
+                if other.stage == "prepare" and file.is_file():
                     prepared |= {row["problem_id"]: row for row in pl.read_parquet(file).to_dicts()}
         if not own:
             return prepared
@@ -172,10 +172,10 @@ class Workspace:
         known = catalog.by_key(made)
         keys = {one.key for one in made if one.name == source}
         for one in made:
-            if one.stage.rpartition(".")[2] == "pack" and keys & set(one.inputs.values()):
-                student = next((known[k] for name, k in one.inputs.items() if k in known
-                                and name.rpartition(".")[2] == "student"), None)
-                logits = next((other for other in made if other.stage.endswith("logits")
+            if one.stage == "pack" and keys & set(one.inputs.values()):
+                student = next((known[key] for key in one.inputs.values()
+                                if key in known and known[key].stage == "student"), None)
+                logits = next((other for other in made if other.stage == "logits"
                                and one.key in other.inputs.values()), None)
                 if student is not None:
                     return one, student, logits

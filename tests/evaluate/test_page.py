@@ -15,14 +15,18 @@ import pytest
 from made_run import SKILL, made_run
 
 from pipeline.config.evaluate import ReportConfig
+from pipeline.config.experiment import Experiment
+from pipeline.config.filter import FilterConfig
+from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.evaluate import examples, numbers, plots
 from pipeline.evaluate.page import duration, funnel, headline
 from stages import report
-from stages.graph import STAGES
+from stages.graph import plans
 
+ROOT = Path(__file__).resolve().parents[2]
 ATTACK = '</pre><script>document.title="owned"</script><img src=x onerror=alert(1)>'
-EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig(),
+EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig(), filter=FilterConfig(),
                              runtime=SimpleNamespace(traces=Path("no-store")))
 
 
@@ -222,13 +226,15 @@ def test_durations_read_as_people_say_them():
 
 
 def test_stages_that_no_model_needs_are_not_run():
-    def needed(models, start="sft"):
-        return set(STAGES["report"].needs(SimpleNamespace(evaluate=SimpleNamespace(models=models),
-                                               rl=SimpleNamespace(start=start))))
+    def needed(models, *more):
+        default = [ROOT / "configs/default.yaml"]
+        return set(plans(load(Experiment, default, [f"evaluate.models={models}", *more]), "report"))
 
-    assert {"pack", "sft", "rl"} <= needed(["rl"])
-    assert not {"pack", "sft", "rl"} & needed(["untrained", "teacher"])
-    assert "sft" not in needed(["rl"], "base") and "rl" not in needed(["sft"])
+    assert {"pack", "sft", "rl"} <= needed("[rl]")
+    assert not {"pack", "sft", "rl"} & needed("[untrained, teacher]")
+    assert "sft" not in needed("[rl]", "rl.start=base") and "rl" not in needed("[sft]")
+    bare = needed("[rl]", "rl.start=base", "student.model=some/model")
+    assert bare == {"prepare", "student", "rl", "evaluate", "report"}       # no teacher is asked
 
 
 @pytest.mark.parametrize("width", [400, 1200])

@@ -25,9 +25,10 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
     tables.write(tables.Problem, pl.DataFrame(rows), prepare / "heldout.parquet")
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"problem": "1+1?", "answer": "2"}))
-    experiment = load(Experiment, [CONFIG], [
-        "evaluate.models=[untrained]", f"evaluate.benchmarks=[heldout, {own}]",
-        "evaluate.sampling.max_tokens=8", "runtime.judge_workers=1"])
+    given = ["evaluate.models=[untrained]", f"evaluate.benchmarks=[heldout, {own}]",
+             "evaluate.sampling.max_tokens=8", "runtime.judge_workers=1"]
+    first, experiment = (load(Experiment, [CONFIG], [*given, f"runtime.artifacts={tmp_path / one}"])
+                         for one in ("one", "two"))
     inputs = {"student": student, "prepare": prepare}
     real, asked = evaluate.sample_sets, []
 
@@ -42,10 +43,37 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
-    expected = evaluate.run(experiment, inputs, whole)
+    expected = evaluate.run(first, inputs, whole)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(experiment, inputs, cut)
     assert evaluate.run(experiment, inputs, cut) == expected and STAGES["evaluate"].resumable
     assert asked == [["heldout", "own"], ["heldout", "own"], ["own"]]
     both = [pl.read_parquet(folder / "completions.parquet") for folder in (whole, cut)]
     assert both[0].equals(both[1]) and not (cut / "judged").exists()
+
+
+def test_another_experiment_samples_no_model_again_on_the_same_benchmark(tmp_path, monkeypatch):
+    student, prepare = tmp_path / "student-0123456789ab", tmp_path / "prepare"
+    tiny_rl.build(student)
+    (student / "tokenizer").symlink_to(student / "model")
+    prepare.mkdir()
+    rows = [{k: v for k, v in row.items() if k != "prompt"} for row in tiny_rl.problems(3)]
+    tables.write(tables.Problem, pl.DataFrame(rows), prepare / "heldout.parquet")
+    own = tmp_path / "own.jsonl"
+    own.write_text(json.dumps({"problem": "1+1?", "answer": "2"}))
+    real, asked = evaluate.sample_sets, []
+
+    def counted(*given):
+        asked.append(list(given[2]))
+        yield from real(*given)
+
+    monkeypatch.setattr(evaluate, "sample_sets", counted)
+    scores = []
+    for number, more in enumerate(([], [f"evaluate.benchmarks=[heldout, {own}]"],
+                                   ["evaluate.samples=2"], ["name=another", "report.title=b"])):
+        (out := tmp_path / f"out-{number}").mkdir()
+        experiment = load(Experiment, [CONFIG], [
+            "evaluate.models=[untrained]", "evaluate.sampling.max_tokens=8",
+            "runtime.judge_workers=1", f"runtime.artifacts={tmp_path}", *more])
+        scores.append(evaluate.run(experiment, {"student": student, "prepare": prepare}, out))
+    assert asked == [["heldout"], ["own"], ["heldout"]] and scores[0] == scores[3]
