@@ -23,8 +23,8 @@ from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.filter import RULES
 from pipeline.curate.agreement import against_judge, summarise_reviews
-from pipeline.curate.reviews import latest, read_reviews, reviews_path, trace_key
 from pipeline.curate.features import FEATURES, add_features
+from pipeline.curate.reviews import latest, read_reviews, reviews_path, trace_key
 from pipeline.errors import UserError
 from pipeline.expression import compile_expression
 from pipeline.stage import read_manifest

@@ -74,7 +74,7 @@ def _artifact(path: Path, planned: Mapping[str, Mapping[str, Any]]) -> Artifact 
         return Artifact(stage, key, path, "partial", known)
     try:
         manifest = read_manifest(path / "manifest.json")
-        return Artifact(stage, manifest.get("key", key), path, "made", manifest)
+        return Artifact(stage, str(manifest.get("key") or key), path, "made", manifest)
     except UserError as error:
         return Artifact(stage, key, path, "damaged", trouble=str(error))
     except OSError as error:
