@@ -18,6 +18,7 @@ from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
+from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
 from pipeline.problems.benchmarks import BENCHMARKS
@@ -78,6 +79,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     for name, content in (("scores", scores), ("differences", found)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    report_scores(experiment.runtime.trackers, experiment.name, scores,
+                  experiment.evaluate.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
@@ -249,6 +252,7 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_trackers(experiment.runtime.trackers)
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
     held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():

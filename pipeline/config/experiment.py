@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     Field,
@@ -28,6 +28,7 @@ from pipeline.config.student import PackConfig, StudentConfig
 from pipeline.config.teacher import JudgeRuntime, TeacherRuntime
 from pipeline.errors import UserError
 
+S = TypeVar("S", SftConfig, RlConfig)
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 
 
@@ -42,6 +43,8 @@ class Runtime(Config):
     benchmarks: Path | None = None
     """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
     aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
+    trackers: list[Literal["wandb", "trackio"]] = []
+    """Trackers that sft, rl and evaluate report to, beside TensorBoard and the stages' own logs."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}
@@ -62,6 +65,11 @@ class Runtime(Config):
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same for the model that filter.llm_judge names."""
+
+    def tracked(self, section: S) -> S:
+        """The sft or rl section, with these trackers beside its own."""
+        named = list(dict.fromkeys([*section.report_to, *self.trackers]))
+        return section.model_copy(update={"report_to": named})
 
     def folders(self) -> list[Path]:
         """Return the folders that artifacts are looked for in; the first is written."""
