@@ -63,7 +63,7 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
-        published=published(models))
+        published=published(models), numbers=numbers)
     return page.replace("</main>", f"{more}</main>")
 
 
