@@ -18,32 +18,32 @@ class ThinkingStream:
 
     def feed(self, piece: str) -> list[Part]:
         """Return the parts that are settled by now."""
-        text, out = self.held + piece, []
+        text = self.held + piece
+        out: list[Part] = []
         while True:
             tag = CLOSE if self.kind == "thinking" else OPEN
             before, found, after = text.partition(tag)
             if not found:
                 break
-            out.append((self.kind, before))
+            out.append(self._bare(before))
             self.kind = "answer" if self.kind == "thinking" else "thinking"
             self.started, text = False, after
         held = _start_of(tag, text)
         self.held = text[len(text) - held:]
-        out.append((self.kind, text[:len(text) - held]))
-        return [part for part in map(self._bare, out) if part[1]]
+        out.append(self._bare(text[:len(text) - held]))
+        return [part for part in out if part[1]]
 
     def end(self) -> list[Part]:
         """Return what was held back for a tag that did not come."""
         held, self.held = self.held, ""
-        return [(self.kind, held)] if held else []
+        return [self._bare(held)] if held else []
 
-    def _bare(self, part: Part) -> Part:
+    def _bare(self, text: str) -> Part:
         """A part without the line breaks after its tag."""
-        kind, text = part
         if not self.started:
             text = text.lstrip("\n")
             self.started = bool(text)
-        return kind, text
+        return self.kind, text
 
 
 def _start_of(tag: str, text: str) -> int:

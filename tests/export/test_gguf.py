@@ -93,7 +93,7 @@ def test_llama_cpp_gives_the_prompts_and_greedy_tokens_of_transformers(tmp_path,
     assert found["prompts"] == len(CHATS) >= 20
     # Tokens of a random model are often as good as equal: where one parts, they are this close.
     assert found["largest_gap"] < 0.3 and found["same_top"] > 0.95
-    assert found["kl"] < 2e-3
+    assert found["kl"] < 1e-2
 
 
 def test_a_file_of_other_weights_or_another_template_is_not_handed_on(tmp_path):
