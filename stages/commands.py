@@ -138,8 +138,9 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
     from pipeline.teacher.store import TraceStore
 
     config, runtime = experiment.generate, experiment.runtime
-    if config.teacher.type == "file":
-        print(f"{config.teacher.traces} is read, not asked: no tokens, no dollars")
+    if config.teacher.type in ("file", "transformers"):
+        print("nothing is asked: generate.teacher is "
+              + ("a file" if config.teacher.type == "file" else "sampled on this machine"))
         return
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)

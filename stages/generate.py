@@ -7,15 +7,17 @@ from pathlib import Path
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
-from pipeline.config.teacher import FileTeacher
+from pipeline.config.teacher import FileTeacher, TransformersTeacher
 from pipeline.errors import UserError
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
 from pipeline.prompts import chats, messages
-from pipeline.stage import Counts
+from pipeline.stage import Counts, is_artifact
+from pipeline.student.as_teacher import check_sampling
+from pipeline.student.models import check_folder
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
-from pipeline.teacher.from_file import check_columns, import_traces
+from pipeline.teacher.from_file import check_columns, import_step, import_traces
 from pipeline.teacher.tally import TraceTally
 
 ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
@@ -31,7 +33,10 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
         tally = TraceTally(file.write, config.sampling.max_tokens)
         if isinstance(config.teacher, FileTeacher):
-            counts = import_traces(config.teacher, problems, config.samples, tally)
+            traces = Path(config.teacher.traces)
+            counts = import_step(traces, problems, config.samples, tally) \
+                if is_artifact(traces.name) else \
+                import_traces(config.teacher, problems, config.samples, tally)
             tally.report(IMPORT_REMEDY)
             return counts
         asked = chats(config.prompt, problems.iter_rows(named=True))
@@ -55,8 +60,13 @@ def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
     config = experiment.generate
     messages(config.prompt, "1+1?")
-    if not isinstance(config.teacher, FileTeacher):
+    if isinstance(config.teacher, TransformersTeacher):
+        check_sampling(config.sampling)
+        check_folder("generate.teacher.model", config.teacher.model)
+    elif not isinstance(config.teacher, FileTeacher):
         check_budget(config.teacher, experiment.runtime.teacher, config.sampling)
+    elif is_artifact(Path(config.teacher.traces).name):
+        return
     elif is_file(config.teacher.traces) and is_small(config.teacher.traces):
         check_columns(config.teacher)
 

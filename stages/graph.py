@@ -104,6 +104,11 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
             *_local(e, *e.evaluate.benchmarks))
 
 
+def _generate_models(e: Experiment) -> tuple[str, ...]:
+    teacher = e.generate.teacher
+    return (teacher.model,) if teacher.type in ("vllm", "transformers") else ()
+
+
 def _sft_models(e: Experiment) -> tuple[str, ...]:
     teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
@@ -129,7 +134,7 @@ STAGES = _by_name((
           files=lambda e: _local(e, e.prepare.problems, *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
-          needs=lambda e: ("prepare",), files=_generate_files),
+          needs=lambda e: ("prepare",), files=_generate_files, models=_generate_models),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
           needs=lambda e: ("prepare", "generate"), files=_filter_files),
