@@ -88,7 +88,7 @@ def import_step(folder: Path, problems: pl.DataFrame, samples: int,
     known = problems["problem_id"].implode()
     found = table.filter(pl.col("problem_id").is_in(known)).with_columns(
         sample=pl.int_range(pl.len()).over("problem_id").cast(pl.Int64)).filter(
-        pl.col("sample") < samples).select(tables.Trace.columns()).collect()
+        pl.col("sample") < samples).select(list(tables.Trace.columns())).collect()
     if found.is_empty():
         raise UserError(f"no trace of {folder.name} belongs to a prepared problem; the steps must "
                         "have the same prepare section")
