@@ -29,14 +29,13 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
-        tally = TraceTally(file.write, config.sampling.max_tokens)
+        tally = TraceTally(file.write)
         if isinstance(config.teacher, FileTeacher):
             counts = import_traces(config.teacher, problems, config.samples, tally)
             tally.report(IMPORT_REMEDY)
             return counts
         asked = chats(config.prompt, problems.iter_rows(named=True))
         counts = ask_teacher(experiment, asked, config.samples, tally, problems)
-        counts |= {"longer": tally.longer} if tally.longer else {}
     tally.report(ASK_REMEDY)
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
@@ -68,8 +67,4 @@ def summary(counts: Counts) -> str:
         more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
-            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})"
-            + (f"; {longer:,} were asked under a higher limit and are longer than "
-               "generate.sampling.max_tokens: they are kept whole (filter.keep="
-               "'completion_tokens <= N' leaves them out)"
-               if (longer := counts.get("longer", 0)) else ""))
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")
