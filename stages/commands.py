@@ -137,7 +137,7 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate
     from contextlib import nullcontext
 
     from pipeline import tables
-    from pipeline.prompts import chats
+    from pipeline.problems.chats import teacher_chats
     from pipeline.teacher.ask import requests_of, running_teacher
     from pipeline.teacher.estimate import estimate
     from pipeline.teacher.store import TraceStore
@@ -146,7 +146,8 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate
     if config.teacher.type == "file":
         return None
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
-    requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
+    problems = problems.filter(~problems["source"].is_in(list(config.imports)))
+    requests = requests_of(teacher_chats(config, problems.iter_rows(named=True)), config.samples)
     there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
         return estimate(requests, teacher=config.teacher, sampling=config.sampling,

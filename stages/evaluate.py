@@ -16,10 +16,12 @@ from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
+from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
+from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
-from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
+from pipeline.judge.table import as_completion
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
@@ -78,6 +80,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     for name, content in (("scores", scores), ("differences", found)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    report_scores(experiment.runtime.trackers, experiment.name, scores,
+                  experiment.evaluate.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
@@ -116,13 +120,19 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name == "heldout":
+        if _is_held_out(name):
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
-            rows = table.to_dicts()
+            source = name.partition("/")[2]
+            rows = [row for row in table.to_dicts() if source in ("", row["source"])]
         else:
             rows = _loaded(name, sets[name], experiment)
         out[short] = rows[:experiment.evaluate.limit]
     return out
+
+
+def _is_held_out(name: str) -> bool:
+    """Whether a benchmark is heldout, or heldout/NAME: the problems held out of one source."""
+    return name.partition("/")[0] == "heldout"
 
 
 def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
@@ -155,14 +165,15 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
              for name in benchmarks}
     prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
-    asked = {name: chats(prompts[name], rows) for name, rows in benchmarks.items()
+    asked = {name: chats(prompts[name], rows, experiment.generate.prompts)
+             for name, rows in benchmarks.items()
              if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
         with JudgePool(experiment.runtime.judge_workers) as pool:
             for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
-                _keep(_rows(pool, model.name, by_id, sampled), files[name])
+                _keep(judged_rows(pool, model.name, by_id, sampled), files[name])
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
 
 
@@ -171,21 +182,6 @@ def _keep(rows: list[dict], path: Path) -> None:
     partial = path.with_suffix(".partial")
     pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
     partial.replace(path)
-
-
-def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
-    judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
-    voted = votes(list(zip(problems, judgements, strict=True)), pool)
-    return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
-             "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
-             "score": judgement.score, "verdict": judgement.verdict,
-             "extracted": judgement.extracted, "vote": vote,
-             "restated": is_restatement(problem, judgement.score, judgement.extracted),
-             "cut_off": completion.finish_reason == "length",
-             "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), problem, judgement, vote
-            in zip(sampled, problems, judgements, voted, strict=True)]
 
 
 Asked = Mapping[str, Mapping[str, list]]
@@ -242,14 +238,17 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_trackers(experiment.runtime.trackers)
+    sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
+    held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
-        if name == "heldout" and not experiment.prepare.held_out:
+        if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
-            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+            raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "
                                "problem for it; raise it, or name problem files")
         if _is_near(name, one, experiment):
             _loaded(name, one, experiment)
-        elif name not in (known := ["heldout", *BENCHMARKS]) and (
+        elif name not in (known := [*held_out, *BENCHMARKS]) and (
                 close := get_close_matches(name, known, n=1)):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
 
@@ -264,5 +263,5 @@ def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
 def check_fully(experiment: Experiment) -> None:
     """Refuse data sets of the hub, and large files, that cannot be measured."""
     for name, one in _sets(experiment).items():
-        if name != "heldout" and not _is_near(name, one, experiment):
+        if not _is_held_out(name) and not _is_near(name, one, experiment):
             _loaded(name, one, experiment)

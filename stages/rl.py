@@ -16,7 +16,7 @@ from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.verdict import make_policy
-from pipeline.prompts import chats
+from pipeline.problems.chats import student_chats
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
 from pipeline.rl.rewards import check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
@@ -52,7 +52,8 @@ def summary(counts: Counts) -> str:
 
 def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJob:
     """The refinement of the problems inside the band, from the start that the config names."""
-    config, runtime = experiment.rl, experiment.runtime
+    runtime = experiment.runtime
+    config = runtime.tracked(experiment.rl)
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
@@ -101,7 +102,7 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
 def _asked(experiment: Experiment, path: Path) -> list[dict[str, Any]]:
     """The problems of a table with their prompts; without a gold there is no reward."""
     problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
-    asked = chats(experiment.generate.prompt, problems)
+    asked = student_chats(experiment.generate, problems)
     return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
 
 

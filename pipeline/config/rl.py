@@ -112,7 +112,8 @@ Prm = HttpPrm | LocalPrm
 class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"report_to", "languages", "layers"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"report_to", "languages", "layers", "source_rewards"})
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -127,6 +128,9 @@ class RlConfig(Config):
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
     process, or path/to/file.py:function (relative to the working folder) for your own, called as
     TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    source_rewards: dict[str, dict[str, float]] = {}
+    """By source the rewards of its problems, in the place of `rewards` (prepare.sources: rewards).
+    """
     policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
     """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
