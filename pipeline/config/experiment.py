@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config, explain, merge, renamed
@@ -151,6 +151,7 @@ class Experiment(Config):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
     steps: dict[str, Step] = {}
@@ -211,6 +212,15 @@ class Experiment(Config):
                 raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
         return self.evaluate.models
 
+    def exported(self) -> str:
+        """Return the model that export writes: the last one compared if none is named."""
+        if self.export.model:
+            return self.export.model
+        trained = [model for model in self.compared() if model != "teacher"]
+        if not trained:
+            raise UserError("evaluate compares no student to export; name one in export.model")
+        return trained[-1]
+
     def variants(self) -> list[Variant]:
         """Return the experiment once for each value of `each` and each of `seeds`."""
         if not self.seeds and not self.each:
@@ -241,7 +251,7 @@ class Experiment(Config):
 
 
 Step.model_rebuild()
-OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "report", "steps")
+OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "export", "report", "steps")
 """What a step has no settings of its own for."""
 
 
