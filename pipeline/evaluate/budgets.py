@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.prompts import asking_length
-from pipeline.student.budget import Budget
+from pipeline.student.thinking_budget import Budget
 
 MARK = " @"
 

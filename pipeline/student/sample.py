@@ -12,9 +12,9 @@ from pipeline.completion import Completion, Messages, split_completion
 from pipeline.config.evaluate import StudentSampling
 from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
-from pipeline.student.budget import Budget, BudgetForcer, Sampler
 from pipeline.student.positions import positions, sampling_beyond, say
 from pipeline.student.template import end_of_turn_ids, opens_thinking, prompt_ids
+from pipeline.student.thinking_budget import Budget, BudgetForcer, Sampler
 from pipeline.student.tokenizer import load_tokenizer
 
 Sampled = tuple[Completion, int]

@@ -8,10 +8,10 @@ import torch
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.student import TinyModel
 from pipeline.prompts import asking_length
-from pipeline.student.budget import Budget, BudgetForcer
 from pipeline.student.decode import decode
 from pipeline.student.sample import sample_sets
 from pipeline.student.template import prompt_ids
+from pipeline.student.thinking_budget import Budget, BudgetForcer
 from pipeline.student.tiny import build_model, build_tokenizer, save_tiny
 from pipeline.student.tokenizer import load_tokenizer
 
