@@ -67,8 +67,9 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
-                                 for key in e.rl.rewards if ":" in key}))
+    length = (prompt_path("length"),) if e.rl.lengths else ()
+    return (*_prompts(e), *length, *sorted({Path(key.rpartition(":")[0])
+                                            for key in e.rl.rewards if ":" in key}))
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -106,7 +107,8 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
            for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
+    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
             *_local(e, *e.evaluate.benchmarks))
 
 
