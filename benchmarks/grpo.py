@@ -45,12 +45,13 @@ SHARED = {"use_vllm": True, "num_generations": GROUP, "max_completion_length": L
 ROOT = Path(__file__).resolve().parents[1]
 BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 32,
         "vllm_importance_sampling_correction": False, "use_liger_kernel": True}
+COMPILED = {"per_device_train_batch_size": 64, "layers": "compiled"}
 CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL": {}, "TRL best": BEST,
     "TRL best, FA4": {**BEST, "model_init_kwargs": {"attn_implementation": "flash_attention_4"}},
     "TRL best, rows 64": {**BEST, "per_device_train_batch_size": 64},
     "TRL best, ahead": BEST, "limbeck": {}, "limbeck, rows 64": {"per_device_train_batch_size": 64},
-    "limbeck, compiled": {"per_device_train_batch_size": 64, "layers": "compiled"}}
+    "limbeck, compiled": COMPILED, "limbeck, compiled, 4 engines": {**COMPILED, "engines": 4}}
 AHEAD = 4
 """Updates that `TRL best, ahead` samples for at once."""
 
@@ -140,7 +141,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
     config = yaml.safe_load((ROOT / "configs/qwen-distill.yaml").read_text(encoding="utf-8"))
     settings = {**config["rl"]["trainer"], **SHARED, "max_steps": given.steps,
                 **CONTENDERS[given.contender], **options(given)}
-    layers = settings.pop("layers", "transformers")
+    layers, engines = settings.pop("layers", "transformers"), settings.pop("engines", 0)
     settings["gradient_accumulation_steps"] = \
         given.prompts * GROUP // settings["per_device_train_batch_size"]
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
@@ -150,7 +151,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
         model=load_student(given.model, args, layers), args=args,
         reward_funcs=[timed(accuracy_reward(pool), verify)], train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(given.model),
-        engine={**config["runtime"]["vllm"], "engines": config["runtime"].get("engines", 1),
+        engine={**config["runtime"]["vllm"], "engines": engines or config["runtime"]["engines"],
                 **given.engine})
 
 

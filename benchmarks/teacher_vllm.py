@@ -20,7 +20,7 @@ from typing import Any
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
-from pipeline.prompts import chats
+from pipeline.problems.chats import teacher_chats
 from stages.graph import plans
 
 SERVER_ONLY = {"api_server_count"}
@@ -33,7 +33,7 @@ def offline(files: list[Path], overrides: list[str], out: Path) -> None:
     experiment: Any = load(Experiment, files, overrides)
     prepared = plans(experiment, "prepare")["prepare"].folder
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
-    asked = list(chats(experiment.generate.prompt, problems.iter_rows(named=True)).values())
+    asked = list(teacher_chats(experiment.generate, problems.iter_rows(named=True)).values())
     teacher, sampling = experiment.generate.teacher, experiment.generate.sampling
     begun = time.monotonic()
     llm = LLM(teacher.model, **{k: v for k, v in teacher.vllm.items() if k not in SERVER_ONLY})

@@ -47,15 +47,35 @@ def _template(path: Path, changed: int) -> tuple[Any, set[str]]:
     return environment.from_string(text), meta.find_undeclared_variables(environment.parse(text))
 
 
-def render(name: str, **variables: str) -> str:
-    """The prompt template `name` (see `prompt_path`) filled with `variables`, as plain text."""
+def template_path(text: str) -> Path | None:
+    """The template that `text` names, a name in prompts/ or a path; None if it is a text itself."""
+    path = prompt_path(text) if len(text) < 200 and "\n" not in text else None
+    return path if path and (path.suffix == ".jinja" and " " not in text) else None
+
+
+def variables_of(name: str) -> set[str]:
+    """The variables that the prompt template `name` uses. Raises UserError if it is not there."""
+    return _read_template(name)[1]
+
+
+def _read_template(name: str) -> tuple[Any, set[str]]:
     from jinja2 import TemplateError
 
     path = prompt_path(name)
     if not path.is_file():
         raise UserError(f"prompt template {path} does not exist; prompts/ lists those shipped")
     try:
-        template, named = _template(path, path.stat().st_mtime_ns)
+        return _template(path, path.stat().st_mtime_ns)
+    except TemplateError as error:
+        raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
+
+
+def render(name: str, **variables: str) -> str:
+    """The prompt template `name` (see `prompt_path`) filled with `variables`, as plain text."""
+    from jinja2 import TemplateError
+
+    path, (template, named) = prompt_path(name), _read_template(name)
+    try:
         if unused := variables.keys() - named:
             # Every problem would be asked in the same words.
             raise UserError(f"prompt template {path} leaves out {', '.join(unused)}; write "
@@ -65,9 +85,19 @@ def render(name: str, **variables: str) -> str:
         raise UserError(f"prompt template {path} cannot be rendered: {error}") from None
 
 
-def chats(name: str, problems: Iterable[Mapping[str, Any]]) -> dict[str, list[dict[str, str]]]:
-    """The chat of each problem row, by problem id."""
-    return {row["problem_id"]: messages(name, row["problem"]) for row in problems}
+def chats(name: str, problems: Iterable[Mapping[str, Any]],
+          own: Mapping[str, str] | None = None) -> dict[str, list[dict[str, str]]]:
+    """The chat of each problem row, by problem id; `own` holds prompts of sources, by name."""
+    own = own or {}
+    return {row["problem_id"]: messages(own.get(row.get("source", ""), name), row["problem"])
+            for row in problems}
+
+
+def asking_length(chat: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """`chat` whose last message asks for so many tokens of thinking (prompts/length.jinja)."""
+    *before, last = map(dict, chat)
+    asked = f"{last['content']}\n\n{render('length', tokens=str(tokens))}"
+    return [*before, {**last, "content": asked}]
 
 
 def messages(name: str, problem: str) -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import UserError
+from pipeline.errors import LockedError, UserError
 
 Counts = dict[str, Any]
+WAIT_SECONDS = 0.5
+"""Between two looks at whether another process has ended."""
 LARGE_FILE = 1 << 24
 """Bytes from which a model's file is known by its size and time of change."""
 
@@ -153,8 +156,12 @@ def _file_state(path: Path) -> tuple[str, int, str | int]:
     return path.name, stat.st_size, file_digest(path) if small else stat.st_mtime_ns
 
 
-def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], root: Path) -> Plan:
-    """Work out key and folder of `stage` from its config, its inputs and its files."""
+def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan],
+              place: Callable[[str], Path]) -> Plan:
+    """Work out key and folder of `stage` from its config, its inputs and its files.
+
+    `place` says where an artifact of a name is, or would be made.
+    """
     section = getattr(experiment, stage.name, None)
     ingredients = {
         "stage": stage.name, "version": stage.version, "seed": experiment.seed,
@@ -169,33 +176,50 @@ def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan], ro
                                          for kind in ("files", "folders") if kind in ingredients}},
                       sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Plan(stage, key, root / f"{stage.name}-{key}", ingredients, experiment, inputs)
+    return Plan(stage, key, place(f"{stage.name}-{key}"), ingredients, experiment, inputs)
 
 
 def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
-            provenance: Mapping[str, Any]) -> Counts:
-    """Run the stage into `KEY.partial`, write the manifest, rename; returns the counts.
+            provenance: Mapping[str, Any], wait: bool = False) -> Counts:
+    """Run the stage into `KEY.partial`, write the manifest, rename; returns the manifest.
 
-    A partial folder left by an interrupted run is used again if the stage can resume.
+    A partial folder left by an interrupted run is used again if the stage can resume. Raises
+    LockedError if another process makes the same, unless it shall `wait`.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     partial = plan.folder.with_name(plan.folder.name + ".partial")
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{plan.folder}.lock")
+    _acquire(lock, plan, wait)
     try:
-        with FileLock(f"{plan.folder}.lock", timeout=0):
-            if (made := plan.manifest) is not None:     # another process has made it meanwhile
-                return made
-            if partial.exists() and not plan.stage.resumable:
-                shutil.rmtree(partial)
-            partial.mkdir(exist_ok=True)
-            began = time.time()
-            counts = plan.stage.run(experiment, {n: p.folder for n, p in inputs.items()}, partial)
-            manifest = {**provenance, **plan.ingredients, "key": plan.key, "counts": counts,
-                        "seconds": round(time.time() - began, 3), "finished": int(time.time())}
-            text = json.dumps(manifest, indent=1, ensure_ascii=False)
-            (partial / "manifest.json").write_text(text, encoding="utf-8")
-            partial.replace(plan.folder)
-            return manifest
+        if (made := plan.manifest) is not None:     # another process has made it meanwhile
+            return made
+        if partial.exists() and not plan.stage.resumable:
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        began = time.time()
+        counts = plan.stage.run(experiment, {n: p.folder for n, p in inputs.items()}, partial)
+        manifest = {**provenance, **plan.ingredients, "key": plan.key, "counts": counts,
+                    "seconds": round(time.time() - began, 3), "finished": int(time.time())}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (partial / "manifest.json").write_text(text, encoding="utf-8")
+        partial.replace(plan.folder)
+        return manifest
+    finally:
+        lock.release()
+
+
+def _acquire(lock: Any, plan: Plan, wait: bool) -> None:
+    """Acquire `lock`, or say what holds it: at once, or while it waits for that."""
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another process is making {plan.folder}; wait or stop it") from None
+        if not wait:
+            raise LockedError(f"another process is making {plan.folder}; --wait waits for it, or "
+                              "stop it") from None
+        print(f"{plan.stage.name}: another process is making {plan.folder}; waiting for it",
+              file=sys.stderr)
+        lock.acquire(poll_interval=WAIT_SECONDS)

@@ -44,6 +44,11 @@ class Trace(dy.Schema):
     cost_usd = dy.Float64()
     seconds = dy.Float64()
     model = dy.String()
+    source = dy.String(nullable=True)
+
+
+ADDED = ("source",)
+"""Columns newer than the first artifacts: null if a file lacks them."""
 
 
 class Judged(Trace):
@@ -89,7 +94,7 @@ def write(schema: type[dy.Schema], table: pl.DataFrame, path: Path) -> None:
     """Check `table` against `schema` and write it to `path` as Parquet with page checksums."""
     import pyarrow.parquet as pq
 
-    checked = schema.validate(table, cast=True)
+    checked = _checked(schema, table)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(checked.to_arrow(), path, compression="zstd", write_page_checksum=True)
 
@@ -104,8 +109,14 @@ def read(schema: type[dy.Schema], path: Path) -> Any:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") \
             from None
-    frame: Any = pl.from_arrow(table)
-    return schema.validate(frame, cast=True)
+    return _checked(schema, pl.from_arrow(table))
+
+
+def _checked(schema: Any, frame: Any) -> Any:
+    """`frame` with the types of `schema`, and null in columns of ADDED that it lacks."""
+    absent = [name for name in ADDED if name in schema.columns() and name not in frame.columns]
+    return schema.validate(frame.with_columns(pl.lit(None, pl.String).alias(name)
+                                              for name in absent), cast=True)
 
 
 ROWS = 4096
@@ -131,7 +142,7 @@ def batches(schema: Any, path: Path, rows: int = ROWS) -> Iterator[pl.DataFrame]
     held: list[pl.DataFrame] = []
     try:
         for batch in _open(path).iter_batches(min(size, PAGE), use_threads=False):
-            held.append(schema.validate(pl.from_arrow(pa.Table.from_batches([batch])), cast=True))
+            held.append(_checked(schema, pl.from_arrow(pa.Table.from_batches([batch]))))
             if sum(map(len, held)) >= size:
                 whole = pl.concat(held)
                 yield whole[:size]
@@ -167,7 +178,7 @@ class Writer:
         """Check `frame` and append it."""
         import pyarrow.parquet as pq
 
-        table = self.schema.validate(frame, cast=True).to_arrow()
+        table = _checked(self.schema, frame).to_arrow()
         if self.file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = pq.ParquetWriter(self.path, table.schema, compression="zstd",

@@ -36,6 +36,7 @@ StepName = Annotated[str | None, typer.Option("--step", help="The step of the co
 Each = Annotated[list[str] | None, typer.Option(
     "--each", metavar="KEY=V1,V2", help="Repeat all that stands on the key with each value.")]
 
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for a stage that another process makes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -68,7 +69,7 @@ def _experiment(files: list[Path] | None, overrides: list[str] | None,
 
 def _stage_command(name: str) -> None:
     def command(overrides: Overrides = None, config: Files = None, step: StepName = None,
-                each: Each = None,
+                each: Each = None, wait: Wait = False,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
         from stages.make import make, stage_targets
 
@@ -76,7 +77,7 @@ def _stage_command(name: str) -> None:
                  *(("--step", step) if step else ()),
                  *(part for text in each or () for part in ("--each", text)), *(overrides or ())]
         experiment = _experiment(config, overrides, each)
-        make(experiment, stage_targets(experiment, name, step), given)
+        make(experiment, stage_targets(experiment, name, step), given, wait)
 
     app.command(name, help=STAGES[name].help)(command)
 
@@ -87,12 +88,12 @@ for _name in STAGES:
 
 @app.command("all")
 def make_all(overrides: Overrides = None, config: Files = None, each: Each = None,
-             debug: bool = False) -> None:
+             wait: Wait = False, debug: bool = False) -> None:
     """Make every stage of every step, up to the report."""
     from stages.make import goals, make
 
     experiment = _experiment(config, overrides, each)
-    make(experiment, goals(experiment))
+    make(experiment, goals(experiment), wait=wait)
 
 
 @app.command()
@@ -141,7 +142,20 @@ def clean(overrides: Overrides = None, config: Files = None,
     """List what may go and how much it is: the training checkpoints of finished stages."""
     from stages.clean import clean as clean_folder
 
-    clean_folder(_experiment(config, overrides).runtime.artifacts, partial, delete)
+    clean_folder(_experiment(config, overrides).runtime.folders()[0], partial, delete)
+
+
+@app.command()
+def runs(overrides: Overrides = None, config: Files = None, as_json: Json = False,
+         debug: bool = False) -> None:
+    """List what is made: which experiment, when, how large, and the settings that differ."""
+    from stages.graph import plans
+    from stages.make import goals
+    from stages.runs import show_runs
+
+    experiment = _experiment(config, overrides)
+    current = {plan.folder.name for plan in plans(experiment, *goals(experiment)).values()}
+    show_runs(experiment.runtime.folders(), current, as_json)
 
 
 @app.command()
@@ -196,23 +210,68 @@ def estimate(overrides: Overrides = None, config: Files = None,
              pilot: Annotated[int, typer.Option(help="Requests asked first, directly even where "
                                                    "runtime.teacher.batch is set; 0 sends none.")]
              = 0,
-             step: StepName = None, debug: bool = False) -> None:
-    """Say tokens, dollars and hours of a generate run before anything is sent."""
-    from stages.make import make, step_plan
+             step: StepName = None,
+             gpus: Annotated[int | None, typer.Option(min=1, help="Also say hours of every stage "
+                                                      "on this many GPUs.")] = None,
+             gpu: Annotated[str, typer.Option(help="Their kind.")] = "h100",
+             gpu_usd: Annotated[float | None, typer.Option(help="Dollars an hour of one.")] = None,
+             train_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one trains on, if measured.")] = None,
+             sample_rate: Annotated[float | None, typer.Option(
+                 help="Tokens a second that one samples, if measured.")] = None,
+             student_billions: Annotated[float | None, typer.Option(
+                 help="Parameters of the student, if its name does not say.")] = None,
+             as_json: Json = False, debug: bool = False) -> None:
+    """Say tokens, dollars and hours of a generate run, or of a whole recipe on described GPUs."""
+    from pipeline.cluster.gpu_hours import Gpus
+    from stages.gpu_work import show_estimate
 
-    experiment = _experiment(config, overrides)
-    make(experiment, f"{step}.prepare" if step else "prepare")
-    generate = step_plan(experiment, "generate", step)
-    commands.estimate_run(generate.experiment, generate.inputs["prepare"].folder, pilot)
+    there = Gpus(gpus, gpu, gpu_usd, train_rate, sample_rate) if gpus else None
+    show_estimate(_experiment(config, overrides), step, pilot, there, student_billions, as_json)
 
 
 @app.command()
 def preview(overrides: Overrides = None, config: Files = None, step: StepName = None,
+            as_json: Json = False,
             debug: bool = False) -> None:
     """Say what filter would keep and why the rest would leave; writes nothing, asks no teacher."""
     from stages.make import step_plan
 
-    commands.preview_filter(step_plan(_experiment(config, overrides), "filter", step))
+    commands.preview_filter(step_plan(_experiment(config, overrides), "filter", step), as_json)
+
+
+@app.command()
+def push(repo: Annotated[str, typer.Argument(help="USER/NAME, or NAME alone; the traces go to "
+                                                  "NAME-traces.")],
+         overrides: Overrides = None, config: Files = None,
+         model: Annotated[str | None, typer.Option(help="untrained, sft, rl, or STEP.sft, STEP.rl; "
+                                                        "default: the last that evaluate "
+                                                        "compares.")] = None,
+         only: Annotated[list[str] | None, typer.Option(
+             help="model, data (the kept traces) or report; may be given several times. "
+                  "Default: all.")] = None,
+         public: Annotated[bool, typer.Option("--public", help="Repositories are private "
+                                              "without this.")] = False,
+         accept: Annotated[bool, typer.Option("--accept", help="Push although a licence or a "
+                                              "benchmark's rules restrict it.")] = False,
+         out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the repositories to "
+                                                  "this folder instead, to look at.")] = None,
+         debug: bool = False) -> None:
+    """Push the trained model, its traces and its report with their cards to a hub (HF_ENDPOINT)."""
+    from stages.push import PARTS
+    from stages.push import push as push_parts
+
+    push_parts(_experiment(config, overrides), repo, only or list(PARTS), model=model,
+               private=not public, accepted=accept, out=out)
+
+
+@app.command()
+def lineage(folder: Annotated[Path, typer.Argument(help="A checkpoint, or a stage's folder.")],
+            as_json: Json = False, debug: bool = False) -> None:
+    """Say what made a checkpoint: every stage, its key, problems, teacher, student and commit."""
+    from stages.push import show_lineage
+
+    show_lineage(folder, as_json)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
     from pipeline.stage import Plan
+    from pipeline.teacher.estimate import Estimate
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -127,28 +129,29 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
 
 
-def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> None:
-    """Print tokens, dollars and hours of the traces that generate would still ask for."""
+def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate | None:
+    """Tokens, dollars and hours of the traces that generate would still ask for.
+
+    None if they are read from a file.
+    """
     from contextlib import nullcontext
 
     from pipeline import tables
-    from pipeline.prompts import chats
+    from pipeline.problems.chats import teacher_chats
     from pipeline.teacher.ask import requests_of, running_teacher
     from pipeline.teacher.estimate import estimate
     from pipeline.teacher.store import TraceStore
 
     config, runtime = experiment.generate, experiment.runtime
     if config.teacher.type in ("file", "transformers"):
-        print("nothing is asked: generate.teacher is "
-              + ("a file" if config.teacher.type == "file" else "sampled on this machine"))
-        return
+        return None
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
-    requests = requests_of(chats(config.prompt, problems.iter_rows(named=True)), config.samples)
+    problems = problems.filter(~problems["source"].is_in(list(config.imports)))
+    requests = requests_of(teacher_chats(config, problems.iter_rows(named=True)), config.samples)
     there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
-        found = estimate(requests, teacher=config.teacher, sampling=config.sampling,
-                         runtime=address, store=store, pilot=pilot)
-    print("\n".join(found.lines()))
+        return estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                        runtime=address, store=store, pilot=pilot)
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
@@ -165,6 +168,7 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
            problems: Annotated[str | None, typer.Option(help="Check the gold answers of this file "
                                                              "(problem, answer).")] = None,
            vllm: Annotated[bool, typer.Option(help="Serve it by vLLM and compare tokens.")] = False,
+           as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
            debug: bool = False) -> None:
     """Check a model before a token is trained: end of turn, template, mask, thinking, padding."""
     from pipeline.prompts import chat_template_path, config_files
@@ -183,7 +187,9 @@ def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub i
         from pipeline.student.doctor_vllm import examine_served
 
         checks += examine_served(model, template)
-    for check in checks:
+    if as_json:
+        print(json.dumps([check._asdict() for check in checks], indent=1))
+    for check in () if as_json else checks:
         print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<14} {check.sentence}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
@@ -221,7 +227,7 @@ def _lengths(experiment: Experiment, model: str) -> tuple[bool, str]:
                    f"was made for; lower them, or set {REMEDY}")
 
 
-def preview_filter(plan: Plan) -> None:
+def preview_filter(plan: Plan, as_json: bool = False) -> None:
     """Print how many traces filter would keep, and why the others would leave."""
     from rich.console import Console
     from rich.table import Table
@@ -235,6 +241,9 @@ def preview_filter(plan: Plan) -> None:
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "
                         "run `limbeck generate`")
     frame = preview(plan.experiment, ready)
+    if as_json:
+        print(json.dumps(frame.to_dicts(), indent=1))
+        return
     table = Table(*frame.columns, title="filter preview; nothing is written")
     for *row, share in frame.rows():
         table.add_row(*map(str, row), f"{share:.1%}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +17,13 @@ from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
+from pipeline.evaluate.budgets import asked_within, benchmark_of, budgets_of, named, nested
+from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
+from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
-from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
+from pipeline.judge.table import as_completion
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
@@ -58,11 +62,12 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 
     The judged samples of each model on each benchmark are kept in judged/ until all are there.
     """
-    benchmarks = _benchmarks(experiment, inputs)
+    benchmarks, config = _benchmarks(experiment, inputs), experiment.evaluate
     seen: dict[str, dict[str, dict[int | None, list[dict]]]] = {}
     tables = []
     for model in compared(experiment, inputs):
-        for benchmark, judged in _judged(experiment, model, benchmarks, out / "judged").items():
+        within = named(benchmarks, config.budgets if model.folder else ())
+        for benchmark, judged in _judged(experiment, model, within, out / "judged").items():
             seen.setdefault(model.name, {}).setdefault(benchmark, {})[model.seed] = judged
             tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
                 model=pl.lit(model.name), benchmark=pl.lit(benchmark),
@@ -73,11 +78,14 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         for benchmark, score in scores.get(after, {}).items() if base in scores else ():
             score[f"gain_over_{base}"] = difference(seen[after][benchmark],
                                                     seen[base][benchmark])["interval"]
+    scores = {name: nested(by) for name, by in scores.items()}
     found = {benchmark: differences({name: by[benchmark] for name, by in seen.items()})
              for benchmark in benchmarks}
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     for name, content in (("scores", scores), ("differences", found)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    report_scores(experiment.runtime.trackers, experiment.name, scores,
+                  config.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
@@ -116,13 +124,19 @@ def _benchmarks(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str,
     """Problem rows of each benchmark, by its short name."""
     sets, out = _sets(experiment), {}
     for name, short in short_names(sets).items():
-        if name == "heldout":
+        if _is_held_out(name):
             table = records.read(records.Problem, inputs["prepare"] / "heldout.parquet")
-            rows = table.to_dicts()
+            source = name.partition("/")[2]
+            rows = [row for row in table.to_dicts() if source in ("", row["source"])]
         else:
             rows = _loaded(name, sets[name], experiment)
         out[short] = rows[:experiment.evaluate.limit]
     return out
+
+
+def _is_held_out(name: str) -> bool:
+    """Whether a benchmark is heldout, or heldout/NAME: the problems held out of one source."""
+    return name.partition("/")[0] == "heldout"
 
 
 def _sets(experiment: Experiment) -> dict[str, EvaluationSet]:
@@ -155,14 +169,17 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
              for name in benchmarks}
     prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
-    asked = {name: chats(prompts[name], rows) for name, rows in benchmarks.items()
-             if not files[name].is_file()}
+    budgets = budgets_of(benchmarks, config)
+    asked = {name: asked_within(
+                 chats(prompts[benchmark_of(name)], rows, experiment.generate.prompts),
+                 budgets.get(name) if config.name_budget else None)
+             for name, rows in benchmarks.items() if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
         with JudgePool(experiment.runtime.judge_workers) as pool:
             for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
-                _keep(_rows(pool, model.name, by_id, sampled), files[name])
+                _keep(judged_rows(pool, model.name, by_id, sampled), files[name])
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
 
 
@@ -173,21 +190,6 @@ def _keep(rows: list[dict], path: Path) -> None:
     partial.replace(path)
 
 
-def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
-    judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
-    voted = votes(list(zip(problems, judgements, strict=True)), pool)
-    return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
-             "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
-             "score": judgement.score, "verdict": judgement.verdict,
-             "extracted": judgement.extracted, "vote": vote,
-             "restated": is_restatement(problem, judgement.score, judgement.extracted),
-             "cut_off": completion.finish_reason == "length",
-             "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), problem, judgement, vote
-            in zip(sampled, problems, judgements, voted, strict=True)]
-
-
 Asked = Mapping[str, Mapping[str, list]]
 
 
@@ -196,21 +198,25 @@ def _ask_student(experiment: Experiment, model: Compared,
     """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
     config = experiment.evaluate
     assert model.folder is not None and model.tokenizer is not None
-    store = SampleStore(experiment.runtime.artifacts / "samples", {
-        "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
-        "sampling": config.sampling.model_dump(mode="json"),
-        "seed": experiment.seed})
-    samples = samples_of(config.benchmarks, config.samples)
+    facts = {"model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
+             "sampling": config.sampling.model_dump(mode="json"), "seed": experiment.seed}
+    budgets = budgets_of(asked, config)
+    stores = {name: SampleStore(
+        experiment.runtime.folders()[0] / "samples",
+        {**facts, "budget": asdict(budgets[name])} if name in budgets else facts)
+        for name in asked}
+    drawn = samples_of(config.benchmarks, config.samples)
+    samples = {name: drawn[benchmark_of(name)] for name in asked}
     missing = {name: these for name, these in asked.items()
-               if not store.has(these, samples[name])}
+               if not stores[name].has(these, samples[name])}
     for benchmark, groups in sample_sets(
             resolve(model.folder), str(model.tokenizer),
             {name: list(these.values()) for name, these in missing.items()},
             samples, config.sampling, experiment.seed,
-            experiment.runtime.engine()) if missing else ():
-        store.put(missing[benchmark], groups)
+            experiment.runtime.engine(), budgets) if missing else ():
+        stores[benchmark].put(missing[benchmark], groups)
     for benchmark, these in asked.items():
-        yield benchmark, store.get(these, samples[benchmark])
+        yield benchmark, stores[benchmark].get(these, samples[benchmark])
 
 
 def _ask_teacher(experiment: Experiment, model: Compared,
@@ -242,14 +248,17 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_trackers(experiment.runtime.trackers)
+    sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
+    held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
-        if name == "heldout" and not experiment.prepare.held_out:
+        if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
-            raise LackingError("evaluate.benchmarks names heldout, and prepare.held_out=0 keeps no "
+            raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "
                                "problem for it; raise it, or name problem files")
         if _is_near(name, one, experiment):
             _loaded(name, one, experiment)
-        elif name not in (known := ["heldout", *BENCHMARKS]) and (
+        elif name not in (known := [*held_out, *BENCHMARKS]) and (
                 close := get_close_matches(name, known, n=1)):
             raise UserError(f"evaluate.benchmarks: there is no {name!r}; did you mean {close[0]}?")
 
@@ -264,5 +273,5 @@ def _is_near(name: str, one: EvaluationSet, experiment: Experiment) -> bool:
 def check_fully(experiment: Experiment) -> None:
     """Refuse data sets of the hub, and large files, that cannot be measured."""
     for name, one in _sets(experiment).items():
-        if name != "heldout" and not _is_near(name, one, experiment):
+        if not _is_held_out(name) and not _is_near(name, one, experiment):
             _loaded(name, one, experiment)

@@ -40,12 +40,13 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     said = _said(experiment)        # once: people may go on
     decided, extra = _decided(experiment, inputs, problems, said)
     check_any_kept(decided, experiment.filter)
-    columns = [name for name in tables.Judged.columns() if name not in tables.Trace.columns()]
+    columns = [name for name in tables.Judged.columns()
+               if name == "source" or name not in tables.Trace.columns()]
     start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
         for batch in _traces(inputs, problems, said if experiment.filter.reviews.obey else None):
             beside = decided.select(columns)[start:start + len(batch)]
-            writer.write(pl.concat([batch, beside], how="horizontal"))
+            writer.write(pl.concat([batch.drop("source"), beside], how="horizontal"))
             start += len(batch)
             thinking += int((beside["kept"] & (batch["thinking"].fill_null("") != "")).sum())
     if not thinking:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import polars as pl
+
 from pipeline import tables
 from pipeline.config.experiment import Experiment
+from pipeline.config.generate import GenerateConfig
 from pipeline.config.teacher import FileTeacher, TransformersTeacher
 from pipeline.errors import UserError
+from pipeline.problems.chats import teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
-from pipeline.prompts import chats, messages
-from pipeline.stage import Counts, is_artifact
+from pipeline.stage import Counts
 from pipeline.student.as_teacher import check_sampling
 from pipeline.student.models import check_folder
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
-from pipeline.teacher.from_file import check_columns, import_step, import_traces
+from pipeline.teacher.from_file import check_columns, import_traces
 from pipeline.teacher.tally import TraceTally
 
 ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
@@ -30,22 +33,46 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     """Write traces.parquet: one row for every sample the teacher gave."""
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
+    sources = problems.select("problem_id", "source")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
-        tally = TraceTally(file.write, config.sampling.max_tokens)
-        if isinstance(config.teacher, FileTeacher):
-            traces = Path(config.teacher.traces)
-            counts = import_step(traces, problems, config.samples, tally) \
-                if is_artifact(traces.name) else \
-                import_traces(config.teacher, problems, config.samples, tally)
-            tally.report(IMPORT_REMEDY)
-            return counts
-        asked = chats(config.prompt, problems.iter_rows(named=True))
-        counts = ask_teacher(experiment, asked, config.samples, tally, problems)
-        counts |= {"longer": tally.longer} if tally.longer else {}
-    tally.report(ASK_REMEDY)
+        tally = TraceTally(lambda traces: file.write(traces.drop("source", strict=False).join(
+            sources, on="problem_id", how="left", maintain_order="left")))
+        found = [import_traces(teacher, problems.filter(problems["source"] == name),
+                               config.samples, tally) for name, teacher in config.imports.items()]
+        left = problems.filter(~problems["source"].is_in(list(config.imports)))
+        if isinstance(config.teacher, FileTeacher) and len(left):
+            found.append(import_traces(config.teacher, left, config.samples, tally))
+        elif len(left):
+            found.append(_asked(experiment, left, tally))
+    tally.report(IMPORT_REMEDY if isinstance(config.teacher, FileTeacher) else ASK_REMEDY)
+    return found[0] if len(found) == 1 else _sum(found)
+
+
+def _asked(experiment: Experiment, problems: pl.DataFrame, tally: TraceTally) -> Counts:
+    """Ask the teacher, and refuse to go on if too many traces are missing."""
+    config = experiment.generate
+    asked = teacher_chats(config, problems.iter_rows(named=True))
+    counts = ask_teacher(experiment, asked, config.samples, tally, problems)
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
     return counts
+
+
+def _sum(found: list[Counts]) -> Counts:
+    """The counts of several teachers together; what is no number is the last one's."""
+    return {key: sum(counts.get(key) or 0 for counts in found)
+            if isinstance(value, int | float) and not isinstance(value, bool) else value
+            for counts in found for key, value in counts.items()}
+
+
+def _check_prompts(config: GenerateConfig) -> None:
+    """Refuse prompts that cannot be made, and those of the teacher's own that none would see."""
+    own = [name for name in ("system", "examples", "hint") if getattr(config, name) is not None]
+    if own and config.teacher.type == "file":
+        raise UserError(f"generate.{own[0]} is for a teacher that is asked, and generate.teacher "
+                        "is a file of traces; unset it")
+    row = {"problem_id": "", "problem": "1 + 1", "answer": "2", "source": ""}
+    teacher_chats(config, [row, *({**row, "source": name} for name in config.prompts)])
 
 
 def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -> None:
@@ -59,16 +86,15 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
     config = experiment.generate
-    messages(config.prompt, "1+1?")
-    if isinstance(config.teacher, TransformersTeacher):
-        check_sampling(config.sampling)
-        check_folder("generate.teacher.model", config.teacher.model)
-    elif not isinstance(config.teacher, FileTeacher):
-        check_budget(config.teacher, experiment.runtime.teacher, config.sampling)
-    elif is_artifact(Path(config.teacher.traces).name):
-        return
-    elif is_file(config.teacher.traces) and is_small(config.teacher.traces):
-        check_columns(config.teacher)
+    _check_prompts(config)
+    for teacher in (config.teacher, *config.imports.values()):
+        if isinstance(teacher, TransformersTeacher):
+            check_sampling(config.sampling)
+            check_folder("generate.teacher.model", teacher.model)
+        elif not isinstance(teacher, FileTeacher):
+            check_budget(teacher, experiment.runtime.teacher, config.sampling)
+        elif is_file(teacher.traces) and is_small(teacher.traces):
+            check_columns(teacher)
 
 
 def summary(counts: Counts) -> str:
@@ -78,8 +104,4 @@ def summary(counts: Counts) -> str:
         more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
-            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})"
-            + (f"; {longer:,} were asked under a higher limit and are longer than "
-               "generate.sampling.max_tokens: they are kept whole (filter.keep="
-               "'completion_tokens <= N' leaves them out)"
-               if (longer := counts.get("longer", 0)) else ""))
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")

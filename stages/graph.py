@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.prompts import PAGE, chat_template_path, prompt_path
+from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
@@ -32,13 +32,18 @@ def _local(e: Experiment, *sources: Any) -> tuple[Path, ...]:
             *filter(None, stand_ins))
 
 
-def _prompt(e: Experiment) -> Path:
-    return prompt_path(e.generate.prompt)
+def _prompts(e: Experiment) -> tuple[Path, ...]:
+    names = dict.fromkeys([e.generate.prompt, *e.generate.prompts.values()])
+    return tuple(prompt_path(name) for name in names)
 
 
 def _generate_files(e: Experiment) -> tuple[Path, ...]:
-    teacher = e.generate.teacher
-    return (_prompt(e), *(_local(e, teacher.traces) if teacher.type == "file" else ()))
+    config = e.generate
+    own = [template_path(config.system or ""), config.examples,
+           prompt_path(config.hint) if config.hint else None]
+    traces = [teacher.traces for teacher in (config.teacher, *config.imports.values())
+              if teacher.type == "file"]
+    return (*_prompts(e), *filter(None, own), *_local(e, *traces))
 
 
 def _filter_files(e: Experiment) -> tuple[Path, ...]:
@@ -58,12 +63,13 @@ def _reviews(e: Experiment) -> tuple[Path, ...]:
 
 def _student_files(e: Experiment) -> tuple[Path, ...]:
     template = chat_template_path(e.student.chat_template, e.student.model)
-    return (_prompt(e), *([template] if template else []))
+    return (*_prompts(e), *([template] if template else []))
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (_prompt(e), *sorted({Path(key.rpartition(":")[0])
-                                 for key in e.rl.rewards if ":" in key}))
+    length = (prompt_path("length"),) if e.rl.lengths else ()
+    return (*_prompts(e), *length, *sorted({Path(key.rpartition(":")[0])
+                                            for key in e.rl.rewards if ":" in key}))
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -97,16 +103,26 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.problems.sources import benchmark_prompts
 
     settings = (e, *(step.experiment for step in e.steps.values()))
-    own = {one.generate.prompt: None for one in settings}
+    own = {prompt: None for one in settings
+           for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
+    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
             *_local(e, *e.evaluate.benchmarks))
 
 
 def _generate_models(e: Experiment) -> tuple[str, ...]:
     teacher = e.generate.teacher
     return (teacher.model,) if teacher.type in ("vllm", "transformers") else ()
+
+
+def _export_needs(e: Experiment) -> tuple[str, ...]:
+    made = MAKER.get(e.exported(), e.exported())
+    step, _, stage = made.rpartition(".")
+    if stage not in MODELS:         # a checkpoint folder
+        return ("prepare",)
+    return tuple(dict.fromkeys(("prepare", f"{step}.student" if step else "student", made)))
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
@@ -131,7 +147,7 @@ def _load(name: str) -> Any:
 STAGES = _by_name((
     Stage("prepare", _load("prepare"), next="generate", version=4,
           help="Load problems, check their gold answers, hold some out.",
-          files=lambda e: _local(e, e.prepare.problems, *e.prepare.decontaminate)),
+          files=lambda e: _local(e, *e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
           needs=lambda e: ("prepare",), files=_generate_files, models=_generate_models),
@@ -145,7 +161,7 @@ STAGES = _by_name((
           models=lambda e: (e.student.model,) if e.student.model != "tiny" else ()),
     Stage("pack", _load("pack"), next="sft", version=3,
           help="Turn kept traces into token rows with a loss mask.",
-          needs=lambda e: ("prepare", "filter", "student"), files=lambda e: (_prompt(e),)),
+          needs=lambda e: ("prepare", "filter", "student"), files=_prompts),
     Stage("logits", _load("logits"), next="sft", resumable=True,
           help="Score the rows with the teacher: its distribution at every trained token.",
           needs=_logits_needs,
@@ -160,6 +176,11 @@ STAGES = _by_name((
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=_evaluate_files),
+    Stage("export", _load("export"), next="report", of_the_whole=True,
+          help="Write the student as GGUF files, each run and held against its checkpoint.",
+          needs=_export_needs,
+          files=lambda e: (*_prompts(e), *_local(e, e.export.benchmark)),
+          models=lambda e: (e.exported(),) if _export_needs(e) == ("prepare",) else ()),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,
@@ -168,7 +189,7 @@ STAGES = _by_name((
 
 MODELS = ("student", "sft", "rl")
 """The stages whose artifact is a model."""
-MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
+MAKER: dict[str, str] = {stage.model: stage.name for stage in STAGES.values() if stage.model}
 """Which stage makes each model that evaluate compares."""
 
 
@@ -252,7 +273,7 @@ class Planner:
         self.needs[node] = self._needs(node, stage)
         inputs = {self._input_name(node, need): self.plan(need) for need in self._inputs(node)}
         self.made[node] = make_plan(stage, renamed(settings, lambda name: self._bound(node, name)),
-                                    inputs, settings.runtime.artifacts)
+                                    inputs, settings.runtime.artifact)
         self.open.pop()
         return self.made[node]
 

@@ -10,8 +10,8 @@ from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import Traces, Vllm
 from pipeline.errors import UserError
+from pipeline.problems.chats import student_chats, teacher_chats
 from pipeline.progress import progress
-from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.tiny import resolve
@@ -51,14 +51,15 @@ def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: An
 
     config = experiment.generate
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    asked = chats(config.prompt, problems.iter_rows(named=True))
+    rows = problems.to_dicts()
+    asked, shown = teacher_chats(config, rows), student_chats(config, rows)
     judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"]).select("problem_id", "sample").iter_rows()
     traces = TraceStore(experiment.runtime.traces).collect(
         [Request(name, sample, asked[name]) for name, sample in kept], config.teacher,
         config.sampling)
     spoken = traces["answer"].str.strip_chars().str.len_chars() > 0
-    return TracesScorer(traces.filter(spoken), asked, student)
+    return TracesScorer(traces.filter(spoken), shown, student)
 
 
 def check(experiment: Experiment) -> None:

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +20,11 @@ from rich.table import Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of, references, renamed
-from pipeline.errors import LackingError, UserError
+from pipeline.errors import LackingError, LockedError, UserError
+from pipeline.hub import lineage
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.stage import Plan, execute, is_artifact, read_manifest
+from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest
 from pipeline.student.tiny import resolve
 from stages.graph import MODELS, STAGES, plans
 
@@ -76,10 +78,11 @@ def goals(experiment: Experiment) -> list[str]:
 
 
 def make(experiment: Experiment, target: str | Sequence[str],
-         given: Sequence[str] | None = None) -> None:
+         given: Sequence[str] | None = None, wait: bool = False) -> None:
     """Run the stage `target`, or several, and every stage they need that is not made yet.
 
-    `given` are the arguments that led to `experiment`: the next command needs them too.
+    `given` are the arguments that led to `experiment`: the next command needs them too. With `wait`
+    a stage that another process makes, and a trace store that one writes to, are waited for.
     """
     targets = [target] if isinstance(target, str) else list(target)
     chain = plans(experiment, *targets)
@@ -91,11 +94,28 @@ def make(experiment: Experiment, target: str | Sequence[str],
     for name in todo.values():
         plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
-            manifest = execute(plan, _located(plan.experiment), plan.inputs, _provenance())
+            manifest = _executed(plan, wait)
+            lineage.write(plan.folder, experiment.runtime.folders())
         _close(name, plan, manifest, given if name.partition("@")[0] in targets else None)
     for name, plan in chain.items():
         if name.partition("@")[0] in targets and plan.key not in todo:
             _close(name, plan, plan.manifest or {}, given, cached=True)
+
+
+def _executed(plan: Plan, wait: bool) -> dict[str, Any]:
+    """The manifest of the stage after it ran, once nothing else writes where it would."""
+    experiment, said = _located(plan.experiment), False
+    provenance = {**_provenance(), "experiment": experiment.name}
+    while True:
+        try:
+            return execute(plan, experiment, plan.inputs, provenance, wait)
+        except LockedError as error:
+            if not wait:
+                raise
+            if not said:
+                print(f"{plan.stage.name}: {error}: waiting for it", file=sys.stderr)
+            said = True
+            time.sleep(WAIT_SECONDS)
 
 
 def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
@@ -110,7 +130,7 @@ def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
     later = {plan.key: plan for plan in plans(experiment, *goals(experiment)).values()
              if plan.key not in keys and plan.manifest is None}
     pays = any(plan.stage.name == "generate"
-               and plan.experiment.generate.teacher.type in ("openai", "vllm") for plan in todo)
+               and plan.experiment.generate.teacher.type not in ("solver", "file") for plan in todo)
     for fully in (False, True):
         for plan in todo:
             _check_one(plan, fully)
@@ -128,7 +148,7 @@ def _check_one(plan: Plan, fully: bool = False) -> None:
 def _located(experiment: Experiment) -> Experiment:
     """`experiment` with folders of models and traces in place of artifact names."""
     def folder(name: str) -> str:
-        made = experiment.runtime.artifacts / name
+        made = experiment.runtime.artifact(name)
         if not is_artifact(name) or not made.is_dir():
             return name
         return resolve(made) if name.partition("-")[0] in MODELS else str(made)

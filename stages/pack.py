@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline import tables
 from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment
 from pipeline.config.student import BestFitPacking
+from pipeline.problems.chats import student_chats
 from pipeline.progress import progress
-from pipeline.prompts import chat_template_path, chats, messages
+from pipeline.prompts import chat_template_path, messages
 from pipeline.stage import Counts
 from pipeline.student.models import known_template, without_tokenizer
 from pipeline.student.packing import Packer, block_tables, table
@@ -43,13 +46,16 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 def _rows(experiment: Experiment, inputs: Mapping[str, Path], packer: Packer) -> Iterator[list]:
     """Token rows, a batch of traces at a time."""
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    asked = student_chats(experiment.generate, problems.iter_rows(named=True))
     tokenizer = load_tokenizer(inputs["student"] / "tokenizer")
     judged = inputs["filter"] / "judged.parquet"
     with progress("packing", tables.count(judged)) as advance:
         for batch in tables.batches(tables.Judged, judged):
             kept = batch.filter(batch["kept"])
             advance(len(batch) - len(kept))
+            bare = [name for name, thinks in experiment.pack.thinking.items() if not thinks]
+            kept = kept.with_columns(thinking=pl.when(pl.col("source").is_in(bare)).then(None)
+                                     .otherwise("thinking")) if bare else kept
             yield [row for trace in kept.iter_rows(named=True)
                    for row in packer.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
                                              advance)]
@@ -93,7 +99,8 @@ def _card(experiment: Experiment, counts: Counts, packed: bool) -> str:
     teacher = experiment.generate.teacher
     return CARD.format(
         title=experiment.name, student=experiment.student.model,
-        prompt=experiment.generate.prompt, problems=experiment.prepare.problems,
+        prompt=experiment.generate.prompt,
+        problems=", ".join(one.problems for one in experiment.prepare.sets().values()),
         teacher=getattr(teacher, "model", None) or teacher.type,
         more=BLOCK_COLUMNS if packed else "",
         counts="\n".join(f"| {key.replace('_', ' ')} | {value:,} |"

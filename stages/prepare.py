@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import polars as pl
 
 from pipeline import tables as records
 from pipeline.config.experiment import Experiment
-from pipeline.config.problems import EvaluationSet, PrepareConfig
+from pipeline.config.problems import EvaluationSet, PrepareConfig, Source
 from pipeline.curate.contamination import Evaluation, contamination
 from pipeline.curate.near_duplicates import near_duplicates, signatures
 from pipeline.curate.normalise import same_text_key
+from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
 from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
@@ -27,17 +30,16 @@ from pipeline.stage import Counts
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write problems.parquet (train), heldout.parquet, and removed.parquet if any were removed."""
     config = experiment.prepare
-    loaded = load_rows(config, experiment.seed, needs_answer)
+    loaded = [row for name, one in config.sets().items()
+              for row in _rows_of(name, one, experiment.seed)]
     rows, again = _distinct(loaded)
     _say_what_contradicts(again)
     good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
-    good.sort(key=has_gold, reverse=True)
     golds = sum(map(has_gold, good))
-    if len(good) <= config.held_out or golds < config.held_out:
-        raise UserError(f"{config.problems} has {golds} problems with a usable answer and "
-                        f"prepare.held_out={config.held_out} asks for as many; lower it")
-    tables = {"heldout": good[:config.held_out], "problems": good[config.held_out:]}
+    tables = _held_out(good, config)
+    if config.sources:
+        _check_enough(tables["problems"], experiment)
     tables["problems"], hits = _decontaminate(tables, config, experiment.seed,
                                              experiment.runtime.benchmarks)
     if removed := repeats + hits:
@@ -51,6 +53,42 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
             "duplicates": len(loaded) - len(rows),
             "without_gold": len(good) - golds, "bad_gold": len(rows) - len(good) - len(repeats),
             "near_duplicates": len(repeats), "contaminated": len(hits)}
+
+
+def _rows_of(name: str, source: Source, seed: int) -> list[dict]:
+    """The rows of a problem set; of one of several under its name, with ids of its own."""
+    rows = load_rows(source, seed, needs_answer)
+    return rows if not name else [
+        {**row, "source": name, "problem_id": f"{name}/{row['problem_id']}"} for row in rows]
+
+
+def _held_out(good: list[dict], config: PrepareConfig) -> dict[str, list[dict]]:
+    """heldout and problems: of each set those with a usable answer are held out first.
+
+    Raises UserError if a set has too few; those of kind open need no answer.
+    """
+    out: dict[str, list[dict]] = {"heldout": [], "problems": []}
+    for name, one in config.sets().items():
+        rows = [row for row in good if not name or row["source"] == name]
+        rows.sort(key=has_gold, reverse=True)
+        wanted = getattr(one, "held_out", 0)
+        usable = sum(has_gold(row) or KINDS[row["kind"]].open for row in rows)
+        if len(rows) <= wanted or usable < wanted:
+            key = f"held_out={wanted} of prepare.sources" if name else \
+                f"prepare.held_out={wanted}"
+            raise UserError(f"{name or config.problems} has {usable} problems with a usable answer "
+                            f"and {key} asks for as many; lower it")
+        out["heldout"] += rows[:wanted]
+        out["problems"] += rows[wanted:]
+    return out
+
+
+def _check_enough(rows: list[dict], experiment: Experiment) -> None:
+    """Raise UserError if a source has too few problems for what is to be kept of it."""
+    problems = Counter(row["source"] for row in rows)
+    most = traces_a_problem(experiment)
+    check_reachable({name: problems[name] * most for name in experiment.filter.sources},
+                    experiment.filter, "could come from its problems")
 
 
 def _distinct(rows: list[dict]) -> tuple[list[dict], list[tuple[dict, dict]]]:
@@ -80,9 +118,13 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
     good = []
     with progress("checking gold answers", len(rows)) as advance:
         for row in rows:
-            judgement = check_gold(Problem.from_row(row))
             advance(1)
-            if judgement.score == 1.0 or (config.answer_optional and not has_gold(row)):
+            if not has_gold(row) and ((row["kind"] in KINDS and KINDS[row["kind"]].open)
+                                      or _source_of(row, config).answer_optional):
+                good.append(row)
+                continue
+            judgement = check_gold(Problem.from_row(row))
+            if judgement.score == 1.0:
                 good.append(row)
             elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
@@ -90,6 +132,11 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
                                 f"({judgement.verdict}); fix it, give it kind text if it is "
                                 "prose, or set prepare.bad_gold=drop")
     return good
+
+
+def _source_of(row: dict, config: PrepareConfig) -> Source:
+    """The problem set that `row` came from."""
+    return config.sets().get(row["source"], config) if config.sources else config
 
 
 def _drop_near_duplicates(rows: list[dict],
@@ -178,17 +225,33 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse kinds that no judge knows, columns that are not there, and holding out all there is.
+    """Refuse benchmarks, kinds that no judge knows, columns that are not there, holding out all
+    there is, and shares that the sources' limits cannot meet.
     """
     config = experiment.prepare
     _evaluation_sets(config)
-    if ":" not in config.kind and kind_name(config.kind) not in KINDS:
-        raise UserError(f"prepare.kind={config.kind!r} is no kind; there are {', '.join(KINDS)}")
-    if config.limit is not None and config.limit <= config.held_out:
-        raise UserError(f"prepare.limit={config.limit} leaves no problem beside prepare.held_out="
-                        f"{config.held_out}; lower the second or raise the first")
-    if is_file(config.problems) and is_small(config.problems):
-        rows = load_rows(config, experiment.seed, needs_answer)
-        if len(rows) <= config.held_out:
-            raise UserError(f"{config.problems} has {len(rows):,} problems and prepare.held_out="
-                            f"{config.held_out} asks for as many; lower it")
+    for name, one in config.sets().items():
+        _check_set(name, one, experiment)
+    if config.sources:
+        most = traces_a_problem(experiment)
+        limits = {one.name: one.limit * most for one in config.sources if one.limit}
+        check_reachable(limits, experiment.filter, "could come from its limit")
+
+
+def _check_set(name: str, one: Source, experiment: Experiment) -> None:
+    where = f"prepare.sources: {name}: " if name else "prepare."
+    if one.problems in BENCHMARKS:
+        raise UserError(f"{where}problems={one.problems} is a benchmark, whose score would mean "
+                        "nothing after training on it; name a training set (openai/gsm8k, ...), "
+                        "or keep it for evaluate.benchmarks")
+    held_out = getattr(one, "held_out", 0)
+    if ":" not in one.kind and kind_name(one.kind) not in KINDS:
+        raise UserError(f"{where}kind={one.kind!r} is no kind; there are {', '.join(KINDS)}")
+    if one.limit is not None and one.limit <= held_out:
+        raise UserError(f"{where}limit={one.limit} leaves no problem beside prepare.held_out="
+                        f"{held_out}; lower the second or raise the first")
+    if is_file(one.problems) and is_small(one.problems):
+        rows = load_rows(one, experiment.seed, needs_answer)
+        if len(rows) <= held_out:
+            raise UserError(f"{one.problems} has {len(rows):,} problems and prepare.held_out="
+                            f"{held_out} asks for as many; lower it")

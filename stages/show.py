@@ -89,7 +89,8 @@ def widened(path: Path, prepared: Path, names: set[str], *languages: str) -> pl.
     known = rows.collect_schema()
     if known.get("problem_id") == pl.String and "problem" not in known and prepared.is_dir():
         problems = pl.scan_parquet([prepared / "problems.parquet", prepared / "heldout.parquet"])
-        rows = rows.join(problems.select("problem_id", "problem", "kind", "source", gold="answer"),
+        rows = rows.drop("source", strict=False).join(
+            problems.select("problem_id", "problem", "kind", "source", gold="answer"),
                          on="problem_id", how="left", maintain_order="left")
     more: dict[str, pl.Expr] = {}
     if {"completion_tokens", "thinking", "answer"} <= set(known):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline import tables
 from pipeline.config.experiment import Experiment
-from pipeline.prompts import chat_template_path, chats, messages
+from pipeline.problems.chats import student_chats
+from pipeline.prompts import chat_template_path, messages
 from pipeline.stage import Counts
 from pipeline.student.models import check_folder, known_template, without_tokenizer
 from pipeline.student.template import render_prompt
@@ -36,7 +37,7 @@ def _corpus(experiment: Experiment, inputs: Mapping[str, Path]) -> list[str]:
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
     kept = judged.filter(judged["kept"])
-    asked = chats(experiment.generate.prompt, problems.iter_rows(named=True))
+    asked = student_chats(experiment.generate, problems.iter_rows(named=True))
     texts = [chat[0]["content"] for chat in asked.values()]
     return texts + [f"<think>\n{row['thinking']}\n</think>\n{row['answer']}"
                     for row in kept.iter_rows(named=True)]

@@ -48,7 +48,7 @@ def show_jobs(experiment: Experiment, as_json: bool) -> None:
 
 
 def _folder(experiment: Experiment) -> Path:
-    return experiment.runtime.artifacts / "jobs"
+    return experiment.runtime.folders()[0] / "jobs"
 
 
 def check_request(target: str, scheduler: str) -> None:

@@ -41,7 +41,7 @@ def view(experiment: Experiment, paths: Sequence[Path], port: int, browser: bool
     files = [path for path in paths if not path.is_dir()]
     planned = {}
     if not paths:
-        roots = [experiment.runtime.artifacts]
+        roots = experiment.runtime.folders()
         planned = {plan.folder.name: plan.ingredients
                    for plan in plans(experiment, "report").values()}
     for root in roots:

@@ -46,8 +46,8 @@ def trace(index, draw, thinking):
             "completion_tokens": int(draw.lognormvariate(5 if reason else 4.7, 0.5)),
             "cost_usd": 0.01, "seconds": 0.1, "model": "m", "score": float(reason != "wrong"),
             "verdict": reason if reason in ("wrong", "cut_off") else "correct", "extracted": "1",
-            "grader": "made", "judge_version": "1", "pass_rate": 0.5, "kept": not reason,
-            "reason": reason}
+            "grader": "made", "source": "made", "judge_version": "1", "pass_rate": 0.5,
+            "kept": not reason, "reason": reason}
 
 
 def write_scores(folder, problems, models, draw, thinking):

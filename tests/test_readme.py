@@ -54,7 +54,7 @@ def make_targets():
 def test_there_are_commands_to_test():
     here = [name for name, _ in COMMANDS]
     assert len(COMMANDS) >= 24
-    assert here.count("README.md") == 5
+    assert here.count("README.md") >= 5
     assert {"configs/README.md", "data/README.md", "prompts/README.md"} <= set(here)
     assert {"results/README.md", "CONTRIBUTING.md"} <= set(DOCUMENTS)
 

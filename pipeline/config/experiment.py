@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     Field,
@@ -17,30 +17,34 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.load import Config, explain, merge, renamed
-from pipeline.config.problems import PrepareConfig
+from pipeline.config.problems import PrepareConfig, check_names, distribute
 from pipeline.config.rl import RlConfig
 from pipeline.config.sft import LogitsConfig, SftConfig
 from pipeline.config.student import PackConfig, StudentConfig
 from pipeline.config.teacher import JudgeRuntime, TeacherRuntime
 from pipeline.errors import UserError
 
+S = TypeVar("S", SftConfig, RlConfig)
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 
 
 class Runtime(Config):
     """Where and how fast it runs; no part of any key."""
 
-    artifacts: Path = Path("data/artifacts")
-    """Folder of the stages' artifacts."""
+    artifacts: Path | Annotated[list[Path], Field(min_length=1)] = Path("data/artifacts")
+    """Folder of the stages' artifacts; of a list the first is written, and what is made already in
+    one of the others (a group's, read-only) is read there."""
     traces: Path = Path("data/traces")
     """Folder of the trace store: every completion ever paid for."""
     benchmarks: Path | None = None
     """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
     aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
+    trackers: list[Literal["wandb", "trackio"]] = []
+    """Trackers that sft, rl and evaluate report to, beside TensorBoard and the stages' own logs."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}
@@ -61,6 +65,20 @@ class Runtime(Config):
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same for the model that filter.llm_judge names."""
+
+    def tracked(self, section: S) -> S:
+        """The sft or rl section, with these trackers beside its own."""
+        named = list(dict.fromkeys([*section.report_to, *self.trackers]))
+        return section.model_copy(update={"report_to": named})
+
+    def folders(self) -> list[Path]:
+        """Return the folders that artifacts are looked for in; the first is written."""
+        return self.artifacts if isinstance(self.artifacts, list) else [self.artifacts]
+
+    def artifact(self, name: str) -> Path:
+        """Return the folder of the artifact `name`: where it is, else where it would be made."""
+        places = [folder / name for folder in self.folders()]
+        return next((place for place in places if (place / "manifest.json").is_file()), places[0])
 
     def engine(self) -> dict[str, Any]:
         """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
@@ -133,6 +151,7 @@ class Experiment(Config):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
     steps: dict[str, Step] = {}
@@ -140,7 +159,12 @@ class Experiment(Config):
     beside `steps`. Wherever a model or traces may stand, STEP.STAGE names another step's."""
     _tree: dict[str, Any] = PrivateAttr({})
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
+    @classmethod
+    def _to_each_section_its_own(cls, tree: Any) -> Any:
+        return distribute(tree)
+
+    @model_validator(mode="wrap")      # the last one runs first: sources are a step's own by then
     @classmethod
     def _lay_steps_over_what_is_common(cls, tree: Any,
                                        validate: ValidatorFunctionWrapHandler) -> Experiment:
@@ -148,6 +172,11 @@ class Experiment(Config):
         if isinstance(tree, dict):
             made._tree = tree
         return made
+
+    @model_validator(mode="after")
+    def _sources_are_there(self) -> Experiment:
+        check_names(self)
+        return self
 
     @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:
@@ -183,6 +212,15 @@ class Experiment(Config):
                 raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
         return self.evaluate.models
 
+    def exported(self) -> str:
+        """Return the model that export writes: the last one compared if none is named."""
+        if self.export.model:
+            return self.export.model
+        trained = [model for model in self.compared() if model != "teacher"]
+        if not trained:
+            raise UserError("evaluate compares no student to export; name one in export.model")
+        return trained[-1]
+
     def variants(self) -> list[Variant]:
         """Return the experiment once for each value of `each` and each of `seeds`."""
         if not self.seeds and not self.each:
@@ -213,7 +251,7 @@ class Experiment(Config):
 
 
 Step.model_rebuild()
-OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "report", "steps")
+OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "export", "report", "steps")
 """What a step has no settings of its own for."""
 
 

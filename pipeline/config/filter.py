@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.load import Config
 from pipeline.config.teacher import LLMJudgeConfig
+from pipeline.errors import UserError
 
 RULES = {
     "mixed_language": "language_share < 0.95",
@@ -62,6 +63,20 @@ Selection = Annotated[SelectAll | SelectBest | SelectShortest | SelectDiverse,
                       Field(discriminator="type")]
 
 
+class SourceRule(Config):
+    """Which traces of one source are kept, and how many (from prepare.sources)."""
+
+    keep: str | None = None
+    """Expression in the place of filter.keep."""
+    rules: list[Rule] | None = None
+    """Rules in the place of filter.rules."""
+    count: int | None = Field(default=None, ge=1)
+    """Traces kept, exactly; too few stop the run."""
+    share: float | None = Field(default=None, gt=0)
+    """Part of the traces kept, in proportion to the other sources' shares: 3 beside 1, or 0.75
+    beside 0.25. It holds exactly: what is too many of a source is left out."""
+
+
 class ReviewsConfig(Config):
     """Whether what people said in `limbeck view` decides."""
 
@@ -76,7 +91,7 @@ class ReviewsConfig(Config):
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "reviews"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "sources", "total", "reviews"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -107,3 +122,21 @@ class FilterConfig(Config):
     """Most traces kept of one source, spread over its problems."""
     reviews: ReviewsConfig = ReviewsConfig()
     """What people said of traces, kept in reviews.jsonl beside the trace store (runtime.traces)."""
+    sources: dict[str, SourceRule] = {}
+    """By source what prepare.sources says of it: keep, rules, count, share."""
+    total: int | None = Field(default=None, ge=1)
+    """Traces kept of all sources together, by their shares; too few stop the run."""
+
+    @model_validator(mode="after")
+    def _counts_or_shares(self) -> FilterConfig:
+        shares = [name for name, rule in self.sources.items() if rule.share is not None]
+        counts = [name for name, rule in self.sources.items() if rule.count is not None]
+        if shares and (counts or len(shares) < len(self.sources)):
+            other = next(name for name in self.sources if name not in shares)
+            raise UserError(f"prepare.sources: {shares[0]} has a share and {other} has "
+                            f"{'a count' if other in counts else 'none'}; give every source a "
+                            "share, or counts alone")
+        if self.total is not None and not shares:
+            raise UserError("filter.total divides by shares; give each of prepare.sources a share, "
+                            "or a count instead of filter.total")
+        return self

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pipeline.config.load import Config
+from pipeline.errors import UserError
 
 EMBEDDED, GYM = "countdown", "reasoning-gym/"
+ROUTES: dict[str, tuple[str, ...]] = {
+    "prompt": ("generate", "prompts"), "teacher": ("generate", "imports"),
+    "keep": ("filter", "sources", "keep"), "rules": ("filter", "sources", "rules"),
+    "count": ("filter", "sources", "count"), "share": ("filter", "sources", "share"),
+    "thinking": ("pack", "thinking"), "rewards": ("rl", "source_rewards")}
+"""Keys of an entry that another section holds, by the source's name: section, field and, if the
+field holds more than one thing of a source, which. In prepare's key, changing a reward would
+train anew what does not depend on it."""
+
+
+def source_name(entry: Mapping[str, Any]) -> str:
+    """An entry's name, else the stem of its file or hub id."""
+    return str(entry.get("name") or Path(str(entry.get("problems", "countdown"))).stem)
 
 
 class Source(Config):
@@ -36,8 +54,8 @@ class Source(Config):
     """Keep problems whose answer is missing or empty: they are taught by filter.majority alone,
     never held out and never refined on."""
     kind: str = "math"
-    """The judge's kind for rows that name none: math, choice, exact, text, code or gym. Unset:
-    code for rows that hold tests, math for others."""
+    """The judge's kind for rows that name none: math, choice, exact, text, code, gym, or open
+    (chat, writing: no answer is right). Unset: code for rows that hold tests, math for others."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems after shuffling."""
 
@@ -70,9 +88,29 @@ NameOrSet = Annotated[
     Discriminator(lambda given: "name" if isinstance(given, str) else "set")]
 
 
+class ProblemSet(Source):
+    """One of several problem sets. An entry may also say what other sections do with it: prompt,
+    teacher (a file of traces), keep, rules, count or share of what is kept, thinking (false trains
+    on answers alone) and rewards; ROUTES says which section gets each."""
+
+    name: str = ""
+    """What tables, keys and reports call it; the stem of its file or hub id if unset."""
+    held_out: int = Field(default=0, ge=0)
+    """Problems of it kept out of training, for evaluation (heldout, and heldout/NAME alone)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, entry: Any) -> Any:
+        return {**entry, "name": source_name(entry)} if isinstance(entry, dict) else entry
+
+
 class PrepareConfig(Source):
     """Which problems are taught, how many are held out, and what a bad gold answer does."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"sources"})
+    sources: list[ProblemSet] = []
+    """Several problem sets in the place of `problems`, each with the keys above it and name,
+    held_out, prompt, teacher, keep, rules, count, share, thinking, rewards."""
     held_out: int = Field(default=600, ge=0)
     """Problems kept out of training, for evaluation."""
     bad_gold: Literal["stop", "drop"] = "stop"
@@ -87,3 +125,64 @@ class PrepareConfig(Source):
     Raise it for problems made from a template."""
     near_duplicates: float | None = Field(default=None, gt=0, le=1)
     """Drop a problem whose five-word runs are those of an earlier one to this share (Jaccard)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sources_say_it_all(cls, tree: Any) -> Any:
+        """Several sources leave nothing to say of one; what is held out is their sum."""
+        sources = tree.get("sources") if isinstance(tree, dict) else None
+        if not sources or not all(isinstance(one, dict) for one in sources):
+            return tree
+        if said := sorted(set(tree) & (set(Source.model_fields) | {"held_out"})):
+            raise UserError(f"prepare.{said[0]} speaks of one problem set and prepare.sources of "
+                            f"several; say {said[0]} in an entry of prepare.sources")
+        names = Counter(map(source_name, sources))
+        if (twice := names.most_common(1)[0])[1] > 1:
+            raise UserError(f"prepare.sources has {twice[0]!r} twice; give each entry a name of "
+                            "its own")
+        return {**tree, "held_out": sum(int(one.get("held_out", 0)) for one in sources)}
+
+    def sets(self) -> dict[str, Source]:
+        """The problem sets by name; the one set of today has the name ""."""
+        return {one.name: one for one in self.sources} if self.sources else {"": self}
+
+
+def distribute(tree: Any) -> Any:
+    """`tree` of an experiment with the entries' keys moved to their sections.
+
+    What a section says itself stands: `filter.sources.chat.keep=…` overrides an entry's `keep`.
+    """
+    prepare = tree.get("prepare") if isinstance(tree, Mapping) else None
+    entries = prepare.get("sources") if isinstance(prepare, Mapping) else None
+    if not isinstance(entries, list) or not all(isinstance(one, Mapping) for one in entries):
+        return tree
+    tree, left = dict(tree), []
+    for entry in entries:
+        left.append({key: value for key, value in entry.items() if key not in ROUTES})
+        for key, value in entry.items():
+            if key in ROUTES:
+                section, field, *part = ROUTES[key]
+                _put(tree, [section, field, source_name(entry), *part], value)
+    tree["prepare"] = {**tree["prepare"], "sources": left}
+    return tree
+
+
+def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set `path` of `tree` unless it is set, copying the mappings on the way."""
+    for key in path[:-1]:
+        tree[key] = dict(tree.get(key) or {})
+        tree = tree[key]
+    tree.setdefault(path[-1], value)
+
+
+def check_names(experiment: Any) -> None:
+    """Raise UserError if a section speaks of a source that prepare.sources does not have."""
+    known = [one.name for one in experiment.prepare.sources]
+    for section, field, *_ in dict.fromkeys(route[:2] for route in ROUTES.values()):
+        for name in getattr(getattr(experiment, section), field):
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else \
+                    f"there are {', '.join(known) or 'none'}"
+                raise UserError(f"{section}.{field} speaks of the source {name!r}, which "
+                                f"prepare.sources does not have; {hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,12 +41,15 @@ class BestFitPacking(Config):
 class PackConfig(Config):
     """How traces become token rows."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking"})
     max_tokens: int = Field(default=32768, ge=16)
     """Longest row."""
     too_long: Literal["drop", "split"] = "drop"
     """A longer trace is left out, or goes on in rows that begin within it; counted either way."""
     packing: Annotated[NoPacking | BestFitPacking, Field(discriminator="type")] = NoPacking()
     """`none`: a row a trace; `best_fit`: blocks of rows, with the column seq_lengths."""
+    thinking: dict[str, bool] = {}
+    """Sources trained without their traces' thinking: {NAME: false} (prepare.sources: thinking)."""
 
 
 class StudentConfig(Config):

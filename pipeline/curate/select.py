@@ -6,7 +6,8 @@ looks at all rows together, so a table of any size needs little memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import polars as pl
 from pipeline.config.filter import RULES, FilterConfig, Selection
 from pipeline.curate.features import FEATURES, add_features
 from pipeline.curate.reviews import EDITED_FROM, REVIEW_COLUMNS
+from pipeline.curate.shares import over_share
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
 
@@ -42,16 +44,27 @@ SIGNATURE = pl.Array(pl.UInt32, 128)
 
 def check_filter(config: FilterConfig) -> None:
     """Raises UserError if filter.keep, a rule or the language cannot work; touches no data."""
-    for text in (config.keep, *(RULES[name] for name in config.rules)):
+    for text in _expressions(config):
         check_expression(text, COLUMNS)
     FEATURES["language_share"].expression(config.language, *config.languages)
 
 
+def _expressions(config: FilterConfig) -> list[str]:
+    """Every expression of `config`, those of its sources too."""
+    keeps = [config.keep, *(rule.keep for rule in config.sources.values() if rule.keep)]
+    return [*keeps, *(RULES[name] for name in _rules(config))]
+
+
+def _rules(config: FilterConfig) -> list[str]:
+    """The names of all rules in use, filter.rules first."""
+    own = (name for rule in config.sources.values() for name in rule.rules or [])
+    return list(dict.fromkeys([*config.rules, *own]))
+
+
 def needs_reviews(config: FilterConfig) -> bool:
     """Whether what people said of traces decides here."""
-    return config.reviews.obey or any(
-        names_in(text) & set(REVIEW_COLUMNS)
-        for text in (config.keep, *(RULES[name] for name in config.rules)))
+    return config.reviews.obey or any(names_in(text) & set(REVIEW_COLUMNS)
+                                      for text in _expressions(config))
 
 
 def summarise(judged: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
@@ -60,8 +73,7 @@ def summarise(judged: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
     Adds the wanted features, `same` (a hash of the texts) and, for near-duplicates or diversity,
     `signature`.
     """
-    wanted = sorted({name for text in (config.keep, *(RULES[rule] for rule in config.rules))
-                     for name in names_in(text)})
+    wanted = sorted({name for text in _expressions(config) for name in names_in(text)})
     # A few rows at a time, since each step copies the texts.
     return pl.concat([_summary(part, config, wanted) for part in judged.iter_slices(256)]
                      or [_summary(judged, config, wanted)])
@@ -86,7 +98,8 @@ def decide(table: pl.DataFrame, config: FilterConfig,
 
     The reason is "" for a kept trace, else the first that applies: "reviewed bad" (if
     filter.reviews.obey), its verdict or "expression", "unknown end", the name of a rule,
-    "duplicate", "near duplicate", "not selected", "over per_problem", "over per_source".
+    "duplicate", "near duplicate", "not selected", "over per_problem", "over per_source",
+    "over share".
     """
     # What people wrote says nothing of how hard a problem is to the teacher.
     asked = pl.when(pl.col("sample") < EDITED_FROM).then("score")
@@ -95,16 +108,17 @@ def decide(table: pl.DataFrame, config: FilterConfig,
                                source=pl.col("problem_id").replace_strict(
                                    dict(sources or {}), default="", return_dtype=pl.String))
     table = table.with_columns(difficulty=difficulty())
-    keep = compile_expression(config.keep, table.columns).fill_null(False)
+    keep = _keep(table, config)
     wrong = pl.col("verdict") != "correct"
     table = table.with_columns(reason=pl.when(keep).then(pl.lit("")).when(wrong)
                                .then(pl.col("verdict")).otherwise(pl.lit("expression")))
-    if not names_in(config.keep) & {"finish_reason", "complete"}:
-        # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A
-        # truncated one has a verdict of its own.
-        table = _reject(table, ~pl.col("finish_reason").is_in(["stop", "length"]), "unknown end")
-    for name in config.rules:
-        table = _reject(table, compile_expression(RULES[name], table.columns), name)
+    # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A
+    # truncated one has a verdict of its own.
+    unknown = ~pl.col("finish_reason").is_in(["stop", "length"])
+    table = _reject(table, unknown & _of_sources(config, _ignores_ends), "unknown end")
+    for name in _rules(config):
+        ruled = _of_sources(config, partial(_names_rule, name))
+        table = _reject(table, compile_expression(RULES[name], table.columns) & ruled, name)
     good = pl.lit(False)
     if config.reviews.obey:
         good = (pl.col("review") == "good") & pl.col("answered")
@@ -122,7 +136,37 @@ def decide(table: pl.DataFrame, config: FilterConfig,
         table = _reject(table, _rank_in_source() > config.per_source, "over per_source")
     spared = good & (pl.col("reason") != "duplicate")
     table = table.with_columns(reason=pl.when(spared).then(pl.lit("")).otherwise("reason"))
+    if any(rule.count or rule.share for rule in config.sources.values()):
+        table = _reject(table, over_share(table, _rank_in_source(), config), "over share")
     return table.with_columns(kept=pl.col("reason") == "")
+
+
+def _keep(table: pl.DataFrame, config: FilterConfig) -> pl.Expr:
+    """filter.keep, or in a source with its own expression that one; unknown counts as false."""
+    keep = compile_expression(config.keep, table.columns)
+    for name, rule in config.sources.items():
+        if rule.keep is not None:
+            own = compile_expression(rule.keep, table.columns)
+            keep = pl.when(pl.col("source") == name).then(own).otherwise(keep)
+    return keep.fill_null(False)
+
+
+def _ignores_ends(keep: str, rules: list[str]) -> bool:
+    return not names_in(keep) & {"finish_reason", "complete"}
+
+
+def _names_rule(name: str, keep: str, rules: list[str]) -> bool:
+    return name in rules
+
+
+def _of_sources(config: FilterConfig, holds: Callable[[str, list[str]], bool]) -> pl.Expr:
+    """Whether `holds(keep, rules)` for what is asked of a row's source."""
+    if not config.sources:
+        return pl.lit(holds(config.keep, list(config.rules)))
+    here = {name: holds(rule.keep or config.keep, config.rules if rule.rules is None
+                        else list(rule.rules)) for name, rule in config.sources.items()}
+    return pl.col("source").replace_strict(here, default=holds(config.keep, list(config.rules)),
+                                           return_dtype=pl.Boolean)
 
 
 def select(judged: pl.DataFrame, config: FilterConfig,

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.judge import choice, gym, ifeval
 from pipeline.judge.code import grade_code as code
 from pipeline.judge.math import grade_math as math
-from pipeline.judge.verdict import Judgement, Problem, WorkerTask
+from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
 
 Grade = Callable[[str, Sequence[str], Problem], Judgement | WorkerTask]
 """Of the response after its thinking, the answers stated in it, and the problem."""
@@ -25,6 +25,8 @@ class Kind:
     """Judges the gold; None if it is judged as an answer that a response states."""
     graded: bool = True
     """The gold is an answer, which every problem must have."""
+    open: bool = False
+    """No answer is right: models judge it (pipeline/judge/models), or nothing does."""
     extracts: bool = False
     """Answers are looked for as extract.py says; else `grade` reads the whole response."""
     boxes_gold: bool = True
@@ -46,11 +48,13 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "math": Kind(math.grade, math.check_gold, extracts=True, llm_chars=300, spellings=True,
                  aliases=("skip",)),
-    "choice": Kind(choice.grade_choice, aliases=("multiple_choice",)),
+    "choice": Kind(choice.grade_choice, choice.check_gold, aliases=("multiple_choice",)),
     "exact": Kind(choice.grade_text, boxes_gold=False, llm_chars=300, aliases=("free_text",)),
     "text": Kind(choice.grade_text, boxes_gold=False, llm_chars=4000, llm_prose=True,
                  audited=False, live=False),
     "gym": Kind(gym.grade, gym.check_gold, graded=False, extracts=True, audited=False),
+    "open": Kind(lambda answer, stated, problem: judgement("cannot_judge", None, "open"),
+                 graded=False, open=True, audited=False, live=False),
     "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False),
     "ifeval": Kind(ifeval.grade, ifeval.check_gold, graded=False, audited=False, live=False)}
 _BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
@@ -76,4 +80,6 @@ def needs_answer(kind: str) -> bool:
 
 def has_gold(row: Mapping[str, Any]) -> bool:
     """Whether a row of tables.Problem can be judged."""
-    return bool(row["answer"].strip()) or not needs_answer(row["kind"])
+    kind = KINDS.get(row["kind"])
+    return not (kind and kind.open) and (
+        bool(row["answer"].strip()) or not needs_answer(row["kind"]))

@@ -24,6 +24,7 @@ from pipeline.problems.columns import (
     is_conversation,
     question_in,
 )
+from pipeline.stage import is_artifact
 
 BYTES_PER_TOKEN, BATCH_ROWS = 4, 2048
 
@@ -38,6 +39,8 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
     from pipeline.curate.normalise import same_text_key
     from pipeline.problems.sources import raw_rows
 
+    if is_artifact(Path(teacher.traces).name):
+        return import_step(Path(teacher.traces), problems, samples, write_batch)
     known = {same_text_key(row["problem"]): row["problem_id"]
              for row in problems.iter_rows(named=True)}
     left_out: Counter[str] = Counter()
@@ -101,6 +104,8 @@ def import_step(folder: Path, problems: pl.DataFrame, samples: int,
 
 def check_columns(teacher: FileTeacher) -> None:
     """Raise UserError if the first row of `teacher.traces` lacks a column that the config names."""
+    if is_artifact(Path(teacher.traces).name):
+        return
     from pipeline.problems.sources import raw_rows
 
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):

@@ -86,13 +86,13 @@ def scored(tiny, endpoint, folder):
     teacher = VllmTeacher(model="m") if endpoint.by_id else OpenAITeacher(model="m")
     config = GenerateConfig(teacher=teacher, samples=1, prompt=str(folder / "plain.jinja"),
                             sampling=Sampling(top_logprobs=K, max_tokens=500))
-    from pipeline.prompts import chats
+    from pipeline.problems.chats import teacher_chats
     from pipeline.teacher.ask import requests_of
 
     problems = [{"problem_id": f"sum-{i}", "problem": p, "answer": "1", "kind": "math",
                  "source": "x", "split": "problems", "meta": "{}"}
                 for i, (p, *_) in enumerate(tiny_sft.sums(24))]
-    requests = requests_of(chats(config.prompt, problems), 1)
+    requests = requests_of(teacher_chats(config, problems), 1)
     with FaultServer(endpoint).running() as url, TraceStore(folder / "traces") as store:
         generate(requests, teacher=teacher, sampling=config.sampling, store=store,
                  runtime=TeacherRuntime(base_url=url, n=1, concurrency=1))
@@ -102,7 +102,7 @@ def scored(tiny, endpoint, folder):
         path.mkdir()
     tables.write(tables.Problem, tables.table_of(tables.Problem, problems),
                   inputs["prepare"] / "problems.parquet")
-    judged = traces.select(list(tables.Trace.columns())).with_columns(
+    judged = traces.with_columns(source=None).select(list(tables.Trace.columns())).with_columns(
         score=1.0, verdict=pl.lit("correct"), extracted=pl.lit("1"), grader=pl.lit("rules"),
         judge_version=pl.lit("1"), pass_rate=1.0, kept=True, reason=pl.lit(""))
     tables.write(tables.Judged, judged, inputs["filter"] / "judged.parquet")

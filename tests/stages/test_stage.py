@@ -51,7 +51,7 @@ ONE = one(write_value)
 
 
 def plan(experiment=None, stage=ONE, root=Path("artifacts"), inputs=None):
-    return make_plan(stage, experiment or Whole(), inputs or {}, root)
+    return make_plan(stage, experiment or Whole(), inputs or {}, root.joinpath)
 
 
 def test_the_key_moves_with_config_seed_version_inputs_and_files_and_with_nothing_else(tmp_path):

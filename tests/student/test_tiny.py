@@ -82,7 +82,8 @@ def test_a_checkpoint_folder_that_lacks_a_part_is_named_before_it_is_trained(tmp
         part.unlink()
     config = StudentConfig(model=str(tmp_path / ("model" if missing else "elsewhere")))
     with pytest.raises(UserError, match=r"tokenizer\.json" if "tok" in missing else "weights"):
-        student.check(SimpleNamespace(student=config))
+        student.check(SimpleNamespace(student=config,
+                                      generate=SimpleNamespace(prompt="boxed")))
         student.run(SimpleNamespace(student=config), {}, tmp_path)
 
 

@@ -1,0 +1,83 @@
+"""`limbeck runs`: which artifacts there are, of what experiment, by what settings they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import UserError
+from pipeline.stage import read_manifest
+from stages.graph import STAGES
+
+Flat = dict[str, Any]
+
+
+def show_runs(roots: Sequence[Path], current: set[str], as_json: bool = False) -> None:
+    """Print every artifact in the folders `roots`; `current` are the names of this config's."""
+    rows = [row for stage in STAGES for row in _of_stage(roots, stage)]
+    for row in rows:
+        row["current"] = Path(row["folder"]).name in current
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    if not rows:
+        print(f"nothing is made yet in {', '.join(map(str, roots))}")
+        return
+    table = Table("", "artifact", "made", "experiment", "MB", "what differs", box=None,
+                  pad_edge=False)
+    for row in rows:
+        table.add_row("*" if row["current"] else "", Path(row["folder"]).name, row["made"],
+                      row["experiment"] or "", f"{row['bytes'] / 1e6:,.1f}", _differs(row))
+    Console().print(table, markup=False)
+    print("* belongs to the config given; settings are shown where artifacts of a stage differ")
+
+
+def _of_stage(roots: Sequence[Path], stage: str) -> list[dict[str, Any]]:
+    """A row for each artifact of `stage`, newest first."""
+    found = sorted(_manifests(roots, stage), key=lambda pair: -pair[1]["finished"])
+    settings = _varying([_flat(made["config"], stage) | {"seed": made.get("seed")}
+                         for _, made in found])
+    inputs = _varying([dict(made["inputs"]) for _, made in found])
+    return [{"stage": stage, "key": made["key"], "folder": str(folder.resolve()),
+             "experiment": made.get("experiment") or made.get("name"),
+             "made": datetime.fromtimestamp(made["finished"]).strftime("%Y-%m-%d %H:%M"),
+             "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+             "settings": differing, "inputs": {name: f"{name}-{key}" for name, key in on.items()}}
+            for (folder, made), differing, on in zip(found, settings, inputs, strict=True)]
+
+
+def _manifests(roots: Sequence[Path], stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for root in roots:
+        for path in root.glob(f"{stage}-*/manifest.json"):
+            with suppress(UserError):       # a damaged one is named by the command that needs it
+                if not path.parent.name.endswith(".partial"):
+                    yield path.parent, read_manifest(path)
+
+
+def _flat(tree: Any, prefix: str) -> Flat:
+    """Dotted keys and their values."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    return {key: value for name, part in tree.items()
+            for key, value in _flat(part, f"{prefix}.{name}").items()}
+
+
+def _varying(rows: Sequence[Flat]) -> list[Flat]:
+    """Of each row the keys whose values are not equal in all rows."""
+    keys = sorted({key for row in rows for key in row})
+    varying = [key for key in keys
+               if len({json.dumps(row.get(key), sort_keys=True) for row in rows}) > 1]
+    return [{key: row[key] for key in varying if key in row} for row in rows]
+
+
+def _differs(row: Mapping[str, Any]) -> str:
+    given = [f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+             for key, value in row["settings"].items()]
+    return ", ".join([*given, *(f"on {name}" for name in row["inputs"].values())])

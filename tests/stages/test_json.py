@@ -1,0 +1,30 @@
+"""Commands that a script reads print JSON and nothing else on standard output."""
+
+import json
+
+from typer.testing import CliRunner
+
+from stages.__main__ import app
+
+SMALL = ("prepare.limit=30", "prepare.held_out=10", "generate.samples=1")
+
+
+def test_commands_print_json_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def read(*arguments, code=0):
+        done = CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return json.loads(done.stdout)
+
+    found = read("estimate", *SMALL)["generate"]
+    assert found["missing"] == 20 and found["usd"] == 0 and found["hours"] > 0
+    assert CliRunner().invoke(app, ["generate", *SMALL]).exit_code == 0
+    came, *_ = read("preview", *SMALL)
+    assert (came["what"], came["traces"]) == ("came", 20)
+    assert [row["stage"] for row in read("runs", *SMALL)] == ["prepare", "generate"]
+    assert {row["stage"]: row["state"] for row in read("plan", *SMALL)}["filter"] == "would run"
+    assert read("path", "generate", *SMALL)["made"] and read("show", "generate", *SMALL)["rows"]
+    check, *_ = read("doctor", str(tmp_path / "nowhere"), code=1)
+    assert not check["ok"] and "nowhere" in check["sentence"]
