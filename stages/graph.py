@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.errors import UserError
 from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
+from pipeline.user_code import user_files
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
     from pipeline.config.experiment import Experiment
@@ -50,7 +51,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     """The prompt of its LLM judge, and the verdicts of people if these decide."""
     from pipeline.curate.select import needs_reviews
 
-    return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+    return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
             *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 
@@ -66,9 +67,14 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
     return (*_prompts(e), *([template] if template else []))
 
 
+def _verifiers(e: Experiment, *sets: Any) -> tuple[Path, ...]:
+    """The files of the user's own kinds, of the problems taught and of evaluation `sets`."""
+    sources = (*e.prepare.sets().values(), *sets)
+    return user_files(getattr(source, "kind", "") for source in sources)
+
+
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
-                                 for key in e.rl.rewards if ":" in key}))
+    return (*_prompts(e), *user_files(e.rl.rewards), *_verifiers(e))
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -107,7 +113,7 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
     return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
-            *_local(e, *e.evaluate.benchmarks))
+            *_local(e, *e.evaluate.benchmarks), *_verifiers(e, *e.evaluate.benchmarks))
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
