@@ -16,10 +16,12 @@ from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
+from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
+from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
-from pipeline.judge.table import as_completion, is_restatement, judge_all, votes
+from pipeline.judge.table import as_completion
 from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
@@ -79,6 +81,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     for name, content in (("scores", scores), ("differences", found)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    report_scores(experiment.runtime.trackers, experiment.name, scores,
+                  experiment.evaluate.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost}
@@ -170,7 +174,7 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
         with JudgePool(experiment.runtime.judge_workers) as pool:
             for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
-                _keep(_rows(pool, model.name, by_id, sampled), files[name])
+                _keep(judged_rows(pool, model.name, by_id, sampled), files[name])
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
 
 
@@ -179,21 +183,6 @@ def _keep(rows: list[dict], path: Path) -> None:
     partial = path.with_suffix(".partial")
     pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
     partial.replace(path)
-
-
-def _rows(pool: Any, model: str, by_id: Mapping[str, dict], sampled: list) -> list[dict]:
-    problems = [Problem.from_row(by_id[one[0]]) for one in sampled]
-    judgements = judge_all([one[2] for one in sampled], problems, pool, f"judging {model}")
-    voted = votes(list(zip(problems, judgements, strict=True)), pool)
-    return [{"problem_id": name, "sample": index, "thinking": completion.thinking,
-             "answer": completion.answer, "completion_tokens": tokens, "cost_usd": cost,
-             "score": judgement.score, "verdict": judgement.verdict,
-             "extracted": judgement.extracted, "vote": vote,
-             "restated": is_restatement(problem, judgement.score, judgement.extracted),
-             "cut_off": completion.finish_reason == "length",
-             "problem": by_id[name]["problem"], "gold": by_id[name]["answer"]}
-            for (name, index, completion, tokens, cost), problem, judgement, vote
-            in zip(sampled, problems, judgements, voted, strict=True)]
 
 
 Asked = Mapping[str, Mapping[str, list]]
@@ -250,6 +239,7 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_trackers(experiment.runtime.trackers)
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
     held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():

@@ -116,6 +116,14 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
             *_local(e, *e.evaluate.benchmarks), *_verifiers(e, *e.evaluate.benchmarks))
 
 
+def _export_needs(e: Experiment) -> tuple[str, ...]:
+    made = MAKER.get(e.exported(), e.exported())
+    step, _, stage = made.rpartition(".")
+    if stage not in MODELS:         # a checkpoint folder
+        return ("prepare",)
+    return tuple(dict.fromkeys(("prepare", f"{step}.student" if step else "student", made)))
+
+
 def _sft_models(e: Experiment) -> tuple[str, ...]:
     teacher = e.sft.teacher_model()
     return (teacher,) if teacher else ()
@@ -167,6 +175,11 @@ STAGES = _by_name((
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=_evaluate_files),
+    Stage("export", _load("export"), next="report", of_the_whole=True,
+          help="Write the student as GGUF files, each run and held against its checkpoint.",
+          needs=_export_needs,
+          files=lambda e: (*_prompts(e), *_local(e, e.export.benchmark)),
+          models=lambda e: (e.exported(),) if _export_needs(e) == ("prepare",) else ()),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,
@@ -175,7 +188,7 @@ STAGES = _by_name((
 
 MODELS = ("student", "sft", "rl")
 """The stages whose artifact is a model."""
-MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
+MAKER: dict[str, str] = {stage.model: stage.name for stage in STAGES.values() if stage.model}
 """Which stage makes each model that evaluate compares."""
 
 

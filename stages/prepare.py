@@ -21,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
 from pipeline.judge.kinds import KINDS, find_kind, kind_name
 from pipeline.judge.user_judge import is_user_kind, load_verifier
+from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
@@ -233,8 +234,8 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse kinds that no judge knows, columns that are not there, holding out all there is, and
-    shares that the sources' limits cannot meet.
+    """Refuse benchmarks, kinds that no judge knows, columns that are not there, holding out all
+    there is, and shares that the sources' limits cannot meet.
     """
     config = experiment.prepare
     _evaluation_sets(config)
@@ -248,6 +249,10 @@ def check(experiment: Experiment) -> None:
 
 def _check_set(name: str, one: Source, experiment: Experiment) -> None:
     where = f"prepare.sources: {name}: " if name else "prepare."
+    if one.problems in BENCHMARKS:
+        raise UserError(f"{where}problems={one.problems} is a benchmark, whose score would mean "
+                        "nothing after training on it; name a training set (openai/gsm8k, ...), "
+                        "or keep it for evaluate.benchmarks")
     held_out = getattr(one, "held_out", 0)
     if is_user_kind(one.kind):
         load_verifier(one.kind, f"{where}kind")

@@ -52,7 +52,8 @@ def summary(counts: Counts) -> str:
 
 def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJob:
     """The refinement of the problems inside the band, from the start that the config names."""
-    config, runtime = experiment.rl, experiment.runtime
+    runtime = experiment.runtime
+    config = runtime.tracked(experiment.rl)
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")

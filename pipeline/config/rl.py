@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.config.job import Job
 from pipeline.config.load import REFERENCE, Config
-from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
+from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS, TRACKING
 
 
 class Alarms(Config):
@@ -55,6 +55,7 @@ class Alarms(Config):
 class Phase(Config):
     """One trainer run that starts from the previous phase's model with a new schedule."""
 
+    UNKEYED: ClassVar[frozenset[str]] = TRACKING
     trainer: dict[str, Any] = {}
     """Keys that override rl.trainer's (max_completion_length, num_generations, ...)."""
     until_step: int | None = Field(default=None, ge=1)
@@ -113,6 +114,7 @@ class RlConfig(Config):
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {"report_to", "languages", "layers", "source_rewards"})
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,

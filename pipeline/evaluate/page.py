@@ -92,7 +92,9 @@ def step_parts(step: str, stages: Mapping[str, Path], numbers: Mapping[str, Any]
     costs = {stage: numbers["stages"].get(f"{step}.{stage}" if step else stage, {})
              for stage in ("generate", "filter")}
     return {"name": step, "funnel": funnel(traces), "lengths": length_histogram(stages),
-            "said": kept_price({"stages": costs, "traces": traces}) + llm_share({"stages": costs}),
+            "said": " ".join(filter(None, (
+                kept_price({"stages": costs, "traces": traces}).strip(),
+                llm_share({"stages": costs}), "" if step else people(numbers.get("people"))))),
             "rejected": rejected(stages["filter"]) if "filter" in stages else {},
             "curves": {name: training_curves(name, stages) for name in CURVES},
             "alarms": read_lines(stages["rl"] / "alarms.jsonl") if "rl" in stages else []}
@@ -186,6 +188,20 @@ def llm_share(numbers: Mapping[str, Any]) -> str:
     return "" if llm is None else (
         f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
         f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
+
+
+def people(said: Mapping[str, Any] | None) -> str:
+    """What people who read traces said, in a sentence; "" if nobody did."""
+    if said is None:
+        return ""
+    names = len(said["people"])
+    text = (f"{names} {'person' if names == 1 else 'people'} read {said['seen']:,} of the traces"
+            + (f" and differ from the judge on {said['differ']:,} of {said['compared']:,}"
+               if said["compared"] else "") + ".")
+    if said["alpha"] is not None:
+        text += (f" On the {said['shared']:,} that several read they agree to Krippendorff's alpha "
+                 f"{said['alpha']:.2f}.")
+    return text
 
 
 def length_histogram(inputs: Mapping[str, Path]) -> dict[str, Any] | None:
