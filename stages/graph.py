@@ -51,7 +51,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.curate.select import needs_reviews
 
     return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
-            *(_reviews(e) if needs_reviews(e.filter) else ()))
+            *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 
 def _reviews(e: Experiment) -> tuple[Path, ...]:
@@ -67,8 +67,21 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
-                                 for key in e.rl.rewards if ":" in key}))
+    own = (rewards for rewards in (e.rl.rewards, *e.rl.source_rewards.values()))
+    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0]) for rewards in own
+                                   for key in rewards if ":" in key}), *_judge_files(e.rl))
+
+
+def _judge_files(section: Any) -> tuple[Path, ...]:
+    """The prompts of the models that judge in a section."""
+    kinds = {judge.type for judge in section.judges.values()} - {"reward_model"}
+    return tuple(prompt_path(kind) for kind in sorted(kinds))
+
+
+def _judge_models(section: Any) -> tuple[str, ...]:
+    """The reward models that a section loads."""
+    return tuple(judge.model for judge in section.judges.values()
+                 if judge.type == "reward_model" and not judge.url)
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -107,7 +120,7 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
     return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
-            *_local(e, *e.evaluate.benchmarks))
+            *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate))
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
@@ -117,8 +130,9 @@ def _sft_models(e: Experiment) -> tuple[str, ...]:
 
 def _rl_models(e: Experiment) -> tuple[str, ...]:
     start = () if e.rl.start in ("sft", "base") else (e.rl.start,)
-    return (*start, *([e.rl.process.model] if e.rl.process and e.rl.process.type == "local"
-                      else []))
+    process = e.rl.process
+    return (*start, *_judge_models(e.rl),
+            *([process.model] if process and process.type == "local" else []))
 
 
 def _by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
@@ -138,7 +152,8 @@ STAGES = _by_name((
           needs=lambda e: ("prepare",), files=_generate_files),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
-          needs=lambda e: ("prepare", "generate"), files=_filter_files),
+          needs=lambda e: ("prepare", "generate"), files=_filter_files,
+          models=lambda e: _judge_models(e.filter)),
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
@@ -160,7 +175,7 @@ STAGES = _by_name((
           of_the_whole=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=_evaluate_files),
+          files=_evaluate_files, models=lambda e: _judge_models(e.evaluate)),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,

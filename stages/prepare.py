@@ -19,7 +19,7 @@ from pipeline.curate.normalise import same_text_key
 from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
-from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.judge.kinds import KINDS, is_open, kind_name
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
@@ -71,7 +71,7 @@ def _held_out(good: list[dict], config: PrepareConfig) -> dict[str, list[dict]]:
         rows = [row for row in good if not name or row["source"] == name]
         rows.sort(key=has_gold, reverse=True)
         wanted = getattr(one, "held_out", 0)
-        usable = sum(has_gold(row) or KINDS[row["kind"]].open for row in rows)
+        usable = sum(has_gold(row) or is_open(row["kind"]) for row in rows)
         if len(rows) <= wanted or usable < wanted:
             key = f"held_out={wanted} of prepare.sources" if name else \
                 f"prepare.held_out={wanted}"
@@ -118,7 +118,7 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
     with progress("checking gold answers", len(rows)) as advance:
         for row in rows:
             advance(1)
-            if not has_gold(row) and ((row["kind"] in KINDS and KINDS[row["kind"]].open)
+            if not has_gold(row) and (is_open(row["kind"])
                                       or _source_of(row, config).answer_optional):
                 good.append(row)
                 continue

@@ -78,8 +78,12 @@ def needs_answer(kind: str) -> bool:
     return kind in KINDS and KINDS[kind].graded
 
 
+def is_open(kind: str) -> bool:
+    """Whether no answer to problems of `kind` is right."""
+    return kind in KINDS and KINDS[kind].open
+
+
 def has_gold(row: Mapping[str, Any]) -> bool:
     """Whether a row of tables.Problem can be judged."""
-    kind = KINDS.get(row["kind"])
-    return not (kind and kind.open) and (
+    return not is_open(row["kind"]) and (
         bool(row["answer"].strip()) or not needs_answer(row["kind"]))
