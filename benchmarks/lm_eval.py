@@ -83,6 +83,7 @@ def documents(name: str, row: Row, ours: Row) -> Row:
         "math500": lambda: {"problem": ours["problem"], "answer": ours["answer"],
                             "solution": f"\\boxed{{{ours['answer']}}}"},
         "gpqa_diamond": lambda: {"Question": row["Question"], "answer": f"({ours['answer']})",
+                                 "choices": meta["choices"],
                                  **{f"choice{i}": text for i, text in
                                     enumerate(meta["choices"], start=1)}},
         "humaneval": lambda: {"prompt": ours["problem"], **row.get("meta", {})},
@@ -114,6 +115,7 @@ def theirs() -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
     from lm_eval.utils import apply_template
 
+    replies, sys.stdout = sys.stdout, sys.stderr     # some tasks print
     base, configs = Path(lm_eval.__file__).parent / "tasks", {}
     for line in sys.stdin:
         one = json.loads(line)
@@ -124,7 +126,8 @@ def theirs() -> None:
         text = config["doc_to_text"]
         prompt = text(doc) if callable(text) else doc[text] if text in doc else \
             apply_template(text, doc)
-        print(json.dumps({"prompt": prompt, "score": _score(config, one)}), flush=True)
+        reply = {"prompt": prompt, "score": _score(config, one)}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 def _score(config: Row, one: Row) -> float | None:

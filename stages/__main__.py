@@ -241,6 +241,40 @@ def preview(overrides: Overrides = None, config: Files = None, step: StepName = 
 
 
 @app.command()
+def push(repo: Annotated[str, typer.Argument(help="USER/NAME, or NAME alone; the traces go to "
+                                                  "NAME-traces.")],
+         overrides: Overrides = None, config: Files = None,
+         model: Annotated[str | None, typer.Option(help="untrained, sft, rl, or STEP.sft, STEP.rl; "
+                                                        "default: the last that evaluate "
+                                                        "compares.")] = None,
+         only: Annotated[list[str] | None, typer.Option(
+             help="model, data (the kept traces) or report; may be given several times. "
+                  "Default: all.")] = None,
+         public: Annotated[bool, typer.Option("--public", help="Repositories are private "
+                                              "without this.")] = False,
+         accept: Annotated[bool, typer.Option("--accept", help="Push although a licence or a "
+                                              "benchmark's rules restrict it.")] = False,
+         out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the repositories to "
+                                                  "this folder instead, to look at.")] = None,
+         debug: bool = False) -> None:
+    """Push the trained model, its traces and its report with their cards to a hub (HF_ENDPOINT)."""
+    from stages.push import PARTS
+    from stages.push import push as push_parts
+
+    push_parts(_experiment(config, overrides), repo, only or list(PARTS), model=model,
+               private=not public, accepted=accept, out=out)
+
+
+@app.command()
+def lineage(folder: Annotated[Path, typer.Argument(help="A checkpoint, or a stage's folder.")],
+            as_json: Json = False, debug: bool = False) -> None:
+    """Say what made a checkpoint: every stage, its key, problems, teacher, student and commit."""
+    from stages.push import show_lineage
+
+    show_lineage(folder, as_json)
+
+
+@app.command()
 def view(targets: Annotated[list[str] | None, typer.Argument(
              metavar="[FILE|FOLDER|KEY=VALUE]...", help="Files of traces or folders of artifacts; "
              "default: the artifacts of this experiment.")] = None, config: Files = None,

@@ -34,8 +34,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     sources = problems.select("problem_id", "source")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
         tally = TraceTally(lambda traces: file.write(traces.drop("source", strict=False).join(
-            sources, on="problem_id", how="left", maintain_order="left")),
-            config.sampling.max_tokens)
+            sources, on="problem_id", how="left", maintain_order="left")))
         found = [import_traces(teacher, problems.filter(problems["source"] == name),
                                config.samples, tally) for name, teacher in config.imports.items()]
         left = problems.filter(~problems["source"].is_in(list(config.imports)))
@@ -52,7 +51,6 @@ def _asked(experiment: Experiment, problems: pl.DataFrame, tally: TraceTally) ->
     config = experiment.generate
     asked = teacher_chats(config, problems.iter_rows(named=True))
     counts = ask_teacher(experiment, asked, config.samples, tally, problems)
-    counts |= {"longer": tally.longer} if tally.longer else {}
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
     return counts
@@ -101,8 +99,4 @@ def summary(counts: Counts) -> str:
         more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
-            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})"
-            + (f"; {longer:,} were asked under a higher limit and are longer than "
-               "generate.sampling.max_tokens: they are kept whole (filter.keep="
-               "'completion_tokens <= N' leaves them out)"
-               if (longer := counts.get("longer", 0)) else ""))
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")

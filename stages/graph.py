@@ -67,9 +67,11 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
+    length = (prompt_path("length"),) if e.rl.lengths else ()
     own = (rewards for rewards in (e.rl.rewards, *e.rl.source_rewards.values()))
-    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0]) for rewards in own
-                                   for key in rewards if ":" in key}), *_judge_files(e.rl))
+    return (*_prompts(e), *length, *sorted({Path(key.rpartition(":")[0]) for rewards in own
+                                            for key in rewards if ":" in key}),
+            *_judge_files(e.rl))
 
 
 def _judge_files(section: Any) -> tuple[Path, ...]:
@@ -119,8 +121,17 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
            for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
+    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
             *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate))
+
+
+def _export_needs(e: Experiment) -> tuple[str, ...]:
+    made = MAKER.get(e.exported(), e.exported())
+    step, _, stage = made.rpartition(".")
+    if stage not in MODELS:         # a checkpoint folder
+        return ("prepare",)
+    return tuple(dict.fromkeys(("prepare", f"{step}.student" if step else "student", made)))
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:
@@ -176,6 +187,11 @@ STAGES = _by_name((
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
           files=_evaluate_files, models=lambda e: _judge_models(e.evaluate)),
+    Stage("export", _load("export"), next="report", of_the_whole=True,
+          help="Write the student as GGUF files, each run and held against its checkpoint.",
+          needs=_export_needs,
+          files=lambda e: (*_prompts(e), *_local(e, e.export.benchmark)),
+          models=lambda e: (e.exported(),) if _export_needs(e) == ("prepare",) else ()),
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,
@@ -184,7 +200,7 @@ STAGES = _by_name((
 
 MODELS = ("student", "sft", "rl")
 """The stages whose artifact is a model."""
-MAKER = {stage.model: stage.name for stage in STAGES.values() if stage.model}
+MAKER: dict[str, str] = {stage.model: stage.name for stage in STAGES.values() if stage.model}
 """Which stage makes each model that evaluate compares."""
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of, references, renamed
 from pipeline.errors import LackingError, LockedError, UserError
+from pipeline.hub import lineage
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
 from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest
@@ -94,6 +95,7 @@ def make(experiment: Experiment, target: str | Sequence[str],
         plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
             manifest = _executed(plan, wait)
+            lineage.write(plan.folder, experiment.runtime.folders())
         _close(name, plan, manifest, given if name.partition("@")[0] in targets else None)
     for name, plan in chain.items():
         if name.partition("@")[0] in targets and plan.key not in todo:

@@ -20,6 +20,7 @@ from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
 from pipeline.judge.kinds import KINDS, is_open, kind_name
+from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
 from pipeline.progress import progress
@@ -224,8 +225,8 @@ def summary(counts: Counts) -> str:
 
 
 def check(experiment: Experiment) -> None:
-    """Refuse kinds that no judge knows, columns that are not there, holding out all there is, and
-    shares that the sources' limits cannot meet.
+    """Refuse benchmarks, kinds that no judge knows, columns that are not there, holding out all
+    there is, and shares that the sources' limits cannot meet.
     """
     config = experiment.prepare
     _evaluation_sets(config)
@@ -239,6 +240,10 @@ def check(experiment: Experiment) -> None:
 
 def _check_set(name: str, one: Source, experiment: Experiment) -> None:
     where = f"prepare.sources: {name}: " if name else "prepare."
+    if one.problems in BENCHMARKS:
+        raise UserError(f"{where}problems={one.problems} is a benchmark, whose score would mean "
+                        "nothing after training on it; name a training set (openai/gsm8k, ...), "
+                        "or keep it for evaluate.benchmarks")
     held_out = getattr(one, "held_out", 0)
     if ":" not in one.kind and kind_name(one.kind) not in KINDS:
         raise UserError(f"{where}kind={one.kind!r} is no kind; there are {', '.join(KINDS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.verdict import make_policy
 from pipeline.problems.chats import student_chats
+from pipeline.prompts import asking_length
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
 from pipeline.rl.judge_reward import all_weights, is_rewarded
 from pipeline.rl.rewards import REWARDS, check_rewards
@@ -55,7 +57,8 @@ def summary(counts: Counts) -> str:
 
 def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJob:
     """The refinement of the problems inside the band, from the start that the config names."""
-    config, runtime = experiment.rl, experiment.runtime
+    runtime = experiment.runtime
+    config = runtime.tracked(experiment.rl)
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
@@ -110,7 +113,14 @@ def _asked(experiment: Experiment, path: Path, of_gold: bool = False) -> list[di
     problems = [row for row in tables.read(tables.Problem, path).to_dicts()
                 if (has_gold(row) if of_gold else is_rewarded(experiment.rl, row))]
     asked = student_chats(experiment.generate, problems)
-    return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
+    rows = [{"prompt": asked[row["problem_id"]], **row} for row in problems]
+    if bounds := experiment.rl.lengths:
+        # Drawn by the problem's id, so that no other problem changes it.
+        targets = [random.Random(f"{experiment.seed}:{row['problem_id']}").randint(*bounds)
+                   for row in rows]
+        return [{**row, "prompt": asking_length(row["prompt"], target), "target_tokens": target}
+                for row, target in zip(rows, targets, strict=True)]
+    return rows
 
 
 def _within_band(experiment: Experiment, inputs: Mapping[str, Path], rows: list[dict[str, Any]],
@@ -141,6 +151,11 @@ def check(experiment: Experiment) -> None:
     check_judges(config.judges, experiment.runtime.for_judges(config.judges))
     _check_process(config.process)
     check_layers(config, "rl")
+    if ("length" in config.rewards) != (config.lengths is not None):
+        raise UserError("rl.rewards.length and rl.lengths (the lengths that prompts ask for) go "
+                        "together")
+    if config.lengths and config.lengths[0] > config.lengths[1]:
+        raise UserError(f"rl.lengths={list(config.lengths)}: the shortest comes first")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
                         "GPUs, e.g. 1) go together")

@@ -19,7 +19,7 @@ from pipeline.train.launch import check_options, launch, needs_processes
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
     """Write model/, an ordinary checkpoint with tokenizer and template, and log.jsonl."""
-    job = SftJob(sft=experiment.sft, model=resolve(inputs["student"]),
+    job = SftJob(sft=experiment.runtime.tracked(experiment.sft), model=resolve(inputs["student"]),
                  tokenizer=inputs["student"] / "tokenizer", rows=inputs["pack"] / "rows.parquet",
                  logits=inputs.get("logits"), out=out, seed=experiment.seed,
                  engine=experiment.runtime.engine())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     Field,
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.judges import Judges, give_judges
@@ -29,6 +29,7 @@ from pipeline.config.student import PackConfig, StudentConfig
 from pipeline.config.teacher import JudgeRuntime, TeacherRuntime
 from pipeline.errors import UserError
 
+S = TypeVar("S", SftConfig, RlConfig)
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 
 
@@ -43,6 +44,8 @@ class Runtime(Config):
     benchmarks: Path | None = None
     """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
     aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
+    trackers: list[Literal["wandb", "trackio"]] = []
+    """Trackers that sft, rl and evaluate report to, beside TensorBoard and the stages' own logs."""
     judge_workers: int = Field(default=2, ge=1)
     """Processes that judge."""
     launch: dict[str, Any] = {}
@@ -65,6 +68,11 @@ class Runtime(Config):
     """The same for the model that filter.llm_judge names."""
     judges: dict[str, JudgeRuntime] = {}
     """The same for a judge of `judges`, by name; one that is not here is where llm_judge is."""
+
+    def tracked(self, section: S) -> S:
+        """The sft or rl section, with these trackers beside its own."""
+        named = list(dict.fromkeys([*section.report_to, *self.trackers]))
+        return section.model_copy(update={"report_to": named})
 
     def folders(self) -> list[Path]:
         """Return the folders that artifacts are looked for in; the first is written."""
@@ -153,6 +161,7 @@ class Experiment(Config):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
     report: ReportConfig = ReportConfig()
     runtime: Runtime = Runtime()
     steps: dict[str, Step] = {}
@@ -213,6 +222,15 @@ class Experiment(Config):
                 raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
         return self.evaluate.models
 
+    def exported(self) -> str:
+        """Return the model that export writes: the last one compared if none is named."""
+        if self.export.model:
+            return self.export.model
+        trained = [model for model in self.compared() if model != "teacher"]
+        if not trained:
+            raise UserError("evaluate compares no student to export; name one in export.model")
+        return trained[-1]
+
     def variants(self) -> list[Variant]:
         """Return the experiment once for each value of `each` and each of `seeds`."""
         if not self.seeds and not self.each:
@@ -243,7 +261,7 @@ class Experiment(Config):
 
 
 Step.model_rebuild()
-OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "report", "steps")
+OF_THE_WHOLE = ("name", "seeds", "each", "evaluate", "export", "report", "steps")
 """What a step has no settings of its own for."""
 
 

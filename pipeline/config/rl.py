@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.job import SHARED_TRAINER_DEFAULTS, Job
+from pipeline.config.job import SHARED_TRAINER_DEFAULTS, TRACKING, Job
 from pipeline.config.judges import Judges
 from pipeline.config.load import REFERENCE, Config
 from pipeline.config.teacher import JudgeRuntime
@@ -57,6 +57,7 @@ class Alarms(Config):
 class Phase(Config):
     """One trainer run that starts from the previous phase's model with a new schedule."""
 
+    UNKEYED: ClassVar[frozenset[str]] = TRACKING
     trainer: dict[str, Any] = {}
     """Keys that override rl.trainer's (max_completion_length, num_generations, ...)."""
     until_step: int | None = Field(default=None, ge=1)
@@ -114,7 +115,8 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"report_to", "languages", "layers", "source_rewards", "judges"})
+        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges"})
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -126,14 +128,17 @@ class RlConfig(Config):
     STEP.STAGE."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process, a name of `judges`, or path/to/file.py:function (relative to the working folder) for
-    your own, called as TRL calls a reward function: it returns a number or None (undecided) for
-    each completion."""
+    process, length, a name of `judges`, or path/to/file.py:function (relative to the working
+    folder) for your own, called as TRL calls a reward function: it returns a number or None
+    (undecided) for each completion."""
     source_rewards: dict[str, dict[str, float]] = {}
     """By source the rewards of its problems, in the place of `rewards` (prepare.sources: rewards).
     """
     judges: Judges = {}
     """Of the experiment's `judges` those that are rewards here."""
+    lengths: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Shortest and longest completion in tokens that a prompt may ask for ("Think for 300
+    tokens."); one is drawn for each problem. The reward `length` pays for keeping to it (L1)."""
     policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
     """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or

@@ -19,9 +19,12 @@ from typing import Any
 
 import polars as pl
 
+from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.filter import RULES
+from pipeline.curate.agreement import against_judge, summarise_reviews
 from pipeline.curate.features import FEATURES, add_features
+from pipeline.curate.reviews import latest, read_reviews, reviews_path, trace_key
 from pipeline.errors import UserError
 from pipeline.expression import compile_expression
 from pipeline.stage import read_manifest
@@ -50,11 +53,36 @@ def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any
                                  experiment.filter.language, *experiment.filter.languages)
     if "filter" in inputs:
         out["traces"] = trace_counts(judged_columns(inputs["filter"]))
+        if people := people_counts(reviews_path(experiment.runtime.traces), inputs):
+            out["people"] = people
     for name, folder in inputs.items():
         step, _, stage = name.rpartition(".")
         if step and stage == "filter":
             out.setdefault("steps", {})[step] = {"traces": trace_counts(judged_columns(folder))}
     return out
+
+
+def people_counts(path: Path, inputs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """How many of a run's traces people saw, and how far they agree; None if nobody saw any.
+
+    `differ` counts those of `compared` traces on which people and the judge say the opposite.
+    """
+    by_key = latest(read_reviews(path))
+    if not by_key:
+        return None
+    problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
+    texts = dict(problems.select("problem_id", "problem").rows())
+    scores: dict[str, float | None] = {}
+    for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
+        for name, thinking, answer, score in batch.select(
+                "problem_id", "thinking", "answer", "score").iter_rows():
+            if (key := trace_key(texts.get(name) or name, thinking, answer)) in by_key:
+                scores[key] = score
+    here = {key: by for key, by in by_key.items() if key in scores}
+    said = summarise_reviews([line for by in here.values() for line in by.values()])
+    return {"people": said["people"], "verdicts": said["verdicts"], "shared": said["shared"],
+            "alpha": said["alpha"], "kappas": said["kappas"],
+            **against_judge(here, scores)} if said["traces"] else None
 
 
 def stage_of(name: str) -> str:

@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
+from pipeline.evaluate.budgets import curves
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.numbers import Points, curve, judged_columns, stage_of
 from pipeline.problems import benchmarks as registry
@@ -63,8 +64,17 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
-        published=published(models))
+        published=published(models), names=NAMES, budgets=budget_curves(models))
     return page.replace("</main>", f"{more}</main>")
+
+
+def budget_curves(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{benchmark: its plot, and each model's scores by budget} of what was measured in budgets."""
+    return {BENCHMARKS.get(name, name): {
+        "plot": plots.intervals(by, f"Accuracy on {name} by mean tokens"),
+        "models": {model: {budget: row for budget, row in models[model][name]["budgets"].items()
+                           if "avg" in row} for model in by}}
+        for name, by in curves(models).items()}
 
 
 def published(models: Mapping[str, Mapping[str, Any]]) -> dict[str, registry.Published]:
@@ -92,7 +102,9 @@ def step_parts(step: str, stages: Mapping[str, Path], numbers: Mapping[str, Any]
     costs = {stage: numbers["stages"].get(f"{step}.{stage}" if step else stage, {})
              for stage in ("generate", "filter")}
     return {"name": step, "funnel": funnel(traces), "lengths": length_histogram(stages),
-            "said": kept_price({"stages": costs, "traces": traces}) + llm_share({"stages": costs}),
+            "said": " ".join(filter(None, (
+                kept_price({"stages": costs, "traces": traces}).strip(),
+                llm_share({"stages": costs}), "" if step else people(numbers.get("people"))))),
             "rejected": rejected(stages["filter"]) if "filter" in stages else {},
             "curves": {name: training_curves(name, stages) for name in CURVES},
             "alarms": read_lines(stages["rl"] / "alarms.jsonl") if "rl" in stages else []}
@@ -186,6 +198,20 @@ def llm_share(numbers: Mapping[str, Any]) -> str:
     return "" if llm is None else (
         f"The rules left {llm['decided'] + llm['open']:,} traces open; the LLM judge decided "
         f"{llm['decided']:,}, {percent(llm['share'])} of all, for ${llm['cost_usd']:,.4f}.")
+
+
+def people(said: Mapping[str, Any] | None) -> str:
+    """What people who read traces said, in a sentence; "" if nobody did."""
+    if said is None:
+        return ""
+    names = len(said["people"])
+    text = (f"{names} {'person' if names == 1 else 'people'} read {said['seen']:,} of the traces"
+            + (f" and differ from the judge on {said['differ']:,} of {said['compared']:,}"
+               if said["compared"] else "") + ".")
+    if said["alpha"] is not None:
+        text += (f" On the {said['shared']:,} that several read they agree to Krippendorff's alpha "
+                 f"{said['alpha']:.2f}.")
+    return text
 
 
 def length_histogram(inputs: Mapping[str, Path]) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from unicodedata import normalize
 
 from pipeline.completion import Verdict
 from pipeline.judge.extract import boxes, extract
@@ -15,22 +16,28 @@ _LETTER = re.compile(r"(?<![A-Za-z'’\\])\(?(?![AI] (?!is |was |because |since 
                      r"([A-J])(?![A-Za-z'’]|\s*[=+<>])")
 _LEADING = re.compile(r"\s*[*_\"'(\[]*(?![AI] [a-z])([A-J])(?![A-Za-z'’])")
 _STATED = re.compile(
-    r"(?:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
-    r"[^A-J.\n]{0,40}?(?<![A-Za-z])\(?([A-J])(?![A-Za-z])", re.I)
+    r"(?i:answer|option|choice|r[ée]ponse|antwort|respuesta|risposta|selected|答案|correct)"
+    r"[^.\n]{0,40}?(?<![A-Za-z'’\\])\(?(?!I (?!is |was |because |since )[a-z])"
+    r"(?!A (?!is |was |because |since |as |and |or |by |for |in )[a-z])([A-J])(?![A-Za-z'’])")
+_SMALL = re.compile(r"\b(?:answer|option|choice)(?: is)?\s*[:：]?\s*\(?([a-j])\)?\W*$", re.I)
 _FAILED = re.compile(
-    r"(?:option|choice|answer)s?\s*\(?[A-J]\)?(?:(?!because|since)[^.;,\n]){0,30}?\b(?:fails?|wrong|"
+    r"(?i:option|choice|answer)s?\s*\(?[A-Ja-j](?![A-Za-z])\)?"
+    r"(?:(?!because|since)[^.;,\n]){0,30}?\b(?i:fails?|wrong|"
     r"false|incorrect|eliminated|excluded|impossible)\b"
-    r"|(?<![A-Za-z])\(?[A-J]\)? (?:is|are) (?:\w+ly )?(?:wrong|false|incorrect|impossible)\b", re.I)
+    r"|(?<![A-Za-z])\(?[A-J]\)? (?:is|are) (?:\w+ly )?(?i:wrong|false|incorrect|impossible)\b")
 _NAMING = re.compile(r"^(?:the )?(?:correct )?(?:final )?(?:option|answer|choice)\s*(?:is\b)?"
                      r"\s*[:.]?\s*", re.I)
 _ALSO = re.compile(r"\)?\s*(?:or|and|/)\s*\(?([A-J])(?![A-Za-z])")
 _EITHER = re.compile(r"(?<![A-Za-z])\(?[A-J]\)? or \(?[A-J]\)?(?![A-Za-z])\s*\.?\s*$")
-_NEGATED = re.compile(r"(?:not|can't be|isn't|non|不是|nicht)\s*(?:\w+\s+)?(?:\(?[A-J]\)?"
-                      r"(?:\s*(?:or|nor|,)\s*\(?[A-J]\)?)*)(?![A-Za-z])", re.I)
+_NEGATED = re.compile(r"(?:(?i:\bnot|can't be|isn't|\bnon|nicht)\b|不是)\s*(?:\w+\s+)?"
+                      r"(?:\(?[A-J]\)?(?:\s*(?:or|nor|,)\s*\(?[A-J]\)?)*)(?![A-Za-z])")
+_INDEX = re.compile(r"\s*\d\s*")
+_NUMBERED = re.compile(r"(?:^|\s)\(?[1-9][.)]\s")
 
 
 def letters(text: str) -> list[str]:
     """The letters chosen in `text`: of the last box, else stated, else leading, else the last."""
+    text = text if text.isascii() else normalize("NFKC", text)
     if found := boxes(text):
         inside = found[-1][2]
         return _listed(clean(inside)) if inside else []
@@ -45,9 +52,8 @@ def letters(text: str) -> list[str]:
         return sorted({said[1].upper(), other[1]})
     if said is None and (either := _EITHER.search(text)):
         return sorted(set(re.findall(r"[A-J]", either[0])))
-    if stated := _STATED.findall(text):
-        last = stated[-1].isupper() or re.search(r"\b[b-jB-J]\W*$", text)
-        return [stated[-1].upper()] if last else []
+    if stated := _STATED.findall(text) or _SMALL.findall(text):
+        return [stated[-1].upper()]
     if leading := _LEADING.match(text):
         return [leading[1]]
     if re.fullmatch(r"\s*[a-j]\s*", text):
@@ -63,6 +69,8 @@ def _listed(text: str) -> list[str]:
         return [text.strip("()[].").upper()]
     if re.fullmatch(r"[\s(]*[A-J][)\s]*(?:,[\s(]*[A-J][)\s]*)+", text):
         return sorted(set(re.findall(r"[A-J]", text)))
+    if re.fullmatch(r"(?=[A-J]{2,})A?B?C?D?E?F?G?H?I?J?", text):
+        return list(text)
     leading = _LEADING.match(text)
     if leading and (other := _ALSO.match(text, leading.end())):
         return sorted({leading[1], other[1]})
@@ -77,8 +85,21 @@ def exact_key(text: str) -> str:
     return " ".join(re.sub(r"(?<!\d)[.,!?;:\"'](?!\d)|[.,!?;:\"']+$", " ", text).split())
 
 
+def _gold_letters(problem: Problem) -> list[str]:
+    """The letters of the gold; a digit counts the options from 0, unless they are numbered."""
+    if _INDEX.fullmatch(problem.answer):
+        return [] if _NUMBERED.search(problem.problem) else ["ABCDEFGHIJ"[int(problem.answer)]]
+    return letters(f"\\boxed{{{gold_answer(problem.answer)}}}")
+
+
+def check_gold(problem: Problem) -> Judgement:
+    """correct if the gold names an option."""
+    found = _gold_letters(problem)
+    return judgement("correct" if found else "cannot_judge", ", ".join(found) or None, "choice")
+
+
 def grade_choice(text: str, _: Sequence[str], problem: Problem) -> Judgement:
-    gold, found = letters(f"\\boxed{{{gold_answer(problem.answer)}}}"), letters(text)
+    gold, found = _gold_letters(problem), letters(text)
     if not gold:
         return judgement("cannot_judge", ", ".join(found) or None, "choice")
     if not found:

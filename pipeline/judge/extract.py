@@ -148,6 +148,11 @@ _OBTAINED = re.compile(r"^(?:(?:so|thus|hence|therefore|then|finally),? )?(?:we|
 _CORRECTED = re.compile(r"\b(?:not|n['’]t)\b[^.;]*[;,] (?:it is|it's|but|rather)\b", re.I)
 
 
+_TURNED = re.compile(r"\b(?:not|n['’]t)\b[^.;\d]{0,40}\d[^.;]{0,20} "
+                     r"(?:it['’]s|it is|which is|but) (?=\S{0,40}$)")
+"""It is not 10 it is 12."""
+
+
 def _stated(text: str) -> list[str]:
     text = _HOPE.sub("", text[-4000:].strip())
     if _CODE.search("\n".join(text.rsplit("\n", 3)[-3:])):
@@ -164,6 +169,8 @@ def _stated(text: str) -> list[str]:
         return []  # inline mathematics that breaks across lines is not read
     parts = [part for part in _SENTENCES.split(text) if _NUMBER.search(part) or "$" in part]
     line = parts[-1] if parts else text
+    if turned := _TURNED.search(line):
+        return _last_value(line[turned.end():])
     return [] if _denied(line) else _last_value(line)
 
 

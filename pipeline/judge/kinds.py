@@ -48,7 +48,7 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "math": Kind(math.grade, math.check_gold, extracts=True, llm_chars=300, spellings=True,
                  aliases=("skip",)),
-    "choice": Kind(choice.grade_choice, aliases=("multiple_choice",)),
+    "choice": Kind(choice.grade_choice, choice.check_gold, aliases=("multiple_choice",)),
     "exact": Kind(choice.grade_text, boxes_gold=False, llm_chars=300, aliases=("free_text",)),
     "text": Kind(choice.grade_text, boxes_gold=False, llm_chars=4000, llm_prose=True,
                  audited=False, live=False),

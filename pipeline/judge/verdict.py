@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.completion import Verdict
 from pipeline.errors import UserError
 
-VERSION = "6"
+VERSION = "7"
 """Raised by hand whenever a verdict may change: it is stored beside every verdict."""
 
 UNSCORED = ("cannot_judge", "timeout", "error")

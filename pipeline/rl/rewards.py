@@ -166,6 +166,23 @@ def repetition_penalty(text: str, *, ngram: int = 3) -> float:
     return len(set(grams)) / len(grams) - 1 if grams else 0.0
 
 
+def length_reward() -> Reward:
+    """The tokens by which a completion misses the length that its prompt asks for, negated.
+
+    L1-Exact's second term (Aggarwal and Welleck, arXiv 2503.04697, equation 1), whose weight there
+    is 0.0003. Columns: completion_ids, target_tokens.
+    """
+    def length(prompts: Sequence[Any], completions: Sequence[Any],
+               **columns: Sequence[Any]) -> list[float | None]:
+        missed = [abs(len(ids) - target) for ids, target in
+                  zip(columns["completion_ids"], columns["target_tokens"], strict=True)]
+        if log := columns.get("log_metric"):
+            log("length/missed", sum(missed) / max(len(missed), 1))  # type: ignore[operator]
+        return [-float(tokens) for tokens in missed]
+
+    return length
+
+
 REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "accuracy": lambda run: accuracy_reward(
         run.pool, prompt_opens_thinking=run.prompt_opens_thinking,
@@ -180,6 +197,7 @@ REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "overlong": lambda run: overlong_reward(run.max_length),
     "repetition": lambda run: text_reward(repetition_penalty),
     "process": lambda run: process_reward(run.prm),
+    "length": lambda run: length_reward(),
 }
 
 

@@ -47,6 +47,9 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
                 ask = generate_in_batches if runtime.teacher.batch else generate
                 outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
                               runtime=address, store=store, on_progress=advance, **options)
+        if cut := store.longer(requests, config.teacher, config.sampling):
+            outcome.notes.append(f"{cut:,} traces were asked under a higher limit; they are cut to "
+                                 "generate.sampling.max_tokens and count as truncated")
         sums: Counter[str] = Counter()
         for traces in store.stream(requests, config.teacher, config.sampling):
             write_batch(traces)

@@ -73,7 +73,8 @@ def _artifact(path: Path, planned: Mapping[str, Mapping[str, Any]]) -> Artifact 
         known = dict(planned.get(path.name.removesuffix(".partial"), {}))
         return Artifact(stage, key, path, "partial", known)
     try:
-        return Artifact(stage, key, path, "made", read_manifest(path / "manifest.json"))
+        manifest = read_manifest(path / "manifest.json")
+        return Artifact(stage, str(manifest.get("key") or key), path, "made", manifest)
     except UserError as error:
         return Artifact(stage, key, path, "damaged", trouble=str(error))
     except OSError as error:
@@ -87,13 +88,13 @@ def by_key(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
     return {one.key: one for one in ordered}
 
 
-def lineage(artifact: Artifact, known: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """{stage: artifact} of `artifact` and all it was made from that is still there."""
-    found = {artifact.stage: artifact}
+def lineage(artifact: Artifact, known: Mapping[str, Artifact]) -> list[Artifact]:
+    """All that `artifact` was made from and that is still there, in order, and itself last."""
+    found: dict[str, Artifact] = {}
     for key in artifact.inputs.values():
-        if (other := known.get(key)) is not None:
-            found = {**lineage(other, known), **found}
-    return found
+        if (other := known.get(key)) is not None and other.key != artifact.key:
+            found |= {one.name: one for one in lineage(other, known)}
+    return [*found.values(), artifact]
 
 
 def table_of(artifact: Artifact) -> Path | None:

@@ -70,13 +70,12 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 
 def costs(artifact: Artifact, known: Mapping[str, Artifact]) -> dict[str, Any]:
-    """{"stages", "funnel"} of a run: `artifact` and all that it was made from."""
+    """{"stages", "funnels"} of a run: `artifact` and all that it was made from."""
     chain = lineage(artifact, known)
-    stages = [{"stage": stage, "name": one.name, "state": one.state, **_row(one)}
-              for stage, one in chain.items()]
-    filtered = next((one for stage, one in chain.items()
-                     if stage.rpartition(".")[2] == "filter" and one.state == "made"), None)
-    return {"stages": stages, "funnel": _funnel(filtered) if filtered else None}
+    stages = [{"stage": one.stage, "name": one.name, "state": one.state, **_row(one)}
+              for one in chain]
+    return {"stages": stages, "funnels": [_funnel(one) for one in chain
+                                          if one.stage == "filter" and one.state == "made"]}
 
 
 def _row(artifact: Artifact) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def _row(artifact: Artifact) -> dict[str, Any]:
     if artifact.state != "made":
         return {"trouble": artifact.trouble or "not finished"}
     try:
-        row = stage_row(artifact.stage.rpartition(".")[2], artifact.folder, artifact.manifest)
+        row = stage_row(artifact.stage, artifact.folder, artifact.manifest)
     except (UserError, KeyError) as error:
         return {"trouble": str(error), "seconds": artifact.manifest.get("seconds")}
     gpus = artifact.manifest.get("gpus") or row.get("counts", {}).get("gpus")

@@ -37,7 +37,7 @@ def state(workspace: Workspace, query: Query) -> dict[str, Any]:
     return {"sources": workspace.sources(), "troubles": workspace.troubles(),
             "runs": runs.training_runs(artifacts), "queues": QUEUES,
             "evaluations": [{"name": one.name, "key": one.key, "current": one.name in current}
-                            for one in made if one.stage.rpartition(".")[2] == "evaluate"],
+                            for one in made if one.stage == "evaluate"],
             "ends": [{"name": one.name, "current": one.name in current}
                      for one in _ends(workspace)],
             "reviews_file": str(workspace.reviews_path), "folders":

@@ -70,7 +70,7 @@ def curves(artifact: Artifact) -> dict[str, Any]:
     """{"state", "steps", "alarms", "plots": [{key, name, meaning, percent, points}]} of a run."""
     log = _log(artifact.folder)
     known = {key: (name, meaning, share) for key, name, meaning, share
-             in CURVES.get(artifact.stage.rpartition(".")[2], ())}
+             in CURVES.get(artifact.stage, ())}
     keys = dict.fromkeys((*known, *(key for row in log for key in row if _is_extra(key))))
     plots = [{"key": key, "name": name, "meaning": meaning, "percent": share, "points": points}
              for key in keys if (points := _points(log, key))
@@ -103,7 +103,10 @@ def differences(chosen: list[Artifact], known: Mapping[str, Artifact]) -> list[d
 
 def _flat(artifact: Artifact, known: Mapping[str, Artifact]) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for stage, one in lineage(artifact, known).items():
+    chain = lineage(artifact, known)
+    several = {one.stage for one in chain if sum(o.stage == one.stage for o in chain) > 1}
+    for one in chain:
+        stage = one.name if one.stage in several and one is not artifact else one.stage
         out[f"{stage}.seed"] = one.manifest.get("seed")
         _walk(one.config, stage, out)
     return out

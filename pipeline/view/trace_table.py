@@ -54,7 +54,8 @@ class TraceTable:
             return
         self.cache.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen([sys.executable, "-m", "pipeline.view.word_index"],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)
         texts = {name: row["problem"] for name, row in self.problems.items()}
         task = {"table": str(self.path), "problems": texts, "languages": self.languages,
                 "out": str(self.cache)}

@@ -70,7 +70,11 @@ def _is_ours(path: Path) -> bool:
 
 def problems_in(path: Path) -> dict[str, dict[str, Any]]:
     """The problems that a table itself holds, by id; {} if it holds none."""
-    names = pl.read_parquet_schema(path)
+    try:
+        names = pl.read_parquet_schema(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); delete its folder "
+                        "and run the stage that made it again") from None
     if "problem" not in names:
         return {}
     wanted = [name for name in ("problem", "gold", "kind", "meta", "source") if name in names]

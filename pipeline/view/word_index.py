@@ -7,6 +7,7 @@ exact without reading a text. Made in a process of its own: `python -m pipeline.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import polars as pl
 
 from pipeline.curate.features import FEATURES, add_features
 from pipeline.curate.reviews import trace_key
+from pipeline.serving.processes import die_with_parent
 
 PARTS = 16
 COMMON = 32
@@ -83,16 +85,21 @@ def build(table: Path, problems: dict[str, str], out: Path) -> None:
         file.close()
     pl.DataFrame({"key": keys}, schema={"key": pl.String}).write_parquet(partial / "keys.parquet")
     _merge(partial, len(keys), np.array([_code(word) for word in known], np.uint64))
-    partial.replace(out)
+    _place(partial, out)
 
 
 def _fresh(out: Path) -> Path:
-    """An empty folder to build `out` in."""
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(out, ignore_errors=True)
+    """An empty folder to build `out` in; another process may be building it too."""
+    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     return partial
+
+
+def _place(partial: Path, out: Path) -> None:
+    try:
+        partial.replace(out)
+    except OSError:             # another process was first, with the same
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def build_features(table: Path, languages: list[str], out: Path) -> None:
@@ -104,7 +111,7 @@ def build_features(table: Path, languages: list[str], out: Path) -> None:
         found.append(add_features(batch, FEATURES, *languages).select(list(FEATURES)))
         rows += len(batch)
         print(json.dumps({"features": rows}), flush=True)
-    partial = out.with_suffix(".partial")
+    partial = out.with_suffix(f".{os.getpid()}.partial")
     pl.concat(found).write_parquet(partial)
     partial.replace(out)
 
@@ -145,6 +152,8 @@ def _merge(folder: Path, rows: int, codes: np.ndarray) -> None:
             path = folder / f"pairs-{part}"
             pairs = np.fromfile(path, PAIR)
             path.unlink()
+            if not len(pairs):
+                continue
             pairs = pairs[np.argsort(pairs["word"], kind="stable")]        # rows stay in order
             found, starts = np.unique(pairs["word"], return_index=True)
             for word, start, stop in zip(found, starts, [*starts[1:], len(pairs)], strict=True):
@@ -169,6 +178,8 @@ def _merge(folder: Path, rows: int, codes: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
+    os.nice(10)
     task = json.loads(sys.stdin.read())
     where, given = Path(task["out"]), Path(task["table"])
     if not (where / "words").is_dir():

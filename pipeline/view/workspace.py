@@ -127,17 +127,18 @@ class Workspace:
     def _problems(self, one: Artifact, path: Path) -> dict[str, dict[str, Any]]:
         """The problems of an artifact by id, from prepare's tables or its own."""
         own = traces_file.problems_in(path)
-        prepared = catalog.lineage(one, self.known())
-        for stage, other in prepared.items():
-            if stage.rpartition(".")[2] != "prepare":
-                continue
+        prepared: dict[str, dict[str, Any]] = {}
+        for other in catalog.lineage(one, self.known()):
             for name in ("problems.parquet", "heldout.parquet"):
-                if (file := other.folder / name).is_file():
-                    rows = {row["problem_id"]: row for row in pl.read_parquet(file).to_dicts()}
-                    own = {**{name: row for name, row in rows.items()
-                              if path.name != "completions.parquet"}, **own,
-                           **{name: row for name, row in rows.items() if name in own}}
-        return own
+                file = other.folder / name
+                if other.stage == "prepare" and file.is_file():
+                    prepared |= {row["problem_id"]: row for row in pl.read_parquet(file).to_dicts()}
+        if not own:
+            return prepared
+        # A benchmark of its own may use the same ids for other problems.
+        return {name: prepared[name] if name in prepared
+                and prepared[name]["problem"] == row["problem"] else row
+                for name, row in own.items()}
 
     def said(self) -> list[reviews.Line]:
         """Every verdict given so far, by anybody."""
@@ -169,13 +170,12 @@ class Workspace:
         """The pack, student and logits artifacts made from the filter artifact `source`."""
         made = [one for one in self.artifacts() if one.state == "made"]
         known = catalog.by_key(made)
-        key = catalog.FOLDER.fullmatch(source)
+        keys = {one.key for one in made if one.name == source}
         for one in made:
-            if one.stage.rpartition(".")[2] == "pack" and key and \
-                    key["key"] in one.inputs.values():
-                student = next((known[k] for name, k in one.inputs.items() if k in known
-                                and name.rpartition(".")[2] == "student"), None)
-                logits = next((other for other in made if other.stage.endswith("logits")
+            if one.stage == "pack" and keys & set(one.inputs.values()):
+                student = next((known[key] for key in one.inputs.values()
+                                if key in known and known[key].stage == "student"), None)
+                logits = next((other for other in made if other.stage == "logits"
                                and one.key in other.inputs.values()), None)
                 if student is not None:
                     return one, student, logits

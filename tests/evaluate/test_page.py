@@ -26,7 +26,8 @@ from stages.graph import plans
 
 ROOT = Path(__file__).resolve().parents[2]
 ATTACK = '</pre><script>document.title="owned"</script><img src=x onerror=alert(1)>'
-EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig(), filter=FilterConfig())
+EXPERIMENT = SimpleNamespace(name="made <up>", seed=3, report=ReportConfig(), filter=FilterConfig(),
+                             runtime=SimpleNamespace(traces=Path("no-store")))
 
 
 def made_report(root, leave_out=(), **run):

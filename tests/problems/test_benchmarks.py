@@ -168,6 +168,11 @@ def test_a_wrong_name_and_a_missing_file_are_said_before_any_work(tmp_path):
         local_file("aime24", tmp_path / "none")
 
 
+def test_a_benchmark_by_name_is_not_taught():
+    with pytest.raises(UserError, match="gsm8k is a benchmark"):
+        STAGES["prepare"].check(experiment("prepare.problems=gsm8k"))
+
+
 def test_decontamination_takes_the_same_names(tmp_path, shared):
     train = tmp_path / "train.jsonl"
     aime = json.loads((shared / "data/aime2024.jsonl").read_text().splitlines()[0])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 from pipeline.judge.math import numeric
 from pipeline.judge.math.forms.chemistry import formula, is_chemistry
 from pipeline.judge.math.forms.equations import equations, substituted
+from pipeline.judge.math.forms.languages import if_foreign
 from pipeline.judge.math.forms.moments import moment, same_moment
 from pipeline.judge.math.forms.wording import bare_condition, comparable, is_universal
 from pipeline.judge.math.latex import clean
@@ -17,11 +17,16 @@ from pipeline.judge.math.node import (
     Node,
     all_of,
     any_of,
+    bound_letters,
     cross_equal,
     distinct,
     ends_of,
+    flat,
     is_infinite,
     labels_of,
+    permuted,
+    points,
+    relettered,
     spread,
 )
 from pipeline.judge.math.parse import parse
@@ -43,6 +48,15 @@ _BOTH = re.compile(r"\band\b|\\land\b|\\wedge\b")
 
 def same(gold: str, answer: str, policy: Policy, statement: str = "") -> bool | None:
     """Whether `answer` equals `gold`; the symbols of the problem's `statement` are not free."""
+    result = _same(gold, answer, policy, statement)
+    if result is False and (if_foreign(gold) or if_foreign(answer)) and any(
+            _same(a, b, policy, statement) for a in (gold, if_foreign(gold))
+            for b in (answer, if_foreign(answer)) if a and b):
+        return None
+    return result
+
+
+def _same(gold: str, answer: str, policy: Policy, statement: str) -> bool | None:
     if early := decided_before_reading(gold, answer, policy, statement):
         return early[1]
     results = [Comparison(policy, statement).same(a, b) for a in readings(gold, gold=True)
@@ -105,6 +119,8 @@ class Comparison(Quantities):
     def same(self, a: Node, b: Node) -> bool | None:
         """Gold `a` against answer `b`, with what they hold for."""
         result = self.shapes(a, b)
+        if result is False and (letters := bound_letters(a, b)):
+            result = self.shapes(relettered(a, *letters), b)
         if result is not False and (a.condition or b.condition):
             return all_of([result, self.conditions(a.condition, b.condition)])
         return result
@@ -173,7 +189,7 @@ class Comparison(Quantities):
             if a.kind != b.kind:
                 return None if "opaque" in (a.kind, b.kind) else False
             return self.matched(a.items, b.items) if len(a.items) == len(b.items) else False
-        a, b = _permuted(a, b), _flat(b, a)
+        a, b = permuted(a, b), flat(b, a)
         if (named := self.names(a, b)) is not True:
             return named if named is False or key(a.text) != key(b.text) else None
         if (a.kind not in _GROUPS) != (b.kind not in _GROUPS):
@@ -186,7 +202,7 @@ class Comparison(Quantities):
             return None if single.kind == "opaque" or (single is a and a.kind == "text") else False
         if {a.kind, b.kind} in ({"set", "tuple"}, {"set", "interval"}):
             return False
-        left, right = distinct(spread(a)), distinct(spread(b))
+        left, right = (distinct(points(node) or spread(node)) for node in (a, b))
         if "interval" in (a.kind, b.kind) and ends_of(a) != ends_of(b) and not self.open_ends():
             return False
         if len(left) != len(right):
@@ -270,20 +286,3 @@ def _short(text: str) -> list[str]:
     """The words so short that they may be symbols, whose case counts."""
     return sorted(word for word in text.split() if len(word) < 3 and word.casefold() not in (
         "is", "be", "it", "to", "of", "no"))
-
-
-def _permuted(a: Node, b: Node) -> Node:
-    """`a` in the order of the names of `b`: (a, b) = (1, 2) beside (b, a)."""
-    names, others = ([name.strip() for name in node.label.strip("() ").split(",")]
-                     if node.label.startswith("(") else [] for node in (a, b))
-    if names == others or sorted(names) != sorted(others) or len(names) != len(a.items):
-        return a
-    return replace(a, label=b.label, items=tuple(a.items[names.index(name)] for name in others))
-
-
-def _flat(b: Node, a: Node) -> Node:
-    """A vector in i, j, k as a pair beside a pair."""
-    if b.detail == "ijk" and len(a.items) == 2 and b.items[2].tree and \
-            numeric.equal(b.items[2].tree, ("n", Fraction(0))):
-        return replace(b, items=b.items[:2])
-    return b

@@ -13,6 +13,7 @@ from pipeline.judge.math.forms.restated import restated
 from pipeline.judge.math.forms.wrappings import unwrap
 from pipeline.judge.math.latex import MAX_ANSWER, clean
 from pipeline.judge.math.parse import parse
+from pipeline.judge.math.phrases import chosen
 from pipeline.judge.math.rational import TooLargeError
 from pipeline.judge.verdict import Judgement, Policy, Problem, WorkerTask, judgement
 
@@ -50,6 +51,8 @@ def _compare(answer: str, gold: str, policy: Policy, statement: str) -> Judgemen
     except (ArithmeticError, LookupError, TypeError, ValueError):
         return judgement("error", answer, "rules")  # a fault of ours: counted, never a zero
     if is_prose(gold) and not result:
+        if chosen(gold, answer, statement):
+            return judgement("correct", answer, "rules")
         return judgement("cannot_judge", answer, "rules")  # only a reader knows what else says it
     if result is not None:
         verdict = "correct" if result else "wrong"

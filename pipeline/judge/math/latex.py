@@ -17,7 +17,7 @@ _PLAIN = {
     "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ",
     "⩾": r"\ge ", "≠": r"\ne ", "×": r"\cdot ", "·": r"\cdot ", "÷": "/", "−": "-", "–": "-",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ ", "²": "^2", "³": "^3",
-    "，": ",", "（": "(", "）": ")", "：": ":", "；": ";", "≈": r"\approx ", "±": r"\pm ",
+    "，": ",", "،": ",", "（": "(", "）": ")", "：": ":", "；": ";", "≈": r"\approx ", "±": r"\pm ",
     "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "∀": r"\forall ",
     "＞": ">", "＜": "<", "＝": "=", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}",
     "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "≡": r"\equiv ", "、": ",", "‹": "<", "›": ">",
@@ -32,12 +32,13 @@ _CURRENCY_AFTER = re.compile(r"(?<=\d)\s*([¤€£¥₹₽₩])")
 _CONTROL = {"\f": "\\f", "\b": "\\b", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\v": "\\v"}
 _ESCAPED = re.compile("[\f\b\a\v]|\t(?=ext|imes|heta|an|o\\b)|\r(?=ight|ho|angle)")
 """LaTeX whose backslash was read as an escape: "\\frac" as form feed and "rac"."""
+_TRIGONOMETRIC = {"tg": "tan", "ctg": "cot", "arctg": "arctan", "arcctg": "arccot", "cosec": "csc"}
 _SAME = {"dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leq": "le", "leqslant": "le",
          "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">", "times": "cdot",
          "ast": "cdot", "div": "/", "lbrace": "⦃", "rbrace": "⦄", "colon": ":", "mid": "|",
          "vert": "|", "lvert": "|", "rvert": "|", "lVert": "|", "rVert": "|", "Vert": "|",
-         "tg": "tan", "ctg": "cot",
-         "cosec": "csc", "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
+         **_TRIGONOMETRIC,
+         "dots": "ldots", "cdots": "ldots", "dotsm": "ldots", "varphi": "phi",
          "dotsc": "ldots", "textcirc": "circ", "textdegree": "circ",
          "dotsb": "ldots", "land": "and", "lor": "or", "wedge": "and",
          "vee": "or", "lg": "log", "dbinom": "binom", "tbinom": "binom", "to": "rightarrow"}
@@ -217,7 +218,9 @@ _MEASURE = re.compile(r"[A-Za-zμ]{1,3}(?:(?:\\[, ]|\s|/|\\cdot)+[A-Za-z]{1,3}"
 def _font(match: re.Match[str]) -> str:
     """The content of \\mathrm{} and its like: a unit or a word as ‹words›, else as it stands."""
     text = match[1]
-    if text in ("gcd", "lcm", "det"):
+    if text in _TRIGONOMETRIC:
+        return f"\\{_TRIGONOMETRIC[text]} "
+    if text in ("gcd", "lcm", "det", "max", "min"):
         return f"\\{text} "
     if _MEASURE.fullmatch(text):
         return "‹" + re.sub(r"[{}]|\\(?:cdot|[, ])", " ", text).replace("^ ", "^") + "›"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from pipeline.judge.math import numeric
+from pipeline.judge.math.forms.wording import is_universal
 from pipeline.judge.math.parser import Tree, UnreadableError
 from pipeline.judge.math.phrases import key, words
 
@@ -38,6 +41,14 @@ def all_of(results: Iterable[bool | None]) -> bool | None:
     """False if any is, else None if any cannot be told, else True."""
     seen = list(results)
     return False if False in seen else None if None in seen else True
+
+
+def relettered(node: Node, old: str, new: str) -> Node:
+    """`node` with the symbol `old` called `new`, unless it has a `new` of its own."""
+    if node.tree is not None and new in numeric.symbols(node.tree):
+        return node
+    tree = node.tree and numeric.replaced(node.tree, ("v", old), ("v", new))
+    return replace(node, tree=tree, items=tuple(relettered(i, old, new) for i in node.items))
 
 
 def spread(node: Node) -> tuple[Node, ...]:
@@ -78,3 +89,39 @@ def cross_equal(x: Node, y: Node, first: Node, other: Node) -> bool:
 def is_infinite(node: Node) -> bool:
     return node.tree == ("c", "oo") or \
         words(node.text) in ("infinitely many", "infinite", "infinity")
+
+
+def permuted(a: Node, b: Node) -> Node:
+    """`a` in the order of the names of `b`: (a, b) = (1, 2) beside (b, a)."""
+    names, others = ([name.strip() for name in node.label.strip("() ").split(",")]
+                     if node.label.startswith("(") else [] for node in (a, b))
+    if names == others or sorted(names) != sorted(others) or len(names) != len(a.items):
+        return a
+    return replace(a, label=b.label, items=tuple(a.items[names.index(name)] for name in others))
+
+
+_BOUND = re.compile(r"(?<![A-Za-z\\])[a-z](?![A-Za-z])")
+
+
+def bound_letters(a: Node, b: Node) -> tuple[str, str] | None:
+    """The letters that alike conditions declare: k and m of "k ∈ Z" and "m ∈ Z"."""
+    said = [re.sub("‹[^›]*›", " ", node.condition) for node in (a, b)]
+    if not all(is_universal(node.condition) for node in (a, b)) or \
+            key(_BOUND.sub("", a.condition)) != key(_BOUND.sub("", b.condition)):
+        return None
+    names = [found[0] for one in said if len(found := _BOUND.findall(one)) == 1]
+    return (names[0], names[1]) if len(names) == 2 and names[0] != names[1] else None
+
+
+def points(node: Node) -> tuple[Node, ...]:
+    """The parts of a union, each number of a set in it by itself; () of anything else."""
+    return tuple(one for item in node.items for one in (
+        item.items if item.kind == "set" else (item,))) if node.kind == "union" else ()
+
+
+def flat(b: Node, a: Node) -> Node:
+    """A vector in i, j, k as a pair beside a pair."""
+    if b.detail == "ijk" and len(a.items) == 2 and b.items[2].tree and \
+            numeric.equal(b.items[2].tree, ("n", Fraction(0))):
+        return replace(b, items=b.items[:2])
+    return b

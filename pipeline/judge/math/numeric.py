@@ -134,13 +134,22 @@ def _function(name: str, arguments: list[Any], mp: Any) -> Any:
         return mp.conj(first)
     if name in ("gcd", "lcm"):
         return _of_integers(name, arguments, mp)
-    if name in ("factorial", "binom"):
-        return mp.factorial(first) if name == "factorial" else mp.binomial(*arguments)
+    if name in ("max", "min"):
+        return _extreme(name, arguments, mp)
+    if name in ("factorial", "double factorial", "binom"):
+        return {"factorial": mp.factorial, "double factorial": mp.fac2,
+                "binom": mp.binomial}[name](*arguments)
     if name == "log":
         return mp.log(first, 10)
     if name not in _NAMES:
         raise UnsureError(f"no value for {name}")
     return getattr(mp, "expj" if name == "cis" else name.replace("arc", "a"))(first)
+
+
+def _extreme(name: str, arguments: list[Any], mp: Any) -> Any:
+    if any(mp.im(value) for value in arguments):
+        raise UnsureError(f"{name} of complex numbers")
+    return max(arguments) if name == "max" else min(arguments)
 
 
 def _of_integers(name: str, arguments: list[Any], mp: Any) -> Any:

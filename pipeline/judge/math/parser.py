@@ -28,6 +28,7 @@ _GREEK = frozenset([
     "alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "psi",
     "omega", "rho", "sigma", "tau", "Delta", "Omega", "Gamma", "ell", "varepsilon", "eta",
     "zeta", "kappa", "nu", "xi", "chi", "prime", "ldots"])
+_OF_SEVERAL = ("gcd", "lcm", "max", "min")
 _CLOSE = {"(": ")", "[": "]", "{": "}", "⦃": "⦄"}
 
 
@@ -119,13 +120,13 @@ class _Reader:
     def starts(token: str) -> bool:
         name = token[1:]
         return token[0] != "\\" or name in FUNCTIONS or name in _GREEK or name in (
-            "frac", "pi", "infty", "binom", "lfloor", "lceil", "overline", "gcd", "lcm")
+            "frac", "pi", "infty", "binom", "lfloor", "lceil", "overline", *_OF_SEVERAL)
 
     def power(self) -> Tree:
         base = self.atom()
         for _ in range(MAX_FACTORS):
             if self.take("!"):
-                base = ("f", "factorial", base)
+                base = ("f", "double factorial" if self.take("!") else "factorial", base)
             elif self.take("^"):
                 exponent = self.argument()
                 if exponent != ("v", "\\circ"):
@@ -217,8 +218,8 @@ class _Reader:
             return ("f", "binom", self.argument(), self.argument())
         if name in ("overline", "bar"):
             return self.conjugate()
-        if name in ("gcd", "lcm"):
-            return self.of_integers(name)
+        if name in _OF_SEVERAL:
+            return self.of_several(name)
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -235,14 +236,13 @@ class _Reader:
         tree = self.argument()
         return ("f", "conj", tree) if not has_symbol(tree) else self.fail()
 
-    def of_integers(self, name: str) -> Tree:
-        """gcd(12, 18)."""
-        if not self.take("("):
-            return self.fail()
+    def of_several(self, name: str) -> Tree:
+        """gcd(12, 18), max{3, 5}."""
+        close = _CLOSE.get(self.next(), "")
         items = [self.sum()]
         while self.take(","):
             items.append(self.sum())
-        return ("f", name, *items) if self.take(")") else self.fail()
+        return ("f", name, *items) if self.take(close) else self.fail()
 
     def root(self) -> Tree:
         index: Tree = ("n", Fraction(2))

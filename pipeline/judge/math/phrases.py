@@ -91,3 +91,25 @@ _ONE, _LOOSE = re.compile(r"\{([A-Za-z0-9])\}"), re.compile(r"(?<!\d)\s+|\s+(?!\
 def key(text: str) -> str:
     """`text` cleaned, without spaces and braces that TeX would ignore: equal keys, equal answers"""
     return _LOOSE.sub("", _ONE.sub(r"\1", clean(text)))
+
+
+_OFFERED = re.compile(r"\b([^\W\d_]{3,})(?: or |/)([^\W\d_]{3,})\b")
+_NAME = re.compile(r"(?<=[^\s.!?:] )[A-Z][a-z]{2,}\b")
+_QUALIFIED = re.compile(r"\d|\b(?:if|when|unless|for|or|only|but|neither|nor|not|no|never|cannot)\b"
+                        r"|n['’]t\b", re.I)
+"""What makes a sentence say more than which one it is."""
+
+
+def chosen(gold: str, answer: str, statement: str) -> bool:
+    """Whether `answer` is the one alternative of the problem that the sentence `gold` names.
+
+    Alternatives are "odd or even" in the statement, and its proper names if it asks who.
+    """
+    said = words(clean(answer))
+    if not statement or not said.isalpha() or _QUALIFIED.search(re.sub(r"\$[^$]*\$", "", gold)):
+        return False
+    offered = {word.casefold() for pair in _OFFERED.findall(statement) for word in pair}
+    named = {name.casefold() for name in _NAME.findall(statement)} \
+        if re.search(r"\b(?:who|whom)\b", statement, re.I) else set()
+    held = set(re.findall(r"[^\W\d_]+", gold.casefold()))
+    return any(said in ones and held & ones == {said} for ones in (offered, named))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import lru_cache
-from math import factorial, isqrt
+from math import isqrt, prod
 
 from pipeline.judge.math.parser import Tree
 
@@ -29,12 +30,13 @@ def exact(tree: Tree) -> Fraction | None:
     head = tree[0]
     if head == "n":
         return tree[1]
-    if head not in ("+", "*", "/", "^") and tree[:2] != ("f", "factorial"):
+    if head not in ("+", "*", "/", "^") and (head != "f" or tree[1] not in _EXACT):
         return None
     parts = [exact(part) for part in tree[1 + (head == "f"):]]
     if any(part is None for part in parts):
         return None
-    return small(_combine(head, [part for part in parts if part is not None]))
+    return small(_combine(tree[1] if head == "f" else head,
+                          [part for part in parts if part is not None]))
 
 
 def _combine(head: str, parts: list[Fraction]) -> Fraction | None:
@@ -42,8 +44,8 @@ def _combine(head: str, parts: list[Fraction]) -> Fraction | None:
         return sum(parts, Fraction(0))
     if head == "*":
         return parts[0] * parts[1]
-    if head == "f":
-        return _factorial(parts[0])
+    if head in _EXACT:
+        return _EXACT[head](parts)
     if head == "/":
         if parts[1] == 0:
             raise NoNumberError("division by zero")
@@ -68,10 +70,15 @@ def _exact_root(base: Fraction, exponent: Fraction) -> Fraction | None:
     return Fraction(top, bottom) if Fraction(top, bottom) ** 2 == base else None
 
 
-def _factorial(n: Fraction) -> Fraction:
+def _factorial(n: Fraction, step: int = 1) -> Fraction:
     if n.denominator != 1 or not 0 <= n <= 1000:
         raise TooLargeError("factorial out of bounds")
-    return Fraction(factorial(int(n)))
+    return Fraction(prod(range(int(n), 0, -step)))
+
+
+_EXACT: Mapping[str, Callable[[list[Fraction]], Fraction]] = {
+    "factorial": lambda parts: _factorial(parts[0]),
+    "double factorial": lambda parts: _factorial(parts[0], 2), "max": max, "min": min}
 
 
 def small(value: Fraction | None) -> Fraction | None:

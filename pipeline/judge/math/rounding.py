@@ -53,6 +53,17 @@ def rounds(tree: Tree, value: Any, digits: int, ending: int = 0) -> bool:
     return bool(abs(value - numeric.number(tree)) * 10 ** after <= 0.5 + 1e-9)
 
 
+def cut_off(tree: Tree, value: Any, digits: int = 4) -> bool:
+    """Whether `tree` is a decimal of at least `digits` digits that begins as `value` does."""
+    decimal = literal(tree)
+    after = places(decimal) if decimal is not None and not value.imag else None
+    if decimal is None or not after or decimal * value.real <= 0:
+        return False
+    written = abs(decimal) * 10 ** after
+    return len(str(int(written))) >= digits and \
+        int(abs(value.real) * 10 ** after) == int(written)
+
+
 def is_double(tree: Tree, value: Any) -> bool:
     """Whether `tree` writes `value` out to the digits of a double, within its last places."""
     decimal = literal(tree)

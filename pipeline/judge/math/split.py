@@ -19,6 +19,7 @@ _LABEL = re.compile(
     r"\\frac\s*\{\s*\\partial\s*[a-z]\s*\}\s*\{\s*\\partial\s*[a-z]\s*\}|"
     r"\\(?:sin|cos|tan|cot)\s*[A-Za-z]|\\(?:sin|cos|tan)\s*\\(?:alpha|beta|theta)"
     r"|(?:‹m›|m)?\s*\\(?:angle|triangle)\s*[A-Z]+|\[\s*‹?[A-Z]{3,6}›?\s*\]"
+    r"|\\(?:max|min)\s*(?:_\s*(?:\{[^{}=]*\}|\w)\s*)?[A-Za-z]\s*(?:\([a-z\s,]+\))?"
     r"|(?:[^\d=‹›]*+‹[^›]*+›)+\s*|\|\s*[A-Za-z]{1,2}\s*\|"
     r"|[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?(?:\s*:\s*[A-Z]\w*\s*(?:_\s*(?:\{[^{}]*\}|\w))?)?")
 _TUPLE_LABEL = re.compile(r"\(\s*[^\d()=]{1,8}(?:\([a-z]\)\s*)?(?:,[^\d=,]{1,8}?)+\s*\)")

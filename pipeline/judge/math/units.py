@@ -27,7 +27,7 @@ _SIZES: tuple[tuple[dict[str, int], Mapping[str, Size]], ...] = (
                 "tbsp": "0.00001478676478125", "teaspoon": "0.00000492892159375",
                 "tsp": "0.00000492892159375", "barrel": "0.158987294928"}),
     (_S, {"s": 1, "sec": 1, "second": 1, "sekunde": 1, "min": 60, "minute": 60, "h": 3600,
-          "hr": 3600, "hour": 3600, "stunde": 3600, "day": 86400, "tag": 86400, "week": 604800,
+          "hr": 3600, "hour": 3600, "stunde": 3600, "day": 86400, "week": 604800,
           "fortnight": 1209600}),
     ({"month": 1}, {"month": 1, "year": 12, "yr": 12, "decade": 120, "century": 1200}),
     (_G, {"g": 1, "gram": 1, "gramme": 1, "gramm": 1, "lb": "453.59237", "pound": "453.59237",

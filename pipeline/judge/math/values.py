@@ -16,6 +16,7 @@ from pipeline.judge.math.parser import Tree
 from pipeline.judge.math.rational import NoNumberError, TooLargeError, UnsureError, exact, places
 from pipeline.judge.math.rounding import (
     coarsely,
+    cut_off,
     is_double,
     literal,
     reduced,
@@ -161,6 +162,8 @@ class Quantities:
             return True
         if self.endless(first) and rounds(b, left, self.policy.digits, self.zeros[1]):
             return True
+        if self.endless(second) and cut_off(a, right):
+            return True  # a gold that was cut off: no decimal can be an answer of this kind
         asked = self.asked() and literal(b) is None  # a longer decimal was not rounded as asked
         return (self.endless(second) or asked) and rounds(a, right, 2 if asked else 3,
                                                           self.zeros[0])

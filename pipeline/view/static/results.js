@@ -50,7 +50,7 @@ export async function costsView(main, query, state) {
   if (!name) { main.append(h("p", {}, "Nothing was made here yet.")); return; }
   const found = await get("costs", { name });
   append(main, [h("form.filters", { onsubmit: (event) => event.preventDefault() }, h("label", {}, "Up to ", h("select", { onchange: (event) => { location.hash = address("costs", { name: event.target.value }); } },
-    ...state.ends.map((one) => h("option", { value: one.name, selected: one.name === name }, one.name + (one.current ? "" : " (earlier)")))))), stages(found.stages), found.funnel ? funnel(found.funnel) : null]);
+    ...state.ends.map((one) => h("option", { value: one.name, selected: one.name === name }, one.name + (one.current ? "" : " (earlier)")))))), stages(found.stages), ...found.funnels.map((one) => funnel(one, found.funnels.length > 1))]);
 }
 
 function stages(rows) {
@@ -63,12 +63,12 @@ function stages(rows) {
     h("tr", {}, h("th", { scope: "row" }, "all"), h("td.left", {}, h("span.mini"), duration(sum("seconds"))), h("td", {}, ""), h("td", {}, `$${sum("usd").toFixed(2)}`), gpus && h("td", {}, sum("gpu_hours").toFixed(2)), h("td.left", {}, "")))));
 }
 
-function funnel(found) {
+function funnel(found, several) {
   if (found.trouble) return trouble(found.trouble);
   let left = found.total;
   const to = (where) => address("traces", { source: found.source, where });
   const rows = [["all traces", found.total, 0, "all", ""], ...Object.entries(found.rejected).map(([reason, n]) => { left -= n; return [words(reason), n, left, "rejected", `reason == ${JSON.stringify(reason)}`]; }), ["kept", found.kept, 0, "kept", "kept"]];
-  return h("section", {}, h("h3", {}, "From traces to what the student learns from"), h("p.quiet", {}, "Each line leads to its traces."),
+  return h("section", {}, h("h3", {}, "From traces to what the student learns from", several ? h("span.quiet", {}, ` ${found.source}`) : null), h("p.quiet", {}, "Each line leads to its traces."),
     h("ul.funnel", {}, ...rows.map(([label, n, start, kind, where]) => h("li", {}, h("a", { href: to(where) }, label), h("div.bar", { "aria-hidden": "true" }, h(`i.${kind}`, { style: { left: `${(100 * start / found.total).toFixed(2)}%`, width: `${(100 * n / found.total).toFixed(2)}%` } })), h("span", {}, count(n), h("span.quiet", {}, ` ${percent(n / found.total)}`))))));
 }
 export { fill };

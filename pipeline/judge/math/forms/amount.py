@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
+from pipeline.judge.math import numeric
 from pipeline.judge.math.forms.number_words import in_words
 from pipeline.judge.math.forms.wording import harmless_after, harmless_before, is_name
 from pipeline.judge.math.latex import FUNCTIONS
 from pipeline.judge.math.node import Node
 from pipeline.judge.math.parser import Tree, UnreadableError, read
+from pipeline.judge.math.rational import UnsureError, exact
 from pipeline.judge.math.units import Unit, unit_of
 
 _WORD = r"(?:\^-?\d|[^›\d\s])++"
@@ -60,9 +63,31 @@ def _read(number: str, unit: str) -> Tree | None:
     if tree := _numeral(number) or _minutes(number):
         return tree
     try:
+        if endless := _ENDLESS.match(number):
+            return _geometric(read(number[endless.end():].strip()), endless[1], int(endless[2]))
         return read(number.strip())
     except UnreadableError:
         return None
+
+
+_ENDLESS = re.compile(r"\s*\\sum\s*_\s*\{\s*([a-z])\s*=\s*(\d{1,3})\s*\}\s*"
+                      r"\^\s*(?:\{\s*\\infty\s*\}|\\infty)")
+_TERMS = 12
+"""As many have one quotient in a geometric sum."""
+
+
+def _geometric(term: Tree, name: str, first: int) -> Tree | None:
+    """The value of the endless sum of `term` from `name` = `first` on, if it is geometric."""
+    try:
+        values = [exact(numeric.replaced(term, ("v", name), ("n", Fraction(first + k))))
+                  for k in range(_TERMS)]
+    except UnsureError:
+        return None
+    terms = [value for value in values if value]
+    ratios = {after / before for before, after in pairwise(terms)}
+    if len(terms) < _TERMS or len(ratios) > 1 or abs(ratio := ratios.pop()) >= 1:
+        return None
+    return ("n", terms[0] / (1 - ratio))
 
 
 def _magnitude(tree: Tree | None, unit: str) -> tuple[Tree | None, str]:

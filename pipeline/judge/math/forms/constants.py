@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from pipeline.judge.math import numeric
 from pipeline.judge.math.parser import Tree
+from pipeline.judge.math.rational import exact
 
 _PARAMETERS = frozenset("kmnltjscC")
 """Letters that a solver may choose for a free integer or constant."""
@@ -32,9 +33,20 @@ def _reparametrised(a: Tree, b: Tree, statement: str) -> bool:
         return False
     name, = old
     free = name.lstrip("\\").isalpha() and bool(statement) and not _mentioned(name, statement)
-    if not (free or numeric.periodic(a, name)):
+    if not (free or (not statement and _counts(a, name)) or numeric.periodic(a, name)):
         return False
     return numeric.equal(numeric.replaced(a, ("v", name), ("v", *new)), b)
+
+
+def _counts(tree: Tree, name: str) -> bool:
+    """Whether `tree` is 6k + 1 or its like, k the letter that counts unless a problem gives it."""
+    if name != "k":
+        return False
+    values = [exact(numeric.replaced(tree, ("v", "k"), ("n", Fraction(n)))) for n in range(4)]
+    if any(value is None or value.denominator != 1 for value in values):
+        return False
+    steps = {second - first for first, second in pairwise(v for v in values if v is not None)}
+    return len(steps) == 1 and abs(steps.pop()) > 1
 
 
 def _with_constants(a: Tree, b: Tree, statement: str) -> bool:

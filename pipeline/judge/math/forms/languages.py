@@ -126,6 +126,11 @@ _ENGLISH = _table(_SAYINGS, None) | _table(_PHRASES, "|") | _table(_UNITS, None)
     word: name for word, name in _CALENDAR.items() if word not in _AMBIGUOUS} | {
     f"{noun} {copula}": f"the {name} is" for noun, name in _table(_STATED, "|").items()
     for copula in _COPULAS}
+_DOUBTFUL = {word: _ENGLISH.pop(word) for word in (
+    "pair", "premier", "links", "rot", "ore", "mayor", "lunes", "tag")} | {
+    "elf": "11", "seize": "16"}
+"""English words too: what is meant by them is not guessed."""
+_DOUBT = re.compile(rf"(?<![^\W\d_\\])(?:{'|'.join(_DOUBTFUL)})(?![^\W\d_])", re.I)
 _LETTERS = r"[^\W\d_]+"
 _RUN = re.compile(rf"(?<![^\W\d_])(?<!\\){_LETTERS}(?:[ '’-]{_LETTERS})*")
 
@@ -134,6 +139,12 @@ _RUN = re.compile(rf"(?<![^\W\d_])(?<!\\){_LETTERS}(?:[ '’-]{_LETTERS})*")
 def in_english(text: str) -> str:
     """`text` with each run of words that the tables know in English."""
     return _RUN.sub(_run, text)
+
+
+def if_foreign(text: str) -> str:
+    """`text` with English words that are foreign ones too read as those; "" if it has none."""
+    read, count = _DOUBT.subn(lambda m: _DOUBTFUL[m[0].casefold()], text)
+    return read if count else ""
 
 
 def _run(match: re.Match[str]) -> str:
@@ -210,7 +221,8 @@ def _numbers() -> dict[str, int]:
               "duzentos": 200, "trezentos": 300, "quinhentos": 500, "duemila": 2000,
               "deux mille": 2000,
               "dezasseis": 16, "dezassete": 17, "quatorze": 14}
-    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null", "un", "um"):
+    for name in ("once", "zero", "cent", "six", "due", "sei", "sept", "null", "un", "um", "elf",
+                 "seize"):
         named.pop(name)  # English words, or words of another meaning
     return named
 

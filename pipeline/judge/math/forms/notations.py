@@ -15,6 +15,10 @@ _ROWS = re.compile(r"\[\s*((?:\[[^\[\]]+\]\s*,\s*)+\[[^\[\]]+\])\s*\]")
 _DIAGONAL = re.compile(r"\\(?:operatorname|mathrm|text)\s*\{\s*diag\s*\}\s*\(([^()=]+)\)")
 _CHOOSE = re.compile(r"(?<![\w)}\]])(?:\{\s*\}\s*)?[_^]\s*\{?\s*(\d{1,3})\s*\}?\s*([CP])"
                      r"\s*_\s*\{?\s*(\d{1,3})\s*\}?|(?<![A-Za-z\\])([CP])\s*\(\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)(?=\s*=)")
+_COMBINATIONS = re.compile(r"\s*(?:\\(?:mathrm|text|rm)\s*\{\s*C\s*\}|C)\s*(?:"
+                           r"_\s*\{?\s*(\d{1,3})\s*\}?\s*\^\s*\{?\s*(\d{1,3})\s*\}?"
+                           r"|\^\s*\{?\s*(\d{1,3})\s*\}?\s*_\s*\{?\s*(\d{1,3})\s*\}?)\s*")
+"""C_5^2 and C^2_5, of 5 things 2."""
 _PERIOD = re.compile(r"(\.\d*)\\dot\s*\{?\s*(\d)\s*\}?(?:(\d*)\\dot\s*\{?\s*(\d)\s*\}?)?")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,}.])(\d+)\s*\{\s*,\s*\}\s*(\d{1,2}|\d{4,})(?![\d{])")
 _ZERO_COMMA = re.compile(r"(?<![\d,}.])0\s*\{\s*,\s*\}\s*(\d+)(?![\d{])")
@@ -44,7 +48,8 @@ _UNITS = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]+)\}\s*(?:\\cdot|\\times)\s*"
 _SIGNS = re.compile(r"^\s*(?:\\(?:therefore|Rightarrow|implies|Longrightarrow)(?![A-Za-z])|∴|⇒)"
                     r"|(?:\\(?:checkmark|qed|blacksquare|Box|square|qedhere)(?![A-Za-z])|[✓✔∎□■])\s*$")
 _DEFINED = re.compile(r"\\(?:coloneqq|triangleq|eqqcolon)(?![A-Za-z])|:=|≜|≔")
-_OUT_OF = re.compile(r"\s*\\text\s*\{\s*(\d+) (to|out of) (\d+)\s*\}\s*")
+_OUT_OF = re.compile(r"\s*\\text\s*\{\s*(\d+) (to|in|out of) (\d+)\s*\}\s*"
+                     r"|\s*(\d+) (in|out of) (\d+)\s*")
 _HALF_LINE = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*([+-])\s*\}?"
                         r"|_\s*\{\s*([<>])\s*0\s*\})(?!\w)")
 _CODE = re.compile(r"(?<![A-Za-z])(USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|SEK|NOK|PLN|BRL|MXN|RUB|KRW)\s*"
@@ -53,7 +58,7 @@ _SHORT = 300
 """Characters of a text that patterns of quadratic time may see."""
 
 
-_MARK = re.compile(r"[^\d\sa-z.,+*/(){}^\\-]|\{\s*,"
+_MARK = re.compile(r"[^\d\sa-z.,+*/(){}^\\-]|\{\s*,|\d (?:in|out of) \d"
                    r"|\\(?!(?:[dt]?frac|sqrt|pi|left|right|cdot|infty)(?![A-Za-z]))")
 """What each of these notations has: most answers have none, and are not looked at further."""
 
@@ -69,6 +74,9 @@ def plain_notation(text: str) -> str:
         text = _COLUMN.sub(_column, _TRANSPOSED.sub(r"^{\\top}", text))
     if "_" in text or "=" in text:
         text = _CHOOSE.sub(_chosen, text)
+        if match := _COMBINATIONS.fullmatch(text):
+            n, k = sorted(map(int, filter(None, match.groups())), reverse=True)
+            text = f"\\binom{{{n}}}{{{k}}}"
     if "\\" in text:
         text = _DIAGONAL.sub(_diagonal, _PERIOD.sub(_overlined, text))
         text = _NEARLY.sub(r"\\approx ", _BARE_VECTOR.sub(r"\\\1{\2}", text))
@@ -77,12 +85,12 @@ def plain_notation(text: str) -> str:
         text = _REAL.sub("", _INTEGRATION.sub("+ C", _UNITS.sub(_product_of_units, text)))
         text = _HALF_LINE.sub(lambda m: r"(0, \infty)" if (m[1] or m[2]) in "+>" else
                               r"(-\infty, 0)", text)
-        if match := _OUT_OF.fullmatch(text):
-            text = f"{match[1]}:{match[3]}" if match[2] == "to" else \
-                f"\\frac{{{match[1]}}}{{{match[3]}}}"
         text = _between(_in_cases(text)) if len(text) <= _SHORT else text
         text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
         text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
+    if match := _OUT_OF.fullmatch(text):
+        part, said, whole = filter(None, match.groups())
+        text = f"{part}:{whole}" if said == "to" else f"\\frac{{{part}}}{{{whole}}}"
     if "{" in text:
         text = _DECIMAL_COMMA.sub(r"\1.\2", _ZERO_COMMA.sub(r"0.\1", text))
     return text

@@ -40,6 +40,8 @@ def in_words(text: str) -> Fraction | None:
         return None if value is None or value < 0 else -value
     if "point" in tokens[:-1]:
         return _decimal(tokens)
+    if "in" in tokens or tokens[1:-1].count("of"):
+        return _share(tokens)
     if tokens[-1] in PARTS:
         return _fraction(tokens)
     if tokens[:2] == ["half", "a"] or tokens[:2] == ["half", "an"]:
@@ -61,6 +63,13 @@ def in_ordinal(words: list[str]) -> str:
     if len(words) == 2 and words[0] in _TENS and 0 < _ORDINAL.get(words[1], 0) < 10:
         return f"{20 + 10 * _TENS.index(words[0]) + _ORDINAL[words[1]]}th"
     return f"{_ORDINAL[said]}th" if said in _ORDINAL else ""
+
+
+def _share(tokens: list[str]) -> Fraction | None:
+    """"one in four", "three out of four"."""
+    said, _, over = " ".join(tokens).replace(" out of ", " in ").partition(" in ")
+    part, whole = _cardinal(said.split()), _cardinal(over.split())
+    return Fraction(part, whole) if part and whole and part < whole else None
 
 
 def _decimal(tokens: list[str]) -> Fraction | None:

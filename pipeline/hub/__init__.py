@@ -1,0 +1,1 @@
+"""What leaves the house: lineage, cards, and the upload to a hub."""
