@@ -52,7 +52,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.curate.select import needs_reviews
 
     return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
-            *(_reviews(e) if needs_reviews(e.filter) else ()))
+            *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 
 def _reviews(e: Experiment) -> tuple[Path, ...]:
@@ -74,7 +74,21 @@ def _verifiers(e: Experiment, *sets: Any) -> tuple[Path, ...]:
 
 
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (*_prompts(e), *user_files(e.rl.rewards), *_verifiers(e))
+    length = (prompt_path("length"),) if e.rl.lengths else ()
+    own = (key for rewards in (e.rl.rewards, *e.rl.source_rewards.values()) for key in rewards)
+    return (*_prompts(e), *length, *user_files(own), *_verifiers(e), *_judge_files(e.rl))
+
+
+def _judge_files(section: Any) -> tuple[Path, ...]:
+    """The prompts of the models that judge in a section."""
+    kinds = {judge.type for judge in section.judges.values()} - {"reward_model"}
+    return tuple(prompt_path(kind) for kind in sorted(kinds))
+
+
+def _judge_models(section: Any) -> tuple[str, ...]:
+    """The reward models that a section loads."""
+    return tuple(judge.model for judge in section.judges.values()
+                 if judge.type == "reward_model" and not judge.url)
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -112,8 +126,10 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
            for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
-            *_local(e, *e.evaluate.benchmarks), *_verifiers(e, *e.evaluate.benchmarks))
+    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
+            *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate),
+            *_verifiers(e, *e.evaluate.benchmarks))
 
 
 def _export_needs(e: Experiment) -> tuple[str, ...]:
@@ -131,8 +147,9 @@ def _sft_models(e: Experiment) -> tuple[str, ...]:
 
 def _rl_models(e: Experiment) -> tuple[str, ...]:
     start = () if e.rl.start in ("sft", "base") else (e.rl.start,)
-    return (*start, *([e.rl.process.model] if e.rl.process and e.rl.process.type == "local"
-                      else []))
+    process = e.rl.process
+    return (*start, *_judge_models(e.rl),
+            *([process.model] if process and process.type == "local" else []))
 
 
 def _by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
@@ -152,7 +169,8 @@ STAGES = _by_name((
           needs=lambda e: ("prepare",), files=_generate_files),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
-          needs=lambda e: ("prepare", "generate"), files=_filter_files),
+          needs=lambda e: ("prepare", "generate"), files=_filter_files,
+          models=lambda e: _judge_models(e.filter)),
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
@@ -174,7 +192,7 @@ STAGES = _by_name((
           of_the_whole=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=_evaluate_files),
+          files=_evaluate_files, models=lambda e: _judge_models(e.evaluate)),
     Stage("export", _load("export"), next="report", of_the_whole=True,
           help="Write the student as GGUF files, each run and held against its checkpoint.",
           needs=_export_needs,

@@ -19,7 +19,7 @@ from pipeline.curate.normalise import same_text_key
 from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
-from pipeline.judge.kinds import KINDS, find_kind, kind_name
+from pipeline.judge.kinds import KINDS, is_open, kind_name
 from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
@@ -73,7 +73,7 @@ def _held_out(good: list[dict], config: PrepareConfig) -> dict[str, list[dict]]:
         rows = [row for row in good if not name or row["source"] == name]
         rows.sort(key=has_gold, reverse=True)
         wanted = getattr(one, "held_out", 0)
-        usable = sum(has_gold(row) or _is_open(row) for row in rows)
+        usable = sum(has_gold(row) or is_open(row["kind"]) for row in rows)
         if len(rows) <= wanted or usable < wanted:
             key = f"held_out={wanted} of prepare.sources" if name else \
                 f"prepare.held_out={wanted}"
@@ -120,7 +120,8 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
     with progress("checking gold answers", len(rows)) as advance:
         for row in rows:
             advance(1)
-            if not has_gold(row) and (_is_open(row) or _source_of(row, config).answer_optional):
+            if not has_gold(row) and (is_open(row["kind"])
+                                      or _source_of(row, config).answer_optional):
                 good.append(row)
                 continue
             judgement = check_gold(Problem.from_row(row))
@@ -135,12 +136,6 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
                                 f"({judgement.verdict}); fix it, give it kind text if it is "
                                 "prose, or set prepare.bad_gold=drop")
     return good
-
-
-def _is_open(row: dict) -> bool:
-    """Whether no answer to `row` is right."""
-    kind = find_kind(row["kind"])
-    return kind is not None and kind.open
 
 
 def _source_of(row: dict, config: PrepareConfig) -> Source:

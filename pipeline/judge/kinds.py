@@ -88,8 +88,13 @@ def needs_answer(kind: str) -> bool:
     return found is not None and found.graded
 
 
+def is_open(kind: str) -> bool:
+    """Whether no answer to problems of `kind` is right."""
+    found = find_kind(kind)
+    return found is not None and found.open
+
+
 def has_gold(row: Mapping[str, Any]) -> bool:
     """Whether a row of tables.Problem can be judged."""
-    kind = find_kind(row["kind"])
-    return not (kind and kind.open) and (
+    return not is_open(row["kind"]) and (
         bool(row["answer"].strip()) or not needs_answer(row["kind"]))

@@ -28,11 +28,12 @@ def keep_freed_memory() -> None:
 
 
 @torch.no_grad()
-def decode(model: Any, prompts: list[list[int]], *, max_tokens: int, temperature: float,
-           eos_token_ids: list[int], top_p: float = 1.0) -> list[list[int]]:
+def decode(model: Any, prompts: list[list[int]], *, max_tokens: int | list[int],
+           temperature: float, eos_token_ids: list[int], top_p: float = 1.0) -> list[list[int]]:
     """Sample one completion (token ids, with its end-of-turn token if sampled) for each prompt.
 
-    Temperature 0 is greedy. Prompts may differ in length.
+    `max_tokens` is a limit for all, or one for each. Temperature 0 is greedy. Prompts may differ
+    in length.
     """
     from transformers import DynamicCache
 
@@ -41,21 +42,24 @@ def decode(model: Any, prompts: list[list[int]], *, max_tokens: int, temperature
     ends = torch.tensor(eos_token_ids, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    out = torch.full((len(prompts), max_tokens), -1, device=model.device)
+    limits = torch.tensor([max_tokens] * len(prompts) if isinstance(max_tokens, int)
+                          else max_tokens, device=model.device)
+    longest = int(limits.max())
+    out = torch.full((len(prompts), longest), -1, device=model.device)
     cache, position = DynamicCache(), mask.sum(1)
     logits = model(input_ids=ids, attention_mask=padding_mask, past_key_values=cache,
                    use_cache=True, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                    logits_to_keep=1).logits
-    for step in range(max_tokens):
+    for step in range(longest):
         token = pick(logits[:, -1].float(), temperature, top_p)
         out[rows, step] = torch.where(finished, -1, token)
-        finished |= torch.isin(token, ends)
+        finished |= torch.isin(token, ends) | (limits[rows] <= step + 1)
         if (step + 1) % COMPACT_EVERY == 0 and finished.any():
             keep = (~finished).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             rows, finished, token, position = (x[keep] for x in (rows, finished, token, position))
             padding_mask = None if padding_mask is None else padding_mask[keep]
-        if len(rows) == 0 or step + 1 == max_tokens or bool(finished.all()):
+        if len(rows) == 0 or step + 1 == longest or bool(finished.all()):
             break
         if padding_mask is not None:
             ones = padding_mask.new_ones(len(padding_mask), 1)
