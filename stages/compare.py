@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
@@ -33,12 +33,14 @@ def compare(first: Path, second: Path, overrides: list[str]) -> None:
     before, after = map(lineage, folders)
     console = Console()
     rows = list(differing(before, after))
-    table = Table("key", str(first), str(second), title="what differs", box=None, pad_edge=False)
+    console.print(f"A: {first}\nB: {second}", markup=False, soft_wrap=True)
+    table = Table(Column("key", overflow="fold"), "A", "B", title="what differs", box=None,
+                  pad_edge=False)
     for row in rows:
         table.add_row(*row)
     console.print(table if rows else "no setting differs", markup=False)
-    scores = Table("benchmark", "model", str(first), str(second), "difference, 95 % interval",
-                   title="scores", box=None, pad_edge=False)
+    scores = Table("benchmark", "model", "A", "B", "B - A, 95 % interval", title="scores",
+                   box=None, pad_edge=False)
     for row in compared_scores(*folders):
         scores.add_row(*row)
     console.print(scores, markup=False)
