@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["config", "curate", "problems", "judge", "serving", "cluster", "teacher", "student",
-         "train", "sft", "rl", "evaluate", "view", "hub"]
+         "train", "sft", "rl", "evaluate", "view", "hub", "export"]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
          for top in ("pipeline", "stages") for path in sorted((ROOT / top).rglob("*.py"))}
 

@@ -1,4 +1,4 @@
-"""What is measured, how students are sampled for it, and what the report shows."""
+"""What is measured and how students are sampled, what is exported, what the report shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from pipeline.config.judges import Judges
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
 
@@ -37,7 +38,8 @@ ModelName = Annotated[str, AfterValidator(_known)]
 class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts", "budgets", "answer_tokens", "waits",
+                                                 "name_budget", "judges"})
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate. With steps
@@ -53,8 +55,19 @@ class EvaluateConfig(Config):
     prompts: Literal["own", "lm_eval"] = "own"
     """How benchmarks by name are asked: own (mathematics as in generate.prompt, others with an
     instruction of their own), or as lm-evaluation-harness asks them zero-shot, where it does."""
+    judges: Judges = {}
+    """Of the experiment's `judges` those that score every completion too: a list of names."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems of each benchmark."""
+    budgets: list[Annotated[int, Field(ge=1)]] = []
+    """Students are also measured thinking within each of these numbers of tokens: thinking that is
+    still open then is closed by force, and the answer follows. The report has the curve."""
+    answer_tokens: int = Field(default=512, ge=1)
+    """Longest answer after thinking within a budget."""
+    waits: int = Field(default=0, ge=0)
+    """Times that thinking which ends before its budget is lengthened by "Wait" (s1)."""
+    name_budget: bool = False
+    """Whether the prompt names the budget, as rl.lengths trains it: "Think for 512 tokens."."""
     sampling: StudentSampling = StudentSampling()
     """How students are sampled."""
 
@@ -64,3 +77,35 @@ class ReportConfig(Config):
 
     title: str = "limbeck"
     """Heading of the page."""
+
+
+Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+
+
+class ExportConfig(Config):
+    """The files that a student leaves in."""
+
+    model: str | None = None
+    """A model of the run (untrained, sft, rl; with steps STEP.sft, STEP.rl) or a checkpoint
+    folder; unset: the last one that evaluate compares."""
+    formats: list[Format] = Field(default=["q8_0", "q5_k_m"], min_length=1)
+    """GGUF types. Bits a weight: f32 32, f16 and bf16 16, q8_0 8.5, q6_k 6.6, q5_k_m 5.7,
+    q4_k_m 4.9; the last three mix types as llama.cpp does."""
+    problems: int = Field(default=20, ge=1)
+    """Problems whose prompts must give equal tokens, and on whose answers the file is compared."""
+    tokens: int = Field(default=64, ge=1)
+    """Tokens of each of those answers."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Nats a token from its checkpoint above which a file is refused, in place of the format's own
+    limits (0.01 for 16 and 32 bits, 0.03 for q8_0, 0.1 for q6_k, 0.3 for q5_k_m, 0.6 for q4_k_m,
+    and for 16 and 32 bits no two tokens mistaken that are 1 apart in logits)."""
+    benchmark: NameOrSet = "heldout"
+    """What the file itself is scored on: `heldout`, a file, a hub id, or a set as in evaluate."""
+    limit: int | None = Field(default=200, ge=0)
+    """Use only the first N problems of the benchmark; 0 scores none."""
+    samples: int = Field(default=1, ge=1)
+    """Samples a problem."""
+    sampling: StudentSampling = StudentSampling()
+    """How the file is sampled; also the defaults that are written into it."""
+    num_ctx: int | None = Field(default=None, ge=64)
+    """Context that the Modelfile asks for; unset: room for two answers, and what the model has."""

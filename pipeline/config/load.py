@@ -28,14 +28,22 @@ class Config(BaseModel):
     ADDED: ClassVar[frozenset[str]] = frozenset()
     """Fields newer than the first artifacts: left out of a dump at their default, so keys stay."""
 
+    UNKEYED: ClassVar[frozenset[str]] = frozenset()
+    """Fields, and FIELD.ITEM of mappings, that change nothing of what is made: a dump, of which a
+    key is a digest, holds their default."""
+
     @model_serializer(mode="wrap")
-    def _without_added_defaults(self, dump: Any, info: Any) -> dict[str, Any]:
+    def _as_in_a_key(self, dump: Any, info: Any) -> dict[str, Any]:
         tree = dump(self)
         if info.context == "everything":
             return tree
         fields = type(self).model_fields
+        for name, _, item in (path.partition(".") for path in self.UNKEYED):
+            tree[name] = {key: value for key, value in tree[name].items() if key != item} \
+                if item else fields[name].default
         return {name: value for name, value in tree.items()
-                if name not in self.ADDED or getattr(self, name) != fields[name].default}
+                if name not in self.ADDED or (name not in self.UNKEYED
+                                              and getattr(self, name) != fields[name].default)}
 
 
 C = TypeVar("C", bound=Config)

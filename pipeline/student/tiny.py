@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.config.student import TinyModel
 
+BYTE = "<0x{:02X}>"
 END, PAD, USER, ASSISTANT = "<|end|>", "<|pad|>", "<|user|>", "<|assistant|>"
 
 
@@ -19,26 +20,46 @@ def build_tokenizer(texts: Iterable[str], size: int, chat_template: str):
     """Build a fast, lossless tokenizer of at most `size` tokens.
 
     A number is one token, and so is each piece between two numbers that is frequent in `texts`;
-    anything else is spelt in UTF-8 bytes.
+    in anything else the longest token is taken, a UTF-8 byte if need be: the one rule for whole
+    phrases that llama.cpp knows too (as RWKV's).
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     # The thinking tags are ordinary text, for trainers that decode without special tokens.
     special = [PAD, END, USER, ASSISTANT]
-    known = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    known = special + [BYTE.format(byte) for byte in range(256)]
     known += [str(number) for number in range(100)]
     counts = Counter(piece for text in texts for piece in _pieces(text))
     frequent = [piece for piece, _ in counts.most_common() if piece not in known]
-    vocabulary = {token: index for index, token in enumerate((known + frequent)[:size])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True,
-                                     ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    pieces = (known + frequent)[:size]
+    tokenizer = Tokenizer(models.WordPiece(
+        vocab=_spelling(pieces, len(special)), unk_token=PAD, continuing_subword_prefix="",
+        max_input_chars_per_word=1 << 30))
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_PIECE), "isolated"), as_bytes])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.ByteLevel()])
     tokenizer.add_special_tokens(special)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD,
                                    chat_template=chat_template, model_max_length=1 << 20,
                                    clean_up_tokenization_spaces=False)
+
+
+def _spelling(pieces: list[str], first_byte: int) -> dict[str, int]:
+    """Spell the tokens `pieces`, of which 256 from `first_byte` on are bytes, as ByteLevel does.
+
+    A byte that is a piece too, such as `7`, keeps the name <0x37> and its place, and is unused.
+    """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    spelt = ["".join(letters[byte] for byte in piece.encode()) for piece in pieces]
+    text = pieces[:first_byte] + spelt[first_byte + 256:]
+    for byte, letter in letters.items():
+        spelt[first_byte + byte] = BYTE.format(byte) if letter in text else letter
+    return {token: index for index, token in
+            enumerate([*pieces[:first_byte], *spelt[first_byte:]])}
 
 
 _PIECE = r"\d+|</?think>\n*|\n+"
