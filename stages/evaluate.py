@@ -18,12 +18,16 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.budgets import asked_within, benchmark_of, budgets_of, named, nested
+from pipeline.evaluate.judge_scores import add_judge_scores, judge_summary
 from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
 from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
+from pipeline.judge.kinds import is_open
+from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import as_completion
+from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
@@ -39,9 +43,12 @@ from pipeline.stage import Counts
 from pipeline.student.sample import sample_sets
 from pipeline.student.tiny import resolve
 from pipeline.teacher.ask import ask_teacher
+from pipeline.teacher.llm_judge import scorers
 from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
+Seen = dict[str, dict[str, dict[int | None, list[dict]]]]
+"""Judged samples by model, benchmark and training seed."""
 MOST_TRUNCATED = 0.5
 """Share of truncated answers above which a score says little about the model."""
 
@@ -63,17 +70,23 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     The judged samples of each model on each benchmark are kept in judged/ until all are there.
     """
     benchmarks, config = _benchmarks(experiment, inputs), experiment.evaluate
-    seen: dict[str, dict[str, dict[int | None, list[dict]]]] = {}
-    tables = []
+    seen: Seen = {}
     for model in compared(experiment, inputs):
         within = named(benchmarks, config.budgets if model.folder else ())
         for benchmark, judged in _judged(experiment, model, within, out / "judged").items():
             seen.setdefault(model.name, {}).setdefault(benchmark, {})[model.seed] = judged
-            tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
-                model=pl.lit(model.name), benchmark=pl.lit(benchmark),
-                **({"seed": pl.lit(model.seed, pl.Int64)} if experiment.seeds else {})))
+    asked = _score_by_judges(experiment, seen)
+    tables = [pl.DataFrame(judged, infer_schema_length=None).with_columns(
+        model=pl.lit(name), benchmark=pl.lit(benchmark),
+        **({"seed": pl.lit(seed, pl.Int64)} if experiment.seeds else {}))
+        for name, by in seen.items() for benchmark, seeds in by.items()
+        for seed, judged in seeds.items()]
     scores = {name: {benchmark: summarise_seeds(rows) for benchmark, rows in by.items()}
               for name, by in seen.items()}
+    for name, by in seen.items() if experiment.evaluate.judges else ():
+        for benchmark, seeds in by.items():
+            scores[name][benchmark]["judges"] = judge_summary(
+                [row for rows in seeds.values() for row in rows], list(experiment.evaluate.judges))
     for after, base in BEFORE.items():
         for benchmark, score in scores.get(after, {}).items() if base in scores else ():
             score[f"gain_over_{base}"] = difference(seen[after][benchmark],
@@ -88,7 +101,19 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
                   config.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
-    return {"scores": scores, "cost_usd": cost}
+    return {"scores": scores, "cost_usd": cost, **asked}
+
+
+def _score_by_judges(experiment: Experiment, seen: Seen) -> Counts:
+    """Let evaluate.judges score every completion; returns what was asked and paid."""
+    config, runtime = experiment.evaluate, experiment.runtime
+    if not config.judges:
+        return {}
+    found = scorers(config.judges, runtime.for_judges(config.judges), runtime.traces)
+    add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
+                     {name: [rows for by in seeds.values() for rows in by.values()]
+                      for name, seeds in seen.items()})
+    return {"judges": {name: client.counts for name, (_, client) in found.items() if client}}
 
 
 def compared(experiment: Experiment, inputs: Mapping[str, Path]) -> list[Compared]:
@@ -149,7 +174,7 @@ def _loaded(name: str, one: EvaluationSet, experiment: Experiment) -> list[dict]
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
     for row in rows:
-        if not has_gold(row):
+        if not has_gold(row) and not (is_open(row["kind"]) and experiment.evaluate.judges):
             raise UserError(f"problem {row['problem_id']} of {name} has no answer to judge by; "
                             "write it, or take the problem out")
         if not needs_answer(row["kind"]):
@@ -238,7 +263,10 @@ def summary(counts: Counts) -> str:
     truncated = [f"{s['cut_off']:.0%} of {model}'s answers on {name} were truncated: raise "
                "evaluate.sampling.max_tokens, or look at completions.parquet"
                for model, name, s in shown if s.get("cut_off", 0) > MOST_TRUNCATED]
-    return "; ".join(scores + truncated)
+    judged = [f"{judge} of {model} on {name} {one['mean']:.3g} "
+              f"[{one['low']:.3g}, {one['high']:.3g}]"
+              for model, name, s in shown for judge, one in s.get("judges", {}).items()]
+    return "; ".join(scores + judged + truncated)
 
 
 
@@ -249,9 +277,13 @@ def check(experiment: Experiment) -> None:
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
     check_trackers(experiment.runtime.trackers)
+    judges = experiment.evaluate.judges
+    check_judges(judges, experiment.runtime.for_judges(judges))
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
     held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
+        if is_user_kind(one.kind):
+            load_verifier(one.kind, f"evaluate.benchmarks: {name}: kind")
         if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
             raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "

@@ -24,10 +24,12 @@ from pipeline.curate.select import (
 from pipeline.errors import UserError
 from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.llm import LLMJudge
+from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import apply_llm_judge, by_majority, count_restatements, judge_traces
 from pipeline.stage import Counts
 from pipeline.teacher.budget import check_budget
-from pipeline.teacher.llm_judge import LLMJudgeClient
+from pipeline.teacher.llm_judge import LLMJudgeClient, scorers
+from pipeline.teacher.model_scores import scored
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -42,6 +44,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     check_any_kept(decided, experiment.filter)
     columns = [name for name in tables.Judged.columns()
                if name == "source" or name not in tables.Trace.columns()]
+    columns = [name for name in columns if name in decided.columns]
     start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
         for batch in _traces(inputs, problems, said if experiment.filter.reviews.obey else None):
@@ -70,6 +73,9 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
 def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
     curate.check_filter(experiment.filter)
+    if experiment.filter.judges:
+        judges = experiment.filter.judges
+        check_judges(judges, experiment.runtime.for_judges(judges))
     model, runtime = experiment.filter.llm_judge, experiment.runtime.llm_judge
     if model is None:
         return
@@ -86,8 +92,11 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     check(experiment)
     config = experiment.filter
     texts = dict(problems.select("problem_id", "problem").rows())
-    found = [summarise(batch if said is None else reviews.review_columns(
-                 batch, texts, said, config.reviews.need), config)
+    models = scorers(config.judges, experiment.runtime.for_judges(config.judges),
+                     experiment.runtime.traces, spend) if config.judges else {}
+    sources = dict(problems.select("problem_id", "source").rows())
+    found = [summarise(scored(batch if said is None else reviews.review_columns(
+                 batch, texts, said, config.reviews.need), config, models, texts, sources), config)
              for batch in _judged(experiment, inputs, problems, said)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")
@@ -98,8 +107,9 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     if "filter" not in inputs:
         table, extra = _ask_llm_judge(experiment, table, problems, spend)
         table = _majority(experiment, table, problems)
-    sources = dict(problems.select("problem_id", "source").rows())
     decided = decide(table, config, sources)
+    if asked := {name: client.counts for name, (_, client) in models.items() if client}:
+        extra["judges"] = asked
     if config.reviews.obey:
         extra["reviews"] = _obeyed(decided)
     return decided, extra
@@ -208,6 +218,9 @@ def summary(counts: Counts) -> str:
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")
+    for name, asked in counts.get("judges", {}).items():
+        said += (f"; {name} was asked {asked['asked']:,} questions now "
+                 f"(${asked['cost_usd']:,.4f} in all)")
     if bare := counts.get("without_gold"):
         said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
                  f"majority answer ({bare['kept']:,} traces kept)")

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from pipeline.config.judges import Judges
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
 
@@ -38,7 +39,7 @@ class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"prompts", "budgets", "answer_tokens", "waits",
-                                                 "name_budget"})
+                                                 "name_budget", "judges"})
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate. With steps
@@ -54,6 +55,8 @@ class EvaluateConfig(Config):
     prompts: Literal["own", "lm_eval"] = "own"
     """How benchmarks by name are asked: own (mathematics as in generate.prompt, others with an
     instruction of their own), or as lm-evaluation-harness asks them zero-shot, where it does."""
+    judges: Judges = {}
+    """Of the experiment's `judges` those that score every completion too: a list of names."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems of each benchmark."""
     budgets: list[Annotated[int, Field(ge=1)]] = []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.judges import Judges
 from pipeline.config.load import Config
 from pipeline.config.teacher import LLMJudgeConfig
 from pipeline.errors import UserError
@@ -91,7 +92,8 @@ class ReviewsConfig(Config):
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"languages", "sources", "total", "reviews"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"languages", "sources", "total", "reviews", "judges"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -124,6 +126,8 @@ class FilterConfig(Config):
     """What people said of traces, kept in reviews.jsonl beside the trace store (runtime.traces)."""
     sources: dict[str, SourceRule] = {}
     """By source what prepare.sources says of it: keep, rules, count, share."""
+    judges: Judges = {}
+    """Of the experiment's `judges` those that an expression here names: each is a column."""
     total: int | None = Field(default=None, ge=1)
     """Traces kept of all sources together, by their shares; too few stop the run."""
 

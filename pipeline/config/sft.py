@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.job import Job
+from pipeline.config.job import SHARED_TRAINER_DEFAULTS, TRACKING, Job
 from pipeline.config.load import REFERENCE, Config
-from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS, TRACKING
 
 
 class Transformers(Config):

@@ -9,17 +9,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, Completion, completion_text, split_completion
+from pipeline.config.judges import Judge
 from pipeline.curate.language_share import reflection_pattern, share_in
 from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold
 from pipeline.judge.extract import boxes
 from pipeline.judge.kinds import kind_of
+from pipeline.judge.models.opinion import Score
 from pipeline.judge.verdict import RL_POLICY
+from pipeline.rl.judge_reward import judge_reward
 from pipeline.rl.process_reward import process_reward
 from pipeline.rl.user_reward import Reward, load_user_reward
 
@@ -44,6 +47,8 @@ class RewardContext:
     """Languages of its script that it is told from."""
     prm: Any = None
     """Config of the process reward model."""
+    judges: Mapping[str, tuple[Judge, Score]] = field(default_factory=dict)
+    """What scores by the models of `judges`, by name."""
     eos_token_ids: Collection[int] = ()
     """Tokens that end a turn; a completion that ends in none of them is truncated."""
     policy: Policy = RL_POLICY
@@ -209,19 +214,23 @@ def reward_functions(weights: Mapping[str, float],
             if name in {*made, *REWARDS}:
                 raise UserError(f"rl.rewards: {key} has the name of another reward, {name!r}; "
                                 "rename the function, because the log has one curve per name")
+        elif key in context.judges:
+            config, score = context.judges[key]
+            name, function = key, judge_reward(
+                config, score, prompt_opens_thinking=context.prompt_opens_thinking)
         elif key in REWARDS:
             name, function = key, REWARDS[key](context)
         else:
             raise UserError(f"rl.rewards names {key!r}; there are {', '.join(REWARDS)}, and "
-                            "path/to/file.py:function for your own")
+                            "path/to/file.py:function for your own, and the names of `judges`")
         made[name] = (weight, function)
     return made
 
 
-def check_rewards(keys: Collection[str]) -> None:
+def check_rewards(keys: Collection[str], judges: Collection[str] = ()) -> None:
     """Raise UserError if one of rl.rewards is unknown or cannot be loaded, or two share a name."""
     # `overlong` and `process` load libraries and models when they are made.
-    named = {key: 1.0 for key in keys if ":" in key or key not in REWARDS}
+    named = {key: 1.0 for key in keys if ":" in key or key not in {*REWARDS, *judges}}
     reward_functions(named, RewardContext())
 
 
