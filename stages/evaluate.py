@@ -27,6 +27,7 @@ from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answe
 from pipeline.judge.kinds import is_open
 from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import as_completion
+from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
@@ -281,6 +282,8 @@ def check(experiment: Experiment) -> None:
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
     held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
+        if is_user_kind(one.kind):
+            load_verifier(one.kind, f"evaluate.benchmarks: {name}: kind")
         if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
             raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.errors import UserError
 from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
+from pipeline.user_code import user_files
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
     from pipeline.config.experiment import Experiment
@@ -50,7 +51,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     """The prompt of its LLM judge, and the verdicts of people if these decide."""
     from pipeline.curate.select import needs_reviews
 
-    return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+    return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
             *((prompt_path(e.filter.rewrite.prompt),) if e.filter.rewrite else ()),
             *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
@@ -67,12 +68,16 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
     return (*_prompts(e), *([template] if template else []))
 
 
+def _verifiers(e: Experiment, *sets: Any) -> tuple[Path, ...]:
+    """The files of the user's own kinds, of the problems taught and of evaluation `sets`."""
+    sources = (*e.prepare.sets().values(), *sets)
+    return user_files(getattr(source, "kind", "") for source in sources)
+
+
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
     length = (prompt_path("length"),) if e.rl.lengths else ()
-    own = (rewards for rewards in (e.rl.rewards, *e.rl.source_rewards.values()))
-    return (*_prompts(e), *length, *sorted({Path(key.rpartition(":")[0]) for rewards in own
-                                            for key in rewards if ":" in key}),
-            *_judge_files(e.rl))
+    own = (key for rewards in (e.rl.rewards, *e.rl.source_rewards.values()) for key in rewards)
+    return (*_prompts(e), *length, *user_files(own), *_verifiers(e), *_judge_files(e.rl))
 
 
 def _judge_files(section: Any) -> tuple[Path, ...]:
@@ -124,7 +129,13 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
     length = (prompt_path("length"),) if e.evaluate.name_budget else ()
     return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
-            *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate))
+            *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate),
+            *_verifiers(e, *e.evaluate.benchmarks))
+
+
+def _generate_models(e: Experiment) -> tuple[str, ...]:
+    teacher = e.generate.teacher
+    return (teacher.model,) if teacher.type in ("vllm", "transformers") else ()
 
 
 def _export_needs(e: Experiment) -> tuple[str, ...]:
@@ -161,7 +172,7 @@ STAGES = _by_name((
           files=lambda e: _local(e, *e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
-          needs=lambda e: ("prepare",), files=_generate_files),
+          needs=lambda e: ("prepare",), files=_generate_files, models=_generate_models),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
           needs=lambda e: ("prepare", "generate"), files=_filter_files,

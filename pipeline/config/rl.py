@@ -41,7 +41,7 @@ class Alarms(Config):
     hacking: float | None = 0.1
     """Gain in reward since the start that accuracy (held-out, if measured) should share."""
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"memory", "epochs", "undecided", "restated", "many_boxes"})
+        {"memory", "epochs", "undecided", "restated", "many_boxes", "constant"})
     memory: float | None = 0.1
     """Highest gain of accuracy on problems asked before over accuracy on held-out ones."""
     epochs: float | None = 1.0
@@ -52,6 +52,8 @@ class Alarms(Config):
     """Share of answers that only repeat what the problem asks to work out, at most."""
     many_boxes: float | None = 0.3
     """Share of responses with more than two boxes, at most."""
+    constant: float | None = 0.0
+    """Spread (standard deviation) that each reward must exceed, or be a constant."""
 
 
 class Phase(Config):
@@ -155,7 +157,8 @@ class RlConfig(Config):
     checkpoints/completions/*.parquet (in each phase-N if there are phases), as first sampled,
     before dynamic_sampling replaces any; 0 saves none."""
     patience: int = Field(default=20, ge=1)
-    """Steps without a single right completion after which the run stops (with `accuracy`)."""
+    """Steps after which a run stops in which no completion was right; without `accuracy`: in which
+    your own rewards (and process) were the same for every completion."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of a phase, which may end earlier by the trainer's own limit."""
     phases: list[Phase] = []

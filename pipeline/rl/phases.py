@@ -19,7 +19,7 @@ from pipeline.judge import JudgePool
 from pipeline.judge.verdict import RL_POLICY, make_policy
 from pipeline.rl.alarms import AlarmLogger
 from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
-from pipeline.rl.early_stop import EndPhaseOnTruncation, StopOnZeroReward
+from pipeline.rl.early_stop import EndPhaseOnTruncation, StopOnZeroReward, deciding
 from pipeline.rl.heldout import HeldOut, swap
 from pipeline.rl.judge_reward import all_weights, of_its_sources
 from pipeline.rl.rewards import RewardContext, reward_functions, with_reflection
@@ -107,7 +107,8 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
         reward_funcs=_named_functions(rewards, config.language, *config.languages),
         train_dataset=Dataset.from_list(job.rows),
         callbacks=[
-            guard, *([StopOnZeroReward(config.patience)] if "accuracy" in rewards else []),
+            guard, StopOnZeroReward(config.patience, deciding(
+                {name: weight for name, (weight, _) in rewards.items()})),
             Clock(config.minutes), EndPhaseOnTruncation(phase, folder),
             AlarmLogger(config.alarms, folder, job.out, steps_before)],
         peft_config=lora, engine=job.engine, difficulty=config.difficulty or "",

@@ -80,9 +80,10 @@ class Workspace:
         files: list[dict[str, Any]] = [
             {"id": f"file:{place}", "label": path.name, "kind": "file", "current": True}
             for place, path in enumerate(self.places.files)]
+        planned = self.places.planned
         tables: list[dict[str, Any]] = [
             {"id": one.name, "label": f"{one.stage} {one.key[:6]}",
-             "kind": catalog.TABLES[path.name], "current": one.name in self.places.planned,
+             "kind": catalog.TABLES[path.name], "current": not planned or one.name in planned,
              "finished": one.manifest.get("finished")}
             for one in self.artifacts() if (path := catalog.table_of(one))]
         order = list(catalog.TABLES.values())
