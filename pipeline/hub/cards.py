@@ -113,7 +113,8 @@ def data_card(experiment: Experiment, origin: Origin, kept: pl.DataFrame, judged
     counts = origin.manifests.get("filter", {}).get("counts", {})
     licences = {data_terms(name).licence for name in origin.sources}
     data = DatasetCardData(
-        license=_licence(min(licences) if len(licences) == 1 else "unknown"), language=[experiment.filter.language],
+        license=_licence(min(licences) if len(licences) == 1 else "unknown"),
+        language=[experiment.filter.language],
         task_categories=["text-generation"], pretty_name=repo.rpartition("/")[2],
         tags=["limbeck", "reasoning", "distillation"],
         configs=[{"config_name": "default", "data_files": "data/*.parquet"}])
