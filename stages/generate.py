@@ -11,7 +11,7 @@ from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.teacher import FileTeacher, TransformersTeacher
-from pipeline.errors import UserError
+from pipeline.errors import LackingError, UserError
 from pipeline.problems.chats import teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
@@ -85,8 +85,12 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 
 def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
-    config = experiment.generate
+    config, problems = experiment.generate, experiment.prepare.problems
     _check_prompts(config)
+    if config.teacher.type == "solver" and is_file(problems) and not config.imports:
+        raise LackingError(f"the embedded teacher solves countdown alone, not {problems}; name "
+                           "another, e.g. generate.teacher='{type: openai, model: NAME}' with "
+                           "runtime.teacher.base_url")
     for teacher in (config.teacher, *config.imports.values()):
         if isinstance(teacher, TransformersTeacher):
             check_sampling(config.sampling)

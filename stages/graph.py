@@ -52,6 +52,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.curate.select import needs_reviews
 
     return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+            *((prompt_path(e.filter.rewrite.prompt),) if e.filter.rewrite else ()),
             *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 

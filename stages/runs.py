@@ -9,9 +9,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from pipeline.errors import UserError
 from pipeline.stage import read_manifest
 from stages.graph import STAGES
@@ -30,12 +27,11 @@ def show_runs(roots: Sequence[Path], current: set[str], as_json: bool = False) -
     if not rows:
         print(f"nothing is made yet in {', '.join(map(str, roots))}")
         return
-    table = Table("", "artifact", "made", "experiment", "MB", "what differs", box=None,
-                  pad_edge=False)
+    wide = max(len(Path(row["folder"]).name) for row in rows)
     for row in rows:
-        table.add_row("*" if row["current"] else "", Path(row["folder"]).name, row["made"],
-                      row["experiment"] or "", f"{row['bytes'] / 1e6:,.1f}", _differs(row))
-    Console().print(table, markup=False)
+        mark, name = "*" if row["current"] else " ", Path(row["folder"]).name
+        print(f"{mark} {name:<{wide}}  {row['made']}  {row['bytes'] / 1e6:>9,.1f} MB  "
+              f"{row['experiment'] or ''}  {_differs(row)}".rstrip())
     print("* belongs to the config given; settings are shown where artifacts of a stage differ")
 
 

@@ -241,6 +241,9 @@ def explain(error: ValidationError, model: type[BaseModel],
         return (f"config key '{key}.type'{where}: {context['tag']!r} is none of "
                 f"{context['expected_tags']}")
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("list_type", "dict_type"):
+        said = "give a list, e.g. [A, B]" if first["type"] == "list_type" else \
+            "give keys and values, e.g. {KEY: VALUE}"
     return f"config key {key!r}{where}: {said}, not {first['input']!r}"
 
 
