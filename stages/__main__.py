@@ -309,6 +309,17 @@ def import_reviews(file: Annotated[str, typer.Argument(help="JSONL, as export-re
     take_reviews(_experiment(config, overrides), file)
 
 
+@app.command()
+def compare(first: Annotated[Path, typer.Argument(metavar="A", help="A config file, or the folder "
+                                                  "of an evaluation or report.")],
+            second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+            overrides: Overrides = None, debug: bool = False) -> None:
+    """Set two evaluated experiments side by side: settings that differ, scores, differences."""
+    from stages.compare import compare as compare_runs
+
+    compare_runs(first, second, overrides or [])
+
+
 app.command()(commands.doctor)
 app.command()(commands.judge)
 app.command()(commands.attack)

@@ -71,6 +71,9 @@ class Workspace:
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`, whole before half-made. Raises UserError if it is gone."""
         found = [one for one in self.artifacts() if one.name == name]
+        if not found:                   # made just now, perhaps
+            self._scanned = (0.0, [])
+            found = [one for one in self.artifacts() if one.name == name]
         if not found:
             raise UserError(f"{name} is not there any more; it was deleted or renamed")
         return sorted(found, key=lambda one: one.state == "made")[-1]
