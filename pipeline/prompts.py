@@ -93,6 +93,13 @@ def chats(name: str, problems: Iterable[Mapping[str, Any]],
             for row in problems}
 
 
+def asking_length(chat: Iterable[Mapping[str, Any]], tokens: int) -> list[dict[str, Any]]:
+    """`chat` whose last message asks for so many tokens of thinking (prompts/length.jinja)."""
+    *before, last = map(dict, chat)
+    asked = f"{last['content']}\n\n{render('length', tokens=str(tokens))}"
+    return [*before, {**last, "content": asked}]
+
+
 def messages(name: str, problem: str) -> list[dict[str, str]]:
     """The chat sent to teacher and student alike: one user message, as R1's authors advise."""
     return [{"role": "user", "content": render(name, problem=problem)}]

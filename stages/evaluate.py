@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,17 @@ from pipeline import tables as records
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
+from pipeline.evaluate.budgets import asked_within, benchmark_of, budgets_of, named, nested
+from pipeline.evaluate.judge_scores import add_judge_scores, judge_summary
 from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
 from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
+from pipeline.judge.kinds import is_open
+from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import as_completion
+from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import (
@@ -37,9 +43,12 @@ from pipeline.stage import Counts
 from pipeline.student.sample import sample_sets
 from pipeline.student.tiny import resolve
 from pipeline.teacher.ask import ask_teacher
+from pipeline.teacher.llm_judge import scorers
 from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
+Seen = dict[str, dict[str, dict[int | None, list[dict]]]]
+"""Judged samples by model, benchmark and training seed."""
 MOST_TRUNCATED = 0.5
 """Share of truncated answers above which a score says little about the model."""
 
@@ -60,31 +69,51 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 
     The judged samples of each model on each benchmark are kept in judged/ until all are there.
     """
-    benchmarks = _benchmarks(experiment, inputs)
-    seen: dict[str, dict[str, dict[int | None, list[dict]]]] = {}
-    tables = []
+    benchmarks, config = _benchmarks(experiment, inputs), experiment.evaluate
+    seen: Seen = {}
     for model in compared(experiment, inputs):
-        for benchmark, judged in _judged(experiment, model, benchmarks, out / "judged").items():
+        within = named(benchmarks, config.budgets if model.folder else ())
+        for benchmark, judged in _judged(experiment, model, within, out / "judged").items():
             seen.setdefault(model.name, {}).setdefault(benchmark, {})[model.seed] = judged
-            tables.append(pl.DataFrame(judged, infer_schema_length=None).with_columns(
-                model=pl.lit(model.name), benchmark=pl.lit(benchmark),
-                **({"seed": pl.lit(model.seed, pl.Int64)} if experiment.seeds else {})))
+    asked = _score_by_judges(experiment, seen)
+    tables = [pl.DataFrame(judged, infer_schema_length=None).with_columns(
+        model=pl.lit(name), benchmark=pl.lit(benchmark),
+        **({"seed": pl.lit(seed, pl.Int64)} if experiment.seeds else {}))
+        for name, by in seen.items() for benchmark, seeds in by.items()
+        for seed, judged in seeds.items()]
     scores = {name: {benchmark: summarise_seeds(rows) for benchmark, rows in by.items()}
               for name, by in seen.items()}
+    for name, by in seen.items() if experiment.evaluate.judges else ():
+        for benchmark, seeds in by.items():
+            scores[name][benchmark]["judges"] = judge_summary(
+                [row for rows in seeds.values() for row in rows], list(experiment.evaluate.judges))
     for after, base in BEFORE.items():
         for benchmark, score in scores.get(after, {}).items() if base in scores else ():
             score[f"gain_over_{base}"] = difference(seen[after][benchmark],
                                                     seen[base][benchmark])["interval"]
+    scores = {name: nested(by) for name, by in scores.items()}
     found = {benchmark: differences({name: by[benchmark] for name, by in seen.items()})
              for benchmark in benchmarks}
     pl.concat(tables, how="diagonal_relaxed").write_parquet(out / "completions.parquet")
     for name, content in (("scores", scores), ("differences", found)):
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     report_scores(experiment.runtime.trackers, experiment.name, scores,
-                  experiment.evaluate.model_dump(mode="json"))
+                  config.model_dump(mode="json"))
     shutil.rmtree(out / "judged")
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
-    return {"scores": scores, "cost_usd": cost}
+    return {"scores": scores, "cost_usd": cost, **asked}
+
+
+def _score_by_judges(experiment: Experiment, seen: Seen) -> Counts:
+    """Let evaluate.judges score every completion; returns what was asked and paid."""
+    config, runtime = experiment.evaluate, experiment.runtime
+    if not config.judges:
+        return {}
+    found = scorers(config.judges, runtime.for_judges(config.judges), runtime.traces)
+    add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
+                     {name: [[row for rows in seeds.values() for row in rows]
+                             for seeds in by.values()] for name, by in seen.items()})
+    return {"judges": {name: client.counts for name, (_, client) in found.items() if client}}
 
 
 def compared(experiment: Experiment, inputs: Mapping[str, Path]) -> list[Compared]:
@@ -145,7 +174,7 @@ def _loaded(name: str, one: EvaluationSet, experiment: Experiment) -> list[dict]
     if len({row["problem_id"] for row in rows}) < len(rows):
         raise UserError(f"two problems of {name} have the same id; make ids unique")
     for row in rows:
-        if not has_gold(row):
+        if not has_gold(row) and not (is_open(row["kind"]) and experiment.evaluate.judges):
             raise UserError(f"problem {row['problem_id']} of {name} has no answer to judge by; "
                             "write it, or take the problem out")
         if not needs_answer(row["kind"]):
@@ -165,9 +194,11 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
              for name in benchmarks}
     prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
-    asked = {name: chats(prompts[name], rows, experiment.generate.prompts)
-             for name, rows in benchmarks.items()
-             if not files[name].is_file()}
+    budgets = budgets_of(benchmarks, config)
+    asked = {name: asked_within(
+                 chats(prompts[benchmark_of(name)], rows, experiment.generate.prompts),
+                 budgets.get(name) if config.name_budget else None)
+             for name, rows in benchmarks.items() if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
         with JudgePool(experiment.runtime.judge_workers) as pool:
@@ -192,21 +223,25 @@ def _ask_student(experiment: Experiment, model: Compared,
     """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
     config = experiment.evaluate
     assert model.folder is not None and model.tokenizer is not None
-    store = SampleStore(experiment.runtime.folders()[0] / "samples", {
-        "model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
-        "sampling": config.sampling.model_dump(mode="json"),
-        "seed": experiment.seed})
-    samples = samples_of(config.benchmarks, config.samples)
+    facts = {"model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
+             "sampling": config.sampling.model_dump(mode="json"), "seed": experiment.seed}
+    budgets = budgets_of(asked, config)
+    stores = {name: SampleStore(
+        experiment.runtime.folders()[0] / "samples",
+        {**facts, "budget": asdict(budgets[name])} if name in budgets else facts)
+        for name in asked}
+    drawn = samples_of(config.benchmarks, config.samples)
+    samples = {name: drawn[benchmark_of(name)] for name in asked}
     missing = {name: these for name, these in asked.items()
-               if not store.has(these, samples[name])}
+               if not stores[name].has(these, samples[name])}
     for benchmark, groups in sample_sets(
             resolve(model.folder), str(model.tokenizer),
             {name: list(these.values()) for name, these in missing.items()},
             samples, config.sampling, experiment.seed,
-            experiment.runtime.engine()) if missing else ():
-        store.put(missing[benchmark], groups)
+            experiment.runtime.engine(), budgets) if missing else ():
+        stores[benchmark].put(missing[benchmark], groups)
     for benchmark, these in asked.items():
-        yield benchmark, store.get(these, samples[benchmark])
+        yield benchmark, stores[benchmark].get(these, samples[benchmark])
 
 
 def _ask_teacher(experiment: Experiment, model: Compared,
@@ -228,7 +263,10 @@ def summary(counts: Counts) -> str:
     truncated = [f"{s['cut_off']:.0%} of {model}'s answers on {name} were truncated: raise "
                "evaluate.sampling.max_tokens, or look at completions.parquet"
                for model, name, s in shown if s.get("cut_off", 0) > MOST_TRUNCATED]
-    return "; ".join(scores + truncated)
+    judged = [f"{judge} of {model} on {name} {one['mean']:.3g} "
+              f"[{one['low']:.3g}, {one['high']:.3g}]"
+              for model, name, s in shown for judge, one in s.get("judges", {}).items()]
+    return "; ".join(scores + judged + truncated)
 
 
 
@@ -239,9 +277,13 @@ def check(experiment: Experiment) -> None:
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
     check_trackers(experiment.runtime.trackers)
+    judges = experiment.evaluate.judges
+    check_judges(judges, experiment.runtime.for_judges(judges))
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}
     held_out = {"heldout": experiment.prepare.held_out, **sources}
     for name, one in _sets(experiment).items():
+        if is_user_kind(one.kind):
+            load_verifier(one.kind, f"evaluate.benchmarks: {name}: kind")
         if held_out.get(name) == 0:
             # No fault of those who train and never measure: heldout is the default.
             raise LackingError(f"evaluate.benchmarks names {name}, and prepare.held_out=0 keeps no "

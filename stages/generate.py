@@ -10,12 +10,14 @@ import polars as pl
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
-from pipeline.config.teacher import FileTeacher
-from pipeline.errors import UserError
+from pipeline.config.teacher import FileTeacher, TransformersTeacher
+from pipeline.errors import LackingError, UserError
 from pipeline.problems.chats import teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
 from pipeline.stage import Counts
+from pipeline.student.as_teacher import check_sampling
+from pipeline.student.models import check_folder
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
 from pipeline.teacher.from_file import check_columns, import_traces
@@ -34,8 +36,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     sources = problems.select("problem_id", "source")
     with tables.writer(tables.Trace, out / "traces.parquet") as file:
         tally = TraceTally(lambda traces: file.write(traces.drop("source", strict=False).join(
-            sources, on="problem_id", how="left", maintain_order="left")),
-            config.sampling.max_tokens)
+            sources, on="problem_id", how="left", maintain_order="left")))
         found = [import_traces(teacher, problems.filter(problems["source"] == name),
                                config.samples, tally) for name, teacher in config.imports.items()]
         left = problems.filter(~problems["source"].is_in(list(config.imports)))
@@ -52,7 +53,6 @@ def _asked(experiment: Experiment, problems: pl.DataFrame, tally: TraceTally) ->
     config = experiment.generate
     asked = teacher_chats(config, problems.iter_rows(named=True))
     counts = ask_teacher(experiment, asked, config.samples, tally, problems)
-    counts |= {"longer": tally.longer} if tally.longer else {}
     _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
                  counts["stopped"])
     return counts
@@ -85,10 +85,17 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 
 def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
-    config = experiment.generate
+    config, problems = experiment.generate, experiment.prepare.problems
     _check_prompts(config)
+    if config.teacher.type == "solver" and is_file(problems) and not config.imports:
+        raise LackingError(f"the embedded teacher solves countdown alone, not {problems}; name "
+                           "another, e.g. generate.teacher='{type: openai, model: NAME}' with "
+                           "runtime.teacher.base_url")
     for teacher in (config.teacher, *config.imports.values()):
-        if not isinstance(teacher, FileTeacher):
+        if isinstance(teacher, TransformersTeacher):
+            check_sampling(config.sampling)
+            check_folder("generate.teacher.model", teacher.model)
+        elif not isinstance(teacher, FileTeacher):
             check_budget(teacher, experiment.runtime.teacher, config.sampling)
         elif is_file(teacher.traces) and is_small(teacher.traces):
             check_columns(teacher)
@@ -101,8 +108,4 @@ def summary(counts: Counts) -> str:
         more = "an unknown amount" if unsure is None else f"up to ${unsure:.2f}"
         money += f", {more} more for what came without a bill"
     return (f"{counts['traces']:,} traces ({counts['asked']:,} asked, {counts['reused']:,} reused, "
-            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})"
-            + (f"; {longer:,} were asked under a higher limit and are longer than "
-               "generate.sampling.max_tokens: they are kept whole (filter.keep="
-               "'completion_tokens <= N' leaves them out)"
-               if (longer := counts.get("longer", 0)) else ""))
+            f"{counts['failed']:,} failed, {counts['cut_off']:,} cut off{money})")

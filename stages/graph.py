@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.errors import UserError
 from pipeline.prompts import PAGE, chat_template_path, prompt_path, template_path
 from pipeline.stage import Plan, Stage, make_plan
+from pipeline.user_code import user_files
 
 if TYPE_CHECKING:       # importing pydantic would cost `--help` a quarter of a second
     from pipeline.config.experiment import Experiment
@@ -50,8 +51,9 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     """The prompt of its LLM judge, and the verdicts of people if these decide."""
     from pipeline.curate.select import needs_reviews
 
-    return (*((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
-            *(_reviews(e) if needs_reviews(e.filter) else ()))
+    return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+            *((prompt_path(e.filter.rewrite.prompt),) if e.filter.rewrite else ()),
+            *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 
 def _reviews(e: Experiment) -> tuple[Path, ...]:
@@ -66,9 +68,28 @@ def _student_files(e: Experiment) -> tuple[Path, ...]:
     return (*_prompts(e), *([template] if template else []))
 
 
+def _verifiers(e: Experiment, *sets: Any) -> tuple[Path, ...]:
+    """The files of the user's own kinds, of the problems taught and of evaluation `sets`."""
+    sources = (*e.prepare.sets().values(), *sets)
+    return user_files(getattr(source, "kind", "") for source in sources)
+
+
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    return (*_prompts(e), *sorted({Path(key.rpartition(":")[0])
-                                 for key in e.rl.rewards if ":" in key}))
+    length = (prompt_path("length"),) if e.rl.lengths else ()
+    own = (key for rewards in (e.rl.rewards, *e.rl.source_rewards.values()) for key in rewards)
+    return (*_prompts(e), *length, *user_files(own), *_verifiers(e), *_judge_files(e.rl))
+
+
+def _judge_files(section: Any) -> tuple[Path, ...]:
+    """The prompts of the models that judge in a section."""
+    kinds = {judge.type for judge in section.judges.values()} - {"reward_model"}
+    return tuple(prompt_path(kind) for kind in sorted(kinds))
+
+
+def _judge_models(section: Any) -> tuple[str, ...]:
+    """The reward models that a section loads."""
+    return tuple(judge.model for judge in section.judges.values()
+                 if judge.type == "reward_model" and not judge.url)
 
 
 def _logits_needs(e: Experiment) -> tuple[str, ...]:
@@ -106,8 +127,15 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
            for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)),
-            *_local(e, *e.evaluate.benchmarks))
+    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
+            *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate),
+            *_verifiers(e, *e.evaluate.benchmarks))
+
+
+def _generate_models(e: Experiment) -> tuple[str, ...]:
+    teacher = e.generate.teacher
+    return (teacher.model,) if teacher.type in ("vllm", "transformers") else ()
 
 
 def _export_needs(e: Experiment) -> tuple[str, ...]:
@@ -125,8 +153,9 @@ def _sft_models(e: Experiment) -> tuple[str, ...]:
 
 def _rl_models(e: Experiment) -> tuple[str, ...]:
     start = () if e.rl.start in ("sft", "base") else (e.rl.start,)
-    return (*start, *([e.rl.process.model] if e.rl.process and e.rl.process.type == "local"
-                      else []))
+    process = e.rl.process
+    return (*start, *_judge_models(e.rl),
+            *([process.model] if process and process.type == "local" else []))
 
 
 def _by_name(stages: Iterable[Stage]) -> dict[str, Stage]:
@@ -143,10 +172,11 @@ STAGES = _by_name((
           files=lambda e: _local(e, *e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
-          needs=lambda e: ("prepare",), files=_generate_files),
+          needs=lambda e: ("prepare",), files=_generate_files, models=_generate_models),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
-          needs=lambda e: ("prepare", "generate"), files=_filter_files),
+          needs=lambda e: ("prepare", "generate"), files=_filter_files,
+          models=lambda e: _judge_models(e.filter)),
     Stage("student", _load("student"), next="pack", model="untrained",
           help="Build or name the student before training.",
           needs=lambda e: ("prepare", "filter") if e.student.model == "tiny" else (),
@@ -168,7 +198,7 @@ STAGES = _by_name((
           of_the_whole=True,
           help="Sample every model on held-out problems and score it.",
           needs=_evaluate_needs,
-          files=_evaluate_files),
+          files=_evaluate_files, models=lambda e: _judge_models(e.evaluate)),
     Stage("export", _load("export"), next="report", of_the_whole=True,
           help="Write the student as GGUF files, each run and held against its checkpoint.",
           needs=_export_needs,

@@ -19,7 +19,8 @@ from pipeline.curate.normalise import same_text_key
 from pipeline.curate.shares import check_reachable, traces_a_problem
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, has_gold, judge_answer, needs_answer
-from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.judge.kinds import KINDS, is_open, kind_name
+from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import evaluation_sets, is_file, load_rows, short_names
@@ -72,7 +73,7 @@ def _held_out(good: list[dict], config: PrepareConfig) -> dict[str, list[dict]]:
         rows = [row for row in good if not name or row["source"] == name]
         rows.sort(key=has_gold, reverse=True)
         wanted = getattr(one, "held_out", 0)
-        usable = sum(has_gold(row) or KINDS[row["kind"]].open for row in rows)
+        usable = sum(has_gold(row) or is_open(row["kind"]) for row in rows)
         if len(rows) <= wanted or usable < wanted:
             key = f"held_out={wanted} of prepare.sources" if name else \
                 f"prepare.held_out={wanted}"
@@ -119,13 +120,16 @@ def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:
     with progress("checking gold answers", len(rows)) as advance:
         for row in rows:
             advance(1)
-            if not has_gold(row) and ((row["kind"] in KINDS and KINDS[row["kind"]].open)
+            if not has_gold(row) and (is_open(row["kind"])
                                       or _source_of(row, config).answer_optional):
                 good.append(row)
                 continue
             judgement = check_gold(Problem.from_row(row))
             if judgement.score == 1.0:
                 good.append(row)
+            elif is_user_kind(row["kind"]):
+                raise UserError(f"the verifier of problem {row['problem_id']!r} gives no verdict "
+                                f"on its gold answer ({judgement.verdict}): {judgement.grader}")
             elif config.bad_gold == "stop":
                 raise UserError(f"the gold answer {row['answer']!r} of problem "
                                 f"{row['problem_id']!r} fails its own check "
@@ -245,8 +249,11 @@ def _check_set(name: str, one: Source, experiment: Experiment) -> None:
                         "nothing after training on it; name a training set (openai/gsm8k, ...), "
                         "or keep it for evaluate.benchmarks")
     held_out = getattr(one, "held_out", 0)
-    if ":" not in one.kind and kind_name(one.kind) not in KINDS:
-        raise UserError(f"{where}kind={one.kind!r} is no kind; there are {', '.join(KINDS)}")
+    if is_user_kind(one.kind):
+        load_verifier(one.kind, f"{where}kind")
+    elif kind_name(one.kind) not in KINDS:
+        raise UserError(f"{where}kind={one.kind!r} is no kind; there are {', '.join(KINDS)}, and "
+                        "path/to/file.py:function for your own")
     if one.limit is not None and one.limit <= held_out:
         raise UserError(f"{where}limit={one.limit} leaves no problem beside prepare.held_out="
                         f"{held_out}; lower the second or raise the first")

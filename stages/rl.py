@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,13 @@ from pipeline.config.rl import LocalPrm, Prm, RlJob
 from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
+from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.verdict import make_policy
 from pipeline.problems.chats import student_chats
+from pipeline.prompts import asking_length
 from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, within_band
-from pipeline.rl.rewards import check_rewards
+from pipeline.rl.judge_reward import all_weights, is_rewarded
+from pipeline.rl.rewards import REWARDS, check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
 from pipeline.serving.vllm_server import check_vllm, rollout_server
 from pipeline.stage import Counts, is_artifact
@@ -59,9 +64,13 @@ def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJ
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
     if config.difficulty:
         rows = _within_band(experiment, inputs, rows, config.difficulty, model, out)
-    held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet") \
+    held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet", of_gold=True) \
         if config.evaluate_every else []
-    return RlJob(rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
+    if config.judges and not config.evaluate_every:
+        print("rl: a model judges, and without rl.evaluate_every nothing tells whether the student "
+              "games it; set it to have held-out accuracy beside the reward", file=sys.stderr)
+    return RlJob(judge_runtimes=runtime.for_judges(config.judges), traces=runtime.traces,
+                 rl=config, model=model, tokenizer=inputs["student"] / "tokenizer", rows=rows,
                  held_out=held_out[:config.evaluate_problems], engine=runtime.engine(),
                  judge_workers=runtime.judge_workers, out=out, seed=experiment.seed)
 
@@ -99,11 +108,19 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
     return counts
 
 
-def _asked(experiment: Experiment, path: Path) -> list[dict[str, Any]]:
-    """The problems of a table with their prompts; without a gold there is no reward."""
-    problems = list(filter(has_gold, tables.read(tables.Problem, path).to_dicts()))
+def _asked(experiment: Experiment, path: Path, of_gold: bool = False) -> list[dict[str, Any]]:
+    """The problems of a table that some reward says anything of (or have a gold), with prompts."""
+    problems = [row for row in tables.read(tables.Problem, path).to_dicts()
+                if (has_gold(row) if of_gold else is_rewarded(experiment.rl, row))]
     asked = student_chats(experiment.generate, problems)
-    return [{"prompt": asked[row["problem_id"]], **row} for row in problems]
+    rows = [{"prompt": asked[row["problem_id"]], **row} for row in problems]
+    if bounds := experiment.rl.lengths:
+        # Drawn by the problem's id, so that no other problem changes it.
+        targets = [random.Random(f"{experiment.seed}:{row['problem_id']}").randint(*bounds)
+                   for row in rows]
+        return [{**row, "prompt": asking_length(row["prompt"], target), "target_tokens": target}
+                for row, target in zip(rows, targets, strict=True)]
+    return rows
 
 
 def _within_band(experiment: Experiment, inputs: Mapping[str, Path], rows: list[dict[str, Any]],
@@ -128,9 +145,17 @@ def check(experiment: Experiment) -> None:
     """Refuse rewards, phases and a start that cannot be had, and settings that exclude others."""
     config = experiment.rl
     make_policy(config.policy)
-    check_rewards(config.rewards)
+    check_rewards(all_weights(config), config.judges)
+    if taken := [name for name in config.judges if name in REWARDS]:
+        raise UserError(f"judges.{taken[0]} has the name of a reward; rename it")
+    check_judges(config.judges, experiment.runtime.for_judges(config.judges))
     _check_process(config.process)
     check_layers(config, "rl")
+    if ("length" in config.rewards) != (config.lengths is not None):
+        raise UserError("rl.rewards.length and rl.lengths (the lengths that prompts ask for) go "
+                        "together")
+    if config.lengths and config.lengths[0] > config.lengths[1]:
+        raise UserError(f"rl.lengths={list(config.lengths)}: the shortest comes first")
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
                         "GPUs, e.g. 1) go together")
@@ -140,7 +165,7 @@ def check(experiment: Experiment) -> None:
     if config.start not in ("sft", "base") and not is_artifact(config.start) \
             and not (Path(config.start) / "config.json").is_file():
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
-    if ("process" in config.rewards) != (config.process is not None):
+    if ("process" in all_weights(config)) != (config.process is not None):
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")
     if config.difficulty:
         check_band(config.difficulty)

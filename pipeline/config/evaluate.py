@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from pipeline.config.judges import Judges
 from pipeline.config.load import Config
 from pipeline.config.problems import NameOrSet
 
@@ -37,7 +38,8 @@ ModelName = Annotated[str, AfterValidator(_known)]
 class EvaluateConfig(Config):
     """What is measured, on what, and how often each problem is sampled."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"prompts", "budgets", "answer_tokens", "waits",
+                                                 "name_budget", "judges"})
 
     models: list[ModelName] = Field(default=["untrained", "sft", "rl"], min_length=1)
     """The models compared; `teacher` is asked through the same client as in generate. With steps
@@ -53,8 +55,19 @@ class EvaluateConfig(Config):
     prompts: Literal["own", "lm_eval"] = "own"
     """How benchmarks by name are asked: own (mathematics as in generate.prompt, others with an
     instruction of their own), or as lm-evaluation-harness asks them zero-shot, where it does."""
+    judges: Judges = {}
+    """Of the experiment's `judges` those that score every completion too: a list of names."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems of each benchmark."""
+    budgets: list[Annotated[int, Field(ge=1)]] = []
+    """Students are also measured thinking within each of these numbers of tokens: thinking that is
+    still open then is closed by force, and the answer follows. The report has the curve."""
+    answer_tokens: int = Field(default=512, ge=1)
+    """Longest answer after thinking within a budget."""
+    waits: int = Field(default=0, ge=0)
+    """Times that thinking which ends before its budget is lengthened by "Wait" (s1)."""
+    name_budget: bool = False
+    """Whether the prompt names the budget, as rl.lengths trains it: "Think for 512 tokens."."""
     sampling: StudentSampling = StudentSampling()
     """How students are sampled."""
 

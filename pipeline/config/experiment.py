@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import (
 from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
+from pipeline.config.judges import Judges, give_judges
 from pipeline.config.load import Config, explain, merge, renamed
 from pipeline.config.problems import PrepareConfig, check_names, distribute
 from pipeline.config.rl import RlConfig
@@ -65,6 +66,8 @@ class Runtime(Config):
     """Address, key, limits and budget of the teacher."""
     llm_judge: JudgeRuntime = JudgeRuntime()
     """The same for the model that filter.llm_judge names."""
+    judges: dict[str, JudgeRuntime] = {}
+    """The same for a judge of `judges`, by name; one that is not here is where llm_judge is."""
 
     def tracked(self, section: S) -> S:
         """The sft or rl section, with these trackers beside its own."""
@@ -79,6 +82,10 @@ class Runtime(Config):
         """Return the folder of the artifact `name`: where it is, else where it would be made."""
         places = [folder / name for folder in self.folders()]
         return next((place for place in places if (place / "manifest.json").is_file()), places[0])
+
+    def for_judges(self, names: Iterable[str]) -> dict[str, JudgeRuntime]:
+        """Where each of `judges` is reached."""
+        return {name: self.judges.get(name, self.llm_judge) for name in names}
 
     def engine(self) -> dict[str, Any]:
         """Options of vllm.LLM, and `engines` if there are several (serving.engine_group)."""
@@ -142,6 +149,9 @@ class Experiment(Config):
     each: dict[str, list[Any]] = {}
     """Values of swept keys, {sft.trainer.learning_rate: [1e-5, 3e-5]}: all that stands on the key
     is repeated with each value; --each gives the same."""
+    judges: Judges = {}
+    """Models that judge what has no gold, by name: {helpful: {type: reward_model, model: FOLDER}},
+    rubric or pairwise. Columns in filter.keep, rewards in rl.rewards, scores by evaluate.judges."""
     prepare: PrepareConfig = PrepareConfig()
     generate: GenerateConfig
     filter: FilterConfig = FilterConfig()
@@ -162,7 +172,7 @@ class Experiment(Config):
     @model_validator(mode="before")
     @classmethod
     def _to_each_section_its_own(cls, tree: Any) -> Any:
-        return distribute(tree)
+        return give_judges(distribute(tree))
 
     @model_validator(mode="wrap")      # the last one runs first: sources are a step's own by then
     @classmethod

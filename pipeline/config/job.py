@@ -1,4 +1,4 @@
-"""What every launched training process reads."""
+"""What sft and rl share: trainer defaults, and what every launched process reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.load import Config
+
+SHARED_TRAINER_DEFAULTS: dict[str, Any] = {
+    "gradient_checkpointing": False, "logging_steps": 10, "save_strategy": "steps",
+    "save_steps": 0.25, "save_total_limit": 2,
+}
+"""Keys of transformers' TrainingArguments, unless a section sets them."""
+TRACKING = frozenset(f"trainer.{key}" for key in (
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "log_level", "disable_tqdm"))
+"""Keys of trackers and of output: another one trains the same model."""
 
 
 class Job(Config):

@@ -28,14 +28,22 @@ class Config(BaseModel):
     ADDED: ClassVar[frozenset[str]] = frozenset()
     """Fields newer than the first artifacts: left out of a dump at their default, so keys stay."""
 
+    UNKEYED: ClassVar[frozenset[str]] = frozenset()
+    """Fields, and FIELD.ITEM of mappings, that change nothing of what is made: a dump, of which a
+    key is a digest, holds their default."""
+
     @model_serializer(mode="wrap")
-    def _without_added_defaults(self, dump: Any, info: Any) -> dict[str, Any]:
+    def _as_in_a_key(self, dump: Any, info: Any) -> dict[str, Any]:
         tree = dump(self)
         if info.context == "everything":
             return tree
         fields = type(self).model_fields
+        for name, _, item in (path.partition(".") for path in self.UNKEYED):
+            tree[name] = {key: value for key, value in tree[name].items() if key != item} \
+                if item else fields[name].default
         return {name: value for name, value in tree.items()
-                if name not in self.ADDED or getattr(self, name) != fields[name].default}
+                if name not in self.ADDED or (name not in self.UNKEYED
+                                              and getattr(self, name) != fields[name].default)}
 
 
 C = TypeVar("C", bound=Config)
@@ -132,6 +140,14 @@ def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -
         return model.model_validate(reduce(merge, trees, {}))
     except ValidationError as error:
         raise UserError(explain(error, model, layers)) from None
+
+
+def flat(tree: Any, prefix: str) -> dict[str, Any]:
+    """Return the leaves of a config tree by dotted key."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {key: value for name, part in tree.items()
+            for key, value in flat(part, f"{prefix}.{name}").items()}
 
 
 def merge(below: dict, above: dict) -> dict:
@@ -233,6 +249,9 @@ def explain(error: ValidationError, model: type[BaseModel],
         return (f"config key '{key}.type'{where}: {context['tag']!r} is none of "
                 f"{context['expected_tags']}")
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("list_type", "dict_type"):
+        said = "give a list, e.g. [A, B]" if first["type"] == "list_type" else \
+            "give keys and values, e.g. {KEY: VALUE}"
     return f"config key {key!r}{where}: {said}, not {first['input']!r}"
 
 

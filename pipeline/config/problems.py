@@ -54,8 +54,9 @@ class Source(Config):
     """Keep problems whose answer is missing or empty: they are taught by filter.majority alone,
     never held out and never refined on."""
     kind: str = "math"
-    """The judge's kind for rows that name none: math, choice, exact, text, code, gym, or open
-    (chat, writing: no answer is right). Unset: code for rows that hold tests, math for others."""
+    """The judge's kind for rows that name none: math, choice, exact, text, code, gym, open (chat,
+    writing: no answer is right), or path/to/file.py:function for your own verifier. Unset: code
+    for rows that hold tests, math for others."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N problems after shuffling."""
 

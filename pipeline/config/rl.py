@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.job import Job
+from pipeline.config.job import SHARED_TRAINER_DEFAULTS, TRACKING, Job
+from pipeline.config.judges import Judges
 from pipeline.config.load import REFERENCE, Config
-from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
+from pipeline.config.teacher import JudgeRuntime
 
 
 class Alarms(Config):
@@ -39,7 +41,7 @@ class Alarms(Config):
     hacking: float | None = 0.1
     """Gain in reward since the start that accuracy (held-out, if measured) should share."""
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"memory", "epochs", "undecided", "restated", "many_boxes"})
+        {"memory", "epochs", "undecided", "restated", "many_boxes", "constant"})
     memory: float | None = 0.1
     """Highest gain of accuracy on problems asked before over accuracy on held-out ones."""
     epochs: float | None = 1.0
@@ -50,11 +52,14 @@ class Alarms(Config):
     """Share of answers that only repeat what the problem asks to work out, at most."""
     many_boxes: float | None = 0.3
     """Share of responses with more than two boxes, at most."""
+    constant: float | None = 0.0
+    """Spread (standard deviation) that each reward must exceed, or be a constant."""
 
 
 class Phase(Config):
     """One trainer run that starts from the previous phase's model with a new schedule."""
 
+    UNKEYED: ClassVar[frozenset[str]] = TRACKING
     trainer: dict[str, Any] = {}
     """Keys that override rl.trainer's (max_completion_length, num_generations, ...)."""
     until_step: int | None = Field(default=None, ge=1)
@@ -112,7 +117,8 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"report_to", "languages", "layers", "source_rewards"})
+        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges"})
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
         "lr_scheduler_type": "constant", "temperature": 1.0, "beta": 0.0,
@@ -124,11 +130,17 @@ class RlConfig(Config):
     STEP.STAGE."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
     """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process, or path/to/file.py:function (relative to the working folder) for your own, called as
-    TRL calls a reward function: it returns a number or None (undecided) for each completion."""
+    process, length, a name of `judges`, or path/to/file.py:function (relative to the working
+    folder) for your own, called as TRL calls a reward function: it returns a number or None
+    (undecided) for each completion."""
     source_rewards: dict[str, dict[str, float]] = {}
     """By source the rewards of its problems, in the place of `rewards` (prepare.sources: rewards).
     """
+    judges: Judges = {}
+    """Of the experiment's `judges` those that are rewards here."""
+    lengths: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    """Shortest and longest completion in tokens that a prompt may ask for ("Think for 300
+    tokens."); one is drawn for each problem. The reward `length` pays for keeping to it (L1)."""
     policy: dict[str, Any] = {"marker": "box", "restated": "refused"}
     """Policy of the judge behind `accuracy`, under a problem's own meta.policy: the answer stands
     in a box (`marker: tag` for answer tags, any for both), and a formula of the problem's text, or
@@ -145,7 +157,8 @@ class RlConfig(Config):
     checkpoints/completions/*.parquet (in each phase-N if there are phases), as first sampled,
     before dynamic_sampling replaces any; 0 saves none."""
     patience: int = Field(default=20, ge=1)
-    """Steps without a single right completion after which the run stops (with `accuracy`)."""
+    """Steps after which a run stops in which no completion was right; without `accuracy`: in which
+    your own rewards (and process) were the same for every completion."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of a phase, which may end earlier by the trainer's own limit."""
     phases: list[Phase] = []
@@ -193,6 +206,10 @@ class RlJob(Job):
     """Problems with `prompt`, a chat."""
     held_out: list[dict[str, Any]]
     """Held-out problems with `prompt`."""
+    judge_runtimes: dict[str, JudgeRuntime] = {}
+    """Where the models of rl.judges are reached."""
+    traces: Path = Path("data/traces")
+    """The trace store, which keeps what they said."""
     judge_workers: int
     """Judge processes of each training process."""
     last: int | None = None

@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.job import Job
+from pipeline.config.job import SHARED_TRAINER_DEFAULTS, TRACKING, Job
 from pipeline.config.load import REFERENCE, Config
-from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
 
 
 class Transformers(Config):
@@ -116,6 +115,7 @@ class SftConfig(Config):
     """How the student is fine-tuned."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset({"layers"})
+    UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
     """Keys of TRL's config that hold unless `trainer` sets them."""

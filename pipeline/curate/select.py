@@ -44,8 +44,14 @@ SIGNATURE = pl.Array(pl.UInt32, 128)
 
 def check_filter(config: FilterConfig) -> None:
     """Raises UserError if filter.keep, a rule or the language cannot work; touches no data."""
+    if taken := [name for name in config.judges if name in COLUMNS]:
+        raise UserError(f"judges.{taken[0]} has the name of a column of the filter; rename it")
     for text in _expressions(config):
-        check_expression(text, COLUMNS)
+        check_expression(text, {**COLUMNS, **dict.fromkeys(config.judges, pl.Float64)})
+    if config.rewrite is not None:
+        later = {"pass_rate", "difficulty", "source", *REVIEW_COLUMNS}
+        check_expression(config.rewrite.when, {name: kind for name, kind in COLUMNS.items()
+                                               if name not in later})
     FEATURES["language_share"].expression(config.language, *config.languages)
 
 
@@ -89,7 +95,7 @@ def _summary(judged: pl.DataFrame, config: FilterConfig, wanted: list[str]) -> p
         texts = judged.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True))
         signature = signatures(texts.to_series().to_list())
         table = table.with_columns(signature=pl.Series(signature, dtype=SIGNATURE))
-    return table.drop(TEXTS)
+    return table.drop(*TEXTS, "original_thinking", "original_answer", strict=False)
 
 
 def decide(table: pl.DataFrame, config: FilterConfig,
@@ -108,8 +114,9 @@ def decide(table: pl.DataFrame, config: FilterConfig,
                                source=pl.col("problem_id").replace_strict(
                                    dict(sources or {}), default="", return_dtype=pl.String))
     table = table.with_columns(difficulty=difficulty())
-    keep = _keep(table, config)
-    wrong = pl.col("verdict") != "correct"
+    keep = _keep(table, config).fill_null(False)
+    # Of kind open nothing is right or wrong.
+    wrong = (pl.col("verdict") != "correct") & (pl.col("grader") != "open")
     table = table.with_columns(reason=pl.when(keep).then(pl.lit("")).when(wrong)
                                .then(pl.col("verdict")).otherwise(pl.lit("expression")))
     # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A
@@ -142,13 +149,31 @@ def decide(table: pl.DataFrame, config: FilterConfig,
 
 
 def _keep(table: pl.DataFrame, config: FilterConfig) -> pl.Expr:
-    """filter.keep, or in a source with its own expression that one; unknown counts as false."""
+    """filter.keep, or in a source with its own expression that one."""
     keep = compile_expression(config.keep, table.columns)
     for name, rule in config.sources.items():
         if rule.keep is not None:
             own = compile_expression(rule.keep, table.columns)
             keep = pl.when(pl.col("source") == name).then(own).otherwise(keep)
-    return keep.fill_null(False)
+    return keep
+
+
+def depends_on_judges(judged: pl.DataFrame, config: FilterConfig,
+                      sources: Mapping[str, str]) -> pl.Series:
+    """Whether what is not known yet decides if a row is kept: only then is a judge worth asking."""
+    wanted = {name for text in _expressions(config) for name in names_in(text)}
+    table = add_features(judged, sorted(wanted), config.language, *config.languages).with_columns(
+        tokens=pl.col("completion_tokens"), source=pl.col("problem_id").replace_strict(
+            dict(sources), default="", return_dtype=pl.String))
+    if config.llm_judge is not None or config.majority is not None:
+        open_yet = pl.col("verdict") == "cannot_judge"      # decided after this
+        table = table.with_columns(pl.when(~open_yet).then(name).alias(name)
+                                   for name in ("verdict", "score", "grader"))
+    later = {**COLUMNS, **dict.fromkeys(config.judges, pl.Float64)}
+    unknown = [pl.lit(None, later[name]).alias(name) for name in wanted & set(later)
+               if name not in table.columns or name == "pass_rate"]
+    table = table.with_columns(unknown)
+    return table.select(_keep(table, config).is_null()).to_series()
 
 
 def _ignores_ends(keep: str, rules: list[str]) -> bool:

@@ -11,7 +11,9 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.config.experiment import Experiment
 from pipeline.evaluate import plots
+from pipeline.evaluate.budgets import curves
 from pipeline.evaluate.examples import example_problems, rejected
+from pipeline.evaluate.facts import facts, size
 from pipeline.evaluate.numbers import Points, curve, judged_columns, stage_of
 from pipeline.problems import benchmarks as registry
 from pipeline.train.log import read_lines, read_log
@@ -63,8 +65,18 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
-        published=published(models), numbers=numbers)
+        published=published(models), names=NAMES, budgets=budget_curves(models), size=size,
+        facts=facts(inputs), numbers=numbers)
     return page.replace("</main>", f"{more}</main>")
+
+
+def budget_curves(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{benchmark: its plot, and each model's scores by budget} of what was measured in budgets."""
+    return {BENCHMARKS.get(name, name): {
+        "plot": plots.intervals(by, f"Accuracy on {name} by mean tokens"),
+        "models": {model: {budget: row for budget, row in models[model][name]["budgets"].items()
+                           if "avg" in row} for model in by}}
+        for name, by in curves(models).items()}
 
 
 def published(models: Mapping[str, Mapping[str, Any]]) -> dict[str, registry.Published]:

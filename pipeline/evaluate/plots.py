@@ -6,7 +6,7 @@ Markup.format escapes every text. Sizes are in px of a WIDTH x HEIGHT view.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -52,6 +52,23 @@ def line(points: Sequence[tuple[float, float]], label: str, percent: bool = Fals
         across(last), up(smooth[-1])))
     return _svg(parts, f"{label}, from {points[0][1]:.3g} at step {first:g} to "
                         f"{points[-1][1]:.3g} at step {last:g}")
+
+
+def intervals(curves: Mapping[str, Sequence[Sequence[float]]], label: str) -> Markup:
+    """A curve for each class of `curves` through (x, y, low, high), with a bar for the interval."""
+    points = [point for curve in curves.values() for point in curve]
+    marks = ticks(0.0, max(high for *_, high in points))
+    steps = ticks(0.0, max(x for x, *_ in points))
+    across, up = _scale(0.0, steps[-1], LEFT, WIDTH - RIGHT), _y_scale(marks)
+    parts = [_grid(marks, up, True), _x_labels(steps[:-1], across)]
+    for name, curve in curves.items():
+        lines = Markup("").join(Markup(
+            '<path d="M{0:.1f},{1:.1f}L{0:.1f},{2:.1f}"/><circle cx="{0:.1f}" cy="{3:.1f}" r="3">'
+            '<title>{4}: {5:,.0f} tokens, {6:.1f} %</title></circle>').format(
+            across(x), up(low), up(high), up(y), name, x, 100 * y) for x, y, low, high in curve)
+        parts.append(Markup('<g class="{}">{}{}</g>').format(
+            name, _path(((across(x), up(y)) for x, y, *_ in curve), "through"), lines))
+    return _svg(parts, label)
 
 
 def trailing_mean(values: Sequence[float], window: int) -> list[float]:

@@ -20,9 +20,10 @@ from pipeline.errors import UserError
 from pipeline.judge.checks.audit import second_grader
 from pipeline.judge.checks.explain import explain
 from pipeline.judge.judge import JudgePool, default_pool
-from pipeline.judge.kinds import KINDS, kind_name
+from pipeline.judge.kinds import find_kind, kind_name, kind_of
 from pipeline.judge.llm import LLMJudge
 from pipeline.judge.math.grade_math import gold_answer
+from pipeline.judge.user_judge import is_user_kind, load_verifier
 from pipeline.judge.verdict import Policy, Problem, make_policy
 from pipeline.problems.files import read_rows
 
@@ -45,7 +46,8 @@ def to_problem(row: dict[str, Any], number: int, policy: Policy) -> Problem:
     """Turn row `number` (from 1) into a problem. Raises UserError if it has no gold text."""
     gold, named = row.get("gold", row.get("answer")), str(row.get("kind") or "math")
     kind = kind_name(named)
-    several = kind in KINDS and KINDS[kind].spellings
+    known = find_kind(kind)
+    several = known is not None and known.spellings
     spellings = list(map(str, gold)) if isinstance(gold, list) and several else []
     if isinstance(gold, list) and gold:
         gold = spellings[0] if spellings else ", ".join(map(str, gold))
@@ -66,14 +68,17 @@ def response_of(row: dict[str, Any], number: int) -> str:
 
 
 def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str] = (),
-               model: LLMJudge | None = None, explained: bool = False) -> dict[str, int]:
+               model: LLMJudge | None = None, explained: bool = False,
+               kind: str | None = None) -> dict[str, int]:
     """Judge every row of `source`, write rows with their judgement to `out` or standard output.
 
     `model` decides what the rules leave open; `explained` adds the rule that decided and how both
-    sides were read. Returns {verdict: how often}.
+    sides were read; `kind` is that of rows that name none. Returns {verdict: how often}.
     """
     settings = parse_policy(policy)
-    rows = read_rows(source)
+    if kind and is_user_kind(kind):
+        load_verifier(kind, "--kind")
+    rows = [_of_kind(row, kind, i) for i, row in enumerate(read_rows(source), start=1)]
     problems = [to_problem(row, i, settings) for i, row in enumerate(rows, start=1)]
     texts = [response_of(row, i) for i, row in enumerate(rows, start=1)]
     with JudgePool() as pool:
@@ -84,6 +89,15 @@ def judge_file(source: Path | str, out: Path | None = None, policy: Sequence[str
               for row, j, problem in zip(rows, judgements, problems, strict=True)]
     _write(judged, out)
     return dict(Counter(j.verdict for j in judgements))
+
+
+def _of_kind(row: dict[str, Any], kind: str | None, number: int) -> dict[str, Any]:
+    """Row `number` with its kind; no row may name a file to run that the caller did not."""
+    named = str(row.get("kind") or kind or "math")
+    if is_user_kind(named) and named != kind:
+        raise UserError(f"row {number} has kind {named!r}, which would run a file of that name; "
+                        f"give --kind {named} if it is yours")
+    return {**row, "kind": named} if kind else row
 
 
 def _write(rows: list[dict[str, Any]], out: Path | None) -> None:
@@ -114,7 +128,7 @@ def audit(rows: Sequence[dict[str, Any]], n: int = 200, seed: int = 0) -> dict[s
     texts = [response_of(row, i) for i, row in enumerate(sample, start=1)]
     table, judged = [], 0
     for problem, j in zip(problems, default_pool().judge_many(texts, problems), strict=True):
-        if j.score is None or j.extracted is None or not KINDS[problem.kind].audited:
+        if j.score is None or j.extracted is None or not kind_of(problem).audited:
             continue
         judged += 1
         second = any(second_grader(j.extracted, gold_answer(gold)) for gold in problem.golds)

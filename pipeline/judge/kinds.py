@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge import choice, gym, ifeval
+from pipeline.judge import choice, gym, ifeval, user_judge
 from pipeline.judge.code import grade_code as code
 from pipeline.judge.math import grade_math as math
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
@@ -60,12 +60,21 @@ KINDS: Mapping[str, Kind] = {
 _BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
 
 
+_USER = Kind(user_judge.grade, user_judge.check_gold, graded=False, extracts=True, audited=False,
+             live=False)
+
+
+def find_kind(name: str) -> Kind | None:
+    """The kind called `name`, or of the user's function that it names; None if there is none."""
+    return _USER if user_judge.is_user_kind(name) else KINDS.get(name)
+
+
 def kind_of(problem: Problem) -> Kind:
     """The kind of `problem`. Raises UserError if there is no such kind."""
-    if problem.kind not in KINDS:
+    if (kind := find_kind(problem.kind)) is None:
         raise UserError(f"problem {problem.problem_id!r} has kind {problem.kind!r}; known kinds: "
-                        + ", ".join(KINDS))
-    return KINDS[problem.kind]
+                        + ", ".join(KINDS) + ", and path/to/file.py:function for your own")
+    return kind
 
 
 def kind_name(name: str) -> str:
@@ -75,11 +84,17 @@ def kind_name(name: str) -> str:
 
 def needs_answer(kind: str) -> bool:
     """Whether problems of `kind` are judged by their gold answer, not by tests or a scorer."""
-    return kind in KINDS and KINDS[kind].graded
+    found = find_kind(kind)
+    return found is not None and found.graded
+
+
+def is_open(kind: str) -> bool:
+    """Whether no answer to problems of `kind` is right."""
+    found = find_kind(kind)
+    return found is not None and found.open
 
 
 def has_gold(row: Mapping[str, Any]) -> bool:
     """Whether a row of tables.Problem can be judged."""
-    kind = KINDS.get(row["kind"])
-    return not (kind and kind.open) and (
+    return not is_open(row["kind"]) and (
         bool(row["answer"].strip()) or not needs_answer(row["kind"]))

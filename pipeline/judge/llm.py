@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from pipeline.completion import Messages
-from pipeline.judge.kinds import KINDS
+from pipeline.judge.kinds import find_kind, kind_of
 from pipeline.judge.verdict import Judgement, Problem, judgement
 from pipeline.prompts import render
 
@@ -40,9 +40,10 @@ MAX_PROBLEM = 4000
 
 def presentable(answer: str | None, kind: str = "math") -> bool:
     """Whether `answer` may be shown to a model: short, with content, and no talk to the grader."""
-    if not answer or len(answer) > KINDS[kind].llm_chars or plain(answer) != answer:
+    known = find_kind(kind)
+    if not answer or not known or len(answer) > known.llm_chars or plain(answer) != answer:
         return False
-    prose = KINDS[kind].llm_prose and len(answer.split()) >= PROSE
+    prose = known.llm_prose and len(answer.split()) >= PROSE
     if not prose and ("\n" in answer.strip() or _EVERYDAY.search(answer)):
         return False
     return bool(re.search(r"\w", answer)) and not _ORDERS.search(answer)
@@ -88,7 +89,7 @@ class LLMJudge:
         return out
 
     def _asks(self, judgement: Judgement, problem: Problem) -> bool:
-        return judgement.verdict == "cannot_judge" and bool(KINDS[problem.kind].llm_chars) and \
+        return judgement.verdict == "cannot_judge" and bool(kind_of(problem).llm_chars) and \
             bool(problem.answer.strip()) and presentable(judgement.extracted, problem.kind)
 
 

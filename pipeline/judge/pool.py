@@ -24,7 +24,7 @@ from typing import Any, Self
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 START_SECONDS = 60.0
-FIRST_SECONDS = {"ifeval": 30.0}
+FIRST_SECONDS = {"ifeval": 30.0, "user": 30.0}
 """More seconds for the first task of a kind in a worker, which imports a large package."""
 
 

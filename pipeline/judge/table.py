@@ -18,7 +18,7 @@ from pipeline.judge import (
     check_gold,
     judge_answer,
 )
-from pipeline.judge.kinds import KINDS
+from pipeline.judge.kinds import kind_of
 from pipeline.judge.llm import LLMJudge, majority_answer
 from pipeline.judge.math.forms.restated import restated
 from pipeline.judge.math.grade_math import gold_answer
@@ -101,7 +101,7 @@ def _by_agreement(answers: list[str], problem: Problem, pool: JudgePool) -> list
     """Judge `answers` by the one that most of them equal; [] without a majority."""
     gold = majority_answer(
         answers, lambda one, other: _against(one, other, problem, pool).score == 1.0)
-    if gold is None or (KINDS[problem.kind].spellings and _SAYING.fullmatch(gold)):
+    if gold is None or (kind_of(problem).spellings and _SAYING.fullmatch(gold)):
         return []
     if check_gold(replace(problem, answer=gold), pool).score != 1.0:
         return []
@@ -123,7 +123,7 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
     wrong: dict[str, list[str]] = {}
     for problem, judgement in judged:
         answer = judgement.extracted
-        if KINDS[problem.kind].spellings and answer is not None and judgement.score is not None:
+        if kind_of(problem).spellings and answer is not None and judgement.score is not None:
             if judgement.score == 1.0:
                 answer = problem.answer
             else:
@@ -137,7 +137,7 @@ def votes(judged: Sequence[tuple[Problem, Judgement]], pool: JudgePool) -> list[
 
 def is_restatement(problem: Problem, score: float | None, answer: str | None) -> bool:
     """Whether a right answer only repeats the problem's formula, which rl would not reward."""
-    return score == 1.0 and answer is not None and KINDS[problem.kind].spellings and all(
+    return score == 1.0 and answer is not None and kind_of(problem).spellings and all(
         restated(gold_answer(gold), answer, problem.problem) for gold in problem.golds)
 
 

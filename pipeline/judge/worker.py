@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from pipeline.judge.user_judge import user_score
+
 
 def main() -> None:
     """Serve requests until standard input ends. Standard output is the reply channel alone."""
@@ -28,8 +30,8 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     _reply(replies, {"ready": prepare()})
     tasks: dict[str, Callable[..., Any]] = {
-        "math": same, "gym": gym_score, "ifeval": instructions_followed, "sleep": sleep,
-        "allocate": allocate}
+        "math": same, "gym": gym_score, "user": user_score, "ifeval": instructions_followed,
+        "sleep": sleep, "allocate": allocate}
     for line in sys.stdin:
         request = json.loads(line)
         signal.alarm(int(request["seconds"]) + 3)

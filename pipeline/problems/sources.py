@@ -230,6 +230,9 @@ def _kind(row: Mapping[str, Any], source: Source, where: str) -> tuple[str, dict
     """The kind of a row, by its tests if neither it nor the config names one; and these tests."""
     from pipeline.problems.kind_of_row import refuse_unlike_math, tests_in
 
+    if ":" in str(row.get("kind") or "") and row["kind"] != source.kind:
+        raise UserError(f"{where} has kind {row['kind']!r}, which would run a file of that name; "
+                        "name it in the config (kind of the problem set), or change the row")
     named = row.get("kind") or (source.kind if "kind" in source.model_fields_set else None)
     if named not in (None, "code"):
         return str(named), {}

@@ -65,11 +65,28 @@ def crossings(log: Log, limits: Alarms) -> dict[str, str]:
     found["falling"] = _falling(log, limits)
     found["hacking"] = _hacking(log, limits)
     found["memory"] = _memory(log, limits)
+    found["constant"] = _constant(log, limits)
     epochs = max(_values(log, "epoch"), default=math.nan)
     found["epochs"] = _beyond(epochs, limits.epochs, 1, "problems are asked again (epoch "
                               "{value:.3g}, over {limit:g}), which rewards memory too; take more "
                               "problems (prepare.problems), or fewer steps")
     return {kind: sentence for kind, sentence in found.items() if sentence}
+
+
+def _constant(log: Log, limits: Alarms) -> str:
+    """Whether a reward of this run has long been the same for every completion."""
+    rows = log[-limits.window:]
+    names = [key.split("/")[1] for key in (rows[-1] if rows else ())
+             if key.startswith("rewards/") and key.endswith("/std")]
+    if limits.constant is None or len(rows) < limits.window:
+        return ""
+    for name in names:
+        spreads, means = (_values(rows, f"rewards/{name}/{part}") for part in ("std", "mean"))
+        if len(spreads) == len(rows) and max(spreads) <= limits.constant and len(set(means)) == 1:
+            return (f"the reward {name} was {means[0]:.3g} for every completion of "
+                    f"{limits.window} logged steps, so it teaches nothing; look at what it "
+                    "returns, or leave it out of rl.rewards")
+    return ""
 
 
 def _memory(log: Log, limits: Alarms) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,24 @@ from pipeline.judge import JudgePool
 from pipeline.judge.verdict import RL_POLICY, make_policy
 from pipeline.rl.alarms import AlarmLogger
 from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
-from pipeline.rl.early_stop import EndPhaseOnTruncation, StopOnZeroReward
+from pipeline.rl.early_stop import EndPhaseOnTruncation, StopOnZeroReward, deciding
 from pipeline.rl.heldout import HeldOut, swap
+from pipeline.rl.judge_reward import all_weights, of_its_sources
 from pipeline.rl.rewards import RewardContext, reward_functions, with_reflection
 from pipeline.rl.schedule import grpo_config, phase_settings
 from pipeline.serving.processes import is_first
 from pipeline.student.decode import keep_freed_memory
 from pipeline.student.template import end_of_turn_ids, opens_thinking
 from pipeline.student.tokenizer import load_tokenizer
+from pipeline.teacher.llm_judge import scorers
 from pipeline.train.arguments import lora_config
 from pipeline.train.fit import fit, load_student
 from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
 from pipeline.train.log import read_log, write_lines
+
+STORE_SECONDS = 600.0
+"""How long a process waits for the trace store while another keeps what a judge said."""
 
 
 def train(job: RlJob, pool: JudgePool | None = None) -> dict[str, Any]:
@@ -89,10 +95,10 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
     keep_freed_memory()
     config, tokenizer = job.rl, load_tokenizer(job.tokenizer)
     args = grpo_config(settings, folder, job.seed)
-    rewards = reward_functions(config.rewards, RewardContext(
+    rewards = _rewards(job, RewardContext(
         pool, opens_thinking(tokenizer), args.max_completion_length, config.language,
-        config.languages, config.process, end_of_turn_ids(tokenizer, job.model),
-        make_policy(config.policy, RL_POLICY)))
+        config.languages, config.process, eos_token_ids=end_of_turn_ids(tokenizer, job.model),
+        policy=make_policy(config.policy, RL_POLICY)))
     args.reward_weights = [weight for weight, _ in rewards.values()]
     lora = lora_config(config.lora, "rl.lora", job.model)
     guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)
@@ -101,7 +107,8 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
         reward_funcs=_named_functions(rewards, config.language, *config.languages),
         train_dataset=Dataset.from_list(job.rows),
         callbacks=[
-            guard, *([StopOnZeroReward(config.patience)] if "accuracy" in rewards else []),
+            guard, StopOnZeroReward(config.patience, deciding(
+                {name: weight for name, (weight, _) in rewards.items()})),
             Clock(config.minutes), EndPhaseOnTruncation(phase, folder),
             AlarmLogger(config.alarms, folder, job.out, steps_before)],
         peft_config=lora, engine=job.engine, difficulty=config.difficulty or "",
@@ -113,6 +120,18 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
         trainer.add_callback(HeldOut(trainer, job.held_out, pool, config.evaluate_every, best,
                                      steps_before))     # after Clock, so that it sees the end
     return trainer, guard
+
+
+def _rewards(job: RlJob, context: RewardContext) -> dict[str, tuple[float, Any]]:
+    """The reward functions of all sources by name, each asked of its own problems alone."""
+    config = job.rl
+    # Another process of this training may be writing what its judge said.
+    found = scorers(config.judges, job.judge_runtimes, job.traces, patience=STORE_SECONDS)
+    judges = {name: (config.judges[name], score) for name, (score, _) in found.items()}
+    weights = all_weights(config)
+    made = reward_functions(weights, replace(context, judges=judges))
+    return {name: (weight, of_its_sources(key, function, config))
+            for key, (name, (weight, function)) in zip(weights, made.items(), strict=True)}
 
 
 def _named_functions(rewards: Mapping[str, tuple[float, Any]], *languages: str) -> list[Any]:

@@ -7,11 +7,8 @@ of Qwen2.5-Math-PRM (arXiv 2501.07301).
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,15 +16,13 @@ from typing import Any
 from pipeline.completion import CLOSE, OPEN, completion_text
 from pipeline.config.rl import HttpPrm, LocalPrm, Prm
 from pipeline.errors import UserError
+from pipeline.judge.models.reward_model import FAILURE_LIMIT, FAILURES, check_key, post_json
 from pipeline.rl.user_reward import Reward
 
 Scorer = Callable[[str, list[str]], list[float]]
 """The probability of each step, from a problem and the steps of a completion."""
 AGGREGATES: dict[str, Callable[[list[float]], float]] = {
     "min": min, "product": math.prod, "mean": lambda s: sum(s) / len(s), "last": lambda s: s[-1]}
-# No server, a timeout, a malformed reply.
-FAILURES = (OSError, ValueError, LookupError, TypeError)
-FAILURE_LIMIT = 0.01
 
 
 def steps_of(text: str) -> list[str]:
@@ -70,18 +65,11 @@ def process_reward(config: Prm) -> Reward:
 
 
 def _http_scorer(config: HttpPrm) -> Scorer:
-    headers = {"Content-Type": "application/json"}
-    if config.key_env and not os.environ.get(config.key_env):
-        raise UserError(f"rl.process.key_env: the environment variable {config.key_env} is unset; "
-                        "set it to the server's key")
-    if config.key_env:
-        headers["Authorization"] = f"Bearer {os.environ[config.key_env]}"
+    check_key(config.key_env, "rl.process.key_env")
 
     def ask(body: dict[str, Any]) -> list[dict[str, Any]]:
-        data = json.dumps({"model": config.model, **body}).encode()
-        request = urllib.request.Request(config.url, data, headers)
-        with urllib.request.urlopen(request, timeout=config.seconds) as reply:
-            return json.load(reply)["data"]
+        return post_json(config.url, {"model": config.model, **body}, config.key_env,
+                         config.seconds)["data"]
 
     def pooling(question: str, steps: list[str]) -> list[float]:
         mark = config.separator     # written by the student it would look like the end of a step

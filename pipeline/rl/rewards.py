@@ -9,17 +9,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.completion import CLOSE, OPEN, Completion, completion_text, split_completion
+from pipeline.config.judges import Judge
 from pipeline.curate.language_share import reflection_pattern, share_in
 from pipeline.curate.scripts import SCRIPTS, WORD_PER_CHARACTER, name_prefixes
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Policy, Problem, check_gold
 from pipeline.judge.extract import boxes
 from pipeline.judge.kinds import kind_of
+from pipeline.judge.models.opinion import Score
 from pipeline.judge.verdict import RL_POLICY
+from pipeline.rl.judge_reward import judge_reward
 from pipeline.rl.process_reward import process_reward
 from pipeline.rl.user_reward import Reward, load_user_reward
 
@@ -44,6 +47,8 @@ class RewardContext:
     """Languages of its script that it is told from."""
     prm: Any = None
     """Config of the process reward model."""
+    judges: Mapping[str, tuple[Judge, Score]] = field(default_factory=dict)
+    """What scores by the models of `judges`, by name."""
     eos_token_ids: Collection[int] = ()
     """Tokens that end a turn; a completion that ends in none of them is truncated."""
     policy: Policy = RL_POLICY
@@ -161,6 +166,23 @@ def repetition_penalty(text: str, *, ngram: int = 3) -> float:
     return len(set(grams)) / len(grams) - 1 if grams else 0.0
 
 
+def length_reward() -> Reward:
+    """The tokens by which a completion misses the length that its prompt asks for, negated.
+
+    L1-Exact's second term (Aggarwal and Welleck, arXiv 2503.04697, equation 1), whose weight there
+    is 0.0003. Columns: completion_ids, target_tokens.
+    """
+    def length(prompts: Sequence[Any], completions: Sequence[Any],
+               **columns: Sequence[Any]) -> list[float | None]:
+        missed = [abs(len(ids) - target) for ids, target in
+                  zip(columns["completion_ids"], columns["target_tokens"], strict=True)]
+        if log := columns.get("log_metric"):
+            log("length/missed", sum(missed) / max(len(missed), 1))  # type: ignore[operator]
+        return [-float(tokens) for tokens in missed]
+
+    return length
+
+
 REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "accuracy": lambda run: accuracy_reward(
         run.pool, prompt_opens_thinking=run.prompt_opens_thinking,
@@ -175,6 +197,7 @@ REWARDS: dict[str, Callable[[RewardContext], Reward]] = {
     "overlong": lambda run: overlong_reward(run.max_length),
     "repetition": lambda run: text_reward(repetition_penalty),
     "process": lambda run: process_reward(run.prm),
+    "length": lambda run: length_reward(),
 }
 
 
@@ -191,19 +214,23 @@ def reward_functions(weights: Mapping[str, float],
             if name in {*made, *REWARDS}:
                 raise UserError(f"rl.rewards: {key} has the name of another reward, {name!r}; "
                                 "rename the function, because the log has one curve per name")
+        elif key in context.judges:
+            config, score = context.judges[key]
+            name, function = key, judge_reward(
+                config, score, prompt_opens_thinking=context.prompt_opens_thinking)
         elif key in REWARDS:
             name, function = key, REWARDS[key](context)
         else:
             raise UserError(f"rl.rewards names {key!r}; there are {', '.join(REWARDS)}, and "
-                            "path/to/file.py:function for your own")
+                            "path/to/file.py:function for your own, and the names of `judges`")
         made[name] = (weight, function)
     return made
 
 
-def check_rewards(keys: Collection[str]) -> None:
+def check_rewards(keys: Collection[str], judges: Collection[str] = ()) -> None:
     """Raise UserError if one of rl.rewards is unknown or cannot be loaded, or two share a name."""
     # `overlong` and `process` load libraries and models when they are made.
-    named = {key: 1.0 for key in keys if ":" in key or key not in REWARDS}
+    named = {key: 1.0 for key in keys if ":" in key or key not in {*REWARDS, *judges}}
     reward_functions(named, RewardContext())
 
 

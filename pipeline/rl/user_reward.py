@@ -1,68 +1,25 @@
-"""A user's own reward: `path/to/file.py:function`, called as TRL calls a reward function.
-
-Whatever the user's file raises becomes one sentence that names the function and the line.
-"""
+"""A user's own reward: `path/to/file.py:function`, called as TRL calls a reward function."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from runpy import run_path
-from traceback import extract_tb
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.stage import file_digest
+from pipeline.user_code import UserCodeErrors, user_function
 
 Reward = Callable[..., list[float | None]]
 """A reward function as TRL calls it: a value, or None (undecided), for each completion."""
 
 
-class UserCodeErrors:
-    """Turns an exception of the user's `file` into a UserError: `what`, the error, its line."""
-
-    def __init__(self, what: str, file: str):
-        self.what, self.file = what, file
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception | SystemExit):   # Ctrl-C passes through
-            return
-        lines = [frame.lineno for frame in extract_tb(trace) if frame.filename == self.file]
-        where = f" in line {lines[-1]}" if lines else ""
-        message = " ".join(str(error).split())
-        raise UserError(f"rl.rewards: {self.what}: {type(error).__name__}{where}: {message:.300}; "
-                        "fix the file") from error
-
-
-@cache     # by the digest, so that an edited file runs again
-def _run_file(file: str, digest: str) -> dict[str, Any]:
-    with UserCodeErrors(f"{file} cannot be imported", file):
-        return run_path(file)
-
-
-def _function(key: str) -> Callable[..., Any]:
+def load_function(key: str) -> Callable[..., Any]:
     """The function that `key` names; raises UserError if TRL could not call it."""
-    from inspect import signature
-
     from pipeline.tables import Problem
 
-    file, _, name = key.rpartition(":")
-    defined = _run_file(file, file_digest(Path(file)))
-    if name not in defined:
-        raise UserError(f"rl.rewards: {file} defines no {name!r}; fix the name after the colon")
-    if not callable(defined[name]):
-        raise UserError(f"rl.rewards: {name!r} of {file} is of type {type(defined[name]).__name__} "
-                        "and cannot be called; name a function")
     arguments = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra",
                  "log_metric", *Problem.column_names())
-    with UserCodeErrors(f"{key} cannot be called with {', '.join(arguments)}", file):
-        signature(defined[name]).bind(**dict.fromkeys(arguments))
-    return defined[name]
+    return user_function(key, "rl.rewards", **dict.fromkeys(arguments))
 
 
 def load_user_reward(key: str) -> tuple[str, Reward]:
@@ -74,11 +31,11 @@ def load_user_reward(key: str) -> tuple[str, Reward]:
     import asyncio
     from inspect import iscoroutine
 
-    function, (file, _, name) = _function(key), key.rpartition(":")
+    function, (file, _, name) = load_function(key), key.rpartition(":")
     runner = asyncio.Runner()       # one event loop for all calls, as in TRL
 
     def reward(completions: list[Any], **columns: Any) -> list[float | None]:
-        with UserCodeErrors(f"{key} failed", file):
+        with UserCodeErrors(f"rl.rewards: {key} failed", file):
             returned = function(completions=completions, **columns)
             values = [*map(_number, runner.run(returned) if iscoroutine(returned) else returned)]
         if len(values) != len(completions):

@@ -90,10 +90,15 @@ class EngineGroup:
 
     def generate(self, prompts: Sequence[Any], sampling_params: Any,
                  use_tqdm: bool = False) -> list[Any]:
-        """vLLM's RequestOutput of each prompt, in order; neighbouring prompts share an engine."""
+        """vLLM's RequestOutput of each prompt, in order; neighbouring prompts share an engine.
+
+        `sampling_params` are for all, or a list of one for each.
+        """
         size = math.ceil(len(prompts) / len(self._started))
         starts = [index * size for index in range(len(self._started))]
-        answers = self._ask([("generate", prompts[start:start + size], sampling_params)
+        each = sampling_params if isinstance(sampling_params, list) else None
+        answers = self._ask([("generate", prompts[start:start + size],
+                              each[start:start + size] if each else sampling_params)
                              for start in starts])
         return [output for outputs in answers for output in outputs]
 

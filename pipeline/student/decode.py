@@ -28,11 +28,14 @@ def keep_freed_memory() -> None:
 
 
 @torch.no_grad()
-def decode(model: Any, prompts: list[list[int]], *, max_tokens: int, temperature: float,
-           eos_token_ids: list[int], top_p: float = 1.0) -> list[list[int]]:
+def decode(model: Any, prompts: list[list[int]], *, max_tokens: int | list[int],
+           temperature: float, eos_token_ids: list[int], top_p: float = 1.0,
+           draws: torch.Tensor | None = None) -> list[list[int]]:
     """Sample one completion (token ids, with its end-of-turn token if sampled) for each prompt.
 
-    Temperature 0 is greedy. Prompts may differ in length.
+    `max_tokens` is a limit for all, or one for each. Temperature 0 is greedy. Prompts may differ
+    in length. With `draws` [prompts, max_tokens], uniform numbers, a completion does not depend on
+    the others of its batch.
     """
     from transformers import DynamicCache
 
@@ -41,21 +44,25 @@ def decode(model: Any, prompts: list[list[int]], *, max_tokens: int, temperature
     ends = torch.tensor(eos_token_ids, device=model.device)
     rows = torch.arange(len(prompts), device=model.device)
     finished = torch.zeros_like(rows, dtype=torch.bool)
-    out = torch.full((len(prompts), max_tokens), -1, device=model.device)
+    limits = torch.tensor([max_tokens] * len(prompts) if isinstance(max_tokens, int)
+                          else max_tokens, device=model.device)
+    longest = int(limits.max())
+    out = torch.full((len(prompts), longest), -1, device=model.device)
     cache, position = DynamicCache(), mask.sum(1)
     logits = model(input_ids=ids, attention_mask=padding_mask, past_key_values=cache,
                    use_cache=True, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                    logits_to_keep=1).logits
-    for step in range(max_tokens):
-        token = pick(logits[:, -1].float(), temperature, top_p)
+    for step in range(longest):
+        token = pick(logits[:, -1].float(), temperature, top_p,
+                     None if draws is None else draws[rows, step])
         out[rows, step] = torch.where(finished, -1, token)
-        finished |= torch.isin(token, ends)
+        finished |= torch.isin(token, ends) | (limits[rows] <= step + 1)
         if (step + 1) % COMPACT_EVERY == 0 and finished.any():
             keep = (~finished).nonzero()[:, 0]
             cache.batch_select_indices(keep)
             rows, finished, token, position = (x[keep] for x in (rows, finished, token, position))
             padding_mask = None if padding_mask is None else padding_mask[keep]
-        if len(rows) == 0 or step + 1 == max_tokens or bool(finished.all()):
+        if len(rows) == 0 or step + 1 == longest or bool(finished.all()):
             break
         if padding_mask is not None:
             ones = padding_mask.new_ones(len(padding_mask), 1)
@@ -75,8 +82,12 @@ def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, t
     return ids, mask
 
 
-def pick(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Sample one token a row from `logits` [rows, vocabulary] by nucleus sampling (1904.09751)."""
+def pick(logits: torch.Tensor, temperature: float, top_p: float,
+         draws: torch.Tensor | None = None) -> torch.Tensor:
+    """Sample one token a row from `logits` [rows, vocabulary] by nucleus sampling (1904.09751).
+
+    `draws` [rows] in [0, 1) are where in the distribution the tokens lie.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits / temperature, -1)
@@ -84,4 +95,8 @@ def pick(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor
         ordered, order = probabilities.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1)[:, 0]
+    if draws is None:
+        return torch.multinomial(probabilities, 1)[:, 0]
+    mass = probabilities.cumsum(-1)
+    at = torch.searchsorted(mass, draws[:, None] * mass[:, -1:], right=True)
+    return at[:, 0].clamp(max=mass.shape[-1] - 1)

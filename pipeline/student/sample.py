@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.progress import progress, quiet_libraries
 from pipeline.student.positions import positions, sampling_beyond, say
 from pipeline.student.template import end_of_turn_ids, opens_thinking, prompt_ids
+from pipeline.student.thinking_budget import Budget, BudgetForcer, Sampler
 from pipeline.student.tokenizer import load_tokenizer
 
 Sampled = tuple[Completion, int]
@@ -34,11 +35,12 @@ def sample(model: str, tokenizer_folder: str, chats: list[Messages], n: int,
 
 def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[Messages]],
                 n: int | Mapping[str, int], sampling: StudentSampling, seed: int,
-                engine: Mapping[str, Any] | None = None
+                engine: Mapping[str, Any] | None = None,
+                budgets: Mapping[str, Budget] | None = None
                 ) -> Iterator[tuple[str, list[list[Sampled]]]]:
     """Yield each set's name and samples as it is done; the model is loaded once for all.
 
-    `n` samples a chat, or so many of each set.
+    `n` samples a chat, or so many of each set; the sets that `budgets` names think within one.
     Without vLLM a set's samples do not depend on those before it, so that a run may go on.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -49,12 +51,17 @@ def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[M
     eos_token_ids = end_of_turn_ids(tokenizer, model)
     longest = max((len(ids) for rows in prompts.values() for ids in rows), default=0)
     prompt_opens_thinking = opens_thinking(tokenizer)
-    say("evaluate", sampling_beyond(model, longest, sampling.max_tokens,
-                                    "evaluate.sampling.max_tokens"))
-    with loaded(model, eos_token_ids, longest, sampling, seed, engine or {}) as run:
+    forcer = BudgetForcer(tokenizer, eos_token_ids, prompt_opens_thinking)
+    forced = {name: one for name, one in (budgets or {}).items() if name in sets}
+    most = max([sampling.max_tokens] * (forced.keys() != sets.keys())
+               + [one.most + forcer.tags for one in forced.values()])
+    say("evaluate", sampling_beyond(model, longest, most, "evaluate.sampling.max_tokens"))
+    with loaded(model, eos_token_ids, longest + most, sampling, seed, engine or {}) as run:
         for name, rows in prompts.items():
+            sampled = forcer.sample(run, rows, forced[name]) if name in forced else \
+                run(rows, [sampling.max_tokens] * len(rows)) if rows else []
             done = [complete(tokenizer, ids, prompt_opens_thinking, eos_token_ids)
-                    for ids in (run(rows) if rows else [])]
+                    for ids in sampled]
             yield name, [done[i:i + times[name]] for i in range(0, len(done), times[name])]
 
 
@@ -74,13 +81,9 @@ def _vllm_available() -> bool:
     return torch.cuda.is_available() and has_vllm()
 
 
-Run = Callable[[list[list[int]]], list[list[int]]]
-"""Returns a completion, as token ids, of each prompt."""
-
-
 @contextmanager
-def _by_vllm(model: str, eos_token_ids: list[int], longest_prompt: int, sampling: StudentSampling,
-             seed: int, engine: Mapping[str, Any]) -> Iterator[Run]:
+def _by_vllm(model: str, eos_token_ids: list[int], longest: int, sampling: StudentSampling,
+             seed: int, engine: Mapping[str, Any]) -> Iterator[Sampler]:
     # A forked engine would find CUDA initialised by this process.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     from vllm import LLM, SamplingParams
@@ -88,22 +91,25 @@ def _by_vllm(model: str, eos_token_ids: list[int], longest_prompt: int, sampling
     from pipeline.serving.engine_group import start_engines
 
     # vLLM refuses to go beyond the model's positions; what reaches them counts as truncated.
-    longest = min(longest_prompt + sampling.max_tokens, positions(model) or sys.maxsize)
+    longest = min(longest, positions(model) or sys.maxsize)
     defaults = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
     llm = start_engines(LLM, {"model": model, "seed": seed, **defaults, **engine})
-    params = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
-                            max_tokens=sampling.max_tokens, stop_token_ids=eos_token_ids)
+
+    def params(limit: int) -> Any:
+        return SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
+                              max_tokens=limit, stop_token_ids=eos_token_ids)
+
     try:
-        yield lambda prompts: [list(output.outputs[0].token_ids) for output in llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts], params)]
+        yield lambda prompts, limits: [list(output.outputs[0].token_ids) for output in llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], [params(limit) for limit in limits])]
     finally:
         llm.llm_engine.engine_core.shutdown()      # frees the GPU's memory for the next engine
 
 
 @contextmanager
-def _by_transformers(model: str, eos_token_ids: list[int], longest_prompt: int,
+def _by_transformers(model: str, eos_token_ids: list[int], longest: int,
                      sampling: StudentSampling, seed: int,
-                     engine: Mapping[str, Any]) -> Iterator[Run]:
+                     engine: Mapping[str, Any]) -> Iterator[Sampler]:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -118,14 +124,15 @@ def _by_transformers(model: str, eos_token_ids: list[int], longest_prompt: int,
         raise UserError(f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     student = student.to(device).eval()
 
-    def run(prompts: list[list[int]]) -> list[list[int]]:
+    def run(prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
         set_seed(seed)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))   # keeps padding small
         out: list[list[int]] = [[] for _ in prompts]
         with progress(f"sampling {'/'.join(model.split('/')[-2:])}", len(prompts)) as advance:
             for start in range(0, len(order), BATCH):
                 batch = order[start:start + BATCH]
-                rows = decode(student, [prompts[i] for i in batch], max_tokens=sampling.max_tokens,
+                rows = decode(student, [prompts[i] for i in batch],
+                              max_tokens=[limits[i] for i in batch],
                               temperature=sampling.temperature, top_p=sampling.top_p,
                               eos_token_ids=eos_token_ids)
                 for index, row in zip(batch, rows, strict=True):

@@ -1,4 +1,5 @@
-"""The model of filter.llm_judge and `limbeck judge --llm-model`, asked like the teacher.
+"""Models that judge (filter.llm_judge, `judges`, `limbeck judge --llm-model`), asked like the
+teacher.
 
 Its replies are kept in the trace store under keys of their own, so nothing is asked twice.
 """
@@ -6,13 +7,18 @@ Its replies are kept in the trace store under keys of their own, so nothing is a
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
+from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
+from pipeline.errors import LockedError
+from pipeline.judge.models.opinion import Score
+from pipeline.judge.models.scoring import scorer
 
 
 @dataclass
@@ -23,12 +29,17 @@ class LLMJudgeClient:
     runtime: JudgeRuntime
     traces: Path
     spend: bool = True
+    patience: float = 0.0
+    """Seconds to wait while another process, as one of a training run, writes to the store."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
+    paid: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False)
+    """Tokens and dollars of each reply used so far: max_usd holds for all calls together."""
 
     def __call__(self, chats: Sequence[Messages]) -> list[str]:
         """A reply for each chat, "" if none came or it was truncated."""
         from pipeline.teacher import Outcome, Request, TraceStore
+        from pipeline.teacher.request import canonical_json
 
         requests = [Request(str(i), 0, chat) for i, chat in enumerate(chats)]
         with TraceStore(self.traces) as store:
@@ -36,10 +47,14 @@ class LLMJudgeClient:
             outcome = self._ask(requests, len(missing), store) if missing and self.spend else \
                 Outcome()
             found = store.collect(requests, self.model, self.model.sampling)
-        self.counts = {"asked": outcome.asked, "failed": outcome.failed,
-                       "completion_tokens": int(found["completion_tokens"].sum()),
-                       "cost_usd": float(found["cost_usd"].sum()),
-                       "spent_now_usd": outcome.cost_usd}
+        for place, tokens, cost in found.select("problem_id", "completion_tokens",
+                                                "cost_usd").rows():
+            self.paid[canonical_json(chats[int(place)])] = tokens, cost
+        now = {"asked": outcome.asked, "failed": outcome.failed, "spent_now_usd": outcome.cost_usd}
+        self.counts = {"asked": 0, "failed": 0, **self.counts,
+                       "completion_tokens": sum(tokens for tokens, _ in self.paid.values()),
+                       "cost_usd": sum(cost for _, cost in self.paid.values()),
+                       **{key: self.counts.get(key, 0) + value for key, value in now.items()}}
         complete = found.filter(found["finish_reason"] != "length")
         replies = dict(complete.select("problem_id", "answer").iter_rows())
         return [replies.get(request.problem_id) or "" for request in requests]
@@ -51,12 +66,48 @@ class LLMJudgeClient:
         from pipeline.teacher.ask import print_problems
         from pipeline.teacher.failures import UnansweredError
 
+        runtime, until = self._runtime(requests), time.monotonic() + self.patience
+        if runtime is None:
+            print(f"judge: {self.runtime.where}.max_usd={self.runtime.max_usd:g} is spent; nothing "
+                  "more is asked", file=sys.stderr)
+            return Outcome(failed=missing)
         try:
             with progress("asking the LLM judge", missing) as advance:
-                outcome = generate(requests, teacher=self.model, sampling=self.model.sampling,
-                                   runtime=self.runtime, store=store, on_progress=advance)
+                while True:
+                    try:
+                        outcome = generate(
+                            requests, teacher=self.model, sampling=self.model.sampling,
+                            runtime=runtime, store=store, on_progress=advance)
+                        break
+                    except LockedError:
+                        if time.monotonic() > until:
+                            raise
+                        time.sleep(0.2)
         except UnansweredError as error:
             print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
         print_problems(outcome, "LLM judge")
         return outcome
+
+    def _runtime(self, requests: list[Any]) -> JudgeRuntime | None:
+        """The runtime with what earlier calls left of max_usd; None if that is nothing."""
+        from pipeline.teacher.request import canonical_json
+
+        if self.runtime.max_usd is None:
+            return self.runtime
+        here = {canonical_json(request.messages) for request in requests}
+        left = self.runtime.max_usd - sum(cost for text, (_, cost) in self.paid.items()
+                                          if text not in here)
+        return self.runtime.model_copy(update={"max_usd": left}) if left > 0 else None
+
+
+def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
+            spend: bool = True,
+            patience: float = 0.0) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
+    """By name what scores items, and its client if its model is asked."""
+    out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
+    for name, config in judges.items():
+        client = None if isinstance(config, RewardModel) else LLMJudgeClient(
+            config.client(), runtimes[name], traces, spend, patience)
+        out[name] = scorer(name, config, client), client
+    return out

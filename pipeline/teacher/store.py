@@ -20,6 +20,7 @@ from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
 from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
+from pipeline.teacher.shorten import longer, shortened
 from pipeline.teacher.store_journal import Journal, read_journal
 
 LOGPROBS = {"token_ids": pl.List(pl.Int32), "token_texts": pl.List(pl.String),
@@ -79,6 +80,14 @@ class TraceStore:
         # Equal rows are one answer, stored twice by a run that was killed while collecting a batch.
         return float(found.unique(list(INDEX))["cost_usd"].sum())
 
+    def longer(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> int:
+        """How many of `requests` have an answer that `stream` cuts to today's max_tokens."""
+        if sampling.max_tokens is None:
+            return 0
+        wanted = self._wanted(list(requests), teacher, sampling)
+        found = self._index().filter(pl.col("failure").is_null(), longer(sampling.max_tokens))
+        return len(wanted.join(found, on=["key", "sample"], how="semi"))
+
     def collect(self, requests: Iterable[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
         """All that `stream` yields, in one frame."""
@@ -91,9 +100,9 @@ class TraceStore:
         """Yield the answered ones of `requests` in their order, as tables.Trace frames.
 
         Of several answers to one request the complete one, else the one with the highest limit, is
-        taken. If `top_logprobs` is set the nullable LOGPROBS columns follow: one entry a token, and
-        `top_*` flattened, top_logprobs entries a token, padded with null. At most OPEN_SEGMENTS
-        segments and BATCH_ROWS traces are in memory.
+        taken, cut to today's max_tokens if it is longer. If `top_logprobs` is set the nullable
+        LOGPROBS columns follow: one entry a token, and `top_*` flattened, top_logprobs entries a
+        token, padded with null. At most OPEN_SEGMENTS segments and BATCH_ROWS traces are in memory.
         """
         wanted = self._wanted(list(requests), teacher, sampling)
         journal = _frame(self._journal_rows())
@@ -109,7 +118,7 @@ class TraceStore:
         @lru_cache(OPEN_SEGMENTS)        # traces asked together lie in few segments
         def rows_of(name: str | None) -> pl.DataFrame:
             frame = journal if name is None else store_segment.read_segment(self.folder / name)
-            return _with_known_ends(frame).select(columns)
+            return shortened(_with_known_ends(frame), sampling).select(columns)
 
         for part in chosen.iter_slices(BATCH_ROWS):
             found = [rows_of(str(name) if name else None)[rows["position"]].with_columns(

@@ -14,17 +14,14 @@ from pipeline.completion import END_OF_WORD
 class TraceTally:
     """Passes tables.Trace frames on to `write_batch` and counts how they end."""
 
-    def __init__(self, write_batch: Callable[[pl.DataFrame], None],
-                 max_tokens: int | None = None) -> None:
-        self.write_batch, self.max_tokens = write_batch, max_tokens or sys.maxsize
+    def __init__(self, write_batch: Callable[[pl.DataFrame], None]) -> None:
+        self.write_batch = write_batch
         self.ends: Counter[str] = Counter()
-        self.traces = self.thinking = self.longer = 0
+        self.traces = self.thinking = 0
 
     def __call__(self, traces: pl.DataFrame) -> None:
         self.ends.update(dict(traces["finish_reason"].value_counts().rows()))
         self.traces += len(traces)
-        self.longer += len(traces.filter(pl.col("completion_tokens") > self.max_tokens,
-                                         pl.col("finish_reason") != "length"))
         self.thinking += int((traces["thinking"].fill_null("") != "").sum())
         self.write_batch(traces)
 

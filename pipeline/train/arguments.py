@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.trainer_defaults import SHARED_TRAINER_DEFAULTS
+from pipeline.config.job import SHARED_TRAINER_DEFAULTS
 from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.progress import quiet_libraries

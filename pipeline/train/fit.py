@@ -65,9 +65,12 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
     if name := non_finite_weight(trainer.model):
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
+    processes = trainer.accelerator.num_processes
     clock = trainer.state.stateful_callbacks.get("Clock", Clock().state())
     return {"steps": trainer.state.global_step,
-            "train_seconds": round(clock["attributes"]["spent"], 1)}
+            "train_seconds": round(clock["attributes"]["spent"], 1),
+            # Each adds a batch of its own to a step, and how many there are is no part of the key.
+            **({"processes": processes} if processes > 1 else {})}
 
 
 @cache      # torch sorts what is registered, and cannot sort the same twice

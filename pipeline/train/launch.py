@@ -99,7 +99,7 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     check_options(options)
     path, failure, stopped, counts = (job.out / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))
-    path.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    path.write_text(job.model_dump_json(indent=1, context="everything"), encoding="utf-8")
     for old in (failure, stopped, counts):
         old.unlink(missing_ok=True)
     names = visible_gpus() if gpus is None else gpus.split(",")

@@ -11,7 +11,7 @@ from pipeline.judge import Judgement, Problem, has_gold
 from pipeline.judge.checks.audit import second_grader
 from pipeline.judge.checks.explain import explain
 from pipeline.judge.judge import default_pool
-from pipeline.judge.kinds import KINDS
+from pipeline.judge.kinds import kind_of
 from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.table import as_completion
 from pipeline.view.marks import marks
@@ -73,6 +73,6 @@ def _judgement(row: Mapping[str, Any], problem: Problem) -> Judgement:
 
 def _second(judgement: Judgement, problem: Problem) -> bool | None:
     """What the second grader says; None where it has no opinion."""
-    if judgement.extracted is None or judgement.score is None or not KINDS[problem.kind].audited:
+    if judgement.extracted is None or judgement.score is None or not kind_of(problem).audited:
         return None
     return any(second_grader(judgement.extracted, gold_answer(gold)) for gold in problem.golds)

@@ -12,7 +12,8 @@ from pipeline.train.log import read_lines
 
 HEALTHY = [{"step": s, "kl": 0.002 * s, "entropy": 0.4 - 0.003 * s, "reward": 0.3 + 0.008 * s,
             "clip_ratio/region_mean": 0.002 * s,
-            "reward_std": 0.45, "completions/clipped_ratio": 0.1 + 0.2 * (s % 7 == 0),
+            "reward_std": 0.45, "rewards/own/mean": 0.1 + 0.001 * s, "rewards/own/std": 0.2,
+            "completions/clipped_ratio": 0.1 + 0.2 * (s % 7 == 0),
             "frac_reward_zero_std": 0.2 + 0.8 * (s % 9 == 0),
             "completions/mean_length": 300 + 5 * s,
             **({"heldout/accuracy": 0.3 + 0.006 * s} if s % 10 == 0 else {})}
@@ -30,6 +31,7 @@ TROUBLE = {
     "longer": lambda s: {"completions/mean_length": 300 + s ** 2},
     "shorter": lambda s: {"completions/mean_length": 300 / s},
     "falling": lambda s: {"reward": 3 / (10 + s)},
+    "constant": lambda s: {"rewards/own/mean": -0.5, "rewards/own/std": 0.0},
     "hacking": lambda s: {"heldout/accuracy": 0.3} if s % 10 == 0 else {},
 }
 

@@ -315,6 +315,33 @@ def test_a_reward_that_never_comes_stops_with_one_sentence(tmp_path):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
 
 
+@pytest.mark.parametrize(("value", "said"), [(0.0, r"own \(0\)"), (-0.25, r"own \(-0.25\)"),
+                                             (None, r"own \(undecided\)")])
+def test_an_own_reward_that_never_comes_stops_too_and_one_that_comes_late_does_not(
+        tmp_path, value, said):
+    from pipeline.rl.early_stop import StopOnZeroReward, deciding
+
+    calls = []
+
+    def own(completions, **columns):
+        calls.append(0)
+        return [1.0 if value == 0 and len(calls) > 6 and not i else value
+                for i in range(len(completions))]
+
+    assert deciding({"own": 1.0, "format": 0.1, "accuracy": 0.0}) == ["own"]
+    assert deciding({"own": 1.0, "accuracy": 1.0}) == ["accuracy"]
+    assert deciding({"format": 0.1, "repetition": 1.0}) == []
+    made = trainer(tmp_path, own, steps=4)
+    made.add_callback(StopOnZeroReward(3, ["own"]))
+    with pytest.raises(UserError, match=f"first 3 steps: {said}"):
+        made.train()
+    if value == 0:
+        calls[:] = [0] * 5
+        late = trainer(tmp_path, own, steps=4)
+        late.add_callback(StopOnZeroReward(3, ["own"]))
+        late.train()
+
+
 def test_a_resumed_run_knows_that_something_was_right_before(tmp_path):
     from pipeline.rl.early_stop import StopOnZeroReward
 

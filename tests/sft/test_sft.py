@@ -56,6 +56,21 @@ def loss_and_gradient(job, indices):
     return loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters()}
 
 
+def test_metrics_are_read_at_the_log_and_hold_no_graph(tiny, tmp_path):
+    trainer, _, _ = sft.make_trainer(tiny_sft.job(tiny, tmp_path, {"head": "limbeck"}))
+    batch = trainer.data_collator([{"row": index} for index in range(4)])
+    trainer.model.train()
+    tokens, labels = int(batch["attention_mask"].sum()), batch["labels"][:, 1:]
+    loss = trainer.compute_loss(trainer.model, batch,
+                                num_items_in_batch=(labels != IGNORED).sum())
+    [metric] = trainer._metrics["train"]["cross_entropy"]
+    assert loss.requires_grad and not metric.requires_grad      # else a batch's gradients stay
+    trainer.log({"loss": 1.0})
+    line = trainer.state.log_history[-1]
+    assert line["cross_entropy"] == pytest.approx(loss.item(), rel=1e-5)
+    assert line["num_tokens"] == tokens and type(line["cross_entropy"]) is float
+
+
 def test_both_chunked_heads_give_the_same_loss_and_gradient(tiny, tmp_path):
     found = [loss_and_gradient(tiny_sft.job(tiny, tmp_path, {"head": head}), range(8))
              for head in ("trl", "limbeck")]

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
-from stages.generate import summary
 from stages.graph import plans
 from stages.make import _why
 
@@ -58,13 +59,47 @@ def test_the_changed_folder_is_named_as_the_reason(tmp_path):
     assert _why(chain["rl"], chain) == str(tmp_path)
 
 
-def test_longer_traces_under_a_lowered_limit_are_said(limbeck):
+@pytest.mark.parametrize("override", [
+    "sft.report_to=[wandb]", "rl.report_to=[trackio]", "rl.trainer.report_to=[wandb]",
+    "rl.trainer.run_name=mine", "sft.trainer={run_name: mine, project: ours}"])
+def test_where_curves_are_shown_changes_no_key_and_is_told_to_the_trainer(override):
+    before, after = (load(Experiment, [CONFIG], given) for given in ((), (override,)))
+    keys = [[plan.key for plan in plans(one, "report").values()] for one in (before, after)]
+    assert keys[0] == keys[1]
+    section = override.partition(".")[0]
+    told = type(getattr(after, section)).model_validate_json(
+        getattr(after, section).model_dump_json(context="everything"))
+    assert told == getattr(after, section) != getattr(before, section)
+
+
+def test_a_launched_process_is_told_where_its_curves_go(tmp_path, monkeypatch):
+    from pipeline.config.sft import SftConfig, SftJob
+    from pipeline.train import launch
+
+    monkeypatch.setattr(launch, "run", lambda *_: (tmp_path / "counts.json").write_text("{}") and 0)
+    job = SftJob(sft=SftConfig(report_to=["wandb"]), model="m", tokenizer=tmp_path, rows=tmp_path,
+                 out=tmp_path)
+    launch.launch(job, "module", {})
+    assert SftJob.model_validate_json((tmp_path / "job.json").read_text()) == job
+
+
+def test_longer_traces_under_a_lowered_limit_are_cut_as_if_asked_under_it(limbeck, tmp_path):
     asked = ("generate", "prepare.limit=20", "prepare.held_out=0", "generate.samples=2")
     limbeck(*asked)
     said = limbeck(*asked, "generate.sampling.max_tokens=40").stderr
-    assert "longer than generate.sampling.max_tokens" in said and "kept whole" in said
+    cut = int(re.search(r"(\d+) traces were asked under a higher limit; they are cut", said)[1])
+    assert "(0 asked, 40 reused, 0 failed" in said and f"{cut} cut off" in said and cut > 5
+    tables = {path.parent.name: pl.read_parquet(path)
+              for path in tmp_path.glob("data/artifacts/generate-*/traces.parquet")}
+    (short, whole) = sorted(tables.values(), key=lambda table: table["completion_tokens"].max())
+    assert short["completion_tokens"].max() == 40 < whole["completion_tokens"].max()
+    both = short.join(whole, on=["problem_id", "sample"], suffix="_whole")
+    assert both["cost_usd"].equals(both["cost_usd_whole"], check_names=False)
+    for row in both.iter_rows(named=True):
+        text, before = (row["thinking" + of] + row["answer" + of] for of in ("", "_whole"))
+        over = row["completion_tokens_whole"] > 40
+        assert before.startswith(text) and (len(text) < len(before)) == over
+        assert (row["finish_reason"] == "length", row["complete"]) == (over, not over)
     fresh = limbeck(*asked, "generate.sampling.max_tokens=40", "runtime.traces=other",
                     "runtime.artifacts=elsewhere").stderr
-    assert "kept whole" not in fresh
-    counts = {"traces": 1, "asked": 0, "reused": 1, "failed": 0, "cut_off": 0, "cost_usd": 0.0}
-    assert "kept whole" not in summary(counts)
+    assert "higher limit" not in fresh

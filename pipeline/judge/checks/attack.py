@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.judge.checks.near_misses import near_misses
 from pipeline.judge.judge import JudgePool
-from pipeline.judge.kinds import KINDS
+from pipeline.judge.kinds import find_kind
 from pipeline.judge.verdict import RL_POLICY, Policy, Problem
 
 Attack = Callable[[str, str], list[str]]
@@ -99,7 +99,8 @@ def attack(rows: Sequence[Mapping[str, Any]], n: int | None = None, seed: int = 
            policy: Policy = RL_POLICY) -> dict[str, Outcome]:
     """{attack: outcome} over the math problems among `rows`, or `n` of them."""
     problems = [Problem.from_row(dict(row), policy) for row in rows
-                if KINDS[row.get("kind") or "math"].spellings and row["answer"].strip()]
+                if (kind := find_kind(row.get("kind") or "math")) and kind.spellings
+                and row["answer"].strip()]
     if n is not None and n < len(problems):
         problems = random.Random(seed).sample(problems, n)
     found = {name: Outcome() for name in ATTACKS}

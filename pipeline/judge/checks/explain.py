@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.judge.kinds import KINDS
+from pipeline.judge.kinds import kind_of
 from pipeline.judge.math.compare import Comparison, decided_before_reading, readings
 from pipeline.judge.math.grade_math import gold_answer
 from pipeline.judge.math.node import Node
@@ -18,7 +18,7 @@ _STEPS = ("modified", "relations", "values", "groups", "ratios", "texts", "condi
 def explain(judgement: Judgement, problem: Problem) -> dict[str, str]:
     """{"rule", "gold_read", "answer_read"} of a judgement: for math as compared, else its grader.
     """
-    if not KINDS[problem.kind].spellings or judgement.extracted is None or \
+    if not kind_of(problem).spellings or judgement.extracted is None or \
             judgement.grader not in ("rules", "math-verify"):
         return {"rule": judgement.grader, "gold_read": problem.answer,
                 "answer_read": judgement.extracted or ""}

@@ -111,6 +111,8 @@ def unit_of(text: str) -> Unit | None:
             waiting = _POWERS[token]
         elif token in _POWERS or re.fullmatch(r"-?\d", token):
             base, one, before = last
+            if token in _POWERS and abs(before) != 1:
+                return None     # square feet squared
             change = (_POWERS.get(token) or int(token)) * (1 if before > 0 else -1) - before
             _multiply(powers, base, change)
             size *= one ** change

@@ -1,0 +1,1 @@
+"""Scores by models where there is no gold: reward models, rubrics, comparisons."""
