@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.export.export_files import check_extra
-from pipeline.student.thinking import Part, ThinkingStream
+from pipeline.export.thinking_stream import Part, ThinkingStream
 
 HELP = "/fold hides or shows thinking, /think shows the last, /new forgets the talk, Ctrl-D ends"
 LOADING = 1 << 13

@@ -21,10 +21,10 @@ from aiohttp import web
 
 from pipeline.completion import Messages
 from pipeline.errors import UserError
+from pipeline.export.thinking_stream import ThinkingStream
 from pipeline.progress import quiet_libraries
 from pipeline.student.decode import keep_freed_memory, pick
 from pipeline.student.template import end_of_turn_ids, opens_thinking, prompt_ids
-from pipeline.student.thinking import ThinkingStream
 from pipeline.student.tokenizer import load_tokenizer
 
 NAMES = {"thinking": "reasoning_content", "answer": "content"}

@@ -12,7 +12,7 @@ from pipeline.config.teacher import TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.export.chat import Talk, converse
 from pipeline.export.checkpoint_server import Endpoint, Student
-from pipeline.student.thinking import ThinkingStream
+from pipeline.export.thinking_stream import ThinkingStream
 from pipeline.student.tiny import save_tiny
 from pipeline.teacher.probe import _probe
 from stages.chat import _found
