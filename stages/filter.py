@@ -255,7 +255,9 @@ def summary(counts: Counts) -> str:
         said += (f"; {name} was asked {asked['asked']:,} questions now "
                  f"(${asked['cost_usd']:,.4f} in all)")
     if bare := counts.get("without_gold"):
-        said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
-                 f"majority answer ({bare['kept']:,} traces kept)")
+        agreed = f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a " \
+                 f"majority answer ({bare['kept']:,} traces kept)"
+        said += agreed if bare["agreed"] or not bare["kept"] else \
+            f"; {bare['kept']:,} are of {bare['problems']:,} problems without a gold"
     usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
     return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")
