@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import Any
@@ -26,7 +27,8 @@ def compile_expression(text: str, columns: Iterable[str]) -> Any:
     try:
         return _visit(ast.parse(text.strip(), mode="eval").body, names)
     except (SyntaxError, ValueError, TypeError, OverflowError, RecursionError, MemoryError):
-        raise UserError(f"expression {text!r} cannot be read; use columns, constants, "
+        equal = "write == for equality; " if re.search(r"(?<![=<>!])=(?!=)", text) else ""
+        raise UserError(f"expression {text!r} cannot be read; {equal}use columns, constants, "
                         "comparisons, and/or/not, in, + - * /, but not None: a comparison with a "
                         "missing value is false") from None
     except KeyError as error:

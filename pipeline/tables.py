@@ -47,14 +47,15 @@ class Trace(dy.Schema):
     source = dy.String(nullable=True)
 
 
-ADDED = ("source", "model_scores")
+ADDED = ("source", "model_scores", "original_thinking", "original_answer")
 """Columns newer than the first artifacts: null if a file lacks them."""
 
 
 class Judged(Trace):
     """A trace with its judgement, its problem's pass rate, and whether it is kept for training.
 
-    `model_scores` is what the experiment's `judges` said, as a JSON object by name.
+    `model_scores` is what the experiment's `judges` said, as a JSON object by name; `original_*`
+    are the texts that filter.rewrite replaced.
     """
 
     score = dy.Float64(nullable=True)
@@ -66,6 +67,8 @@ class Judged(Trace):
     kept = dy.Bool()
     reason = dy.String()
     model_scores = dy.String(nullable=True)
+    original_thinking = dy.String(nullable=True)
+    original_answer = dy.String(nullable=True)
 
 
 class TokenRow(dy.Schema):

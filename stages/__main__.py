@@ -24,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Distil the reasoning of a large teacher into a small student. "
                        "A stage makes what it needs first and does nothing twice.")
 
+STOPPED = "stopped; what was finished is kept, the same command goes on"
 Files = Annotated[list[Path] | None, typer.Option(
     "-c", "--config", help="Config file; may be given several times, later ones win. "
                            "Default: configs/default.yaml")]
@@ -308,6 +309,17 @@ def import_reviews(file: Annotated[str, typer.Argument(help="JSONL, as export-re
     take_reviews(_experiment(config, overrides), file)
 
 
+@app.command()
+def compare(first: Annotated[Path, typer.Argument(metavar="A", help="A config file, or the folder "
+                                                  "of an evaluation or report.")],
+            second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+            overrides: Overrides = None, debug: bool = False) -> None:
+    """Set two evaluated experiments side by side: settings that differ, scores, differences."""
+    from stages.compare import compare as compare_runs
+
+    compare_runs(first, second, overrides or [])
+
+
 app.command()(commands.doctor)
 app.command()(commands.judge)
 app.command()(commands.attack)
@@ -339,13 +351,18 @@ def main() -> None:
         sys.exit(_complain(str(error), error.code))
     except SystemExit as stop:  # Typer turns Ctrl-C into exit code 130 without a word
         if stop.code == 130:
-            _complain("stopped; what was finished is kept, the same command goes on", 130)
+            _complain(STOPPED, 130)
         raise
     except OSError as error:
         if debug or (error.filename is None and error.errno is None):
             raise
         sys.exit(_complain(f"{error.strerror}: {error.filename or 'no file named'}; free space "
                            "or fix permissions, then run the same command again", 2))
+    except BaseException as error:
+        # Rust (polars) panics if Ctrl-C is raised in Python code that it calls.
+        if type(error).__name__ != "PanicException" or "KeyboardInterrupt" not in str(error):
+            raise
+        sys.exit(_complain(STOPPED, 130))
 
 
 def _interrupt(*_: object) -> None:

@@ -84,19 +84,14 @@ def audit_rows(rows: list[dict[str, Any]], n: int, seed: int) -> None:
 
 def benchmarks(debug: bool = False) -> None:
     """List the benchmarks that evaluate and prepare.decontaminate know by name."""
-    from rich.console import Console
-    from rich.table import Table
-
     from pipeline.problems.benchmarks import BENCHMARKS
 
-    table = Table("name", "kind", "samples", "data set", "published", "source", "licence",
-                  box=None, pad_edge=False)
+    print(f"{'name':14}{'kind':8}{'samples':9}{'data set':52}{'licence':16}published")
     for name, one in BENCHMARKS.items():
-        where = "/".join(filter(None, (one.hub, one.subset, one.split)))
-        score = one.published
-        table.add_row(name, one.kind, str(one.samples), where,
-                      f"{score.model} {100 * score.score:.1f}", score.source, one.licence)
-    Console().print(table, markup=False)
+        where = "/".join(filter(None, (one.hub, one.subset, *(one.files or [one.split]))))
+        known = one.published
+        print(f"{name:14}{one.kind:8}{one.samples:<9}{where:52}{one.licence:16.15}"
+              f"{known.model} {100 * known.score:.1f} ({known.source})")
 
 
 def attack(file: Annotated[Path, typer.Argument(help="Problems: JSONL, JSON, CSV or Parquet with "
@@ -146,7 +141,7 @@ def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate
     from pipeline.teacher.store import TraceStore
 
     config, runtime = experiment.generate, experiment.runtime
-    if config.teacher.type == "file":
+    if config.teacher.type in ("file", "transformers"):
         return None
     problems = tables.read(tables.Problem, prepared / "problems.parquet")
     problems = problems.filter(~problems["source"].is_in(list(config.imports)))

@@ -26,10 +26,12 @@ from pipeline.judge import JudgePool, has_gold
 from pipeline.judge.llm import LLMJudge
 from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import apply_llm_judge, by_majority, count_restatements, judge_traces
+from pipeline.prompts import render
 from pipeline.stage import Counts
 from pipeline.teacher.budget import check_budget
 from pipeline.teacher.llm_judge import LLMJudgeClient, scorers
 from pipeline.teacher.model_scores import scored
+from pipeline.teacher.rewrite import Rewriter, with_rewrites
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -40,14 +42,16 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     """
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
     said = _said(experiment)        # once: people may go on
-    decided, extra = _decided(experiment, inputs, problems, said)
+    rewrites, asked = _rewritten(experiment, inputs, problems)
+    decided, extra = _decided(experiment, inputs, problems, said, rewrites)
     check_any_kept(decided, experiment.filter)
     columns = [name for name in tables.Judged.columns()
                if name == "source" or name not in tables.Trace.columns()]
     columns = [name for name in columns if name in decided.columns]
     start = thinking = 0
     with tables.writer(tables.Judged, out / "judged.parquet") as writer:
-        for batch in _traces(inputs, problems, said if experiment.filter.reviews.obey else None):
+        for batch in _traces(inputs, problems, said if experiment.filter.reviews.obey else None,
+                             rewrites):
             beside = decided.select(columns)[start:start + len(batch)]
             writer.write(pl.concat([batch.drop("source"), beside], how="horizontal"))
             start += len(batch)
@@ -56,7 +60,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         print("filter: none of the traces kept holds any thinking, so a student would learn to "
               "answer without it; look at `limbeck show generate`, and see "
               "generate.teacher.thinking_column and generate.teacher.opened", file=sys.stderr)
-    return _counts(decided, problems) | extra
+    return _counts(decided, problems) | extra | asked
 
 
 def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
@@ -67,7 +71,9 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
     Returns the frame of pipeline.curate.select.funnel.
     """
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    return funnel(_decided(experiment, inputs, problems, _said(experiment), spend=False)[0])
+    rewrites, _ = _rewritten(experiment, inputs, problems, spend=False)
+    return funnel(_decided(experiment, inputs, problems, _said(experiment), rewrites,
+                           spend=False)[0])
 
 
 def check(experiment: Experiment) -> None:
@@ -76,18 +82,24 @@ def check(experiment: Experiment) -> None:
     if experiment.filter.judges:
         judges = experiment.filter.judges
         check_judges(judges, experiment.runtime.for_judges(judges))
-    model, runtime = experiment.filter.llm_judge, experiment.runtime.llm_judge
-    if model is None:
-        return
-    if not runtime.base_url:
-        raise UserError("no address for filter.llm_judge: set runtime.llm_judge.base_url, e.g. "
-                        "https://api.deepseek.com/v1")
-    runtime.api_key()
-    check_budget(model, runtime, model.sampling)
+    reached = {"rewrite": "runtime.judges.rewrite", "llm_judge": "runtime.llm_judge"}
+    runtimes = {"llm_judge": experiment.runtime.llm_judge}
+    if experiment.filter.rewrite:
+        runtimes |= experiment.runtime.for_judges(["rewrite"])
+        render(experiment.filter.rewrite.prompt)
+    for name, runtime in runtimes.items():
+        if (model := getattr(experiment.filter, name)) is None:
+            continue
+        if not runtime.base_url and not model.is_local():
+            raise UserError(f"no address for filter.{name}: set {reached[name]}.base_url, e.g. "
+                            "https://api.deepseek.com/v1")
+        runtime.api_key()
+        check_budget(model, runtime, model.sampling)
 
 
 def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
-             said: list[reviews.Line] | None, spend: bool = True) -> tuple[Any, Counts]:
+             said: list[reviews.Line] | None, rewrites: Any,
+             spend: bool = True) -> tuple[Any, Counts]:
     """Every trace without its texts, decided, and what models beside the rules had to say."""
     check(experiment)
     config = experiment.filter
@@ -97,7 +109,7 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     sources = dict(problems.select("problem_id", "source").rows())
     found = [summarise(scored(batch if said is None else reviews.review_columns(
                  batch, texts, said, config.reviews.need), config, models, texts, sources), config)
-             for batch in _judged(experiment, inputs, problems, said)]
+             for batch in _judged(experiment, inputs, problems, said, rewrites)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")
     table = pl.concat(found)
@@ -123,12 +135,29 @@ def _said(experiment: Experiment) -> list[reviews.Line] | None:
 
 
 def _traces(inputs: Mapping[str, Path], problems: Any,
-            said: list[reviews.Line] | None) -> Iterator[Any]:
-    """Batches of the teacher's traces, and one of those that people edited."""
-    yield from tables.batches(tables.Trace, inputs["generate"] / "traces.parquet")
+            said: list[reviews.Line] | None, rewrites: Any) -> Iterator[Any]:
+    """Batches of the teacher's traces, as rewritten, and one of those that people edited."""
+    for batch in tables.batches(tables.Trace, inputs["generate"] / "traces.parquet"):
+        yield with_rewrites(batch, rewrites)
     if said and (rows := reviews.edited_traces(
             dict(problems.select("problem_id", "problem").rows()), said)):
         yield tables.table_of(tables.Trace, rows)
+
+
+def _rewritten(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
+               spend: bool = True) -> tuple[Any, Counts]:
+    """The texts that filter.rewrite's model wrote and the judge accepts; None without it."""
+    config = experiment.filter
+    if config.rewrite is None or "filter" in inputs:
+        return None, {}
+    check(experiment)
+    client = LLMJudgeClient(config.rewrite, experiment.runtime.for_judges(["rewrite"])["rewrite"],
+                            experiment.runtime.traces, spend)
+    rewriter = Rewriter(config, client)
+    with JudgePool(experiment.runtime.judge_workers) as pool:
+        found = [rewriter(batch, problems, pool)
+                 for batch in _judged(experiment, inputs, problems, None, None)]
+    return pl.concat(found), {"rewrite": {**rewriter.counts, **client.counts}}
 
 
 def _obeyed(decided: Any) -> Counts:
@@ -164,7 +193,7 @@ def _majority(experiment: Experiment, table: Any, problems: Any) -> Any:
 
 
 def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
-            said: list[reviews.Line] | None) -> Iterator[Any]:
+            said: list[reviews.Line] | None, rewrites: Any) -> Iterator[Any]:
     """Batches of traces with their verdicts: an earlier filter's, or new ones."""
     said = said if experiment.filter.reviews.obey else None
     if "filter" in inputs:
@@ -172,7 +201,7 @@ def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
             yield batch.drop("kept", "reason")
         return
     with JudgePool(experiment.runtime.judge_workers) as pool:
-        for batch in _traces(inputs, problems, said):
+        for batch in _traces(inputs, problems, said, rewrites):
             names = batch["problem_id"].unique().implode()
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
 
@@ -218,11 +247,17 @@ def summary(counts: Counts) -> str:
     if llm := counts.get("llm_judge"):
         said += (f"; the LLM judge decided {llm['decided']:,} ({llm['share']:.1%}, "
                  f"${llm['cost_usd']:,.4f}), {llm['open']:,} stay open")
+    if made := counts.get("rewrite"):
+        said += (f"; {made['rewritten']:,} were rewritten (${made['cost_usd']:,.4f}), "
+                 f"{made['judged_worse']:,} judged worse than their originals and "
+                 f"{made['unreadable']:,} not in two parts stay as they were")
     for name, asked in counts.get("judges", {}).items():
         said += (f"; {name} was asked {asked['asked']:,} questions now "
                  f"(${asked['cost_usd']:,.4f} in all)")
     if bare := counts.get("without_gold"):
-        said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
-                 f"majority answer ({bare['kept']:,} traces kept)")
+        agreed = f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a " \
+                 f"majority answer ({bare['kept']:,} traces kept)"
+        said += agreed if bare["agreed"] or not bare["kept"] else \
+            f"; {bare['kept']:,} are of {bare['problems']:,} problems without a gold"
     usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
     return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")

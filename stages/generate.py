@@ -10,12 +10,14 @@ import polars as pl
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
-from pipeline.config.teacher import FileTeacher
-from pipeline.errors import UserError
+from pipeline.config.teacher import FileTeacher, TransformersTeacher
+from pipeline.errors import LackingError, UserError
 from pipeline.problems.chats import teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
 from pipeline.stage import Counts
+from pipeline.student.as_teacher import check_sampling
+from pipeline.student.models import check_folder
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
 from pipeline.teacher.from_file import check_columns, import_traces
@@ -83,10 +85,17 @@ def _refuse_gaps(given: int, wanted: int, allowed: float, stopped: str | None) -
 
 def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
-    config = experiment.generate
+    config, problems = experiment.generate, experiment.prepare.problems
     _check_prompts(config)
+    if config.teacher.type == "solver" and is_file(problems) and not config.imports:
+        raise LackingError(f"the embedded teacher solves countdown alone, not {problems}; name "
+                           "another, e.g. generate.teacher='{type: openai, model: NAME}' with "
+                           "runtime.teacher.base_url")
     for teacher in (config.teacher, *config.imports.values()):
-        if not isinstance(teacher, FileTeacher):
+        if isinstance(teacher, TransformersTeacher):
+            check_sampling(config.sampling)
+            check_folder("generate.teacher.model", teacher.model)
+        elif not isinstance(teacher, FileTeacher):
             check_budget(teacher, experiment.runtime.teacher, config.sampling)
         elif is_file(teacher.traces) and is_small(teacher.traces):
             check_columns(teacher)

@@ -52,6 +52,7 @@ def _filter_files(e: Experiment) -> tuple[Path, ...]:
     from pipeline.curate.select import needs_reviews
 
     return (*_verifiers(e), *((prompt_path("same_answer"),) if e.filter.llm_judge else ()),
+            *((prompt_path(e.filter.rewrite.prompt),) if e.filter.rewrite else ()),
             *_judge_files(e.filter), *(_reviews(e) if needs_reviews(e.filter) else ()))
 
 
@@ -132,6 +133,11 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
             *_verifiers(e, *e.evaluate.benchmarks))
 
 
+def _generate_models(e: Experiment) -> tuple[str, ...]:
+    teacher = e.generate.teacher
+    return (teacher.model,) if teacher.type in ("vllm", "transformers") else ()
+
+
 def _export_needs(e: Experiment) -> tuple[str, ...]:
     made = MAKER.get(e.exported(), e.exported())
     step, _, stage = made.rpartition(".")
@@ -166,7 +172,7 @@ STAGES = _by_name((
           files=lambda e: _local(e, *e.prepare.sets().values(), *e.prepare.decontaminate)),
     Stage("generate", _load("generate"), next="filter", model="teacher",
           help="Ask the teacher for reasoning traces; each is paid for once.",
-          needs=lambda e: ("prepare",), files=_generate_files),
+          needs=lambda e: ("prepare",), files=_generate_files, models=_generate_models),
     Stage("filter", _load("filter"), next="sft", version=3,
           help="Judge every trace and choose those the student learns from.",
           needs=lambda e: ("prepare", "generate"), files=_filter_files,

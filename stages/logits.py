@@ -70,6 +70,10 @@ def check(experiment: Experiment) -> None:
             raise UserError("logits.scorer.type=traces takes what an endpoint gave with its "
                             "traces, and generate.teacher is a file; set "
                             "logits.scorer.type=transformers and logits.teacher")
+        if experiment.filter.rewrite or experiment.generate.imports:
+            raise UserError("logits.scorer.type=traces takes what an endpoint gave with its "
+                            "traces, which rewritten or imported ones lack; set "
+                            "logits.scorer.type=transformers and logits.teacher")
         if not experiment.generate.sampling.top_logprobs:
             raise UserError("logits.scorer.type=traces needs generate.sampling.top_logprobs, e.g. "
                             "20; traces asked without it are asked again")

@@ -102,7 +102,7 @@ def _repositories(experiment: Experiment, inputs: Mapping[str, Path], origin: ca
                             "not yours to push; name --model sft or rl")
         weights = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*"))
                    if path.is_file() and path.name not in LEFT_OUT}
-        card = cards.model_card(experiment, origin, scores, stage, repo)
+        card = cards.model_card(experiment, origin, scores, repo)
         out[repo] = ("model", {**weights, lineage.FILE: chain, "README.md": card.encode(),
                                "scores.json": json.dumps(scores, indent=1).encode(), **report})
     if "data" in parts:
@@ -111,7 +111,8 @@ def _repositories(experiment: Experiment, inputs: Mapping[str, Path], origin: ca
         kept.write_parquet(table)
         refuse_secrets({f"the table of kept traces (data of {name})": kept.write_ndjson().encode()},
                        secrets([]))
-        card = cards.data_card(experiment, origin, kept, name)
+        card = cards.data_card(experiment, origin, kept, inputs["filter"] / "judged.parquet",
+                               name)
         out[name] = ("dataset", {"data/train.parquet": table.getvalue(), lineage.FILE: chain,
                                  "README.md": card.encode(),
                                  **({} if "model" in parts else report)})

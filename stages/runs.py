@@ -9,9 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from pipeline.config.load import flat
 from pipeline.errors import UserError
 from pipeline.stage import read_manifest
 from stages.graph import STAGES
@@ -30,19 +28,18 @@ def show_runs(roots: Sequence[Path], current: set[str], as_json: bool = False) -
     if not rows:
         print(f"nothing is made yet in {', '.join(map(str, roots))}")
         return
-    table = Table("", "artifact", "made", "experiment", "MB", "what differs", box=None,
-                  pad_edge=False)
+    wide = max(len(Path(row["folder"]).name) for row in rows)
     for row in rows:
-        table.add_row("*" if row["current"] else "", Path(row["folder"]).name, row["made"],
-                      row["experiment"] or "", f"{row['bytes'] / 1e6:,.1f}", _differs(row))
-    Console().print(table, markup=False)
+        mark, name = "*" if row["current"] else " ", Path(row["folder"]).name
+        print(f"{mark} {name:<{wide}}  {row['made']}  {row['bytes'] / 1e6:>9,.1f} MB  "
+              f"{row['experiment'] or ''}  {_differs(row)}".rstrip())
     print("* belongs to the config given; settings are shown where artifacts of a stage differ")
 
 
 def _of_stage(roots: Sequence[Path], stage: str) -> list[dict[str, Any]]:
     """A row for each artifact of `stage`, newest first."""
     found = sorted(_manifests(roots, stage), key=lambda pair: -pair[1]["finished"])
-    settings = _varying([_flat(made["config"], stage) | {"seed": made.get("seed")}
+    settings = _varying([flat(made["config"], stage) | {"seed": made.get("seed")}
                          for _, made in found])
     inputs = _varying([dict(made["inputs"]) for _, made in found])
     return [{"stage": stage, "key": made["key"], "folder": str(folder.resolve()),
@@ -59,14 +56,6 @@ def _manifests(roots: Sequence[Path], stage: str) -> Iterator[tuple[Path, dict[s
             with suppress(UserError):       # a damaged one is named by the command that needs it
                 if not path.parent.name.endswith(".partial"):
                     yield path.parent, read_manifest(path)
-
-
-def _flat(tree: Any, prefix: str) -> Flat:
-    """Dotted keys and their values."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    return {key: value for name, part in tree.items()
-            for key, value in _flat(part, f"{prefix}.{name}").items()}
 
 
 def _varying(rows: Sequence[Flat]) -> list[Flat]:

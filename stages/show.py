@@ -13,6 +13,13 @@ from rich.pretty import Pretty
 
 from pipeline.config.experiment import Experiment
 from pipeline.curate.features import FEATURES
+from pipeline.curate.reviews import (
+    REVIEW_COLUMNS,
+    Line,
+    read_reviews,
+    review_columns,
+    reviews_path,
+)
 from pipeline.curate.select import difficulty
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
@@ -72,6 +79,10 @@ def _show_matching(console: Console, plan: Plan, rows: int, where: str) -> None:
     if not tables:
         raise UserError(f"{plan.stage.name} made no table; --where is for stages that did, as "
                         "generate and filter")
+    if names_in(where) & set(REVIEW_COLUMNS):
+        lines = read_reviews(reviews_path(plan.experiment.runtime.traces))
+        need = config.reviews.need
+        tables = {name: _reviewed(table, lines, need) for name, table in tables.items()}
     having = [name for name, table in tables.items()
               if names_in(where) <= set(table.collect_schema())]
     for name in having or list(tables)[:1]:
@@ -99,6 +110,19 @@ def widened(path: Path, prepared: Path, names: set[str], *languages: str) -> pl.
     if "pass_rate" in known:
         more["difficulty"] = difficulty()
     return rows.with_columns(**{name: more[name] for name in sorted(names & set(more))})
+
+
+def _reviewed(table: pl.LazyFrame, lines: list[Line], need: int) -> pl.LazyFrame:
+    """`table` with what people said of its traces, if it is of traces whose problems are known."""
+    schema = table.collect_schema()
+    if not {"problem_id", "problem", "thinking", "answer"} <= set(schema):
+        return table
+
+    def add(rows: pl.DataFrame) -> pl.DataFrame:
+        texts = dict(rows.select("problem_id", "problem").rows())
+        return review_columns(rows, texts, lines, need)
+
+    return table.map_batches(add, streamable=True, schema={**schema, **REVIEW_COLUMNS})
 
 
 def matching(table: pl.LazyFrame, where: str, rows: int) -> pl.DataFrame:

@@ -14,24 +14,26 @@ KIND, RUDE = ("kind", "gentle", "warm"), ("rude", "harsh", "cold")
 FILLER = ["the", "tree", "stands", "near", "a", "river", "and", "birds", "sing", "all", "day"]
 
 
-def pairs(count: int, seed: int) -> list[tuple[str, str, str]]:
+def pairs(count: int, seed: int, kind=KIND, rude=RUDE,
+          filler=FILLER) -> list[tuple[str, str, str]]:
     """(problem, the answer that is better, the one that is worse): one has kind words."""
     draw = random.Random(seed)
 
     def text(words):
-        out = draw.choices(FILLER, k=draw.randint(3, 12))
-        out.insert(draw.randrange(len(out)), draw.choice(words))
+        out = draw.choices(filler, k=draw.randint(3, 12))
+        for _ in range(draw.randint(1, 3)):
+            out.insert(draw.randrange(len(out)), draw.choice(words))
         return " ".join(out)
 
-    return [(f"Write about thing {draw.randrange(99)}.", text(KIND), text(RUDE))
+    return [(f"Write about thing {draw.randrange(99)}.", text(kind), text(rude))
             for _ in range(count)]
 
 
-def train(folder: Path, count: int = 300, steps: int = 40) -> Path:
+def train(folder: Path, count: int = 300, steps: int = 40, **words) -> Path:
     """Save to `folder` a reward model trained on `count` pairs by the Bradley-Terry loss."""
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
-    made = pairs(count, seed=1)
+    made = pairs(count, seed=1, **words)
     corpus = [" ".join(parts) for parts in (*sums(40), *made)]
     save_tiny(corpus, SHAPE, TEMPLATE.read_text("utf-8"), 0, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.judges import Judges
 from pipeline.config.load import Config
-from pipeline.config.teacher import LLMJudgeConfig
+from pipeline.config.teacher import LLMJudgeConfig, Sampling
 from pipeline.errors import UserError
 
 RULES = {
@@ -89,11 +89,23 @@ class ReviewsConfig(Config):
     `review`, which filter.keep may name: "good", "bad", "unsure", or "" where nobody looked."""
 
 
+class RewriteConfig(LLMJudgeConfig):
+    """A model that makes traces readable; runtime.judges.rewrite or llm_judge has its address."""
+
+    when: str = ('verdict == "correct" and (language_share < 0.95 or longest_paragraph > 4000 or '
+                 "repetition > 0.1)")
+    """Expression over the columns of filter.keep (but pass_rate and difficulty): which traces."""
+    prompt: str = "rewrite"
+    """What it is told: a name in prompts/ or a path."""
+    sampling: Sampling = Sampling(temperature=0.6, max_tokens=16384)
+    """Sampling parameters, as generate.sampling."""
+
+
 class FilterConfig(Config):
     """Which judged traces the student learns from."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"languages", "sources", "total", "reviews", "judges"})
+        {"languages", "sources", "total", "reviews", "judges", "rewrite"})
     llm_judge: LLMJudgeConfig | None = None
     """A model, {model: NAME}, that compares answer and gold if the judge's rules abstain; such
     verdicts have the grader `llm`. runtime.llm_judge.base_url is its address."""
@@ -126,6 +138,10 @@ class FilterConfig(Config):
     """What people said of traces, kept in reviews.jsonl beside the trace store (runtime.traces)."""
     sources: dict[str, SourceRule] = {}
     """By source what prepare.sources says of it: keep, rules, count, share."""
+    rewrite: RewriteConfig | None = None
+    """Let a model, {model: NAME, when: 'tokens > 8000'}, rewrite traces before the filter decides;
+    what it wrote is judged again, and stays out if it is judged worse. The originals are kept in
+    the columns original_thinking and original_answer."""
     judges: Judges = {}
     """Of the experiment's `judges` those that an expression here names: each is a column."""
     total: int | None = Field(default=None, ge=1)

@@ -17,8 +17,9 @@ class GenerateConfig(Config):
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {"prompts", "imports", "system", "examples", "hint"})
     teacher: Teacher = Field(discriminator="type")
-    """The teacher: `solver` (embedded), `openai` (any compatible endpoint), `vllm` (local), or
-    `file` (traces that exist already)."""
+    """The teacher: `solver` (embedded), `openai` (any compatible endpoint), `vllm` or
+    `transformers` (a model on this machine, such as another step's), or `file` (traces that exist
+    already)."""
     samples: int = Field(default=4, ge=1)
     """Traces a problem."""
     sampling: Sampling = Sampling()

@@ -142,6 +142,14 @@ def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -
         raise UserError(explain(error, model, layers)) from None
 
 
+def flat(tree: Any, prefix: str) -> dict[str, Any]:
+    """Return the leaves of a config tree by dotted key."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {key: value for name, part in tree.items()
+            for key, value in flat(part, f"{prefix}.{name}").items()}
+
+
 def merge(below: dict, above: dict) -> dict:
     """`above` over `below`, mapping by mapping; a changed `type` replaces its whole mapping."""
     if {"type"} <= below.keys() & above.keys() and above["type"] != below["type"]:
@@ -241,6 +249,9 @@ def explain(error: ValidationError, model: type[BaseModel],
         return (f"config key '{key}.type'{where}: {context['tag']!r} is none of "
                 f"{context['expected_tags']}")
     said = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("list_type", "dict_type"):
+        said = "give a list, e.g. [A, B]" if first["type"] == "list_type" else \
+            "give keys and values, e.g. {KEY: VALUE}"
     return f"config key {key!r}{where}: {said}, not {first['input']!r}"
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from pipeline.config.load import REFERENCE, Config
 from pipeline.errors import UserError
+from pipeline.stage import is_artifact, model_identity
 
 SHAPING_VLLM_OPTIONS = frozenset({
     "revision", "tokenizer", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype",
@@ -70,7 +71,22 @@ class VllmTeacher(Config):
     def identity(self) -> dict[str, Any]:
         """As SolverTeacher's, with the vLLM options that shape the samples."""
         shaping = {k: v for k, v in self.vllm.items() if k in SHAPING_VLLM_OPTIONS}
-        return {"type": self.type, "model": self.model, **shaping}
+        return {"type": self.type, "model": model_identity(self.model), **shaping}
+
+
+class TransformersTeacher(Config):
+    """A model sampled in this process by transformers: for small ones, where there is no GPU."""
+
+    type: Literal["transformers"] = "transformers"
+    """A local model, without a server."""
+    model: Annotated[str, REFERENCE]
+    """Model name on the hub, a folder, or STEP.STAGE."""
+    batch: int = Field(default=512, ge=1)
+    """Completions sampled together; each is stored with its batch."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's: an artifact is known by its key, a folder by its files."""
+        return {"type": self.type, "model": model_identity(self.model)}
 
 
 class FileTeacher(Config):
@@ -104,7 +120,7 @@ class FileTeacher(Config):
         return {"type": self.type, "model": self.model}
 
 
-Teacher = SolverTeacher | OpenAITeacher | VllmTeacher | FileTeacher
+Teacher = SolverTeacher | OpenAITeacher | VllmTeacher | TransformersTeacher | FileTeacher
 
 
 class Sampling(Config):
@@ -255,6 +271,17 @@ class JudgeRuntime(TeacherRuntime):
 
 class LLMJudgeConfig(OpenAITeacher):
     """The model asked if the judge's rules abstain; runtime.llm_judge has its address."""
+
+    model: Annotated[str, REFERENCE]
+    """Model name as the endpoint knows it; or a folder or STEP.STAGE, which vLLM serves here."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's."""
+        return {"type": self.type, "model": model_identity(self.model)}
+
+    def is_local(self) -> bool:
+        """Whether it is a model of this machine, not of an endpoint."""
+        return is_artifact(self.model) or Path(self.model).is_dir()
 
     sampling: Sampling = Sampling(temperature=0.0, max_tokens=4096)
     """Sampling parameters, as generate.sampling."""

@@ -48,6 +48,10 @@ def check_filter(config: FilterConfig) -> None:
         raise UserError(f"judges.{taken[0]} has the name of a column of the filter; rename it")
     for text in _expressions(config):
         check_expression(text, {**COLUMNS, **dict.fromkeys(config.judges, pl.Float64)})
+    if config.rewrite is not None:
+        later = {"pass_rate", "difficulty", "source", *REVIEW_COLUMNS}
+        check_expression(config.rewrite.when, {name: kind for name, kind in COLUMNS.items()
+                                               if name not in later})
     FEATURES["language_share"].expression(config.language, *config.languages)
 
 
@@ -91,7 +95,7 @@ def _summary(judged: pl.DataFrame, config: FilterConfig, wanted: list[str]) -> p
         texts = judged.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True))
         signature = signatures(texts.to_series().to_list())
         table = table.with_columns(signature=pl.Series(signature, dtype=SIGNATURE))
-    return table.drop(TEXTS)
+    return table.drop(*TEXTS, "original_thinking", "original_answer", strict=False)
 
 
 def decide(table: pl.DataFrame, config: FilterConfig,
@@ -111,7 +115,8 @@ def decide(table: pl.DataFrame, config: FilterConfig,
                                    dict(sources or {}), default="", return_dtype=pl.String))
     table = table.with_columns(difficulty=difficulty())
     keep = _keep(table, config).fill_null(False)
-    wrong = pl.col("verdict") != "correct"
+    # Of kind open nothing is right or wrong.
+    wrong = (pl.col("verdict") != "correct") & (pl.col("grader") != "open")
     table = table.with_columns(reason=pl.when(keep).then(pl.lit("")).when(wrong)
                                .then(pl.col("verdict")).otherwise(pl.lit("expression")))
     # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A

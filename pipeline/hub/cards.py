@@ -16,8 +16,7 @@ from pipeline.hub.licences import DATA, MODELS, data_terms, restrictions, terms_
 from pipeline.problems.benchmarks import BENCHMARKS
 from pipeline.prompts import render
 
-MADE_BY = {"student": "no training", "sft": "supervised fine-tuning",
-           "rl": "supervised fine-tuning and reinforcement learning"}
+TRAINING = {"sft": "supervised fine-tuning", "rl": "reinforcement learning"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def origin(experiment: Experiment, inputs: Mapping[str, Path], manifests: Mappin
                   manifests, with_texts)
 
 
-def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any], stage: str,
+def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any],
                repo: str) -> str:
     """The text of README.md of a model repository. Scores are those of scores.json."""
     from huggingface_hub import ModelCardData
@@ -70,7 +69,9 @@ def model_card(experiment: Experiment, origin: Origin, scores: Mapping[str, Any]
         datasets=[name for name in origin.sources if "/" in name] or None,
         eval_results=list(_results(scores, sampling.model_dump())) or None)
     return _page("model_card.md.jinja", data, name=repo.rpartition("/")[2], repo=repo,
-                 base=origin.base, teacher=origin.teacher, training=MADE_BY[stage],
+                 base=origin.base, teacher=origin.teacher, training=" and ".join(
+                     text for stage, text in TRAINING.items() if stage in origin.manifests)
+                 or "no training",
                  scores=[{"benchmark": name, **row} for name, row in scores.items()
                          if "avg" in row],
                  budgets=[{"benchmark": name, "budget": budget, **row}
@@ -104,18 +105,21 @@ def _results(scores: Mapping[str, Any], sampling: Mapping[str, Any]) -> Iterator
                          "ci_low": row["ci_low"], "ci_high": row["ci_high"]})
 
 
-def data_card(experiment: Experiment, origin: Origin, kept: pl.DataFrame, repo: str) -> str:
-    """The text of README.md of the repository of kept traces."""
+def data_card(experiment: Experiment, origin: Origin, kept: pl.DataFrame, judged: Path,
+              repo: str) -> str:
+    """The text of README.md of the repository of kept traces; `judged` holds all."""
     from huggingface_hub import DatasetCardData
 
     counts = origin.manifests.get("filter", {}).get("counts", {})
     licences = {data_terms(name).licence for name in origin.sources}
     data = DatasetCardData(
-        license=_licence(min(licences) if len(licences) == 1 else "unknown"), language=["en"],
+        license=_licence(min(licences) if len(licences) == 1 else "unknown"),
+        language=[experiment.filter.language],
         task_categories=["text-generation"], pretty_name=repo.rpartition("/")[2],
         tags=["limbeck", "reasoning", "distillation"],
         configs=[{"config_name": "default", "data_files": "data/*.parquet"}])
-    verdicts = kept["verdict"].value_counts(sort=True).iter_rows()
+    said = pl.read_parquet(judged, columns=["verdict"])["verdict"]
+    verdicts = said.value_counts(sort=True).iter_rows()
     return _page("data_card.md.jinja", data, name=repo.rpartition("/")[2], rows=f"{len(kept):,}",
                  teacher=origin.teacher, problems_count=f"{kept['problem_id'].n_unique():,}",
                  traces=f"{counts.get('traces', 0):,}", problems=origin.problems,

@@ -111,4 +111,6 @@ def named(manifest: Mapping[str, Any]) -> str:
     teacher = config.get("teacher")
     if isinstance(teacher, Mapping):
         return str(teacher.get("model") or teacher.get("traces") or teacher.get("type"))
-    return str(config.get("problems") or config.get("model") or config.get("keep") or "")
+    if manifest.get("stage") == "filter":
+        return str(config.get("keep") or "")
+    return str(config.get("problems") or config.get("model") or "")

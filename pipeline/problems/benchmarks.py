@@ -168,7 +168,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
                   also=("amc2023", "amc_2023")),
     "minerva": Benchmark(
         "math-ai/minervamath", maths, Published(R1_SMALL, 0.265, DEEPSCALER),
-        also=("minerva_math", "minervamath"), licence="MIT OpenCourseWare, CC BY-NC-SA 4.0",
+        also=("minerva_math", "minervamath"), licence="CC BY-NC-SA 4.0 (MIT OpenCourseWare)",
         rules="MIT OpenCourseWare's licence allows no commercial use."),
     "olympiad": Benchmark(
         "Hothan/OlympiadBench", maths, Published(R1_SMALL, 0.433, DEEPSCALER),

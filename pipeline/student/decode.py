@@ -29,11 +29,13 @@ def keep_freed_memory() -> None:
 
 @torch.no_grad()
 def decode(model: Any, prompts: list[list[int]], *, max_tokens: int | list[int],
-           temperature: float, eos_token_ids: list[int], top_p: float = 1.0) -> list[list[int]]:
+           temperature: float, eos_token_ids: list[int], top_p: float = 1.0,
+           draws: torch.Tensor | None = None) -> list[list[int]]:
     """Sample one completion (token ids, with its end-of-turn token if sampled) for each prompt.
 
     `max_tokens` is a limit for all, or one for each. Temperature 0 is greedy. Prompts may differ
-    in length.
+    in length. With `draws` [prompts, max_tokens], uniform numbers, a completion does not depend on
+    the others of its batch.
     """
     from transformers import DynamicCache
 
@@ -51,7 +53,8 @@ def decode(model: Any, prompts: list[list[int]], *, max_tokens: int | list[int],
                    use_cache=True, position_ids=(mask.cumsum(1) - 1).clamp(min=0),
                    logits_to_keep=1).logits
     for step in range(longest):
-        token = pick(logits[:, -1].float(), temperature, top_p)
+        token = pick(logits[:, -1].float(), temperature, top_p,
+                     None if draws is None else draws[rows, step])
         out[rows, step] = torch.where(finished, -1, token)
         finished |= torch.isin(token, ends) | (limits[rows] <= step + 1)
         if (step + 1) % COMPACT_EVERY == 0 and finished.any():
@@ -79,8 +82,12 @@ def _left_padded(prompts: list[list[int]], device: Any) -> tuple[torch.Tensor, t
     return ids, mask
 
 
-def pick(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """Sample one token a row from `logits` [rows, vocabulary] by nucleus sampling (1904.09751)."""
+def pick(logits: torch.Tensor, temperature: float, top_p: float,
+         draws: torch.Tensor | None = None) -> torch.Tensor:
+    """Sample one token a row from `logits` [rows, vocabulary] by nucleus sampling (1904.09751).
+
+    `draws` [rows] in [0, 1) are where in the distribution the tokens lie.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits / temperature, -1)
@@ -88,4 +95,8 @@ def pick(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor
         ordered, order = probabilities.sort(-1, descending=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1)[:, 0]
+    if draws is None:
+        return torch.multinomial(probabilities, 1)[:, 0]
+    mass = probabilities.cumsum(-1)
+    at = torch.searchsorted(mass, draws[:, None] * mass[:, -1:], right=True)
+    return at[:, 0].clamp(max=mass.shape[-1] - 1)

@@ -6,15 +6,18 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment, Runtime
-from pipeline.config.teacher import Teacher, TeacherRuntime
+from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig, Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.progress import progress
+from pipeline.stage import model_identity
 
 if TYPE_CHECKING:
     from pipeline.teacher.outcome import Outcome
@@ -44,7 +47,10 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
             with (running_teacher(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance,
                   _accept_rate(problems, chats, runtime.teacher) as options):
-                ask = generate_in_batches if runtime.teacher.batch else generate
+                ask: Any = generate_in_batches if runtime.teacher.batch else generate
+                if config.teacher.type == "transformers":
+                    # By name: the folder of students stands after this one, and imports it.
+                    ask = import_module("pipeline.student.as_teacher").generate
                 outcome = ask(requests, teacher=config.teacher, sampling=config.sampling,
                               runtime=address, store=store, on_progress=advance, **options)
         if cut := store.longer(requests, config.teacher, config.sampling):
@@ -90,7 +96,10 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Request]:
 
 @contextmanager
 def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRuntime]:
-    """Start a local teacher if needed; yields runtime.teacher with base_url set."""
+    """Start a local server if needed; yields runtime.teacher with base_url set."""
+    if teacher.type == "transformers":
+        yield runtime.teacher
+        return
     if teacher.type == "openai" or runtime.teacher.base_url:
         if not runtime.teacher.base_url:
             raise UserError("no address for the teacher: set runtime.teacher.base_url, e.g. "
@@ -106,9 +115,27 @@ def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRunti
     from pipeline.serving.vllm_server import vllm_servers
 
     assert teacher.type == "vllm"            # traces of a file are imported, not asked for
-    with vllm_servers(teacher.model, teacher.vllm, teacher.servers,
+    with vllm_servers(teacher.model, {**_names(teacher.model), **teacher.vllm}, teacher.servers,
                       log=runtime.traces / "vllm.log") as (first, *others):
         yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
+
+
+@contextmanager
+def running_judge(model: LLMJudgeConfig, runtime: JudgeRuntime, traces: Path
+                  ) -> Iterator[JudgeRuntime]:
+    """Serve a judge that is a model of this machine; yields `runtime` with its base_url."""
+    if runtime.base_url or not model.is_local():
+        yield runtime
+        return
+    from pipeline.serving.vllm_server import vllm_server
+
+    with vllm_server(model.model, _names(model.model), log=traces / "judge.log") as address:
+        yield runtime.model_copy(update={"base_url": address})
+
+
+def _names(model: str) -> dict[str, Any]:
+    # The first name is what its replies call it; it is asked by the second.
+    return {"served_model_name": [model_identity(model), model]}
 
 
 def print_problems(outcome: Outcome, who: str) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -23,6 +24,7 @@ from pipeline.problems.columns import (
     is_conversation,
     question_in,
 )
+from pipeline.stage import is_artifact
 
 BYTES_PER_TOKEN, BATCH_ROWS = 4, 2048
 
@@ -37,6 +39,8 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
     from pipeline.curate.normalise import same_text_key
     from pipeline.problems.sources import raw_rows
 
+    if is_artifact(Path(teacher.traces).name):
+        return import_step(Path(teacher.traces), problems, samples, write_batch)
     known = {same_text_key(row["problem"]): row["problem_id"]
              for row in problems.iter_rows(named=True)}
     left_out: Counter[str] = Counter()
@@ -72,8 +76,36 @@ def import_traces(teacher: FileTeacher, problems: pl.DataFrame, samples: int,
             "prompt_tokens": 0, "completion_tokens": sums["completion_tokens"], "cost_usd": 0.0}
 
 
+def import_step(folder: Path, problems: pl.DataFrame, samples: int,
+                write_batch: Callable[[pl.DataFrame], None]) -> dict[str, Any]:
+    """Take over another step's traces, or those that its filter kept; returns their counts.
+
+    At most `samples` a problem, under their teacher's name. Raises UserError if none is of a
+    prepared problem.
+    """
+    from pipeline import tables
+
+    judged = folder / "judged.parquet"
+    table = pl.scan_parquet(judged).filter("kept") if judged.is_file() \
+        else pl.scan_parquet(folder / "traces.parquet")
+    known = problems["problem_id"].implode()
+    found = table.filter(pl.col("problem_id").is_in(known)).with_columns(
+        sample=pl.int_range(pl.len()).over("problem_id").cast(pl.Int64)).filter(
+        pl.col("sample") < samples).select(list(tables.Trace.columns())).collect()
+    if found.is_empty():
+        raise UserError(f"no trace of {folder.name} belongs to a prepared problem; the steps must "
+                        "have the same prepare section")
+    write_batch(found)
+    return {"traces": len(found), "asked": 0, "reused": len(found), "failed": 0, "left_out": {},
+            "retries": 0, "stopped": None, "prompt_tokens": 0, "cost_usd": 0.0,
+            "cut_off": int((found["finish_reason"] == "length").sum()),
+            "completion_tokens": int(found["completion_tokens"].sum())}
+
+
 def check_columns(teacher: FileTeacher) -> None:
     """Raise UserError if the first row of `teacher.traces` lacks a column that the config names."""
+    if is_artifact(Path(teacher.traces).name):
+        return
     from pipeline.problems.sources import raw_rows
 
     for row in raw_rows(teacher.traces, teacher.subset, teacher.split):

@@ -85,7 +85,8 @@ def _divided(frame: pl.DataFrame) -> pl.DataFrame:
 def _side_by_side(frame: pl.DataFrame, n: int, seed: int) -> list[list[int]]:
     groups = frame.group_by("problem_id", maintain_order=True).agg("row").filter(
         pl.col("row").list.len() > 1)
-    return [rows[:8] for rows in groups.sort(pl.col("problem_id").hash(seed=seed))["row"].head(n)]
+    chosen = groups.sort(pl.col("problem_id").hash(seed=seed)).head(n)
+    return [rows[:8] for rows in chosen["row"].to_list()]
 
 
 def _pairs(frame: pl.DataFrame, n: int, seed: int,

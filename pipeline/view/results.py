@@ -14,16 +14,18 @@ from pipeline.evaluate.numbers import judged_columns, stage_row, trace_counts
 from pipeline.view.catalog import Artifact, lineage
 
 
-def evaluation(folder: Path, one: str = "", other: str = "") -> dict[str, Any]:
+def evaluation(folder: Path, problems: Mapping[str, Mapping[str, Any]], one: str = "",
+               other: str = "") -> dict[str, Any]:
     """{"models", "benchmarks", "problems"}: right samples of each model on each problem.
 
-    With two models also "flips": how many problems one solves more often than the other. Raises
-    UserError if the table cannot be read.
+    `problems` have the texts that the table lacks. With two models also "flips": how many problems
+    one solves more often than the other. Raises UserError if the table cannot be read.
     """
     path = folder / "completions.parquet"
     try:
         table = pl.read_parquet(path, columns=["model", "benchmark", "problem_id", "score"])
-        texts = pl.scan_parquet(path).select("benchmark", "problem_id", "problem", "gold").unique(
+        held = [name for name in ("problem", "gold") if name in pl.read_parquet_schema(path)]
+        texts = pl.scan_parquet(path).select("benchmark", "problem_id", *held).unique(
             ["benchmark", "problem_id"], keep="first").collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}); delete its folder "
@@ -31,8 +33,9 @@ def evaluation(folder: Path, one: str = "", other: str = "") -> dict[str, Any]:
     by = {(row["benchmark"], row["problem_id"]): row for row in texts.iter_rows(named=True)}
     models = table["model"].unique(maintain_order=True).to_list()
     found = _by_problem(table.with_row_index("row"))
-    rows = [{"benchmark": benchmark, "problem_id": name, "problem": by[benchmark, name]["problem"],
-             "gold": by[benchmark, name]["gold"], "models": scores}
+    rows = [{"benchmark": benchmark, "problem_id": name, "models": scores,
+             "problem": by[benchmark, name].get("problem")
+             or problems.get(name, {}).get("problem")}
             for (benchmark, name), scores in found.items()]
     out = {"models": models, "benchmarks": table["benchmark"].unique(maintain_order=True).to_list(),
            "problems": rows, "scores": _scores(folder)}

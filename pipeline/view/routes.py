@@ -33,7 +33,7 @@ def state(workspace: Workspace, query: Query) -> dict[str, Any]:
     """What there is: tables, runs, evaluations, troubles, queues."""
     artifacts = workspace.artifacts()
     made = [one for one in artifacts if one.state == "made"]
-    current = set(workspace.places.planned)
+    current = set(workspace.places.planned) or {one.name for one in artifacts}
     return {"sources": workspace.sources(), "troubles": workspace.troubles(),
             "runs": runs.training_runs(artifacts), "queues": QUEUES,
             "evaluations": [{"name": one.name, "key": one.key, "current": one.name in current}
@@ -142,8 +142,8 @@ def completions(workspace: Workspace, query: Query) -> dict[str, Any]:
 def scores(workspace: Workspace, query: Query) -> dict[str, Any]:
     """An evaluation by problem."""
     one = workspace.artifact(query.get("name", ""))
-    return {"name": one.name, **evaluation(one.folder, query.get("one", ""),
-                                           query.get("other", ""))}
+    return {"name": one.name, **evaluation(one.folder, workspace.table(one.name).problems,
+                                           query.get("one", ""), query.get("other", ""))}
 
 
 def spending(workspace: Workspace, query: Query) -> dict[str, Any]:

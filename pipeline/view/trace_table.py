@@ -154,6 +154,7 @@ class TraceTable:
 
     def batches(self, among: np.ndarray | None) -> Iterator[tuple[int, pl.DataFrame]]:
         """(first row, texts) of some rows at a time, leaving out row groups without `among`."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         groups = _groups(str(self.path), self.path.stat().st_mtime_ns)
@@ -164,8 +165,8 @@ class TraceTable:
                 start = groups[number][1]
                 for batch in file.iter_batches(256, [number], ["thinking", "answer"],
                                                use_threads=False):
-                    yield start, pl.DataFrame(batch.to_pydict(), schema=dict.fromkeys(
-                        ("thinking", "answer"), pl.String))
+                    frame: Any = pl.from_arrow(pa.Table.from_batches([batch]))
+                    yield start, frame
                     start += len(batch)
 
 

@@ -22,7 +22,7 @@ from pipeline.curate.features import FEATURES, add_features
 from pipeline.curate.reviews import trace_key
 from pipeline.serving.processes import die_with_parent
 
-PARTS = 16
+PARTS = 64
 COMMON = 32
 """A word that more than one row in COMMON holds is kept as a bit a row."""
 PAIR = np.dtype([("word", np.uint32), ("row", np.uint32)])

@@ -71,6 +71,9 @@ class Workspace:
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`, whole before half-made. Raises UserError if it is gone."""
         found = [one for one in self.artifacts() if one.name == name]
+        if not found:                   # made just now, perhaps
+            self._scanned = (0.0, [])
+            found = [one for one in self.artifacts() if one.name == name]
         if not found:
             raise UserError(f"{name} is not there any more; it was deleted or renamed")
         return sorted(found, key=lambda one: one.state == "made")[-1]
@@ -80,9 +83,10 @@ class Workspace:
         files: list[dict[str, Any]] = [
             {"id": f"file:{place}", "label": path.name, "kind": "file", "current": True}
             for place, path in enumerate(self.places.files)]
+        planned = self.places.planned
         tables: list[dict[str, Any]] = [
             {"id": one.name, "label": f"{one.stage} {one.key[:6]}",
-             "kind": catalog.TABLES[path.name], "current": one.name in self.places.planned,
+             "kind": catalog.TABLES[path.name], "current": not planned or one.name in planned,
              "finished": one.manifest.get("finished")}
             for one in self.artifacts() if (path := catalog.table_of(one))]
         order = list(catalog.TABLES.values())
@@ -92,7 +96,7 @@ class Workspace:
     def troubles(self) -> list[str]:
         """A sentence for each artifact that is damaged or not finished."""
         return [one.trouble if one.state == "damaged" else
-                f"{one.name} is not finished; its traces can be read once it is"
+                f"{one.name} is not finished: it is being made, or was interrupted"
                 for one in self.artifacts() if one.state != "made"]
 
     def table(self, source: str) -> TraceTable:

@@ -10,7 +10,16 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import majority, mean_interval, paired_gain, pass_at_k, summarise
+from pipeline.evaluate.metrics import (
+    difference,
+    differences,
+    majority,
+    mean_interval,
+    paired_gain,
+    pass_at_k,
+    summarise,
+    summarise_seeds,
+)
 from pipeline.problems.sources import evaluation_sets, short_names
 from stages import evaluate
 from stages.graph import STAGES
@@ -157,3 +166,44 @@ def test_a_benchmark_may_have_columns_of_its_own(tmp_path):
     assert path in STAGES["evaluate"].files(experiment)
     row, = evaluate._benchmarks(experiment, {})["own"]
     assert (row["problem"], row["answer"]) == ("1+1?", "2")
+
+
+def seeded(*means):
+    """The samples of one model by seed, one a problem, with these scores."""
+    return {seed: [{"problem_id": f"p{i}", "score": score, "vote": "a", "cut_off": False,
+                    "completion_tokens": 10 + seed} for i, score in enumerate(scores)]
+            for seed, scores in enumerate(means)}
+
+
+def test_several_seeds_give_their_mean_each_of_them_and_an_interval_that_holds_training():
+    scores = [[1.0] * (60 + 5 * seed) + [0.0] * (40 - 5 * seed) for seed in range(3)]
+    found = summarise_seeds(seeded(*scores))
+    assert found["avg"] == pytest.approx(0.65) and found["mean_tokens"] == 11
+    assert [one["avg"] for one in found["seeds"].values()] == pytest.approx([0.6, 0.65, 0.7])
+    means = [sum(column) / 3 for column in zip(*scores, strict=True)]
+    over_problems = sum((x - 0.65) ** 2 for x in means) / 99 / 100
+    over_seeds = 0.05 ** 2 / 3
+    half = (1.96 ** 2 * over_problems + 4.30 ** 2 * over_seeds) ** 0.5
+    assert found["training_high"] - found["avg"] == pytest.approx(half)
+    assert found["ci_high"] - found["avg"] == pytest.approx(1.96 * over_problems ** 0.5)
+    assert "seeds" not in summarise_seeds(seeded(scores[0])) == summarise(seeded(scores[0])[0])
+
+
+def test_a_gain_that_every_seed_shows_is_surer_than_the_scores_it_is_made_of():
+    before = seeded([1.0] * 50 + [0.0] * 50, [1.0] * 60 + [0.0] * 40, [1.0] * 70 + [0.0] * 30)
+    after = seeded([1.0] * 60 + [0.0] * 40, [1.0] * 70 + [0.0] * 30, [1.0] * 80 + [0.0] * 20)
+    gain, score = difference(after, before), summarise_seeds(after)
+    assert gain["interval"][0] == pytest.approx(0.1) and gain["each"] == pytest.approx([0.1] * 3)
+    assert gain["training_high"] - gain["training_low"] < \
+        (score["training_high"] - score["training_low"]) / 2
+    untrained = seeded([0.0] * 100)
+    assert difference(after, {None: untrained[0]})["each"] == pytest.approx([0.6, 0.7, 0.8])
+
+
+def test_any_two_models_have_a_paired_difference_and_its_opposite():
+    models = {"a": seeded([1.0, 0.0, 1.0, 0.0]), "b": seeded([1.0, 1.0, 1.0, 0.0]),
+              "c": seeded([0.0] * 4)}
+    found = differences({name: {None: rows[0]} for name, rows in models.items()})
+    assert {name: set(others) for name, others in found.items()} == {
+        "a": {"b", "c"}, "b": {"a", "c"}, "c": {"a", "b"}}
+    assert found["b"]["a"]["interval"][0] == 0.25 == -found["a"]["b"]["interval"][0]

@@ -80,6 +80,10 @@ def test_a_push_is_whole_private_and_true(limbeck, tmp_path):
     judged = pl.read_parquet(chain["filter"] / "judged.parquet").filter("kept")
     assert len(kept) == len(judged)
     assert {"problem", "thinking", "verdict", "grader", "pass_rate", "teacher"} <= set(kept.columns)
+    card = data["files"]["README.md"].decode()
+    counts = pl.read_parquet(chain["filter"] / "judged.parquet")["verdict"].value_counts(sort=True)
+    assert ", ".join(f"{count:,} {name}" for name, count in counts.iter_rows()) in card
+    assert "supervised fine-tuning and reinforcement" in model["files"]["README.md"].decode()
     everything = b"".join(file for one in (model, data) for file in one["files"].values())
     assert CANARY.encode() not in everything and b"hf_CanaryToken" not in everything
     assert str(tmp_path).encode() not in everything

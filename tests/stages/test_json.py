@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
+from stages import __main__ as command_line
 from stages.__main__ import app
 
 SMALL = ("prepare.limit=30", "prepare.held_out=10", "generate.samples=1")
@@ -28,3 +30,18 @@ def test_commands_print_json_and_nothing_else(tmp_path, monkeypatch):
     assert read("path", "generate", *SMALL)["made"] and read("show", "generate", *SMALL)["rows"]
     check, *_ = read("doctor", str(tmp_path / "nowhere"), code=1)
     assert not check["ok"] and "nowhere" in check["sentence"]
+
+
+def test_a_ctrl_c_over_which_rust_panics_is_one_sentence(monkeypatch, capsys):
+    class PanicException(BaseException):
+        pass
+
+    def stop():
+        raise PanicException("called `Result::unwrap()` on an `Err` value: PyErr { type: <class "
+                             "'KeyboardInterrupt'>, value: KeyboardInterrupt() }")
+
+    monkeypatch.setattr(command_line, "app", stop)
+    monkeypatch.setattr(command_line.signal, "signal", lambda *given: None)
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main()
+    assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err

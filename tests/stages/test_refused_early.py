@@ -116,3 +116,12 @@ def test_what_takes_libraries_to_know_is_known_before_a_teacher_is_paid():
 def test_every_stage_that_refuses_says_so_in_check_or_check_fully():
     for name, stage in STAGES.items():
         assert name in ("report",) or hasattr(stage.load(), "check"), name
+
+
+def test_own_problems_and_the_embedded_teacher_do_not_go_together_but_may_be_prepared(capsys):
+    made = experiment("prepare={problems: two.jsonl, held_out: 0, limit: null}")
+    plan_rows(made)
+    assert "generate cannot run here: the embedded teacher solves" in capsys.readouterr().err
+    make(made, "prepare")
+    with pytest.raises(UserError, match=r"countdown alone, not two\.jsonl"):
+        make(made, "generate")

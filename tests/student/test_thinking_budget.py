@@ -1,6 +1,8 @@
 """Thinking ends at exactly its budget, is closed, and an answer follows, on the CPU decoder."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.student import TinyModel
 from pipeline.prompts import asking_length
+from pipeline.student import sample
 from pipeline.student.decode import decode
 from pipeline.student.sample import sample_sets
 from pipeline.student.template import prompt_ids
@@ -128,3 +131,35 @@ def test_every_sample_of_a_set_keeps_to_its_budget(tmp_path, budget):
 def test_a_prompt_asks_for_its_length():
     asked = asking_length([{"role": "user", "content": "What?"}], 300)
     assert asked == [{"role": "user", "content": "What?\n\nThink for 300 tokens."}]
+
+
+def test_vllm_is_asked_in_the_same_two_passes_with_a_limit_for_each_prompt(tmp_path, monkeypatch):
+    save_tiny(TEXTS, TinyModel(layers=1, width=32, heads=2), TEMPLATE, 0, tmp_path)
+    asked, word = [], ids("3")[:1]
+
+    class Engine:
+        """What LLM.generate takes and gives; says one token only and never ends a turn."""
+
+        llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None))
+
+        def __init__(self, **options):
+            self.longest = options["max_model_len"]
+
+        def generate(self, prompts, params):
+            asked.append([(one["prompt_token_ids"], each.max_tokens)
+                          for one, each in zip(prompts, params, strict=True)])
+            assert all(len(ids) + limit <= self.longest for ids, limit in asked[-1])
+            said = [SimpleNamespace(token_ids=word * each.max_tokens) for each in params]
+            return [SimpleNamespace(outputs=[one]) for one in said]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(
+        LLM=Engine, SamplingParams=lambda **given: SimpleNamespace(**given)))
+    monkeypatch.setattr(sample, "_vllm_available", lambda: True)
+    [(_, [[(completion, tokens)]])] = sample.sample_sets(
+        str(tmp_path), str(tmp_path), {"a": [CHAT]}, 1, StudentSampling(max_tokens=6), 0,
+        budgets={"a": Budget(11, answer=4)})
+    prompt = prompt_ids(TOKENIZER, CHAT)
+    closing = forcer().closing
+    assert asked == [[(prompt, 11)], [(prompt + word * 11 + closing, 4)]]
+    assert completion.closed and completion.answer == TOKENIZER.decode(word * 4).strip()
+    assert tokens == 11 + len(closing) + 4

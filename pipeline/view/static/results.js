@@ -2,7 +2,7 @@
 import { append, count, duration, fill, h, percent, plural, trouble, words } from "./dom.js";
 import { get } from "./net.js";
 import { address } from "./app.js";
-import { brief } from "./traces.js";
+import { title } from "./richtext.js";
 
 const SHOWN = 100;
 
@@ -21,8 +21,8 @@ export async function evaluationView(main, query, state) {
     found.flips ? h("label", {}, "Show ", h("select", { onchange: (event) => go({ only: event.target.value }) }, ...[["", "all"], ["gained", `${count(found.flips.gained)} solved more often`], ["lost", `${count(found.flips.lost)} solved less often`], ["same", `${count(found.flips.same)} as often`]].map(([value, label]) => h("option", { value, selected: (query.get("only") ?? "") === value }, label)))) : null),
   scoreLine(found), h("p.quiet", {}, `${plural(rows.length, "problem")}${rows.length > SHOWN ? `, the first ${SHOWN} shown` : ""}; each dot is a sample and leads to it.`),
   h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Problems and models" }, h("table.scores", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Problem"), ...found.models.map((model) => h("th.left", { scope: "col" }, model)))),
-    h("tbody", {}, ...rows.slice(0, SHOWN).map((row) => h("tr", {}, h("th.problem-cell", { scope: "row" }, brief(row.problem ?? row.problem_id, 90), found.benchmarks.length > 1 ? h("span.quiet", {}, ` ${row.benchmark}`) : null),
-      ...found.models.map((model) => h("td.left", {}, dots(row.models[model], name))))))))]);
+    h("tbody", {}, ...rows.slice(0, SHOWN).map((row) => h("tr", {}, h("th.problem-cell", { scope: "row" }, title(row.problem ?? row.problem_id, 90), found.benchmarks.length > 1 ? h("span.quiet", {}, ` ${row.benchmark}`) : null),
+      ...found.models.map((model) => h("td.left", { "data-label": model }, dots(row.models[model], name))))))))]);
 }
 
 function scoreLine(found) {

@@ -108,7 +108,7 @@ export function reviewPanel(told, state, after = null) {
 }
 
 export function who(change) {
-  return h("label.block", {}, "You are ", h("input", { value: reviewer(), autocomplete: "off", placeholder: "your name",
+  return h("label.block.who", {}, "You are ", h("input", { value: reviewer(), autocomplete: "off", placeholder: "your name",
     onchange: (event) => { store("limbeck reviewer", event.target.value.trim()); change(); } }));
 }
 

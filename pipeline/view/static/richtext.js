@@ -257,6 +257,19 @@ function list(out, writer, start, end) {
   out.append(box);
 }
 
+// The beginning of a text in one line, cut where no formula is cut.
+export function title(text, limit = 110) {
+  const line = text.replace(/\s+/g, " ").trim();
+  const writer = new Writer(line, []);
+  const inside = writer.mathAt(limit);
+  const end = line.length <= limit + 12 ? line.length : inside ? (inside.end - limit < 40 ? inside.end : inside.start) : limit;
+  for (const one of writer.maths) one.display = false;
+  const box = h("span.title");
+  writer.inline(box, 0, end);
+  if (end < line.length) box.append("…");
+  return box;
+}
+
 export function hits(text, search) {
   const wanted = search.startsWith('"') && search.endsWith('"') && search.length > 2
     ? [search.slice(1, -1)] : search.match(/[\p{L}\p{N}]+/gu) ?? [];

@@ -2,6 +2,7 @@
 import { append, count, fill, h, percent, plural, trouble, words } from "./dom.js";
 import { get } from "./net.js";
 import { address } from "./app.js";
+import { title } from "./richtext.js";
 
 export const LIMIT = 50;
 
@@ -95,7 +96,7 @@ function table(found, source, query, go) {
       has("verdict") && head("Verdict", "verdict", ".left"), has("kept") && head("Outcome", "reason", ".left"), has("extracted") && head("Answer", null, ".left"),
       head("Tokens", "tokens"), has("pass_rate") && head("Pass rate", "pass_rate"))),
     h("tbody", {}, ...found.rows.map((row) => h("tr", {},
-      h("th.problem-cell", { scope: "row" }, link(row, source, query, row.problem ? brief(row.problem) : row.problem_id),
+      h("th.problem-cell", { scope: "row" }, link(row, source, query, row.problem ? title(row.problem) : row.problem_id),
         h("span.quiet", {}, ` ${row.problem_id}#${row.sample}`)),
       models && h("td.left", { "data-label": "Model" }, row.model),
       has("verdict") && h("td.left", { "data-label": "Verdict" }, mark(row), row.review ? h("span.said", { title: "what people said" }, ` ${row.review}`) : null),
@@ -105,14 +106,9 @@ function table(found, source, query, go) {
       has("pass_rate") && h("td", { "data-label": "Pass rate" }, percent(row.pass_rate, 0))))));
 }
 
-export function brief(text, limit = 110) {
-  const line = text.replace(/\s+/g, " ").trim();
-  return line.length > limit ? `${line.slice(0, limit)}…` : line;
-}
-
 function problems(found, source, query) {
   return h("ol.problems", {}, ...found.problems.map((one) => h("li", {},
-    h("p.asked-brief", {}, one.problem ? brief(one.problem, 240) : one.problem_id),
+    h("p.asked-brief", {}, one.problem ? title(one.problem, 240) : one.problem_id),
     h("p.quiet", {}, `${one.problem_id} · ${one.pass_rate === null || one.pass_rate === undefined ? "" : `pass rate ${percent(one.pass_rate, 0)} · `}${plural(one.samples, "sample")}${one.tokens ? ` · ${count(Math.round(one.tokens))} tokens on average` : ""}`),
     h("ul.samples", {}, ...one.list.map((row) => h("li", {}, link(row, source, query,
       h(`span.dot.${row.score === 1 ? "good" : row.score === 0 ? "bad" : "none"}`, {
