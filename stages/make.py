@@ -188,7 +188,8 @@ def _provenance() -> dict[str, Any]:
         commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
                                 capture_output=True, check=False).stdout.strip()
     return {"git_commit": commit or None, "libraries": libraries,
-            "python": sys.version.split()[0]}
+            "python": sys.version.split()[0],
+            "command": shlex.join(["limbeck", *sys.argv[1:]])}
 
 
 def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
@@ -197,7 +198,8 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        table = Table("stage", "state", "why", "folder", box=None, pad_edge=False)
+        table = Table("stage", "state", "why", box=None, pad_edge=False)
+        table.add_column("folder", no_wrap=True)
         for row in rows:
             table.add_row(row["stage"], row["state"], row["why"], _shown(Path(row["folder"])))
         Console().print(table)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.load import flat
 from pipeline.errors import UserError
 from pipeline.stage import read_manifest
 from stages.graph import STAGES
@@ -38,7 +39,7 @@ def show_runs(roots: Sequence[Path], current: set[str], as_json: bool = False) -
 def _of_stage(roots: Sequence[Path], stage: str) -> list[dict[str, Any]]:
     """A row for each artifact of `stage`, newest first."""
     found = sorted(_manifests(roots, stage), key=lambda pair: -pair[1]["finished"])
-    settings = _varying([_flat(made["config"], stage) | {"seed": made.get("seed")}
+    settings = _varying([flat(made["config"], stage) | {"seed": made.get("seed")}
                          for _, made in found])
     inputs = _varying([dict(made["inputs"]) for _, made in found])
     return [{"stage": stage, "key": made["key"], "folder": str(folder.resolve()),
@@ -55,14 +56,6 @@ def _manifests(roots: Sequence[Path], stage: str) -> Iterator[tuple[Path, dict[s
             with suppress(UserError):       # a damaged one is named by the command that needs it
                 if not path.parent.name.endswith(".partial"):
                     yield path.parent, read_manifest(path)
-
-
-def _flat(tree: Any, prefix: str) -> Flat:
-    """Dotted keys and their values."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    return {key: value for name, part in tree.items()
-            for key, value in _flat(part, f"{prefix}.{name}").items()}
 
 
 def _varying(rows: Sequence[Flat]) -> list[Flat]:

@@ -142,6 +142,14 @@ def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -
         raise UserError(explain(error, model, layers)) from None
 
 
+def flat(tree: Any, prefix: str) -> dict[str, Any]:
+    """Return the leaves of a config tree by dotted key."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {key: value for name, part in tree.items()
+            for key, value in flat(part, f"{prefix}.{name}").items()}
+
+
 def merge(below: dict, above: dict) -> dict:
     """`above` over `below`, mapping by mapping; a changed `type` replaces its whole mapping."""
     if {"type"} <= below.keys() & above.keys() and above["type"] != below["type"]:

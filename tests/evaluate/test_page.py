@@ -20,6 +20,7 @@ from pipeline.config.filter import FilterConfig
 from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.evaluate import examples, numbers, plots
+from pipeline.evaluate.facts import facts
 from pipeline.evaluate.page import duration, funnel, headline
 from stages import report
 from stages.graph import plans
@@ -72,6 +73,35 @@ def test_numbers_keep_the_names_that_others_script_against(tmp_path):
     assert told["stages"]["generate"]["cost_usd"] == pytest.approx(4.0)
     assert told["lineage"]["rl"] == {"prepare": "prepare-key", "sft": "sft-key"}
     assert told["libraries"] == {"trl": "1.16.0"} and told["machine"]["cores"] >= 1
+
+
+def test_the_page_names_models_with_their_sizes_the_settings_and_the_commands(tmp_path):
+    folders = made_run(tmp_path)
+    tiny_model = {"w": {"dtype": "F32", "shape": [700, 1000], "data_offsets": [0, 0]}}
+    header = json.dumps(tiny_model).encode()
+    (folders["sft"] / "model").mkdir()
+    (folders["sft"] / "model" / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header)
+    for name, more in {
+            "student": {"config": {"model": "Qwen/Qwen2.5-0.5B", "chat_template": "qwen2_5"}},
+            "generate": {"config": {"samples": 3, "teacher": {"type": "openai", "model": ATTACK}}},
+            "sft": {"command": "limbeck sft -c <mine>.yaml", "config": {
+                "trainer": {"learning_rate": 0.5}, "head": "trl"}}}.items():
+        path = folders[name] / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    (folders["student"] / "model.txt").write_text("Qwen/Qwen2.5-0.5B")
+    found = facts(folders)
+    assert ("student, untrained", "Qwen/Qwen2.5-0.5B", 5e8) in found["models"]
+    assert ("after SFT", "sft-key/model", 7e5) in found["models"]
+    assert found["settings"]["sft"] == {"sft.trainer.learning_rate": "0.5"}     # head is as usual
+    out = tmp_path / "report-key.partial"
+    out.mkdir()
+    report.run(EXPERIMENT, folders, out)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in ("500\N{NO-BREAK SPACE}M", "700\N{NO-BREAK SPACE}K", "generate.samples=3",
+                 "limbeck sft -c &lt;mine&gt;.yaml", "student.chat_template=qwen2_5"):
+        assert text in page, text
+    assert ATTACK not in page and not Tags(page).open
 
 
 def test_every_trace_is_counted_as_kept_or_under_one_reason(tmp_path):
