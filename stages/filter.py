@@ -90,7 +90,7 @@ def check(experiment: Experiment) -> None:
     for name, runtime in runtimes.items():
         if (model := getattr(experiment.filter, name)) is None:
             continue
-        if not runtime.base_url:
+        if not runtime.base_url and not model.is_local():
             raise UserError(f"no address for filter.{name}: set {reached[name]}.base_url, e.g. "
                             "https://api.deepseek.com/v1")
         runtime.api_key()
