@@ -126,5 +126,5 @@ def check_broken_share(judgements: Sequence[Judgement], limit: float = 0.01) -> 
     broken = [j for j in judgements if j.verdict in ("error", "timeout")]
     if len(broken) > limit * len(judgements):
         raise UserError(f"{len(broken)} of {len(judgements)} verdicts are error or timeout "
-                        f"(limit {limit:.0%}), the first a {broken[0].verdict} of "
-                        f"{broken[0].grader}; fix that grader, or raise `seconds` or memory")
+                        f"(limit {limit:.0%}): the grader that broke first says "
+                        f"{broken[0].verdict}, {broken[0].grader}")

@@ -59,7 +59,7 @@ def test_a_verifier_that_hangs_dies_or_fails_costs_one_undecided_row_with_the_re
     assert "KeyError in line 9: 'nothing there'" in found["fail"].grader
     assert "neither True nor False" in found["strange"].grader
     assert {found[text].score for text in ("hang", "die", "fail", "strange", "unsure")} == {None}
-    with pytest.raises(UserError, match="1 of 1 verdicts.*KeyError in line 9"):
+    with pytest.raises(UserError, match=r"1 of 1 verdicts.*KeyError in line 9"):
         check_broken_share([found["fail"]])
 
 
