@@ -24,6 +24,8 @@ from pipeline.errors import LockedError, UserError
 Counts = dict[str, Any]
 WAIT_SECONDS = 0.5
 """Between two looks at whether another process has ended."""
+UNDER_WAY = "under_way.json"
+"""What a half-made artifact is to be made of, for who looks at it meanwhile."""
 LARGE_FILE = 1 << 24
 """Bytes from which a model's file is known by its size and time of change."""
 
@@ -198,12 +200,15 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
         if partial.exists() and not plan.stage.resumable:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
+        under_way = partial / UNDER_WAY
+        under_way.write_text(json.dumps({**plan.ingredients, "key": plan.key}), encoding="utf-8")
         began = time.time()
         counts = plan.stage.run(experiment, {n: p.folder for n, p in inputs.items()}, partial)
         manifest = {**provenance, **plan.ingredients, "key": plan.key, "counts": counts,
                     "seconds": round(time.time() - began, 3), "finished": int(time.time())}
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / "manifest.json").write_text(text, encoding="utf-8")
+        under_way.unlink(missing_ok=True)
         partial.replace(plan.folder)
         return manifest
     finally:

@@ -111,8 +111,8 @@ def _score_by_judges(experiment: Experiment, seen: Seen) -> Counts:
         return {}
     found = scorers(config.judges, runtime.for_judges(config.judges), runtime.traces)
     add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
-                     {name: [rows for by in seeds.values() for rows in by.values()]
-                      for name, seeds in seen.items()})
+                     {name: [[row for rows in seeds.values() for row in rows]
+                             for seeds in by.values()] for name, by in seen.items()})
     return {"judges": {name: client.counts for name, (_, client) in found.items() if client}}
 
 

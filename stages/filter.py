@@ -91,7 +91,7 @@ def check(experiment: Experiment) -> None:
         render(experiment.filter.rewrite.prompt)
     for name, runtime in runtimes.items():
         model = getattr(experiment.filter, name)
-        if not runtime.base_url:
+        if not runtime.base_url and not model.is_local():
             raise UserError(f"no address for filter.{name}: set {reached[name]}.base_url, e.g. "
                             "https://api.deepseek.com/v1")
         runtime.api_key()
@@ -256,7 +256,9 @@ def summary(counts: Counts) -> str:
         said += (f"; {name} was asked {asked['asked']:,} questions now "
                  f"(${asked['cost_usd']:,.4f} in all)")
     if bare := counts.get("without_gold"):
-        said += (f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a "
-                 f"majority answer ({bare['kept']:,} traces kept)")
+        agreed = f"; {bare['agreed']:,} of {bare['problems']:,} problems without a gold have a " \
+                 f"majority answer ({bare['kept']:,} traces kept)"
+        said += agreed if bare["agreed"] or not bare["kept"] else \
+            f"; {bare['kept']:,} are of {bare['problems']:,} problems without a gold"
     usd = counts.get("traces_usd", 0.0) / max(counts["kept"], 1)
     return said + (f"; ${usd:,.4f} of teacher for each kept" if usd else "")

@@ -28,6 +28,7 @@ ELSEWHERE = {
     r"limbeck .*runtime\.teacher\.batch=true": "tests/teacher/test_batch.py",
     r"limbeck .*filter\.languages=": "tests/curate/test_language_share.py",
     r"limbeck estimate .*--gpus": "tests/cluster",
+    r"limbeck .*configs/(r1-embedded|ablation)\.yaml": "tests/stages/test_recipe.py",
 }
 SMALL = """
 prepare: {limit: 24, held_out: 8, decontaminate: []}

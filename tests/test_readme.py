@@ -65,7 +65,7 @@ def test_every_limbeck_command_parses_and_its_config_loads(document, line):
     assert name in CLI
     given = CLI[name].make_context(name, list(words)).params
     if "overrides" in given:
-        files = [ROOT / path for path in given["config"] or ["configs/default.yaml"]]
+        files = [ROOT / path for path in given.get("config") or ["configs/default.yaml"]]
         load(Experiment, files, given["overrides"] or [])
     assert given.get("stage", "prepare").rpartition(".")[2] in STAGES
 

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from pipeline.config.load import REFERENCE, Config
 from pipeline.errors import UserError
-from pipeline.stage import model_identity
+from pipeline.stage import is_artifact, model_identity
 
 SHAPING_VLLM_OPTIONS = frozenset({
     "revision", "tokenizer", "tokenizer_revision", "dtype", "quantization", "kv_cache_dtype",
@@ -271,6 +271,17 @@ class JudgeRuntime(TeacherRuntime):
 
 class LLMJudgeConfig(OpenAITeacher):
     """The model asked if the judge's rules abstain; runtime.llm_judge has its address."""
+
+    model: Annotated[str, REFERENCE]
+    """Model name as the endpoint knows it; or a folder or STEP.STAGE, which vLLM serves here."""
+
+    def identity(self) -> dict[str, Any]:
+        """As SolverTeacher's."""
+        return {"type": self.type, "model": model_identity(self.model)}
+
+    def is_local(self) -> bool:
+        """Whether it is a model of this machine, not of an endpoint."""
+        return is_artifact(self.model) or Path(self.model).is_dir()
 
     sampling: Sampling = Sampling(temperature=0.0, max_tokens=4096)
     """Sampling parameters, as generate.sampling."""

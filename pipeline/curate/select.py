@@ -115,7 +115,8 @@ def decide(table: pl.DataFrame, config: FilterConfig,
                                    dict(sources or {}), default="", return_dtype=pl.String))
     table = table.with_columns(difficulty=difficulty())
     keep = _keep(table, config).fill_null(False)
-    wrong = pl.col("verdict") != "correct"
+    # Of kind open nothing is right or wrong.
+    wrong = (pl.col("verdict") != "correct") & (pl.col("grader") != "open")
     table = table.with_columns(reason=pl.when(keep).then(pl.lit("")).when(wrong)
                                .then(pl.col("verdict")).otherwise(pl.lit("expression")))
     # Cut by a filter, a tool or in a way not known: whether the text is whole is unknown. A

@@ -16,7 +16,7 @@ Rows = list[dict[str, Any]]
 
 def add_judge_scores(judges: Judges, models: Mapping[str, Score],
                      tables: Mapping[str, Sequence[Rows]]) -> None:
-    """Add a column for each judge to the rows in `tables`: of each model, its benchmarks' rows.
+    """Add a column for each judge to the rows in `tables`: of each model, each benchmark's rows.
 
     Comparisons set a sample of the first model against the same sample of every other; the first
     model's are half wins by definition, and so left out.
@@ -36,8 +36,10 @@ def _compared(name: str, score: Score, config: Any,
               tables: Mapping[str, Sequence[Rows]]) -> None:
     """Share of the comparisons won against the first model's sample of the same number."""
     first, *others = tables.values()
-    known = {(place, row["problem_id"], row["sample"]): row
-             for place, part in enumerate(first) for row in part}
+    known: dict[tuple[int, str, int], dict[str, Any]] = {}
+    for place, part in enumerate(first):
+        for row in part:        # of several training seeds the first
+            known.setdefault((place, row["problem_id"], row["sample"]), row)
     pairs = [(row, known[key]) for parts in others for place, part in enumerate(parts)
              for row in part if (key := (place, row["problem_id"], row["sample"])) in known]
     items, rows = [], []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 
 from pipeline.completion import Completion, Verdict, split_completion
@@ -34,6 +35,14 @@ def judge_answer(answer: str, problem: Problem, pool: JudgePool | None = None) -
 def judge_by_rules(completion: str | Completion, problem: Problem, *,
                    prompt_opens_thinking: bool = False) -> Judgement | WorkerTask:
     """Return the verdict if the rules decide, else a task for a worker."""
+    step = _by_rules(completion, problem, prompt_opens_thinking)
+    # An unfinished answer has its verdict, but of kind open nothing is right or wrong.
+    return replace(step, score=None, grader="open") \
+        if isinstance(step, Judgement) and kind_of(problem).open else step
+
+
+def _by_rules(completion: str | Completion, problem: Problem,
+              prompt_opens_thinking: bool) -> Judgement | WorkerTask:
     kind = kind_of(problem)
     if isinstance(completion, str):
         completion = split_completion(completion, opened=prompt_opens_thinking)

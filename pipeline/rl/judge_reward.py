@@ -18,8 +18,10 @@ NEEDS_GOLD = ("accuracy",)
 
 
 def judge_reward(config: Judge, score: Score, *, prompt_opens_thinking: bool = False) -> Reward:
-    """TRL reward: the judge's score; 0 for a completion without the part that it reads.
+    """TRL reward: the judge's score.
 
+    A completion without the part that it reads gets 0, and of a reward model, whose scores have no
+    lower end, one less than the worst of its call: an answer that is not there must never pay.
     None (skipped by TRL) if the judge's model gave no score that can be read.
     """
     def reward(prompts: Sequence[Any], completions: Sequence[Any],
@@ -29,8 +31,11 @@ def judge_reward(config: Judge, score: Score, *, prompt_opens_thinking: bool = F
                  for one in completions]
         items = [Item(str(columns["problem_id"][place]), columns["problem"][place], text)
                  for place, text in enumerate(texts) if text]
-        scores = iter(score(items) if items else [])
-        return [next(scores) if text else 0.0 for text in texts]
+        found = score(items) if items else []
+        known = [value for value in found if value is not None]
+        least = 0.0 if config.type != "reward_model" else min(known) - 1 if known else None
+        scores = iter(found)
+        return [next(scores) if text else least for text in texts]
 
     return reward
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment, Runtime
-from pipeline.config.teacher import Teacher, TeacherRuntime
+from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig, Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.stage import model_identity
@@ -114,11 +115,27 @@ def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRunti
     from pipeline.serving.vllm_server import vllm_servers
 
     assert teacher.type == "vllm"            # traces of a file are imported, not asked for
-    # The first name is what its replies call it; it is asked by the second.
-    names = {"served_model_name": [model_identity(teacher.model), teacher.model]}
-    with vllm_servers(teacher.model, {**names, **teacher.vllm}, teacher.servers,
+    with vllm_servers(teacher.model, {**_names(teacher.model), **teacher.vllm}, teacher.servers,
                       log=runtime.traces / "vllm.log") as (first, *others):
         yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
+
+
+@contextmanager
+def running_judge(model: LLMJudgeConfig, runtime: JudgeRuntime, traces: Path
+                  ) -> Iterator[JudgeRuntime]:
+    """Serve a judge that is a model of this machine; yields `runtime` with its base_url."""
+    if runtime.base_url or not model.is_local():
+        yield runtime
+        return
+    from pipeline.serving.vllm_server import vllm_server
+
+    with vllm_server(model.model, _names(model.model), log=traces / "judge.log") as address:
+        yield runtime.model_copy(update={"base_url": address})
+
+
+def _names(model: str) -> dict[str, Any]:
+    # The first name is what its replies call it; it is asked by the second.
+    return {"served_model_name": [model_identity(model), model]}
 
 
 def print_problems(outcome: Outcome, who: str) -> None:

@@ -63,7 +63,7 @@ class LLMJudgeClient:
         """Ask for what is missing; an endpoint that does not answer is one printed sentence."""
         from pipeline.progress import progress
         from pipeline.teacher import Outcome, generate
-        from pipeline.teacher.ask import print_problems
+        from pipeline.teacher.ask import print_problems, running_judge
         from pipeline.teacher.failures import UnansweredError
 
         runtime, until = self._runtime(requests), time.monotonic() + self.patience
@@ -72,7 +72,8 @@ class LLMJudgeClient:
                   "more is asked", file=sys.stderr)
             return Outcome(failed=missing)
         try:
-            with progress("asking the LLM judge", missing) as advance:
+            with running_judge(self.model, runtime, self.traces) as runtime, \
+                    progress("asking the LLM judge", missing) as advance:
                 while True:
                     try:
                         outcome = generate(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.stage import read_manifest
+from pipeline.stage import UNDER_WAY, read_manifest
 
 FOLDER = re.compile(r"(?P<stage>.+)-(?P<key>[0-9a-z]{3,64})(?P<partial>\.partial)?")
 TABLES = {"judged.parquet": "judged traces", "traces.parquet": "traces",
@@ -71,6 +73,8 @@ def _artifact(path: Path, planned: Mapping[str, Mapping[str, Any]]) -> Artifact 
     stage, key = match["stage"], match["key"]
     if match["partial"]:
         known = dict(planned.get(path.name.removesuffix(".partial"), {}))
+        with suppress(OSError, ValueError):
+            known = json.loads((path / UNDER_WAY).read_text(encoding="utf-8"))
         return Artifact(stage, key, path, "partial", known)
     try:
         manifest = read_manifest(path / "manifest.json")

@@ -93,8 +93,13 @@ def _points(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
 
 
 def differences(chosen: list[Artifact], known: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """The config keys in which runs, with all they were made from, differ: {key, values}."""
-    flat = [_flat(one, known) for one in chosen]
+    """The config keys in which runs, with all they were made from, differ: {key, values}.
+
+    A run that does not say what it is made of differs in nothing.
+    """
+    flat = [_flat(one, known) for one in chosen if one.manifest]
+    if len(flat) < len(chosen):
+        return []
     keys = sorted({key for tree in flat for key in tree})
     rows = [{"key": key, "values": [tree.get(key) for tree in flat]} for key in keys]
     return [row for row in rows

@@ -96,7 +96,7 @@ class Workspace:
     def troubles(self) -> list[str]:
         """A sentence for each artifact that is damaged or not finished."""
         return [one.trouble if one.state == "damaged" else
-                f"{one.name} is not finished; its traces can be read once it is"
+                f"{one.name} is not finished: it is being made, or was interrupted"
                 for one in self.artifacts() if one.state != "made"]
 
     def table(self, source: str) -> TraceTable:

@@ -17,3 +17,19 @@ def test_a_new_kind_is_one_function_and_one_line(monkeypatch):
     with JudgePool(1) as pool:
         assert [j.verdict for j in pool.judge_many([r"\boxed{7}", r"\boxed{8}"], [problem] * 2)] \
             == ["wrong", "correct"]
+
+
+def test_of_kind_open_nothing_is_right_or_wrong_and_an_unfinished_answer_is_still_said():
+    from pipeline.completion import Completion
+    from pipeline.judge import Problem, has_gold, judge
+    from pipeline.judge.kinds import needs_answer
+
+    problem = Problem("p", "Write a poem.", "", kind="open")
+    ends = {"cannot_judge": Completion(None, "a poem"), "no_answer": Completion("hm", ""),
+            "cut_off": Completion(None, "a po", finish_reason="length"),
+            "unclosed_thinking": Completion("hm", "", closed=False)}
+    for verdict, completion in ends.items():
+        found = judge(completion, problem)
+        assert (found.verdict, found.score, found.grader) == (verdict, None, "open")
+    assert not has_gold({"answer": "", "kind": "open"}) and not needs_answer("open")
+    assert not has_gold({"answer": "a reference", "kind": "open"})

@@ -6,7 +6,7 @@ import pytest
 import tiny_reward
 from tiny_rl import Pool, build, log, problems, refined
 
-from pipeline.config.judges import RewardModel
+from pipeline.config.judges import RewardModel, Rubric
 from pipeline.config.rl import RlConfig
 from pipeline.judge.models.opinion import Item
 from pipeline.rl.alarms import crossings
@@ -48,12 +48,16 @@ def scoring(values):
     return score, seen
 
 
-def test_the_reward_reads_the_summary_and_is_zero_without_one():
-    score, seen = scoring({"kind": 2.5})
+def test_the_reward_reads_the_summary_and_one_that_is_not_there_never_pays():
+    score, seen = scoring({"kind": 0.5, "rude": -2.5})
+    texts = ["<think>rude</think>kind", "<think>never closed", "rude"]
+    columns = {"problem_id": ["a", "b", "c"], "problem": ["p", "q", "r"]}
     reward = judge_reward(RewardModel(model="m"), score)
-    texts = ["<think>rude</think>kind", "<think>never closed"]
-    assert reward(["x"] * 2, texts, problem_id=["a", "b"], problem=["p", "q"]) == [2.5, 0.0]
-    assert seen == [Item("a", "p", "kind")]
+    assert reward(["x"] * 3, texts, **columns) == [0.5, -3.5, -2.5]
+    assert seen == [Item("a", "p", "kind"), Item("c", "r", "rude")]
+    rubric = judge_reward(Rubric(model="m", criteria={"x": 1}), score)
+    assert rubric(["x"] * 3, texts, **columns) == [0.5, 0.0, -2.5]
+    assert reward(["x"], texts[1:2], problem_id=["b"], problem=["q"]) == [None]
 
 
 CONFIG = RlConfig.model_validate({

@@ -15,6 +15,7 @@ from pipeline.config.judges import RewardModel
 from pipeline.errors import UserError
 from pipeline.judge.llm import plain
 from pipeline.judge.models.opinion import Item, Score
+from pipeline.progress import quiet_libraries
 
 SECONDS = 120.0
 """Timeout of a request to a served reward model."""
@@ -107,6 +108,7 @@ def _load(name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    quiet_libraries()
     try:
         model: Any = AutoModelForSequenceClassification.from_pretrained(name, dtype="auto")
         tokenizer: Any = AutoTokenizer.from_pretrained(name)
