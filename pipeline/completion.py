@@ -92,7 +92,8 @@ _PATTERNS = [re.compile(
     and one.opens[0] in "<◁" else f"({one.opens})|{one.closes}") for one in MARKS]
 _TAGGED = re.compile("<(?:/?(?:" + "|".join(TAGS) + r")>|\|[^\s<]{0,40}|channel\|>)")
 """What any hint that holds ">" is a part of."""
-_UNTAGGED = [(number, one) for number, one in enumerate(MARKS) if ">" not in "".join(one.hints)]
+_BARE = tuple(hint for one in MARKS for hint in one.hints if ">" not in hint)
+_BEGINS = tuple(one.begins for one in MARKS if one.begins)
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "(": ")"}
 _BEFORE_QUOTED, _AFTER_QUOTED = re.compile(r"[^\W\d_][ \t]+$|,[ \t]+$"), re.compile(
     r"[ \t]+[^\W\d_A-Z]|[ \t]*[,.;:?!)]|[ \t]*\Z")
@@ -113,7 +114,13 @@ def find_marks(text: str) -> list[Mark]:
     """The marks of thinking in `text`, in order and of one spelling; quoted ones are text."""
     # One pass finds every tag: a pass for each spelling would cost more than the verdict.
     tagged = " ".join({match[0] for match in _TAGGED.finditer(text)}) if "<" in text else ""
-    found = [mark for number, one in (enumerate(MARKS) if tagged else _UNTAGGED)
+    if not tagged and not text.startswith(_BEGINS):
+        for hint in _BARE:
+            if hint in text:
+                break
+        else:
+            return []
+    found = [mark for number, one in enumerate(MARKS)
              if (one.begins and text.startswith(one.begins))
              or any(hint in (tagged if ">" in hint else text) for hint in one.hints)
              for match in _PATTERNS[number].finditer(text)

@@ -234,15 +234,16 @@ def check(experiment: Experiment) -> None:
     """
     config = experiment.prepare
     _evaluation_sets(config)
-    for name, one in config.sets().items():
-        _check_set(name, one, experiment)
+    known = {name: _check_set(name, one, experiment) for name, one in config.sets().items()}
     if config.sources:
         most = traces_a_problem(experiment)
-        limits = {one.name: one.limit * most for one in config.sources if one.limit}
-        check_reachable(limits, experiment.filter, "could come from its limit")
+        check_reachable({name: count * most for name, count in known.items() if count is not None},
+                        experiment.filter, "could come from its problems")
 
 
-def _check_set(name: str, one: Source, experiment: Experiment) -> None:
+def _check_set(name: str, one: Source, experiment: Experiment) -> int | None:
+    """The most problems that a set leaves for training, if known. Raises UserError for a bad one.
+    """
     where = f"prepare.sources: {name}: " if name else "prepare."
     if one.problems in BENCHMARKS:
         raise UserError(f"{where}problems={one.problems} is a benchmark, whose score would mean "
@@ -262,3 +263,5 @@ def _check_set(name: str, one: Source, experiment: Experiment) -> None:
         if len(rows) <= held_out:
             raise UserError(f"{one.problems} has {len(rows):,} problems and prepare.held_out="
                             f"{held_out} asks for as many; lower it")
+        return len(rows) - held_out
+    return one.limit and one.limit - held_out

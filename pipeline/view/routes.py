@@ -117,12 +117,16 @@ def queue(workspace: Workspace, query: Query) -> dict[str, Any]:
 
 
 def agreement(workspace: Workspace, query: Query) -> dict[str, Any]:
-    """How far people agree, with each other and with the judge; the newest verdicts."""
+    """How far people agree, with each other and with the judge; newest verdicts, models."""
     lines = workspace.said()
     newest = [{name: line.get(name) for name in ("id", "at", "reviewer", "verdict", "reasons",
                "note", "problem_id", "sample", "model", "key", "prefer", "pair")}
               for line in reversed(lines[-200:])]
-    return {**workspace.agreement(query.get("source", "")), "lines": newest, "count": len(lines)}
+    source = query.get("source", "")
+    frame = workspace.table(source).frame if source else None
+    models = [] if frame is None or "model" not in frame.columns else \
+        frame["model"].drop_nulls().unique(maintain_order=True).head(50).to_list()
+    return {**workspace.agreement(source), "lines": newest, "count": len(lines), "models": models}
 
 
 def curves(workspace: Workspace, query: Query) -> dict[str, Any]:

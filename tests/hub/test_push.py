@@ -42,6 +42,11 @@ def finished(folder, *overrides):
     rows = [{"problem_id": f"t{i}", "problem": f"Make {i}.", "answer": f"{i}+0", "kind": "gym",
              "source": "countdown", "split": "problems", "meta": "{}"} for i in range(100)]
     tables.write(tables.Problem, pl.DataFrame(rows), chain["prepare"] / "problems.parquet")
+    path = chain["evaluate"] / "scores.json"
+    scores = json.loads(path.read_text())
+    scores["rl"]["heldout"]["budgets"] = {"64": {"avg": 0.5, "ci_low": 0.4, "ci_high": 0.6,
+                                                 "mean_tokens": 81.2}}
+    path.write_text(json.dumps(scores))
     model = chain["rl"] / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -74,6 +79,7 @@ def test_a_push_is_whole_private_and_true(limbeck, tmp_path):
     assert result["metrics"][0]["args"]["ci_low"] == scores["ci_low"]
     assert f"| {scores['avg']} | {scores['ci_low']} to {scores['ci_high']} |" in \
         model["files"]["README.md"].decode()
+    assert "| heldout | 64 | 0.5 | 0.4 to 0.6 | 81 |" in model["files"]["README.md"].decode()
     assert json.loads(model["files"]["scores.json"])["heldout"] == scores
     (tmp_path / "kept.parquet").write_bytes(data["files"]["data/train.parquet"])
     kept = pl.read_parquet(tmp_path / "kept.parquet")
@@ -97,6 +103,19 @@ def test_a_cut_connection_is_tried_again_and_nothing_is_sent_twice(limbeck, tmp_
     assert hub.cuts == 0 and hub.sent == [300_000, 300_000]
     assert len([name for name in files if name.endswith(".safetensors")]) == 2
     assert "Traceback" not in said.stderr
+
+
+def test_after_a_push_that_broke_off_the_same_command_sends_only_the_rest(limbeck, tmp_path):
+    finished(tmp_path)
+    with Hub(cuts=99) as hub:
+        asked = ("push", "student", "--only", "model")
+        said = limbeck(*asked, code=2, **HOME, HF_ENDPOINT=hub.url).stderr
+        assert "run the same command again: what arrived is not sent again" in said
+        assert hub.sent == [300_000] and not hub.repositories["model", "me/student"]["files"]
+        hub.cuts = 0
+        limbeck(*asked, **HOME, HF_ENDPOINT=hub.url)
+    assert hub.sent == [300_000, 300_000]       # the first blob was not sent again
+    assert len(hub.repositories["model", "me/student"]["files"]) >= 5
 
 
 def test_a_public_repository_is_not_pushed_to_unasked(limbeck, tmp_path):

@@ -104,13 +104,14 @@ def test_too_few_of_a_source_are_named_with_their_number_before_any_work(files, 
     asked["prepare"]["sources"][1]["limit"] = 20
     asked["filter"] = {"total": 100}
     experiment = Experiment.model_validate(asked)
-    with pytest.raises(UserError, match=r"5 of 25 traces of chat are missing \(only 20 could come "
-                                        r"from its limit"):
+    with pytest.raises(UserError, match=r"10 of 25 traces of chat are missing \(only 15 could come "
+                                        r"from its problems"):
         prepare.check(experiment)
     asked["prepare"]["sources"][1].pop("limit")
     asked["filter"] = {"total": 200}
     experiment = Experiment.model_validate(asked)
-    prepare.check(experiment)
+    with pytest.raises(UserError, match="70 of 150 traces of sums are missing"):
+        prepare.check(experiment)
     with pytest.raises(UserError, match=r"70 of 150 traces of sums are missing .* 15 of 50"):
         prepare.run(experiment, {}, tmp_path / "none")
 

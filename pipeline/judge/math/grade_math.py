@@ -23,7 +23,7 @@ def grade(_: str, answers: Sequence[str], problem: Problem) -> Judgement | Worke
         return judgement("no_answer", None, "extract")
     steps = [_compare(", ".join(answers), gold, problem.policy, problem.problem)
              for gold in problem.golds]
-    return min(steps, key=_doubt)
+    return steps[0] if len(steps) == 1 else min(steps, key=_doubt)
 
 
 def _doubt(step: Judgement | WorkerTask) -> int:

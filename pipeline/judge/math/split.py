@@ -28,7 +28,10 @@ _AFTER = re.compile(r"\s*(?:‹[^›]*›(?:\s*\^\s*\{?\s*\d\s*\}?)?|%|\\ldots|�
 
 def split_top(text: str, separators: str) -> list[str]:
     """`text` at the separators that stand in no bracket. Any closing bracket closes any opening."""
-    if not any(separator in text for separator in separators):
+    for separator in separators:
+        if separator in text:
+            break
+    else:
         return [text.strip()]
     parts, depth, start, quoted = [], 0, 0, False
     for position, char in enumerate(text):

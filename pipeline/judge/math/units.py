@@ -88,18 +88,22 @@ _PREFIXES = {"p": -12, "pico": -12, "f": -15, "femto": -15, "T": 12, "tera": 12,
              "dezi": -1, "kilo": 3, "mega": 6, "giga": 9}
 _POWERS = {"square": 2, "squared": 2, "sq": 2, "cubic": 3, "cubed": 3, "cu": 3}
 _TOKEN = re.compile(r"°[CF]?|[^\W\d_]+|¢|-?\d|/|\^")
+_PER = re.compile(r"\bper\b")
+_DEGREES = re.compile(r"\b(?:degrees?|deg) (celsius|fahrenheit)\b", re.I)
+_WATT_HOURS = re.compile(r"\b(kilo|mega)?watt[- ]hours?\b", re.I)
+_LAYOUT = re.compile(r"[\s‹›(){}.,*·-]|\\cdot")
 Unit = tuple[dict[str, int], Fraction]
 
 
 @lru_cache(maxsize=5_000)
 def unit_of(text: str) -> Unit | None:
     """(powers of base units, size in them) of a unit as amount() leaves it; None if not known."""
-    plain = re.sub(r"\bper\b", "/", text.replace("\\cdot", " "))
-    plain = re.sub(r"\b(?:degrees?|deg) (celsius|fahrenheit)\b", r"\1", plain, flags=re.I)
-    plain = re.sub(r"\b(kilo|mega)?watt[- ]hours?\b", lambda m: (
-        {"kilo": "k", "mega": "M"}.get((m[1] or "").lower(), "") + "Wh"), plain, flags=re.I)
+    plain = _PER.sub("/", text.replace("\\cdot", " "))
+    plain = _DEGREES.sub(r"\1", plain)
+    plain = _WATT_HOURS.sub(lambda m: (
+        {"kilo": "k", "mega": "M"}.get((m[1] or "").lower(), "") + "Wh"), plain)
     tokens = _TOKEN.findall(plain)
-    if re.sub(r"[\s‹›(){}.,*·-]|\\cdot", "", plain) != "".join(tokens).replace("-", ""):
+    if _LAYOUT.sub("", plain) != "".join(tokens).replace("-", ""):
         return None
     powers: dict[str, int] = {}
     size, sign, waiting = Fraction(1), 1, 1

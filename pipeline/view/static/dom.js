@@ -47,8 +47,12 @@ export function duration(seconds) {
   return `${minutes} min ${String(Math.round(seconds) % 60).padStart(2, "0")} s`;
 }
 
+let silence = null;
+
 export function say(sentence, bad = false) {
   const status = document.getElementById("status");
+  clearTimeout(silence);
+  if (!bad) silence = setTimeout(() => { status.textContent = ""; }, 4000);
   status.textContent = sentence;
   status.className = bad ? "bad" : "";
 }

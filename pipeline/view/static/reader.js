@@ -102,7 +102,7 @@ function samplesPanel(told, query, source) {
 function columnsPanel(told) {
   const shown = Object.entries(told.columns).filter(([name]) => !["extracted", "verdict", "score", "grader"].includes(name));
   return h("details.panel", {}, h("summary", {}, "All columns, and the tokens a student sees"),
-    h("dl", {}, ...shown.flatMap(([name, value]) => [h("dt", {}, words(name)), h("dd", {}, String(value).slice(0, 300))])),
+    h("dl", {}, ...shown.flatMap(([name, value]) => [h("dt", {}, words(name)), h("dd", {}, typeof value === "number" ? String(Number(value.toPrecision(6))) : String(value).slice(0, 300))])),
     told.tokens_known ? tokenBox(told) : h("p.quiet", {}, "No token rows were made from these traces yet."));
 }
 

@@ -10,12 +10,14 @@ export async function reviewView(main, query, state) {
   const source = sourceOf(query, state);
   if (!source) { main.append(h("h2", {}, "Review"), h("p", {}, "There are no traces to review yet.")); return null; }
   if (query.get("kind")) return work(main, query, state, source);
+  const found = await get("agreement", { source });
   main.append(h("h2", {}, "Review"), h("p", {}, "Read a few traces and say what they are worth. With ", h("code", {}, "filter.reviews.obey=true"), " the filter does what was said."),
-    start(state, source), await results(source, state));
+    start(state, source, found.models), results(found, state));
   return null;
 }
 
-function start(state, source) {
+function start(state, source, models) {
+  const pick = (label, name, at) => h("label", {}, `${label} `, h("select", { name }, ...models.map((model, i) => h("option", { value: model, selected: i === at }, model))));
   const submit = (event) => {
     event.preventDefault();
     location.hash = address("review", Object.fromEntries(new FormData(event.target)));
@@ -23,12 +25,12 @@ function start(state, source) {
   return h("form.queues", { onsubmit: submit }, sourcePicker(state, source, (value) => { location.hash = address("review", { source: value }); }), who(() => {}),
     h("fieldset", {}, h("legend", {}, "Which"), ...Object.entries(state.queues).map(([kind, means], number) =>
       h("label.check", {}, h("input", { type: "radio", name: "kind", value: kind, checked: number === 0 }), ` ${means}`))),
+    models.length > 1 ? h("p", {}, h("span.quiet", {}, "Blind: "), pick("one", "one", 0), " ", pick("against", "other", 1)) : null,
     h("label", {}, "How many ", h("input.short", { name: "n", type: "number", min: "1", max: "500", value: "20" })),
     h("label", {}, "Seed ", h("input.short", { name: "seed", type: "number", min: "0", value: "0" })), h("button.primary", {}, "Begin"));
 }
 
-async function results(source, state) {
-  const found = await get("agreement", { source });
+function results(found, state) {
   if (!found.count) return h("section", {}, h("h3", {}, "What was said"), h("p.quiet", {}, "Nothing yet. Verdicts are kept in ", h("code", {}, state.reviews_file), "."));
   const judge = found.judge;
   const facts = [["Traces seen", count(found.traces)], ["Verdicts", Object.entries(found.verdicts).map(([word, n]) => `${count(n)} ${word}`).join(", ")],
@@ -61,12 +63,14 @@ async function work(main, query, state, source) {
     leave?.();
     leave = null;
     where.textContent = `${state.queues[kind]} · ${at + 1} of ${found.groups.length}`;
+    stage.setAttribute("aria-busy", "true");
     try {
       const traces = await Promise.all(found.groups[at].map((row) => get("trace", { source, row })));
       leave = (kind === "blind" ? blind : traces.length > 1 ? sideBySide : single)(stage, traces, state, move);
     } catch (error) {
       fill(stage, trouble(error.message));
     }
+    stage.removeAttribute("aria-busy");
     scrollTo(0, 0);
   };
   const pressed = (event) => {

@@ -132,6 +132,7 @@ _DOUBTFUL = {word: _ENGLISH.pop(word) for word in (
 """English words too: what is meant by them is not guessed."""
 _DOUBT = re.compile(rf"(?<![^\W\d_\\])(?:{'|'.join(_DOUBTFUL)})(?![^\W\d_])", re.I)
 _LETTERS = r"[^\W\d_]+"
+_NAME, _DATED = re.compile(rf"{_LETTERS}(?:-feira)?"), re.compile(r"\d\.? (?:de )?[A-Z]")
 _RUN = re.compile(rf"(?<![^\W\d_])(?<!\\){_LETTERS}(?:[ '’-]{_LETTERS})*")
 
 
@@ -161,8 +162,8 @@ def _run(match: re.Match[str]) -> str:
 @lru_cache(maxsize=5_000)
 def calendar(text: str) -> str:
     """Names of months and days in English, without what joins them to the day of the month."""
-    out = re.sub(rf"{_LETTERS}(?:-feira)?", lambda m: _CALENDAR.get(m[0].casefold(), m[0]), text)
-    if out.casefold() == text.casefold() and not re.search(r"\d\.? (?:de )?[A-Z]", out):
+    out = _NAME.sub(lambda m: _CALENDAR.get(m[0].casefold(), m[0]), text)
+    if out.casefold() == text.casefold() and not _DATED.search(out):
         return text
     out = re.sub(r"(?<=\d)(?:\.|º|er)(?=\s*[A-Z])", "", out)
     out = re.sub(r"\b(?:de|del|di|d')\s+(?=[A-Z\d])", "", out)

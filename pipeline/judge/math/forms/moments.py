@@ -61,6 +61,8 @@ def moment(text: str, statement: str = "", timed: bool = False) -> Moment | None
     return _clock(plain, timed or bool(_ABOUT_TIME.search(statement))) or _date(plain)
 
 
+_YEAR_FIRST = re.compile(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})")
+_YEAR_LAST = re.compile(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})")
 _CHINESE_DATE = re.compile(r"(?:(\d{4})年)?(\d{1,2})月(\d{1,2})[日号]")
 _CHINESE_CLOCK = re.compile(
     r"(上午|下午|晚上|早上|凌晨|中午)?\s*(\d{1,2})[点时](?:(半)|(\d{1,2})分)?整?")
@@ -76,9 +78,9 @@ def _in_digits(text: str) -> str:
         minute = "30" if time[3] else f"{time[4] or 0:0>2}"
         half = _CHINESE_HALF.get(time[1] or "")
         return f"{time[2]}:{minute} {half}" if half else f"{time[2]}:{minute} o'clock"
-    if date := re.fullmatch(r"(\d{4})[/.](\d{1,2})[/.](\d{1,2})", text):
+    if date := _YEAR_FIRST.fullmatch(text):
         return f"{date[1]}-{date[2]:0>2}-{date[3]:0>2}"
-    if date := re.fullmatch(r"(\d{1,2})[/.](\d{1,2})[/.](\d{4})", text):
+    if date := _YEAR_LAST.fullmatch(text):
         first, second = sorted((int(date[1]), int(date[2])))
         if second > 12 >= first or first == second:  # else day and month could change places
             return f"{date[3]}-{first:02}-{second:02}"

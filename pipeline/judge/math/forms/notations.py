@@ -54,6 +54,8 @@ _HALF_LINE = re.compile(r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\s*([+-])\s*\}?"
                         r"|_\s*\{\s*([<>])\s*0\s*\})(?!\w)")
 _CODE = re.compile(r"(?<![A-Za-z])(USD|EUR|GBP|CHF|JPY|CNY|RMB|INR|SEK|NOK|PLN|BRL|MXN|RUB|KRW)\s*"
                    r"(\d(?:[\d,]*\d)?(?:\.\d+)?)$")
+_ROW_END = re.compile(r"\\cr(?![A-Za-z])")
+_COMMA = re.compile(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}")
 _SHORT = 300
 """Characters of a text that patterns of quadratic time may see."""
 
@@ -86,8 +88,7 @@ def plain_notation(text: str) -> str:
         text = _HALF_LINE.sub(lambda m: r"(0, \infty)" if (m[1] or m[2]) in "+>" else
                               r"(-\infty, 0)", text)
         text = _between(_in_cases(text)) if len(text) <= _SHORT else text
-        text = re.sub(r"\\cr(?![A-Za-z])", r"\\\\", text)
-        text = re.sub(r"\\(?:text|mathord|mathpunct|mathinner)\s*\{\s*,\s*\}", "{,}", text)
+        text = _COMMA.sub("{,}", _ROW_END.sub(r"\\\\", text))
     if match := _OUT_OF.fullmatch(text):
         part, said, whole = filter(None, match.groups())
         text = f"{part}:{whole}" if said == "to" else f"\\frac{{{part}}}{{{whole}}}"
