@@ -83,13 +83,14 @@ def check(experiment: Experiment) -> None:
         judges = experiment.filter.judges
         check_judges(judges, experiment.runtime.for_judges(judges))
     reached = {"rewrite": "runtime.judges.rewrite", "llm_judge": "runtime.llm_judge"}
-    runtimes = {"llm_judge": experiment.runtime.llm_judge}
+    runtimes: dict[str, Any] = {}
+    if experiment.filter.llm_judge:
+        runtimes["llm_judge"] = experiment.runtime.llm_judge
     if experiment.filter.rewrite:
         runtimes |= experiment.runtime.for_judges(["rewrite"])
         render(experiment.filter.rewrite.prompt)
     for name, runtime in runtimes.items():
-        if (model := getattr(experiment.filter, name)) is None:
-            continue
+        model = getattr(experiment.filter, name)
         if not runtime.base_url and not model.is_local():
             raise UserError(f"no address for filter.{name}: set {reached[name]}.base_url, e.g. "
                             "https://api.deepseek.com/v1")

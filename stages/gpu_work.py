@@ -167,9 +167,11 @@ def show_estimate(experiment: Experiment, step: str | None, pilot: int, gpus: Gp
         print(json.dumps({"generate": asked and asdict(asked), "gpus": gpus and asdict(gpus),
                           "stages": rows}, indent=1))
         return
-    traces = getattr(generate.experiment.generate.teacher, "traces", "")
+    teacher = generate.experiment.generate.teacher
+    source = f"{teacher.traces} is read" if teacher.type == "file" else \
+        f"{teacher.model} is sampled on this machine"
     print("\n".join(asked.lines() if asked else
-                    [f"{traces} is read, not asked: no tokens, no dollars"]))
+                    [f"{source}, no endpoint is asked: no tokens, no dollars"]))
     if gpus is not None:
         print(f"\non {gpus.count} {gpus.kind}, stages that are not made:")
         print("\n".join(lines(rows, gpus)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ast import literal_eval
 from collections.abc import Mapping
 from contextlib import suppress
@@ -87,6 +88,22 @@ def refuse_unlike_math(row: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where} has {name!r} and names no kind, so its answer would be "
                             f"compared as maths; set prepare.kind={kind} and give {needs}, or set "
                             "prepare.kind=math if the answer alone decides")
+
+
+OPTION = re.compile(r"(?:^|[\s(])([A-J])[.):]\s*(.*?)\s*(?=[\s(][A-J][.):]\s|$)", re.DOTALL)
+"""An option in a problem's text: its letter and what it says."""
+
+
+def refuse_option_number(problem: Any, answer: Any, where: str) -> None:
+    """Raise UserError if `answer` seems to number one of the options that `problem` lists."""
+    options = dict(OPTION.findall(str(problem)))
+    number = str(answer).strip()
+    if (sorted(options) == list("ABCDEFGHIJ")[:len(options)] and len(options) > 2
+            and number.isdecimal() and int(number) <= len(options)
+            and number not in options.values()):
+        raise UserError(f"{where} lists the options {', '.join(options)} and its answer {number!r} "
+                        "is none of them but seems to number one; set prepare.kind=choice, or "
+                        "prepare.kind=math if it is the value")
 
 
 def _is_held(value: Any) -> bool:

@@ -228,7 +228,11 @@ def _to_row(row: dict[str, Any], index: int, source: Source,
 
 def _kind(row: Mapping[str, Any], source: Source, where: str) -> tuple[str, dict[str, Any]]:
     """The kind of a row, by its tests if neither it nor the config names one; and these tests."""
-    from pipeline.problems.kind_of_row import refuse_unlike_math, tests_in
+    from pipeline.problems.kind_of_row import (
+        refuse_option_number,
+        refuse_unlike_math,
+        tests_in,
+    )
 
     if ":" in str(row.get("kind") or "") and row["kind"] != source.kind:
         raise UserError(f"{where} has kind {row['kind']!r}, which would run a file of that name; "
@@ -239,6 +243,8 @@ def _kind(row: Mapping[str, Any], source: Source, where: str) -> tuple[str, dict
     tests = tests_in(row)
     if named is None and not tests:
         refuse_unlike_math(row, where)
+        refuse_option_number(_value(row, source.problem_column), _value(row, source.answer_column),
+                             where)
     return ("code" if named or tests else source.kind), tests
 
 

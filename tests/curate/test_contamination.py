@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.experiment import Runtime
 from pipeline.config.problems import PrepareConfig
 from pipeline.curate.contamination import Evaluation, contamination
 from pipeline.errors import UserError
@@ -145,7 +146,7 @@ def same_stem(tmp_path):
 
 def left_of(config):
     """(training problems left, what the removed ones are held against)."""
-    left, removed = prepare._decontaminate({"problems": load_rows(config, 0)}, config, 0)
+    left, removed = prepare._decontaminate({"problems": load_rows(config, 0)}, config, 0, None)
     return [row["problem"] for row in left], {hit["against"] for hit in removed}
 
 
@@ -181,7 +182,7 @@ def test_an_entry_s_wrong_key_is_named_and_splits_of_a_set_are_told_apart():
 def test_benchmarks_whose_files_share_a_name_are_all_measured(same_stem, tmp_path):
     def benchmarks(*names):
         config = EvaluateConfig(benchmarks=list(names))
-        return evaluate._benchmarks(SimpleNamespace(evaluate=config, seed=0), {})
+        return evaluate._benchmarks(SimpleNamespace(evaluate=config, seed=0, runtime=Runtime()), {})
 
     found = benchmarks(*same_stem, problem_file(tmp_path / "other.jsonl", TINY))
     assert {name: rows[0]["problem"] for name, rows in found.items()} == {
@@ -195,7 +196,7 @@ def test_an_evaluation_set_may_have_its_own_columns_and_is_named_once(tmp_path):
     entry = {"problems": str(other), "problem_column": "question"}
     config = PrepareConfig(problems=train, decontaminate=[entry])
     assert left_of(config) == ([TINY], {"other/other-0"})
-    experiment = SimpleNamespace(prepare=config)
+    experiment = SimpleNamespace(prepare=config, seed=0, runtime=Runtime())
     assert STAGES["prepare"].files(experiment) == (tmp_path / "train.jsonl", other)
     with pytest.raises(UserError, match="twice"):
         left_of(PrepareConfig(problems=train, decontaminate=[entry, str(other)]))

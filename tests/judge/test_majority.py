@@ -7,9 +7,11 @@ import polars as pl
 import pytest
 
 from pipeline import tables
+from pipeline.config.experiment import Runtime
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.problems import PrepareConfig
+from pipeline.config.rl import RlConfig
 from pipeline.errors import UserError
 from pipeline.evaluate.numbers import judged_columns, trace_counts
 from pipeline.evaluate.page import funnel
@@ -95,7 +97,8 @@ def prepared(tmp_path, rows, **settings):
     path = tmp_path / "set.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = PrepareConfig(problems=str(path), **settings)
-    return prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / "prepare")
+    return prepare.run(SimpleNamespace(prepare=config, seed=0, runtime=Runtime()), {},
+                       tmp_path / "prepare")
 
 
 ROWS = [{"problem": f"What is {i} and {i}?", **({"answer": f"#### {i}"} if i % 2 else {})}
@@ -107,7 +110,8 @@ def test_problems_without_a_gold_are_taught_never_held_out_and_never_refined_on(
     assert counts["without_gold"] == 4 and counts["problems"] == 5
     held_out = tables.read(tables.Problem, tmp_path / "prepare/heldout.parquet")
     assert "" not in held_out["answer"].to_list()
-    experiment = SimpleNamespace(generate=GenerateConfig(teacher={"type": "solver"}))
+    experiment = SimpleNamespace(generate=GenerateConfig(teacher={"type": "solver"}), seed=0,
+                                 rl=RlConfig())
     asked = rl._asked(experiment, tmp_path / "prepare/problems.parquet")
     assert len(asked) == 1 and asked[0]["answer"]
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.config.experiment import Runtime
 from pipeline.config.problems import PrepareConfig, Source
 from pipeline.errors import UserError
 from pipeline.judge import Problem, check_gold, judge, needs_answer
@@ -103,7 +104,8 @@ def test_what_prepare_leaves_out_is_counted_and_said(tmp_path):
     path = tmp_path / "p.jsonl"
     problems(path, [*rows, {"problem": "Why?", "answer": "See the appendix, it is there."}])
     config = PrepareConfig(problems=str(path), held_out=2, bad_gold="drop")
-    counts = prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / "out")
+    counts = prepare.run(SimpleNamespace(prepare=config, seed=0, runtime=Runtime()), {},
+                       tmp_path / "out")
     assert (counts["problems"], counts["duplicates"], counts["bad_gold"]) == (7, 2, 1)
     assert "2 duplicates" in prepare.summary(counts) and "1 with a bad" in prepare.summary(counts)
 
@@ -115,7 +117,8 @@ def test_a_problem_that_is_there_twice_with_two_answers_is_said(tmp_path, capsys
     config = PrepareConfig(problems=str(tmp_path / "p.jsonl"), held_out=2)
     for more, said in ((again[:1], ""), (again, "1 of the repeated problems disagree")):
         problems(tmp_path / "p.jsonl", [*rows, *more])
-        prepare.run(SimpleNamespace(prepare=config, seed=0), {}, tmp_path / f"out{len(more)}")
+        prepare.run(SimpleNamespace(prepare=config, seed=0, runtime=Runtime()), {},
+                       tmp_path / f"out{len(more)}")
         told = capsys.readouterr().err
         assert (said in told and "b says '1'" in told and "3 says '1.5'" in told) if said else \
             "disagree" not in told
@@ -180,11 +183,12 @@ def test_patterns_folders_home_and_saved_sets_are_read_and_part_of_the_key(tmp_p
         str(tmp_path / "both"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    here = SimpleNamespace(runtime=Runtime())
     for name, files in (("parts/deep/*.jsonl", 3), ("parts/**/[01].jsonl", 2), ("parts", 3),
                         ("~/parts/deep/0.jsonl", 1), ("~/parts", 3), ("saved", 1), ("both", 2)):
         rows = load_rows(Source(problems=name), 0)
         assert len(rows) == (3 if name in ("saved", "both") else files), name
-        assert len([path for path in _local(name) if path.suffix != ".json"]) == files, name
+        assert len([path for path in _local(here, name) if path.suffix != ".json"]) == files, name
     assert len(load_rows(Source(problems="both", split="test"), 0)) == 1
     with pytest.raises(UserError, match="no split 'dev', only train, test"):
         load_rows(Source(problems="both", split="dev"), 0)
@@ -271,6 +275,24 @@ def test_prepare_says_that_tests_decide_and_what_decontaminates_needs_none(tmp_p
     (tmp_path / "e.jsonl").write_text(json.dumps({"problem": "Which?", "choices": ["a"]}))
     config = PrepareConfig(problems=str(tmp_path / "p.jsonl"), held_out=0,
                            decontaminate=[str(tmp_path / "e.jsonl")])
-    experiment = SimpleNamespace(prepare=config, seed=0, filter=SimpleNamespace(llm_judge=None))
+    experiment = SimpleNamespace(prepare=config, seed=0, runtime=Runtime(),
+                                 filter=SimpleNamespace(llm_judge=None))
     assert prepare.run(experiment, {}, tmp_path / "out")["problems"] == 4
     assert "4 problems are of kind code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("answer", "refused"), [
+    (2, True), ("3", True), ("7", False), ("C", False), (40, False)])
+def test_an_answer_that_numbers_an_option_is_no_value(tmp_path, answer, refused):
+    path = tmp_path / "options.jsonl"
+    text = "Which is prime? (A) 4 (B) 6 (C) 7 (D) 8"
+    path.write_text(json.dumps({"problem": text, "answer": answer}) + "\n")
+    if refused:
+        with pytest.raises(UserError, match=r"options A, B, C, D .* prepare\.kind=choice"):
+            load_rows(Source(problems=str(path)), 0)
+    else:
+        assert load_rows(Source(problems=str(path)), 0)
+    assert load_rows(Source(problems=str(path), kind="choice"), 0)[0]["kind"] == "choice"
+    plain = {"problem": "Let A. be a set, and B. another. How many?", "answer": "2"}
+    path.write_text(json.dumps(plain) + "\n")
+    assert load_rows(Source(problems=str(path)), 0)

@@ -93,7 +93,8 @@ def test_verdicts_are_given_by_keyboard(tmp_path):
                 await asyncio.sleep(0.1)
             if keys[0] != "j":
                 await page.until(f"document.querySelector('.crumbs .quiet').textContent"
-                                 f".includes('{number + 2} of 3')")
+                                 f".includes('{number + 2} of 3') && "
+                                 "!document.querySelector('[aria-busy]')")
         await page.until("document.body.innerText.includes('That was all of them') || "
                          "document.body.innerText.includes('kept at')")
         await page.go("#/review")

@@ -63,12 +63,14 @@ async function work(main, query, state, source) {
     leave?.();
     leave = null;
     where.textContent = `${state.queues[kind]} · ${at + 1} of ${found.groups.length}`;
+    stage.setAttribute("aria-busy", "true");
     try {
       const traces = await Promise.all(found.groups[at].map((row) => get("trace", { source, row })));
       leave = (kind === "blind" ? blind : traces.length > 1 ? sideBySide : single)(stage, traces, state, move);
     } catch (error) {
       fill(stage, trouble(error.message));
     }
+    stage.removeAttribute("aria-busy");
     scrollTo(0, 0);
   };
   const pressed = (event) => {
