@@ -310,6 +310,29 @@ def import_reviews(file: Annotated[str, typer.Argument(help="JSONL, as export-re
 
 
 @app.command()
+def chat(model: Annotated[str | None, typer.Argument(
+             help="A model of the run (untrained, sft, rl), a checkpoint folder, a .gguf file, a "
+                  "hub id, or an address with /v1. Default: the model that export writes.")] = None,
+         overrides: Overrides = None, config: Files = None,
+         serve: Annotated[bool, typer.Option("--serve", help="Serve it as an OpenAI-compatible "
+                                             "endpoint, and do not talk.")] = False,
+         host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+         port: Annotated[int, typer.Option(help="Port to serve on; 0: any free one.")] = 0,
+         name: Annotated[str | None, typer.Option(help="Model's name at an address that has "
+                                                  "several.")] = None,
+         temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.6,
+         max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 4096,
+         debug: bool = False) -> None:
+    """Talk to a model, its thinking dimmed; Ctrl-C stops an answer only. Or serve it."""
+    from stages.chat import chat as talk
+
+    if model and "=" in model and not Path(model).exists():
+        overrides, model = [model, *(overrides or ())], None
+    talk(_experiment(config, overrides), model, serve=serve, host=host, port=port, name=name,
+         settings={"temperature": temperature, "max_tokens": max_tokens})
+
+
+@app.command()
 def compare(first: Annotated[Path, typer.Argument(metavar="A", help="A config file, or the folder "
                                                   "of an evaluation or report.")],
             second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],

@@ -207,7 +207,8 @@ STAGES = _by_name((
     Stage("report", _load("report"), shows_name=True,
           help="Write numbers.json and one HTML page.",
           of_the_whole=True, reads_all=True,
-          needs=lambda e: ("evaluate",), files=lambda e: (PAGE, *_reviews(e))),
+          needs=lambda e: ("evaluate", *(("export",) if e.report.exports else ())),
+          files=lambda e: (PAGE, *_reviews(e))),
 ))
 
 MODELS = ("student", "sft", "rl")

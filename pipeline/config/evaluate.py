@@ -75,8 +75,12 @@ class EvaluateConfig(Config):
 class ReportConfig(Config):
     """What the page shows."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"exports"})
+
     title: str = "limbeck"
     """Heading of the page."""
+    exports: bool = False
+    """Show the exported files too, which makes export first."""
 
 
 Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]

@@ -55,6 +55,8 @@ def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any
         out["traces"] = trace_counts(judged_columns(inputs["filter"]))
         if people := people_counts(reviews_path(experiment.runtime.traces), inputs):
             out["people"] = people
+    if "export" in manifests:
+        out["exports"] = manifests["export"]["counts"]
     for name, folder in inputs.items():
         step, _, stage = name.rpartition(".")
         if step and stage == "filter":

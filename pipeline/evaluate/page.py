@@ -66,7 +66,7 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
         published=published(models), names=NAMES, budgets=budget_curves(models), size=size,
-        facts=facts(inputs))
+        facts=facts(inputs), numbers=numbers)
     return page.replace("</main>", f"{more}</main>")
 
 

@@ -21,8 +21,12 @@ def jinja_template(tokenizer: Any) -> str:
         template = template.get("default") or next(iter(template.values()))
     # A comment keeps the dashes, which take away the blanks around it.
     template = _GENERATION.sub(r"{#\1 \2#}", template)
-    # llama.cpp gives every model a first token; a template that asks for it would write it.
-    return template if tokenizer.bos_token else '{%- set bos_token = "" -%}' + template
+    # llama.cpp gives every model a first token, and turns thinking off in templates that do not
+    # take it apart from the answer: what the student never saw.
+    absent = {} if tokenizer.bos_token else {"bos_token": '""'}
+    settled = {**absent, "enable_thinking": "true"}
+    return "".join(f"{{%- set {name} = {value} -%}}" for name, value in settled.items()
+                   if name in template) + template
 
 
 def go_template(tokenizer: Any) -> str | None:

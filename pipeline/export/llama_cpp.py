@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 
@@ -61,6 +61,15 @@ def _reason(log: Path) -> str:
     return (loud or lines or ["it ended without a word"])[0]
 
 
+class Step(NamedTuple):
+    """A token, the likeliest one (which may end the turn) and the likeliest ones' logprobs."""
+
+    token: int
+    choice: int
+    top: dict[int, float]
+    """Empty within a character of several tokens."""
+
+
 class LlamaCpp:
     """Asks a server for what the proof needs. Raises UserError if it died."""
 
@@ -93,29 +102,40 @@ class LlamaCpp:
             "top_p": top_p, "seed": seed, "return_tokens": True,
             "samplers": ["temperature", "top_p"]})
 
-    def follow(self, prompt: Sequence[int], answer: Sequence[int],
-               most: int) -> list[dict[int, float]]:
-        """Return the log-probabilities of the `most` likeliest tokens at each token of `answer`.
+    def follow(self, prompt: Sequence[int], answer: Sequence[int], most: int) -> list[Step]:
+        """Return the file's choice at each token of `answer`.
 
-        Where the file's own choice differs the answer is set, so all of them are on one path.
+        Where its own choice differs the answer is set, so all of them are on one path.
         """
-        found: list[dict[int, float]] = []
+        found: list[Step] = []
+        ahead = len(answer)
         while len(found) < len(answer):
+            ahead = min(ahead, len(answer) - len(found))
             got = self.post("/completion", {
-                "prompt": [*prompt, *answer[:len(found)]],
-                # Of a character that the last token leaves incomplete no probabilities come.
-                "n_predict": len(answer) - len(found) + 4,
-                "temperature": 0.0, "n_probs": most, "cache_prompt": True, "id_slot": 0,
-                "ignore_eos": True})    # nor of an end of turn
-            steps = got.get("completion_probabilities") or []
-            if not steps:
-                raise UserError("llama.cpp gives no probabilities for this file's tokens; its "
-                                "vocabulary is damaged, export it again")
-            for step in steps[:len(answer) - len(found)]:
-                found.append({one["id"]: one["logprob"] for one in step["top_logprobs"]})
-                if step["id"] != answer[len(found) - 1]:
+                "prompt": [*prompt, *answer[:len(found)]], "n_predict": ahead, "temperature": 0.0,
+                "n_probs": most, "cache_prompt": True, "id_slot": 0, "return_tokens": True,
+                "ignore_eos": True})        # an end of turn comes without probabilities
+            if not got["tokens"]:
+                raise UserError("llama.cpp answers nothing with this file; its vocabulary is "
+                                "damaged, export it again")
+            ahead *= 2
+            for step in _steps(got):
+                found.append(step)
+                if step.token != answer[len(found) - 1]:
+                    ahead = 4               # where one token differs, the next often does
                     break
         return found
+
+
+def _steps(completion: Mapping[str, Any]) -> Iterator[Step]:
+    """Yield each token with its probabilities, which come for whole characters alone."""
+    records = list(completion.get("completion_probabilities") or [])
+    for token in completion["tokens"]:
+        if records and records[0]["id"] == token:
+            top = {one["id"]: one["logprob"] for one in records.pop(0)["top_logprobs"]}
+            yield Step(token, max(top, key=top.__getitem__), top)
+        else:
+            yield Step(token, token, {})
 
 
 def main() -> None:

@@ -96,15 +96,17 @@ def _compared(server: LlamaCpp, reference: Reference, name: str) -> dict[str, An
     """
     values: list[float] = []
     gaps: list[dict[str, Any]] = []
-    same = parted = 0
+    same = parted = compared = 0
     with progress(f"comparing {name}", len(reference.prompts)) as advance:
         for index, (prompt, answer) in enumerate(
                 zip(reference.prompts, reference.answers, strict=True)):
             scores = reference.logprobs(index)
-            there = server.follow(prompt, answer, min(LIKELIEST, scores.shape[1]))
-            choices = [max(one, key=one.__getitem__) for one in there]
-            values += map(kl, scores, there)
+            steps = server.follow(prompt, answer, min(LIKELIEST, scores.shape[1]))
+            choices = [step.choice for step in steps]
+            values += [kl(ours, step.top) for ours, step in zip(scores, steps, strict=True)
+                       if step.top]
             same += sum(map(int.__eq__, choices, answer))
+            compared += len(answer)
             apart = [{"prompt": index, "token": place,
                       "gap": float(scores[place, answer[place]] - scores[place, token])}
                      for place, token in enumerate(choices) if token != answer[place]]
@@ -115,7 +117,7 @@ def _compared(server: LlamaCpp, reference: Reference, name: str) -> dict[str, An
             "first_difference": gaps[0] if gaps else None,
             "largest_gap": max((one["gap"] for one in gaps), default=0.0),
             "kl": math.fsum(values) / len(values), "kl_max": max(values),
-            "kl_tokens": len(values), "same_top": same / len(values)}
+            "kl_tokens": len(values), "same_top": same / compared}
 
 
 def _speed(server: LlamaCpp, reference: Reference) -> float:

@@ -123,7 +123,8 @@ def judgement(verdict: Verdict, extracted: str | None, grader: str,
 def check_broken_share(judgements: Sequence[Judgement], limit: float = 0.01) -> None:
     """Raises UserError if more than `limit` of the verdicts are error or timeout."""
     # a grader that fails silently scores every answer 0 (verl issue 5635): stop instead
-    broken = [j.verdict for j in judgements if j.verdict in ("error", "timeout")]
+    broken = [j for j in judgements if j.verdict in ("error", "timeout")]
     if len(broken) > limit * len(judgements):
         raise UserError(f"{len(broken)} of {len(judgements)} verdicts are error or timeout "
-                        f"(limit {limit:.0%}); see the grader column and raise `seconds` or memory")
+                        f"(limit {limit:.0%}): the grader that broke first says "
+                        f"{broken[0].verdict}, {broken[0].grader}")

@@ -1,12 +1,16 @@
 """A GGUF answers in llama.cpp as its checkpoint does in transformers, or it is refused by name."""
 
+import json
+import re
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("libggml")
 
+from gguf import GGMLQuantizationType, GGUFReader, dequantize
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -16,9 +20,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from pipeline.errors import UserError
+from pipeline.export import export_files
+from pipeline.export.architecture import architecture
+from pipeline.export.chat_format import go_template, modelfile
 from pipeline.export.gguf_file import write_gguf
 from pipeline.export.llama_cpp import LlamaCpp, llama_server
 from pipeline.export.proof import Reference, prove
+from pipeline.export.quantise import pack, tensor_type
+from pipeline.export.vocabulary import split_name, vocabulary
+from pipeline.student.template import render_prompt
 from tests.tokenizer_kinds import tokenizer_of
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -46,7 +57,7 @@ CASES = {       # (config, model, tokenizer, what is unusual)
 CHATS = [[{"role": "user", "content": text}] for text in (
     "What is 2+2?", "Use 3, 14 and 159 to make 26.\n\nThink.", "naïve — 東京 🙂", "It's  I'LL\t x",
     *(f"Problem {n}: {n * 37} + {n}00000 = ?" for n in range(16)))]
-FEW = ["qwen3, tied, wide heads, padded", "llama, untied, a first token, llama3 scaling"]
+FEW = ["qwen3, tied, wide heads, padded"]
 
 
 def made(case):
@@ -74,13 +85,118 @@ def written(folder, case, form):
 
 @pytest.mark.parametrize("case", [case if case in FEW else
                                   pytest.param(case, marks=pytest.mark.slow) for case in CASES])
-def test_llama_cpp_gives_the_prompts_and_the_64_greedy_tokens_of_transformers(tmp_path, case):
-    for form, fewest, gap in (("f32", 18, 0.02), ("bf16", 0, 0.2)):
-        path, model, tokenizer, ends = written(tmp_path, case, form)
-        reference = Reference.of(model, tokenizer, ends, CHATS, 64)
-        with llama_server(path, context=512) as address:
-            found = prove(LlamaCpp(address), reference, form, path.name)
-        assert found["prompts"] == len(CHATS) >= 20
-        # 16-bit activations part where two tokens of a random model are as good as equal.
-        assert found["greedy_equal"] >= fewest and found["largest_gap"] < gap
-        assert found["kl"] < 1e-2
+def test_llama_cpp_gives_the_prompts_and_greedy_tokens_of_transformers(tmp_path, case):
+    path, model, tokenizer, ends = written(tmp_path, case, "bf16")
+    reference = Reference.of(model, tokenizer, ends, CHATS, 64)
+    with llama_server(path, context=512) as address:
+        found = prove(LlamaCpp(address), reference, "bf16", path.name)
+    assert found["prompts"] == len(CHATS) >= 20
+    # Tokens of a random model are often as good as equal: where one parts, they are this close.
+    assert found["largest_gap"] < 0.3 and found["same_top"] > 0.95
+    assert found["kl"] < 1e-2
+
+
+def test_a_file_of_other_weights_or_another_template_is_not_handed_on(tmp_path):
+    path, model, tokenizer, ends = written(tmp_path, FEW[0], "q8_0")
+    reference = Reference.of(model, tokenizer, ends, CHATS[:2], 8)
+    with llama_server(path, context=512) as address:
+        other = Reference(reference.model, tokenizer, CHATS[:2], reference.prompts[::-1],
+                          reference.answers)
+        with pytest.raises(UserError, match="reads a prompt otherwise"):
+            prove(LlamaCpp(address), other, "q8_0", path.name)
+        torch.nn.init.normal_(model.model.layers[0].mlp.down_proj.weight, std=0.5)
+        with pytest.raises(UserError, match="nats a token from its checkpoint"):
+            prove(LlamaCpp(address), reference, "q8_0", path.name)
+
+
+def test_the_file_says_how_it_is_sampled_and_what_it_was_made_of(tmp_path):
+    path, _, tokenizer, ends = written(tmp_path, FEW[0], "q4_k_m")
+    fields = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+    assert fields["general.architecture"] == "qwen3" and fields["tokenizer.ggml.pre"] == "qwen2"
+    assert fields["general.sampling.temp"] == pytest.approx(0.6)
+    assert json.loads(fields["limbeck.lineage"]) == {"stages": {"sft": "abc"}}
+    assert fields["tokenizer.ggml.eos_token_id"] == ends[0] == tokenizer.eos_token_id
+    assert "generation" not in fields["tokenizer.chat_template"].replace("add_generation", "")
+
+
+@pytest.mark.parametrize(("form", "row", "expected"), [
+    ("q4_k_m", 512, ["Q6_K", "Q4_K", "Q6_K", "Q4_K"]),
+    ("q5_k_m", 512, ["Q6_K", "Q5_K", "Q6_K", "Q5_K"]),
+    ("q5_k_m", 96, ["Q8_0", "Q5_1", "Q8_0", "Q5_1"]),
+    ("q4_k_m", 96, ["Q8_0", "Q5_0", "Q8_0", "Q5_0"]),
+    ("q4_k_m", 40, ["F16", "F16", "F16", "F16"]), ("q8_0", 96, ["Q8_0"] * 4)])
+def test_types_are_mixed_as_llama_cpp_mixes_them(form, row, expected):
+    names = ("token_embd.weight", "blk.2.attn_q.weight", "blk.3.ffn_down.weight",
+             "blk.2.attn_v.weight")
+    assert [tensor_type(form, name, (64, row), 8, tied=True).name for name in names] == expected
+    assert tensor_type(form, "blk.0.attn_norm.weight", (row,), 8, tied=True).name == "F32"
+
+
+def test_k_quants_lose_as_much_as_they_should():
+    weights = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    for name, error in (("Q4_K", 0.08), ("Q5_K", 0.04), ("Q6_K", 0.02), ("Q8_0", 0.006)):
+        kind = GGMLQuantizationType[name]
+        back = dequantize(pack(weights, kind), kind)
+        assert np.linalg.norm(back - weights) < error * np.linalg.norm(weights)
+
+
+def test_what_llama_cpp_cannot_express_is_refused_by_name():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    with pytest.raises(UserError, match="this model is a GPT2LMHeadModel"):
+        architecture(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)))
+    words = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    with pytest.raises(UserError, match="it is of type WordLevel"):
+        vocabulary(PreTrainedTokenizerFast(tokenizer_object=words), 9)
+    with pytest.raises(UserError, match="and the model's embedding 9"):
+        vocabulary(tokenizer_of("base"), 9)
+    odd = tokenizer_of("base").backend_tokenizer
+    kept = odd.pre_tokenizer
+    odd.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), kept])
+    with pytest.raises(UserError, match="splits text as none of"):
+        split_name(odd, False)
+    odd.pre_tokenizer = kept
+
+
+def as_ollama(template, chat):
+    """What Ollama's engine makes of our template: literals, a missing system turn, roles."""
+    def filled(text, content=""):
+        return re.sub(r'{{ (".*?") }}', lambda found: json.loads(found[1]),
+                      text).replace("{{ .Content }}", content)
+
+    head, body, tail = re.fullmatch(r"(.*?){{ range \.Messages }}(.*){{ end }}{{ end }}(.*)",
+                                    template, re.DOTALL).groups()
+    missing = r"{{ if ne \(index \.Messages 0\)\.Role \"system\" }}(.*?){{ end }}"
+    head = re.sub(missing, "" if chat[0]["role"] == "system" else r"\1", head)
+    roles = dict(re.findall(r'if eq \.Role "(\w+)" }}(.*?)(?={{ else |$)', body, re.DOTALL))
+    return filled(head) + "".join(filled(roles[one["role"]], one["content"]) for one in chat) \
+        + filled(tail)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3", "base", "tiny"])
+def test_ollamas_template_writes_what_the_chat_template_writes(name):
+    tokenizer = tokenizer_of(name)
+    user, other = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    for chat in ([user], [user, other, user], [{"role": "system", "content": "S"}, user]):
+        assert as_ollama(go_template(tokenizer), chat) == render_prompt(tokenizer, chat)
+    text = modelfile("m.gguf", tokenizer, ["<|im_end|>"], 0.6, 0.95, 4096)
+    assert 'PARAMETER stop "<|im_end|>"' in text and text.startswith("FROM ./m.gguf\n")
+
+
+def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF no more")
+    with pytest.raises(UserError, match=r"llama\.cpp cannot load x\.gguf"), \
+            llama_server(tmp_path / "x.gguf", context=64):
+        pass
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(export_files, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"gguf, libggml-python, xllamacpp; run pip install"):
+        export_files.check_extra()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"the files need about .* MB"):
+        export_files._check_room(tmp_path, 10**15, ["q8_0"])

@@ -8,7 +8,7 @@ import pytest
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
-from pipeline.judge import JudgePool, Problem, check_gold
+from pipeline.judge import JudgePool, Problem, check_broken_share, check_gold
 from pipeline.judge.file import judge_file
 from stages import prepare
 from stages.graph import plans
@@ -59,6 +59,8 @@ def test_a_verifier_that_hangs_dies_or_fails_costs_one_undecided_row_with_the_re
     assert "KeyError in line 9: 'nothing there'" in found["fail"].grader
     assert "neither True nor False" in found["strange"].grader
     assert {found[text].score for text in ("hang", "die", "fail", "strange", "unsure")} == {None}
+    with pytest.raises(UserError, match=r"1 of 1 verdicts.*KeyError in line 9"):
+        check_broken_share([found["fail"]])
 
 
 def test_prepare_tries_the_verifier_on_the_golds_and_says_why_it_fails(tmp_path):
