@@ -135,7 +135,8 @@ class Sampling(Config):
     min_p: float | None = Field(default=None, ge=0, le=1)
     """Least probability relative to the likeliest token; not known to every endpoint."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Longest completion, thinking included. Raising it asks again only what was cut off."""
+    """Longest completion, thinking included. Raising it asks again only what was cut off; lowering
+    it cuts stored traces that are longer."""
     seed: int | None = None
     """Sample i is asked with seed + i."""
     stop: list[str] | None = None

@@ -119,7 +119,9 @@ def test_a_gold_answer_that_fails_its_own_check_stops_before_any_spending(limbec
     (tmp_path / "bad.jsonl").write_text(
         '{"id": "good", "problem": "1+1?", "answer": "2"}\n'
         '{"id": "void", "problem": "What is it?", "answer": ""}\n')
-    said = refused(limbeck, "generate", "prepare.problems=bad.jsonl", "prepare.held_out=0")
+    said = refused(limbeck, "generate", "prepare.problems=bad.jsonl", "prepare.held_out=0",
+                   "generate.teacher={type: openai, model: m}",
+                   "runtime.teacher.base_url=http://127.0.0.1:9/v1")
     assert "'void'" in said and "bad_gold=drop" in said
     limbeck("prepare", "prepare.problems=bad.jsonl", "prepare.held_out=0", "prepare.bad_gold=drop")
 

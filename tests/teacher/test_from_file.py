@@ -97,7 +97,7 @@ def test_what_only_an_answering_teacher_can_do_is_refused_before_any_work(
     from pipeline.config.load import load
     from stages.make import make
 
-    (tmp_path / "t.jsonl").touch()
+    (tmp_path / "t.jsonl").write_text('{"problem": "1+1?", "completion": "2"}')
     root = Path(__file__).parents[2]
     experiment = load(Experiment, [root / "configs/default.yaml"], [
         f"generate.teacher={{type: file, traces: {tmp_path}/t.jsonl}}",
