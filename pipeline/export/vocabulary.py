@@ -78,7 +78,7 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     if not merges:
         raise _refused("has no merges", "a tiny student made by an older limbeck gets a new one "
                        "when its student-KEY folder and those after it are deleted")
-    if core.get("byte_fallback"):
+    if core.get("byte_fallback") and not _decodes_by(described, "ByteLevel"):
         return _sentencepiece(tokenizer, rows, described, merges)
     if not _decodes_by(described, "ByteLevel"):
         raise _refused("is a BPE that is not byte-level", "use a student whose tokenizer is")
