@@ -28,6 +28,9 @@ ELSEWHERE = {
     r"limbeck .*runtime\.teacher\.batch=true": "tests/teacher/test_batch.py",
     r"limbeck .*filter\.languages=": "tests/curate/test_language_share.py",
     r"limbeck estimate .*--gpus": "tests/cluster",
+    r"limbeck chat": "tests/export: it serves until Ctrl-C",
+    r"limbeck (export|report) ": "tests/export, tests/evaluate: they train before",
+    r"limbeck (rl .*length\.yaml|sft --each)": "tests/config: they train for long",
     r"limbeck .*configs/(r1-embedded|ablation)\.yaml": "tests/stages/test_recipe.py",
 }
 SMALL = """
