@@ -12,8 +12,10 @@ import tiny_sft
 import torch
 
 from pipeline import tables
+from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.sft import LogitsConfig
+from pipeline.config.student import PackConfig
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.errors import UserError
 from pipeline.sft import trainer
@@ -108,7 +110,8 @@ def scored(tiny, endpoint, folder):
     tables.write(tables.Judged, judged, inputs["filter"] / "judged.parquet")
     (inputs["student"] / "tokenizer").symlink_to(tiny / "tokenizer")
     (inputs["pack"] / "rows.parquet").symlink_to(tiny / "rows.parquet")
-    return SimpleNamespace(generate=config, runtime=SimpleNamespace(traces=folder / "traces"),
+    return SimpleNamespace(generate=config, filter=FilterConfig(), pack=PackConfig(),
+                           runtime=SimpleNamespace(traces=folder / "traces"),
                            logits=LogitsConfig(scorer={"type": "traces"}, mass=1.0)), inputs
 
 
@@ -189,6 +192,7 @@ def test_traces_as_a_scorer_need_the_option_that_stores_them():
     for settings, said in (({}, "generate.sampling.top_logprobs"),
                            ({"temperature": 2.0}, "temperature 1 only")):
         experiment = SimpleNamespace(
+            filter=FilterConfig(), pack=PackConfig(),
             generate=config if not settings else config.model_copy(
                 update={"sampling": Sampling(top_logprobs=5)}),
             logits=LogitsConfig(scorer={"type": "traces"}, **settings))

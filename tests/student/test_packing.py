@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizer_kinds import NAMES, tokenizer_of
 
 from pipeline import tables as records
+from pipeline.config.problems import PrepareConfig
 from pipeline.config.sft import SftConfig
 from pipeline.config.student import PackConfig
 from pipeline.errors import UserError
@@ -201,8 +202,8 @@ def artifacts(tmp_path):
 def experiment(**settings):
     return SimpleNamespace(
         name="demo", sft=SftConfig(), pack=PackConfig(**settings), generate=SimpleNamespace(
-            prompt="boxed", teacher=SimpleNamespace(type="solver")),
-        student=SimpleNamespace(model="tiny"), prepare=SimpleNamespace(problems="countdown"))
+            prompt="boxed", prompts={}, teacher=SimpleNamespace(type="solver")),
+        student=SimpleNamespace(model="tiny"), prepare=PrepareConfig(problems="countdown"))
 
 
 @pytest.mark.parametrize("packing", [{"type": "none"}, {"type": "best_fit", "block": 512}])
