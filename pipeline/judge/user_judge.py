@@ -35,7 +35,10 @@ def grade(response: str, answers: Sequence[str], problem: Problem) -> WorkerTask
     key, stated = problem.kind, ", ".join(answers) or response.strip()[:SHOWN]
     row = {"problem_id": problem.problem_id, "problem": problem.problem,
            "answer": problem.answer, "kind": key, "meta": problem.meta}
-    digest = file_digest(Path(key.rpartition(":")[0]))
+    file, _, name = key.rpartition(":")
+    # A worker may have been started in another folder.
+    place = f"{Path(file).absolute()}:{name}"
+    digest = file_digest(Path(file))
 
     def read(reply: dict[str, Any]) -> Judgement:
         if "failed" in reply:
@@ -45,7 +48,7 @@ def grade(response: str, answers: Sequence[str], problem: Problem) -> WorkerTask
         return judgement("correct" if reply["score"] >= 1 else "wrong", stated, key,
                          reply["score"])
 
-    return WorkerTask("user", (key, digest, response, row), stated, key, read)
+    return WorkerTask("user", (place, digest, response, row), stated, key, read)
 
 
 def check_gold(problem: Problem) -> Judgement | WorkerTask:

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
+import polars as pl
 import pytest
 
 from pipeline import tables
@@ -300,7 +301,8 @@ def test_the_embedded_server_answers_like_an_endpoint(stream, tmp_path):
                            on_progress=lambda n, note: steps.append(n))
         again = generate(wanted, teacher=teacher, sampling=sampling, store=store,
                          runtime=TeacherRuntime(base_url=url))
-        traces = tables.Trace.validate(store.collect(wanted, teacher, sampling), cast=True)
+        traces = tables.Trace.validate(store.collect(wanted, teacher, sampling).with_columns(
+            source=pl.lit("set")), cast=True)
     assert outcome.asked == sum(steps) == len(traces) == 90 and again.reused == 90
     for row in traces.iter_rows(named=True):
         assert row["answer"] == f"the answer is {row['sample'] % 7}" and row["complete"]

@@ -45,6 +45,11 @@ def fill(folder, wanted, sampling, **changes):
             store.append(row(request, sampling, **changes))
 
 
+def as_traces(stored):
+    """What the store gives as the rows of generate, which adds the problem's source."""
+    return tables.Trace.validate(stored.with_columns(source=pl.lit("set")), cast=True)
+
+
 def missing(folder, wanted, sampling, teacher=TEACHER):
     return TraceStore(folder).missing(wanted, teacher, sampling)
 
@@ -53,7 +58,7 @@ def test_an_empty_store_misses_everything_and_gives_an_empty_table(tmp_path):
     wanted = requests(3, 2)
     store = TraceStore(tmp_path / "none")
     assert store.missing(wanted, TEACHER, Sampling()) == wanted
-    assert tables.Trace.validate(store.collect(wanted, TEACHER, Sampling())).is_empty()
+    assert as_traces(store.collect(wanted, TEACHER, Sampling())).is_empty()
 
 
 def test_only_what_was_never_asked_is_missing(tmp_path):
@@ -64,7 +69,7 @@ def test_only_what_was_never_asked_is_missing(tmp_path):
     assert {(r.problem_id, r.sample) for r in left} == {
         *((f"p{i}", 2) for i in range(4)), *(("p4", s) for s in range(3))}
     traces = TraceStore(tmp_path).collect(wanted, TEACHER, sampling)
-    assert tables.Trace.validate(traces, cast=True).height == 8
+    assert as_traces(traces).height == 8
     assert traces["answer"].to_list() == [f"p{i}/{s}" for i in range(4) for s in range(2)]
 
 
