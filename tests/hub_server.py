@@ -13,7 +13,8 @@ class Hub:
 
     def __init__(self, cuts=0):
         self.repositories, self.blobs, self.sent, self.cuts = {}, {}, [], cuts
-        hub = self
+        self.accepted = False
+        hub, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -41,8 +42,10 @@ class Hub:
                     if found else self.reply({"error": "none"}, 404)
 
             def do_PUT(self):
-                if hub.cuts and len(hub.sent) >= 1:
-                    hub.cuts -= 1
+                with lock:      # blobs come in several threads: one arrives, others are cut
+                    cut = hub.cuts > 0 and hub.accepted
+                    hub.cuts, hub.accepted = hub.cuts - cut, True
+                if cut:
                     self.rfile.read(1000)
                     return self.connection.close()
                 data = self.body()
