@@ -1,4 +1,4 @@
-"""Prompts and scores beside lm-evaluation-harness's, on stored answers, where it defines the task.
+"""Prompts and scores beside lm-evaluation-harness's, on stored answers, if it defines the task.
 
 For every benchmark by name that it has: our zero-shot prompt against its doc_to_text, byte by
 byte but for space at the ends, and our judge's score against its own process_results or filters.

@@ -105,6 +105,11 @@ ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{12}")
 """An artifact's name: stage and key. Its folder, below runtime.artifacts, has the same."""
 
 
+def stage_of(name: str) -> str:
+    """Return STAGE of STAGE, STEP.STAGE or either with @LABEL."""
+    return name.partition("@")[0].rpartition(".")[2]
+
+
 def is_artifact(name: str) -> bool:
     """Whether `name` is an artifact's, not a hub id or a folder elsewhere."""
     return ARTIFACT.fullmatch(name) is not None

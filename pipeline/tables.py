@@ -106,6 +106,16 @@ def write(schema: type[dy.Schema], table: pl.DataFrame, path: Path) -> None:
     pq.write_table(checked.to_arrow(), path, compression="zstd", write_page_checksum=True)
 
 
+def write_whole(table: pl.DataFrame, path: Path, **options: Any) -> None:
+    """Write `path` as Parquet; a process killed at any time leaves no incomplete file there.
+
+    `options` are polars' write_parquet's.
+    """
+    partial = path.with_suffix(".partial")
+    table.write_parquet(partial, **options)
+    partial.replace(path)
+
+
 def read(schema: type[dy.Schema], path: Path) -> Any:
     """Read `path` written by `write`, verifying page checksums and the schema (a polars frame)."""
     import pyarrow as pa

@@ -15,9 +15,8 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import difference, summarise_seeds
-from pipeline.evaluate.numbers import stage_of
 from pipeline.prompts import config_files
-from pipeline.stage import read_manifest
+from pipeline.stage import read_manifest, stage_of
 from stages.make import changed_keys, plan_of
 
 OF_A_RUN = ("config", "seed", "version", "files")

@@ -204,15 +204,9 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
         with JudgePool(experiment.runtime.judge_workers) as pool:
             for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
-                _keep(judged_rows(pool, model.name, by_id, sampled), files[name])
+                rows = judged_rows(pool, model.name, by_id, sampled)
+                records.write_whole(pl.DataFrame(rows, infer_schema_length=None), files[name])
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
-
-
-def _keep(rows: list[dict], path: Path) -> None:
-    """Write `rows` whole: a process killed at any time leaves no incomplete file of that name."""
-    partial = path.with_suffix(".partial")
-    pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
-    partial.replace(path)
 
 
 Asked = Mapping[str, Mapping[str, list]]

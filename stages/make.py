@@ -24,7 +24,7 @@ from pipeline.errors import LackingError, LockedError, UserError
 from pipeline.hub import lineage
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest
+from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest, stage_of
 from pipeline.student.tiny import resolve
 from stages.graph import MODELS, STAGES, plans
 
@@ -63,7 +63,7 @@ def stage_targets(experiment: Experiment, name: str, step: str | None = None) ->
     if "." in name or not experiment.steps or STAGES[name].of_the_whole:
         return [name]
     found = [one for one in plans(experiment, *goals(experiment))
-             if one.partition("@")[0].rpartition(".")[2] == name]
+             if stage_of(one) == name]
     several = list(dict.fromkeys(one.partition("@")[0] for one in found))
     if not several:
         raise UserError(f"no step of this config needs {name}")
@@ -86,10 +86,7 @@ def make(experiment: Experiment, target: str | Sequence[str],
     """
     targets = [target] if isinstance(target, str) else list(target)
     chain = plans(experiment, *targets)
-    todo: dict[str, str] = {}       # equal keys are one artifact
-    for name, plan in chain.items():
-        if plan.manifest is None:
-            todo.setdefault(plan.key, name)
+    todo = _todo(chain)
     _check(experiment, [chain[name] for name in todo.values()])
     for name in todo.values():
         plan = chain[name]
@@ -100,6 +97,21 @@ def make(experiment: Experiment, target: str | Sequence[str],
     for name, plan in chain.items():
         if name.partition("@")[0] in targets and plan.key not in todo:
             _close(name, plan, plan.manifest or {}, given, cached=True)
+
+
+def check_targets(experiment: Experiment, targets: Sequence[str]) -> None:
+    """Raise UserError if `make` would refuse `targets` before any work."""
+    chain = plans(experiment, *targets)
+    _check(experiment, [chain[name] for name in _todo(chain).values()])
+
+
+def _todo(chain: Mapping[str, Plan]) -> dict[str, str]:
+    """{key: name} of what is not made; equal keys are one artifact."""
+    todo: dict[str, str] = {}
+    for name, plan in chain.items():
+        if plan.manifest is None:
+            todo.setdefault(plan.key, name)
+    return todo
 
 
 def _executed(plan: Plan, wait: bool) -> dict[str, Any]:

@@ -14,15 +14,14 @@ from rich.table import Table
 from pipeline.cluster import slurm
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from stages.graph import STAGES, plans
+from stages.graph import STAGES
+from stages.make import check_targets, goals, stage_targets
 
 
 def submit_command(experiment: Experiment, target: str, given: Sequence[str]) -> None:
     """Submit `limbeck target given` to Slurm and print its id and log."""
-    chain = plans(experiment, "report" if target == "all" else target)
-    for plan in chain.values():
-        if plan.manifest is None:
-            plan.stage.check(experiment)
+    check_targets(experiment, goals(experiment) if target == "all"
+                  else stage_targets(experiment, target))
     folder = _folder(experiment)
     runtime = experiment.runtime
     text = slurm.script("stages.job", [str(folder.resolve()), target, *given],

@@ -8,6 +8,7 @@ which of its figures were counted and which are assumed.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,11 +107,5 @@ def _header_parameters(path: Path) -> float:
     """Count the values that a safetensors file holds, by its header alone."""
     with path.open("rb") as file:
         header: Mapping[str, dict] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for size in tensor["shape"]:
-                count *= size
-            total += count
-    return float(total)
+    return float(sum(math.prod(tensor["shape"]) for name, tensor in header.items()
+                     if name != "__metadata__"))

@@ -25,9 +25,8 @@ DEFAULTS = {"open-mode": "append", "requeue": True, "signal": "B:USR1@120"}
 
 def flags(options: Mapping[str, Any]) -> list[str]:
     """Options of sbatch under its long names; a switch is true."""
-    given = {name.replace("_", "-"): value for name, value in options.items()}
     return [f"--{name}" if value is True else f"--{name}={value}"
-            for name, value in given.items() if value is not False and value is not None]
+            for name, value in options.items() if value is not False and value is not None]
 
 
 def script(module: str, arguments: Sequence[str], setup: str) -> str:

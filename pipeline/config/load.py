@@ -29,8 +29,8 @@ class Config(BaseModel):
     """Fields newer than the first artifacts: left out of a dump at their default, so keys stay."""
 
     UNKEYED: ClassVar[frozenset[str]] = frozenset()
-    """Fields, and FIELD.ITEM of mappings, that change nothing of what is made: a dump, of which a
-    key is a digest, holds their default."""
+    """Fields, and FIELD.ITEM of mappings, that do not change what is made: the dump that a key is
+    computed from holds their default."""
 
     @model_serializer(mode="wrap")
     def _as_in_a_key(self, dump: Any, info: Any) -> dict[str, Any]:

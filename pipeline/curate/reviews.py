@@ -133,7 +133,7 @@ def read_reviews(path: Path) -> list[Line]:
         try:
             line = json.loads(text)
         except ValueError:
-            raise UserError(f"{path}:{number} is not a verdict (it is not JSON); mend or remove "
+            raise UserError(f"{path}:{number} is not a verdict (it is not JSON); fix or remove "
                             "that line, the others are kept") from None
         check_line(line, f"{path}:{number}")
         out.append(line)

@@ -21,7 +21,7 @@ def traces_a_problem(experiment: Any) -> int:
 def wanted(kept: Mapping[str, int], config: FilterConfig) -> dict[str, int]:
     """{source: traces to keep} of the sources with a count or a share, given those that pass.
 
-    Raises UserError that says how many are missing of which source.
+    Raises UserError, with the number that each source lacks, if there are too few.
     """
     shares = {name: rule.share for name, rule in config.sources.items() if rule.share}
     asked = {name: rule.count for name, rule in config.sources.items() if rule.count}

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import Config, flat
 from pipeline.errors import UserError
-from pipeline.stage import read_manifest
+from pipeline.stage import read_manifest, stage_of
 from pipeline.student.tiny import resolve
 
 ROLES = {"student": "student, untrained", "sft": "after SFT", "rl": "after RL"}
@@ -20,7 +20,7 @@ def facts(inputs: Mapping[str, Path]) -> dict[str, Any]:
     """Return `models` (role, name, parameters), `settings` by stage and `commands` of a run."""
     made = {name: read_manifest(folder / "manifest.json") for name, folder in inputs.items()}
     settings = {name: found for name, manifest in made.items()
-                if (found := changed(_stage(name), manifest.get("config", {})))}
+                if (found := changed(stage_of(name), manifest.get("config", {})))}
     commands = dict.fromkeys(one["command"] for one in made.values() if one.get("command"))
     return {"models": [*_teachers(made), *_students(inputs, made)], "settings": settings,
             "commands": list(commands)}
@@ -36,13 +36,9 @@ def changed(stage: str, config: Mapping[str, Any]) -> dict[str, str]:
             if value not in (None, {}, []) and known.get(key, None) != value}
 
 
-def _stage(name: str) -> str:
-    return name.partition("@")[0].rpartition(".")[2]
-
-
 def _teachers(made: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, float | None]]:
     named = [manifest["config"]["teacher"] for name, manifest in made.items()
-             if _stage(name) == "generate" and "teacher" in manifest.get("config", {})]
+             if stage_of(name) == "generate" and "teacher" in manifest.get("config", {})]
     return list(dict.fromkeys(
         ("teacher", teacher.get("model") or teacher["type"], _parameters(teacher.get("model", "")))
         for teacher in named))
@@ -52,7 +48,7 @@ def _students(inputs: Mapping[str, Path], made: Mapping[str, Mapping[str, Any]]
               ) -> list[tuple[str, str, float | None]]:
     found = []
     for name, folder in inputs.items():
-        if (stage := _stage(name)) in ROLES and "@" not in name:
+        if (stage := stage_of(name)) in ROLES and "@" not in name:
             model = resolve(folder)
             own = made[name].get("config", {}).get("model") if stage == "student" else None
             step = name.rpartition(".")[0]

@@ -27,7 +27,7 @@ from pipeline.curate.features import FEATURES, add_features
 from pipeline.curate.reviews import latest, read_reviews, reviews_path, trace_key
 from pipeline.errors import UserError
 from pipeline.expression import compile_expression
-from pipeline.stage import read_manifest
+from pipeline.stage import read_manifest, stage_of
 from pipeline.train.log import read_log
 
 Points = list[tuple[float, float]]
@@ -85,11 +85,6 @@ def people_counts(path: Path, inputs: Mapping[str, Path]) -> dict[str, Any] | No
     return {"people": said["people"], "verdicts": said["verdicts"], "shared": said["shared"],
             "alpha": said["alpha"], "kappas": said["kappas"],
             **against_judge(here, scores)} if said["traces"] else None
-
-
-def stage_of(name: str) -> str:
-    """Return STAGE of STAGE, STEP.STAGE or either with @LABEL."""
-    return name.partition("@")[0].rpartition(".")[2]
 
 
 def reading(path: Path, *languages: str) -> dict[str, dict[str, float]]:

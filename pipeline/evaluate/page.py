@@ -14,8 +14,9 @@ from pipeline.evaluate import plots
 from pipeline.evaluate.budgets import curves
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.facts import facts, size
-from pipeline.evaluate.numbers import Points, curve, judged_columns, stage_of
+from pipeline.evaluate.numbers import Points, curve, judged_columns
 from pipeline.problems import benchmarks as registry
+from pipeline.stage import stage_of
 from pipeline.train.log import read_lines, read_log
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

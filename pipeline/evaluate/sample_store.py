@@ -15,6 +15,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline import tables
 from pipeline.completion import Completion, Messages
 
 Chats = Mapping[str, Messages]
@@ -39,9 +40,7 @@ class SampleStore:
                 for index, (completion, tokens) in enumerate(group)]
         path = self._path(chats, len(groups[0]) if groups else 0)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        pl.DataFrame(rows, infer_schema_length=None).write_parquet(partial)
-        partial.replace(path)
+        tables.write_whole(pl.DataFrame(rows, infer_schema_length=None), path)
 
     def get(self, chats: Chats, samples: int) -> list[Sample]:
         """Return the samples of `chats`, which must be kept."""

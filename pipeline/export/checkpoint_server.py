@@ -190,7 +190,7 @@ class Endpoint:
 
 
 def _messages(body: Mapping[str, Any]) -> Messages:
-    """The chat of a request. Raises ValueError if there is none."""
+    """Return the chat of a request. Raises ValueError if it has none."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages must be a list that is not empty")

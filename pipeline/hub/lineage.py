@@ -82,8 +82,8 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
             try:
                 return json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
-                raise UserError(f"{path} is damaged; copy it again from where the checkpoint "
-                                "was made") from None
+                raise UserError(f"{path} is damaged; copy it again from the folder in which "
+                                "the checkpoint was made") from None
     made = next((place for place in (folder, folder.parent)
                  if (place / "manifest.json").is_file()), None)
     if made is None:

@@ -65,7 +65,7 @@ _USER = Kind(user_judge.grade, user_judge.check_gold, graded=False, extracts=Tru
 
 
 def find_kind(name: str) -> Kind | None:
-    """The kind called `name`, or of the user's function that it names; None if there is none."""
+    """Return the kind `name`, built in or a user's function; None if it is unknown."""
     return _USER if user_judge.is_user_kind(name) else KINDS.get(name)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import tables
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression
 
@@ -62,8 +63,7 @@ def student_scores(model: str, tokenizer_folder: Path, rows: Sequence[Mapping[st
         table = pl.DataFrame({"problem_id": [problem.problem_id for problem in problems],
                               "score": [verdict.score for verdict in verdicts]},
                              schema={"problem_id": pl.String, "score": pl.Float64})
-        table.write_parquet(path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        tables.write_whole(table, path)
     return teacher_scores(path)
 
 

@@ -91,7 +91,7 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
         return loss * ranks / num_items_in_batch
 
     def _tokens(self, inputs: dict[str, Any]) -> Any:
-        """Tokens of a batch in all processes: a number, or a tensor of which no one waits yet."""
+        """Count the tokens of a batch in all processes; a tensor is read later, at the log."""
         mask, device = inputs.get("attention_mask"), self.accelerator.device
         own = inputs["input_ids"].numel() if mask is None else mask.sum()
         alone = self.accelerator.num_processes == 1

@@ -15,7 +15,7 @@ from pipeline.completion import CLOSE, OPEN
 from pipeline.student.template import encode
 
 Sampler = Callable[[list[list[int]], list[int]], list[list[int]]]
-"""Returns a completion of each prompt, of at most so many tokens each."""
+"""Returns a completion of each prompt, each no longer than its limit in tokens."""
 WAIT = "Wait"
 
 

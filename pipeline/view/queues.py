@@ -58,7 +58,7 @@ def _shuffled(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def _disagreements(frame: pl.DataFrame, golds: dict[str, str]) -> pl.DataFrame:
-    """Rows of which the judge and the second grader think differently."""
+    """Return the rows on which the judge and the second grader disagree."""
     for name in ("score", "extracted"):
         _need(frame, name)
     rows = frame.filter(pl.col("score").is_not_null() & pl.col("extracted").is_not_null())

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.config.load import flat
 from pipeline.errors import UserError
 from pipeline.evaluate.page import CURVES
 from pipeline.view.catalog import Artifact, lineage
@@ -97,32 +98,24 @@ def differences(chosen: list[Artifact], known: Mapping[str, Artifact]) -> list[d
 
     A run that does not say what it is made of differs in nothing.
     """
-    flat = [_flat(one, known) for one in chosen if one.manifest]
-    if len(flat) < len(chosen):
+    trees = [_settings(one, known) for one in chosen if one.manifest]
+    if len(trees) < len(chosen):
         return []
-    keys = sorted({key for tree in flat for key in tree})
-    rows = [{"key": key, "values": [tree.get(key) for tree in flat]} for key in keys]
+    keys = sorted({key for tree in trees for key in tree})
+    rows = [{"key": key, "values": [tree.get(key) for tree in trees]} for key in keys]
     return [row for row in rows
             if len({json.dumps(value, default=str) for value in row["values"]}) > 1]
 
 
-def _flat(artifact: Artifact, known: Mapping[str, Artifact]) -> dict[str, Any]:
+def _settings(artifact: Artifact, known: Mapping[str, Artifact]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     chain = lineage(artifact, known)
     several = {one.stage for one in chain if sum(o.stage == one.stage for o in chain) > 1}
     for one in chain:
         stage = one.name if one.stage in several and one is not artifact else one.stage
         out[f"{stage}.seed"] = one.manifest.get("seed")
-        _walk(one.config, stage, out)
+        out |= flat(one.config, stage)
     return out
-
-
-def _walk(node: Any, prefix: str, out: dict[str, Any]) -> None:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            _walk(value, f"{prefix}.{key}", out)
-    else:
-        out[prefix] = node
 
 
 def kept_tables(folder: Path) -> dict[int, Path]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline import tables
 from pipeline.config.teacher import FileTeacher
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Problem, has_gold
@@ -50,9 +51,7 @@ def as_table(path: Path, cache: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
         if not traces:
             raise UserError(f"no row of {path} has any text; look at what its columns hold")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_suffix(".partial")
-        _judged(traces).write_parquet(partial, row_group_size=1024)
-        partial.replace(out)
+        tables.write_whole(_judged(traces), out, row_group_size=1024)
     return out, problems_in(out)
 
 

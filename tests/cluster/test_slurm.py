@@ -57,6 +57,11 @@ def test_a_submitted_command_is_refused_before_sbatch_or_recorded(slurm_folder):
     assert (job["state"], job["attempts"]) == ("RUNNING", 0) and job["log"].endswith("/7.log")
 
 
+def test_a_stage_of_a_recipe_of_steps_is_submitted(slurm_folder):
+    done = CliRunner().invoke(app, ["submit", "rl", "-c", str(ROOT / "configs/r1-embedded.yaml")])
+    assert done.exit_code == 0 and "job 7" in done.output
+
+
 def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="not on this machine's path"):

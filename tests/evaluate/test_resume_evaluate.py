@@ -16,20 +16,24 @@ from stages.graph import STAGES
 CONFIG = Path(__file__).parents[2] / "configs/default.yaml"
 
 
-def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, monkeypatch):
-    student, prepare = tmp_path / "student", tmp_path / "prepare"
+def made(folder, name):
+    """The artifacts that evaluate reads, the student's called `name`, and a benchmark's file."""
+    student, prepare, own = folder / name, folder / "prepare", folder / "own.jsonl"
     tiny_rl.build(student)
     (student / "tokenizer").symlink_to(student / "model")
     prepare.mkdir()
     rows = [{k: v for k, v in row.items() if k != "prompt"} for row in tiny_rl.problems(3)]
     tables.write(tables.Problem, pl.DataFrame(rows), prepare / "heldout.parquet")
-    own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"problem": "1+1?", "answer": "2"}))
+    return {"student": student, "prepare": prepare}, own
+
+
+def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, monkeypatch):
+    inputs, own = made(tmp_path, "student")
     given = ["evaluate.models=[untrained]", f"evaluate.benchmarks=[heldout, {own}]",
              "evaluate.sampling.max_tokens=8", "runtime.judge_workers=1"]
     first, experiment = (load(Experiment, [CONFIG], [*given, f"runtime.artifacts={tmp_path / one}"])
                          for one in ("one", "two"))
-    inputs = {"student": student, "prepare": prepare}
     real, asked = evaluate.sample_sets, []
 
     def dying(*given):
@@ -53,14 +57,7 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
 
 
 def test_another_experiment_samples_no_model_again_on_the_same_benchmark(tmp_path, monkeypatch):
-    student, prepare = tmp_path / "student-0123456789ab", tmp_path / "prepare"
-    tiny_rl.build(student)
-    (student / "tokenizer").symlink_to(student / "model")
-    prepare.mkdir()
-    rows = [{k: v for k, v in row.items() if k != "prompt"} for row in tiny_rl.problems(3)]
-    tables.write(tables.Problem, pl.DataFrame(rows), prepare / "heldout.parquet")
-    own = tmp_path / "own.jsonl"
-    own.write_text(json.dumps({"problem": "1+1?", "answer": "2"}))
+    inputs, own = made(tmp_path, "student-0123456789ab")
     real, asked = evaluate.sample_sets, []
 
     def counted(*given):
@@ -75,5 +72,5 @@ def test_another_experiment_samples_no_model_again_on_the_same_benchmark(tmp_pat
         experiment = load(Experiment, [CONFIG], [
             "evaluate.models=[untrained]", "evaluate.sampling.max_tokens=8",
             "runtime.judge_workers=1", f"runtime.artifacts={tmp_path}", *more])
-        scores.append(evaluate.run(experiment, {"student": student, "prepare": prepare}, out))
+        scores.append(evaluate.run(experiment, inputs, out))
     assert asked == [["heldout"], ["own"], ["heldout"]] and scores[0] == scores[3]
