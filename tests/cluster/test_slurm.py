@@ -62,6 +62,43 @@ def test_a_stage_of_a_recipe_of_steps_is_submitted(slurm_folder):
     assert done.exit_code == 0 and "job 7" in done.output
 
 
+def test_a_step_and_a_sweep_are_submitted_as_their_command_takes_them(slurm_folder):
+    recipe = ["-c", str(ROOT / "configs/r1-embedded.yaml")]
+    run = CliRunner().invoke
+    done = run(app, ["submit", "sft", "--step", "cold", "--each", "sft.trainer.seed=1,2", *recipe])
+    assert done.exit_code == 0, done.exception
+    command = (slurm_folder / "job.sh").read_text().splitlines()[-1]
+    assert command.endswith(f"sft --wait {' '.join(recipe)} --step cold --each sft.trainer.seed=1,2")
+    for target, step, said in (("sft", "warm", "there is no step 'warm'"),
+                               ("all", "cold", "all makes every step")):
+        refused = run(app, ["submit", target, "--step", step, *recipe])
+        assert isinstance(refused.exception, UserError) and said in str(refused.exception)
+
+
+def test_a_job_is_waited_for_through_its_requeue(slurm_folder, monkeypatch, capsys):
+    ends = slurm_folder / "jobs" / "7.ends"
+    ends.parent.mkdir()
+    states = [{"7": "RUNNING"}, {"7": "PREEMPTED"}, {"7": "PENDING"}, None, {"7": "RUNNING"}]
+    for last, written, code in (({"7": "COMPLETED"}, "130\n0\n", 0), ({}, "130\n0\n", 0),
+                                ({"7": "FAILED"}, "130\n2\n", 2), ({"7": "CANCELLED"}, "", 1)):
+        ends.write_text(written)
+        told, asked = [], iter([*states, last, last])
+        monkeypatch.setattr(slurm, "_states", lambda asked=asked: next(asked))
+        monkeypatch.setattr(slurm, "POLL_SECONDS", 0)
+        assert slurm.wait_for("7", ends.parent, told.append) == code
+        assert told[:4] == ["RUNNING", "PREEMPTED", "PENDING", "Slurm does not answer"]
+
+
+def test_ctrl_c_leaves_the_job_that_was_waited_for(slurm_folder):
+    line = [sys.executable, "-m", "stages", "submit", "prepare", "--wait", *TINY]
+    with subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert "job 7: RUNNING" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "job 7 goes on" in said and "scancel 7" in said
+
+
 def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="not on this machine's path"):
