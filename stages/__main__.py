@@ -232,13 +232,18 @@ def estimate(overrides: Overrides = None, config: Files = None,
                  help="Tokens a second that one samples, if measured.")] = None,
              student_billions: Annotated[float | None, typer.Option(
                  help="Parameters of the student, if its name does not say.")] = None,
+             problems: Annotated[int | None, typer.Option(
+                 min=1, help="Problems that are taught, instead of loading them.")] = None,
+             trace_tokens: Annotated[float | None, typer.Option(
+                 min=1, help="Tokens of a trace, where none is stored yet.")] = None,
              as_json: Json = False, debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run, or of a whole recipe on described GPUs."""
     from pipeline.cluster.gpu_hours import Gpus
-    from stages.gpu_work import show_estimate
+    from stages.gpu_work import Given, show_estimate
 
     there = Gpus(gpus, gpu, gpu_usd, train_rate, sample_rate) if gpus else None
-    show_estimate(_experiment(config, overrides), step, pilot, there, student_billions, as_json)
+    show_estimate(_experiment(config, overrides), step, pilot, there,
+                  Given(problems, trace_tokens, student_billions), as_json)
 
 
 @app.command()
