@@ -19,7 +19,7 @@ try:
     app({arguments!r}, standalone_mode=False)
 except SystemExit:
     pass
-tables = {{"numpy.linalg", "pyarrow.lib"}} if "plan" in {arguments!r} else set()
+tables = {{"numpy.linalg", "pyarrow.lib", "dataframely"}} if "plan" in {arguments!r} else set()
 heavy = ({{"torch", "transformers", "trl", "datasets"}} | tables) & set(sys.modules)
 assert not heavy, heavy
 """
