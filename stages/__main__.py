@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.deferred import defer
 from pipeline.errors import UserError
 from pipeline.prompts import config_files
 from pipeline.serving.processes import STOP_SIGNALS
@@ -108,6 +109,7 @@ def plan(overrides: Overrides = None, config: Files = None, each: Each = None,
          check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything would run.")]
          = False, as_json: Json = False, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
+    defer("numpy", "pipeline.tables")
     from stages.make import show_plan
 
     if show_plan(_experiment(config, overrides, each), as_json) and check:
@@ -131,6 +133,7 @@ def show(stage: StageName, overrides: Overrides = None, config: Files = None,
 def path(stage: StageName, overrides: Overrides = None, config: Files = None,
          as_json: Json = False, debug: bool = False) -> None:
     """Print the artifact's folder and nothing else."""
+    defer("numpy", "pipeline.tables")
     from stages.make import plan_of
 
     plan = plan_of(_experiment(config, overrides), stage)
