@@ -259,6 +259,7 @@ def test_a_recipe_killed_in_a_step_goes_on_to_the_same_weights_and_scores(made, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_a_recipe_killed_twenty_times_ends_with_the_same_weights_and_scores(made, tmp_path):
     hits = same_after_kills(made, tmp_path, 20)
     print(dict(hits))
