@@ -135,7 +135,7 @@ class LossWeights:
     cross_entropy: float = 0.0
     chunk_elements: int = 1 << 28
     """Logits in memory at a time, and twice as many in half precision: 2**28 are 1 GiB, there 3,533
-    tokens at 151,936 outcomes. A dense teacher has its own, and both stay in float32: 5 GiB in all."""
+    tokens at 151,936 outcomes. A dense teacher adds its own, all in float32: 5 GiB."""
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
