@@ -7,7 +7,6 @@ Its replies are kept in the trace store under keys of their own, so nothing is a
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 from pipeline.completion import Messages
 from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
-from pipeline.errors import LockedError
 from pipeline.judge.models.opinion import Score
 from pipeline.judge.models.scoring import scorer
 
@@ -29,8 +27,6 @@ class LLMJudgeClient:
     runtime: JudgeRuntime
     traces: Path
     spend: bool = True
-    patience: float = 0.0
-    """Seconds to wait while another process, as one of a training run, writes to the store."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
     paid: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False)
@@ -66,7 +62,7 @@ class LLMJudgeClient:
         from pipeline.teacher.ask import print_problems, running_judge
         from pipeline.teacher.failures import UnansweredError
 
-        runtime, until = self._runtime(requests), time.monotonic() + self.patience
+        runtime = self._runtime(requests)
         if runtime is None:
             print(f"judge: {self.runtime.where}.max_usd={self.runtime.max_usd:g} is spent; nothing "
                   "more is asked", file=sys.stderr)
@@ -74,16 +70,8 @@ class LLMJudgeClient:
         try:
             with running_judge(self.model, runtime, self.traces) as runtime, \
                     progress("asking the LLM judge", missing) as advance:
-                while True:
-                    try:
-                        outcome = generate(
-                            requests, teacher=self.model, sampling=self.model.sampling,
-                            runtime=runtime, store=store, on_progress=advance)
-                        break
-                    except LockedError:
-                        if time.monotonic() > until:
-                            raise
-                        time.sleep(0.2)
+                outcome = generate(requests, teacher=self.model, sampling=self.model.sampling,
+                                   runtime=runtime, store=store, on_progress=advance)
         except UnansweredError as error:
             print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
@@ -103,12 +91,11 @@ class LLMJudgeClient:
 
 
 def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
-            spend: bool = True,
-            patience: float = 0.0) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
+            spend: bool = True) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, patience)
+            config.client(), runtimes[name], traces, spend)
         out[name] = scorer(name, config, client), client
     return out
