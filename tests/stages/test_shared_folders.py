@@ -1,6 +1,7 @@
 """Several processes and several people on one artifacts folder: waiting, reading, looking."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -138,6 +139,21 @@ def test_a_file_system_without_rename_is_named_before_any_work(monkeypatch):
     with pytest.raises(UserError, match=r"renames no folder \(Function not implemented\).*runtime"):
         make(experiment("runtime.artifacts=bucket"), "prepare")
     assert [path.name for path in Path("bucket").iterdir()] == []
+
+
+def test_without_hard_links_one_makes_at_a_time_and_without_locks_too_it_is_said(monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    make(experiment("runtime.artifacts=linkless"), "prepare")
+    with stages.leases_in(Path("linkless")) as leases:
+        leases.take(["another"])
+        with pytest.raises(LockedError, match="no hard links"):
+            make(experiment("runtime.artifacts=linkless", "seed=1"), "prepare")
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(UserError, match="neither hard links nor locks"):
+        make(experiment("runtime.artifacts=bare"), "prepare")
 
 
 def test_a_trace_store_that_another_run_writes_to_is_waited_for(monkeypatch, capsys):
