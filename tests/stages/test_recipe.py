@@ -241,13 +241,15 @@ def same_after_kills(made, tmp_path, kills):
     """Kill runs until `kills` have hit, in a new folder whenever one was whole; where they hit."""
     import random
 
-    draw, hits, number = random.Random(7), Counter(), 0
+    draw, hits, number, longest = random.Random(7), Counter(), 0, made[2]
     while hits.total() < kills:
         (folder := tmp_path / str(number)).mkdir(exist_ok=True)
         (folder / "recipe.yaml").write_text(RECIPE)
-        if hit := killed(folder, draw.uniform(0, made[2])):
+        began = time.monotonic()
+        if hit := killed(folder, draw.uniform(0, longest)):
             hits[hit] += 1
         else:
+            longest = min(longest, time.monotonic() - began)
             whole(folder, made[1])
             number += 1
     whole(folder, made[1])
