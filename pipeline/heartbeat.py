@@ -62,11 +62,11 @@ class Heartbeat:
         self._let_go()
         self.id = f"{host}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        hidden = self._path(self.id).with_suffix(".new")     # until it is locked
+        hidden = self.path(self.id).with_suffix(".new")     # until it is locked
         self._file = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         with suppress(OSError):          # a file system without locks: beats are counted
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(self._path(self.id))
+        hidden.rename(self.path(self.id))
         self.lost, self._last = False, clock()
 
     def start(self, work: Callable[[], None] = lambda: None) -> None:
@@ -84,13 +84,13 @@ class Heartbeat:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self._path(self.id).unlink(missing_ok=True)
+        self.path(self.id).unlink(missing_ok=True)
         self._let_go()
 
     def beat(self) -> None:
         """Touch the file, and look at those that are watched."""
         try:
-            os.utime(self._path(self.id))        # without a time: the file server's own
+            os.utime(self.path(self.id))        # without a time: the file server's own
         except FileNotFoundError:        # stood still for so long that others took it for dead
             self.lost = True
             return
@@ -133,7 +133,7 @@ class Heartbeat:
     def _look(self, name: str) -> None:
         """Count a beat of ours without one of theirs."""
         try:
-            with self._path(name).open("rb") as file:    # opened, lest NFS gives an old time
+            with self.path(name).open("rb") as file:    # opened, lest NFS gives an old time
                 touched = os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             self._seen.pop(name, None)
@@ -151,9 +151,9 @@ class Heartbeat:
     def _unlocked(self, name: str) -> bool:
         """Whether the lock that a living process of this machine holds is free."""
         try:
-            file = os.open(self._path(name), os.O_RDWR)
+            file = os.open(self.path(name), os.O_RDWR)
         except OSError:
-            return not self._path(name).exists()
+            return not self.path(name).exists()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -162,7 +162,8 @@ class Heartbeat:
             os.close(file)
         return True
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The file that the process `name` touches."""
         return self.folder / f"{name}.alive"
 
     def _let_go(self) -> None:

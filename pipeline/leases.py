@@ -1,4 +1,4 @@
-"""Who asks for what, among all processes that share a trace store, without a lock.
+"""Who does what, among all processes that share a folder (of traces, artifacts), without a lock.
 
 The leases are a log: file N of the folder is the Nth change, made whole and only once by a hard
 link, as a commit of a table format is. Whoever finds N taken reads it, decides again and tries
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from pipeline.errors import LockedError, UserError
-from pipeline.teacher.heartbeat import BEAT, Heartbeat, clock
+from pipeline.heartbeat import BEAT, Heartbeat, clock
 
 SNAPSHOT, KEPT = 256, 4096
 """Every SNAPSHOTth change holds all leases; so many changes are kept for who reads late."""
@@ -197,9 +197,14 @@ class Leases:
             lock.acquire()
         except Timeout:
             raise LockedError(
-                f"the file system of {self.folder} has no hard links, by which runs share the "
-                "requests, and another run is asking; wait until it ends, or set runtime.traces to "
-                "a folder on a file system that has them") from None
+                f"the file system of {self.folder} has no hard links, by which runs share their "
+                "work, and another run is at work there; wait until it ends, or move the folder to "
+                "a file system that has them") from None
+        except OSError as error:
+            raise UserError(
+                f"the file system of {self.folder} has neither hard links nor locks "
+                f"({error.strerror}), so two runs could do the same unawares; set "
+                "runtime.artifacts and runtime.traces to folders on one that has either") from None
         self._alone = lock
 
     def _load(self) -> None:
@@ -220,7 +225,7 @@ class Leases:
             self.heartbeat.lost = True
         self._synced = now
         if self.is_lost():
-            raise UserError(f"this run stood still for so long that others took over its requests "
+            raise UserError(f"this run stood still for so long that others took over its work "
                             f"({self.folder}); what came is kept, and the same command goes on")
         while self._alone is None and self._read(self._position + 1):
             pass
