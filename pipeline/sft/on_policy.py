@@ -192,8 +192,8 @@ def cut_to_same_width(student: Any, teacher: Any, tokenizer: Any) -> None:
     width = min(model.config.get_text_config().vocab_size for model in (student, teacher))
     if width <= max(tokenizer.get_vocab().values()):
         raise UserError(f"one of the models has {width} output rows, fewer than the student's "
-                        "tokens; use a teacher of the student's family, or train with TRL's "
-                        "GOLDTrainer, which aligns different vocabularies")
+                        "tokens; use a teacher of the student's family, or "
+                        "sft.method.type=cross_tokenizer")
     for model in (student, teacher):
         if model.config.get_text_config().vocab_size != width:
             model.resize_token_embeddings(width)
