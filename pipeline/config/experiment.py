@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline.config.cluster import RayCluster
 from pipeline.config.evaluate import EvaluateConfig, ExportConfig, ReportConfig
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
@@ -51,6 +52,9 @@ class Runtime(Config):
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
     in this process, or in one of its own where vLLM samples."""
+    cluster: RayCluster | None = None
+    """Machines that generate, filter and evaluate spread their work over, {type: ray, address:
+    auto}; unset: this one alone."""
     slurm: dict[str, Any] = {}
     """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
     time, ...). With several nodes, sft and rl start runtime.launch on each."""

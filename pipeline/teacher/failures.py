@@ -42,9 +42,13 @@ class FailureTracker:
         self.suspect: set[str] = set()
         self.failed: Counter[str] = Counter()
         self.pending: Counter[str] = Counter()      # samples by problem, neither come nor failed
+        self.give_up_reason: str | None = None
+        self.expect(planned)
+
+    def expect(self, planned: Iterable[Job]) -> None:
+        """Count jobs that will be answered or fail."""
         for job in planned:
             self.pending[job.key] += len(job.samples)
-        self.give_up_reason: str | None = None
 
     def record_answer(self, key: str, samples: int) -> None:
         self._settle(key, samples)

@@ -60,6 +60,12 @@ class Outcome:
         self.failed += traces
         self.reasons[reason[:160]] += traces
 
+    def add(self, more: Outcome) -> None:
+        """Add the counts of traces that another machine asked for."""
+        for name in ("asked", "failed", "reasons", "cut_off", "retries", "prompt_tokens",
+                     "completion_tokens", "cost_usd"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
+
     def line(self, seconds: float, in_flight: int) -> str:
         """Speed, load, shares, dollars so far and projected, and time left."""
         stored, done = self.asked - self.failed, max(self.asked, 1)

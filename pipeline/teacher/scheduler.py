@@ -62,6 +62,11 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     return outcome
 
 
+def samples_together(teacher: Teacher, runtime: TeacherRuntime) -> int:
+    """Most samples of a chat that are asked in one request."""
+    return SOLVER_N if teacher.type == "solver" else runtime.n
+
+
 class Scheduler:
     """One call of generate: queued jobs, tasks in flight, and their outcome."""
 
@@ -73,8 +78,7 @@ class Scheduler:
         self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling)
         self.outcome.notes += self.budget.notes
         self.client = Client(teacher, sampling, runtime)
-        n = SOLVER_N if teacher.type == "solver" else runtime.n
-        planned = list(jobs(missing, self.keys, n))
+        planned = list(jobs(missing, self.keys, samples_together(teacher, runtime)))
         self.failures = FailureTracker(teacher, runtime, planned, self.outcome.reused)
         self.queue = RequestQueue(planned)
         fewest = min(len(job.samples) for job in planned)
@@ -84,6 +88,15 @@ class Scheduler:
         self.task_ended = asyncio.Event()
         self.fatal_error: BaseException | None = None
         self.typical_tokens = 500.0     # of an answer, learnt as they come
+        self.more_may_come = False
+        """Whether jobs or dollars are still handed over while it runs: it waits for them."""
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Ask for `requests` too, while `more_may_come`."""
+        planned = list(jobs(requests, self.keys, samples_together(self.teacher, self.runtime)))
+        self.queue.new.extend(planned)
+        self.failures.expect(planned)
+        self.task_ended.set()
 
     async def main(self) -> None:
         """Keep the slots filled until nothing is left or nothing can succeed."""
@@ -109,7 +122,7 @@ class Scheduler:
                 await self._wait_or_stop(self.failures.give_up_reason)
                 continue
             job = self.queue.take(self.failures.failed)
-            if job is None and not self.tasks:
+            if job is None and not self.tasks and not self.more_may_come:
                 return None
             if job is None:
                 await self._task_ends()
@@ -132,7 +145,7 @@ class Scheduler:
         """Reserve budget and a slot for the job, then run it as a task."""
         worst = self.budget.worst(job)
         while not self.budget.fits(worst):
-            if not self.tasks:
+            if not self.tasks and not self.more_may_come:
                 self.outcome.stopped = self.budget.stop_reason()
                 return
             await self._task_ends()
@@ -198,6 +211,8 @@ class Scheduler:
         may_retry = error.retry and job.attempts < self.runtime.max_attempts
         if may_retry and self._running():
             await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
+            while self.more_may_come and self._running() and not self.budget.fits(0.0):
+                await self._task_ends()
             if self._running() and self.budget.fits(0.0):
                 await self.limiter.acquire(self._expected_tokens(job), retry=True)
                 self.outcome.retries += 1
