@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.processes import STOP_SIGNALS
 
@@ -22,24 +23,26 @@ CONNECT_SECONDS = 5.0
 PACKAGE = Path(__file__).parents[1]
 
 
-def check_ray() -> None:
-    """Raise LackingError if Ray is not installed."""
-    if find_spec("ray") is None:
+def check_cluster(runtime: Runtime) -> None:
+    """Raise LackingError if `runtime` names a Ray cluster, and Ray is not installed."""
+    if runtime.cluster is not None and find_spec("ray") is None:
         raise LackingError("runtime.cluster needs Ray, which is not installed; run pip install "
                            "'.[ray]' in limbeck's checkout, or unset runtime.cluster")
 
 
 @contextmanager
 def connected(cluster: RayCluster) -> Iterator[Any]:
-    """Yield the module ray, connected to `cluster` within the block.
+    """Yield the module ray, connected to `cluster` within the block, and the blocks inside it.
 
     Raises UserError if no cluster is there, or it runs another version of Ray or Python.
     """
-    check_ray()
     # Ray prints the logs of raylets on standard output when a worker dies; ours is for results.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")
     import ray
 
+    if ray.is_initialized():
+        yield ray
+        return
     _reach(cluster.address)
     # Ray takes SIGTERM for itself; limbeck's handler saves what there is.
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}

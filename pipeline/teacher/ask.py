@@ -43,7 +43,8 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
     with TraceStore(runtime.traces) as store:
         missing = len(store.missing(requests, config.teacher, config.sampling))
         outcome = Outcome(reused=len(requests) - missing)
-        if missing and runtime.cluster and not runtime.teacher.batch:
+        if missing and runtime.cluster and not (
+                runtime.teacher.batch or config.teacher.type == "transformers"):
             with progress("asking the teacher", missing) as advance:
                 # By name: that module's processes start local teachers by this one.
                 outcome = import_module("pipeline.teacher.on_cluster").generate(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
+from pipeline.config.cluster import RayCluster
 from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
 from pipeline.errors import LockedError
@@ -31,6 +34,8 @@ class LLMJudgeClient:
     spend: bool = True
     patience: float = 0.0
     """Seconds to wait while another process, as one of a training run, writes to the store."""
+    cluster: RayCluster | None = None
+    """The machines that ask; None: this one."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
     paid: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False)
@@ -65,6 +70,7 @@ class LLMJudgeClient:
         from pipeline.teacher import Outcome, generate
         from pipeline.teacher.ask import print_problems, running_judge
         from pipeline.teacher.failures import UnansweredError
+        from pipeline.teacher.on_cluster import generate as generate_on_cluster
 
         runtime, until = self._runtime(requests), time.monotonic() + self.patience
         if runtime is None:
@@ -72,11 +78,14 @@ class LLMJudgeClient:
                   "more is asked", file=sys.stderr)
             return Outcome(failed=missing)
         try:
-            with running_judge(self.model, runtime, self.traces) as runtime, \
-                    progress("asking the LLM judge", missing) as advance:
+            ask: Any = partial(generate_on_cluster, cluster=self.cluster) if self.cluster \
+                else generate
+            there = nullcontext(runtime) if self.cluster else \
+                running_judge(self.model, runtime, self.traces)
+            with there as runtime, progress("asking the LLM judge", missing) as advance:
                 while True:
                     try:
-                        outcome = generate(
+                        outcome = ask(
                             requests, teacher=self.model, sampling=self.model.sampling,
                             runtime=runtime, store=store, on_progress=advance)
                         break
@@ -103,12 +112,12 @@ class LLMJudgeClient:
 
 
 def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
-            spend: bool = True,
-            patience: float = 0.0) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
+            spend: bool = True, patience: float = 0.0,
+            cluster: RayCluster | None = None) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, patience)
+            config.client(), runtimes[name], traces, spend, patience, cluster)
         out[name] = scorer(name, config, client), client
     return out
