@@ -40,6 +40,9 @@ class Member:
     """Dollars that these may cost."""
     report: Report = field(default_factory=Report)
     allowance: float = 0.0
+    """Dollars that it may spend in all."""
+    affords: bool = True
+    """Whether these are enough for what it was given, also after attempts without an answer."""
     call: Any = None
     began: bool = False
 
@@ -86,10 +89,13 @@ class Crew:
         return {one.call: one for one in self.members.values() if one.call is not None}
 
     def lose(self, member: Member, reason: str, stopped: bool = False) -> None:
-        """Take a member away that died, or `stopped` since its requests fail."""
+        """Take a member away that died, or `stopped` since its requests fail, or without a
+        `reason` to leave its place alone."""
         place = member.place
         self.ray.kill(member.actor)
         self.members.pop(place, None)
+        if not reason:
+            return
         self.deaths[place] = self.deaths.get(place, 0) + 1
         wait = RETRY_SECONDS if stopped else min(0.1 * 4 ** (self.deaths[place] - 1), 30.0)
         if self.deaths[place] >= MAX_DEATHS:

@@ -26,6 +26,8 @@ from pipeline.teacher.scheduler import samples_together
 from pipeline.teacher.store import TraceStore
 
 WAIT_SECONDS = 0.5
+ROUNDING = 1e-9
+"""Share of an allowance by which sums of the same dollars may differ."""
 
 
 def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
@@ -122,7 +124,7 @@ class ClusterRun:
         member.began, member.call = True, None
         self._count(member, report)
         if report.stopped:
-            self._lose(member, report.stopped, stopped=True)
+            self._lose(member, report.stopped if member.affords else "", stopped=True)
             return
         self._give(member)
 
@@ -157,10 +159,11 @@ class ClusterRun:
             wanted = member.report.spent + member.report.unsure + member.promised
             others = self._committed() - self._part(member)
             member.allowance = min(wanted, self.runtime.max_usd - others)
-            allowance = member.allowance * (1 + 1e-9)
-        more = allowance is None or member.allowance >= wanted
+            allowance = member.allowance * (1 + ROUNDING)
+        member.affords = allowance is None or member.allowance >= wanted * (1 - ROUNDING)
         came = self.outcome.asked - self.outcome.failed + self.outcome.reused
-        member.call = member.actor.work.remote(given, allowance, len(self.crew.members), more, came)
+        member.call = member.actor.work.remote(given, allowance, len(self.crew.members),
+                                               member.affords, came)
 
     def _worst(self, job: Job) -> float:
         """Upper bound in dollars of asking for each of the job's samples by itself; 0 if nothing
