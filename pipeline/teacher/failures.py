@@ -42,13 +42,9 @@ class FailureTracker:
         self.suspect: set[str] = set()
         self.failed: Counter[str] = Counter()
         self.pending: Counter[str] = Counter()      # samples by problem, neither come nor failed
-        self.give_up_reason: str | None = None
-        self.expect(planned)
-
-    def expect(self, planned: Iterable[Job]) -> None:
-        """Count jobs that will be answered or fail."""
         for job in planned:
             self.pending[job.key] += len(job.samples)
+        self.give_up_reason: str | None = None
 
     def record_answer(self, key: str, samples: int) -> None:
         self._settle(key, samples)
@@ -56,6 +52,10 @@ class FailureTracker:
         self.unreached, self.give_up_reason = 0, None
         self.suspect.clear()
         self.failed.clear()
+
+    def record_elsewhere(self, key: str, samples: int) -> None:
+        """Expect nothing more of samples that another process asked for."""
+        self._settle(key, samples)
 
     def record_attempt(self, key: str, error: AttemptError) -> None:
         """Count a failed attempt. A server that once answered may come back, so it gets longer."""

@@ -7,7 +7,6 @@ Its replies are kept in the trace store under keys of their own, so nothing is a
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from pipeline.completion import Messages
 from pipeline.config.cluster import RayCluster
 from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
-from pipeline.errors import LockedError
 from pipeline.judge.models.opinion import Score
 from pipeline.judge.models.scoring import scorer
 
@@ -32,8 +30,6 @@ class LLMJudgeClient:
     runtime: JudgeRuntime
     traces: Path
     spend: bool = True
-    patience: float = 0.0
-    """Seconds to wait while another process, as one of a training run, writes to the store."""
     cluster: RayCluster | None = None
     """The machines that ask; None: this one."""
     counts: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +68,7 @@ class LLMJudgeClient:
         from pipeline.teacher.failures import UnansweredError
         from pipeline.teacher.on_cluster import generate as generate_on_cluster
 
-        runtime, until = self._runtime(requests), time.monotonic() + self.patience
+        runtime = self._runtime(requests)
         if runtime is None:
             print(f"judge: {self.runtime.where}.max_usd={self.runtime.max_usd:g} is spent; nothing "
                   "more is asked", file=sys.stderr)
@@ -83,16 +79,8 @@ class LLMJudgeClient:
             there = nullcontext(runtime) if self.cluster else \
                 running_judge(self.model, runtime, self.traces)
             with there as runtime, progress("asking the LLM judge", missing) as advance:
-                while True:
-                    try:
-                        outcome = ask(
-                            requests, teacher=self.model, sampling=self.model.sampling,
-                            runtime=runtime, store=store, on_progress=advance)
-                        break
-                    except LockedError:
-                        if time.monotonic() > until:
-                            raise
-                        time.sleep(0.2)
+                outcome = ask(requests, teacher=self.model, sampling=self.model.sampling,
+                              runtime=runtime, store=store, on_progress=advance)
         except UnansweredError as error:
             print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
@@ -112,12 +100,12 @@ class LLMJudgeClient:
 
 
 def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
-            spend: bool = True, patience: float = 0.0,
-            cluster: RayCluster | None = None) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
+            spend: bool = True, cluster: RayCluster | None = None
+            ) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, patience, cluster)
+            config.client(), runtimes[name], traces, spend, cluster)
         out[name] = scorer(name, config, client), client
     return out

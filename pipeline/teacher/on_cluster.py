@@ -1,33 +1,28 @@
-"""Asks from every node of a cluster: this machine plans and counts, the nodes ask and store.
+"""Asks from every node of a cluster: the nodes ask and store, this machine counts.
 
-No trace passes through here. A node gets few requests ahead, so that none is left with a queue
-while others are idle, and dollars for no more than it was given.
+No trace passes through here, and no request is dealt out: the nodes share them by the store's
+leases, which also keep the budget of all together.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipeline.cluster.ray_nodes import connected, lacks_code
+from pipeline.cluster.ray_nodes import code_digest, connected, lacks_code
 from pipeline.config.cluster import RayCluster
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
-from pipeline.teacher.batch_files import check_not_in_batch
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.crew import Crew, Member
 from pipeline.teacher.failures import FailureTracker, UnansweredError
-from pipeline.teacher.node_asker import Report
 from pipeline.teacher.outcome import Display, Outcome
-from pipeline.teacher.request import Job, Keys, Request, jobs
-from pipeline.teacher.scheduler import samples_together
+from pipeline.teacher.request import Request
 from pipeline.teacher.store import TraceStore
 
-WAIT_SECONDS = 0.5
-ROUNDING = 1e-9
-"""Share of an allowance by which sums of the same dollars may differ."""
+COUNT_SECONDS, END_SECONDS = 1.0, 10.0
+"""Between two counts of what a node stored; for the others to see that nothing is left."""
 
 
 def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
@@ -35,178 +30,110 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
              on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
     """Ask for those of `requests` that `store` lacks, as pipeline.teacher.scheduler.generate.
 
-    `runtime.concurrency` holds for each node, its rates and max_usd for all together. A node that
-    is lost is replaced where there is another. Raises UserError also if there is no cluster.
+    `runtime.concurrency` holds for each node, max_usd for all together; rates are divided among the
+    nodes. A node that is lost is replaced where there is another. Raises UserError also if there is
+    no cluster or one of its nodes has other code.
     """
     requests = list(requests)
-    missing = store.missing(requests, teacher, sampling)
-    outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing))
-    check_not_in_batch(missing, Keys(teacher, sampling), store)
+    missing = len(store.missing(requests, teacher, sampling))
+    outcome = Outcome(wanted=missing, reused=len(requests) - missing)
+    outcome.notes += Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling,
+                            runtime.where).notes
     if not missing:
         return outcome
     store.folder.mkdir(parents=True, exist_ok=True)
-    spent = store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0
     with connected(cluster) as ray:
-        arguments = (teacher, sampling, runtime, store.folder.resolve())
-        crew = Crew(ray, cluster, teacher, arguments, runtime.api_key().get_secret_value())
-        run = ClusterRun(crew, missing, teacher, sampling, runtime, store,
+        run = ClusterRun(ray, cluster, requests, teacher, sampling, runtime, store,
                          Display(outcome, on_progress))
-        run.budget.resume(spent)
         try:
             run.main()
         finally:
-            run.budget.unsure += sum(one.report.unsure for one in crew.members.values())
-            crew.end()
-    outcome.unsure_usd = run.budget.unsure_usd()
+            run.crew.end()
     outcome.seconds = time.monotonic() - run.display.began
-    if outcome.asked >= outcome.wanted:
-        outcome.stopped = None
+    if run.crew.losses:         # and with them, what they had not reported
+        stored = missing - len(store.missing(requests, teacher, sampling))
+        outcome.asked = max(outcome.asked, stored + outcome.failed)
     if outcome.failed == outcome.asked and outcome.failed and not outcome.reused:
-        reason = outcome.reasons.most_common(1)[0][0]
-        raise FailureTracker(teacher, runtime).error(reason)
+        raise FailureTracker(teacher, runtime).error(outcome.reasons.most_common(1)[0][0])
     return outcome
 
 
 class ClusterRun:
-    """What is left to ask, and who was given what."""
+    """The members of one call of generate, and what they did so far."""
 
-    def __init__(self, crew: Crew, missing: list[Request], teacher: Teacher, sampling: Sampling,
-                 runtime: TeacherRuntime, store: TraceStore, display: Display) -> None:
-        self.crew, self.ray, self.store = crew, crew.ray, store
-        self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
-        self.display, self.outcome = display, display.outcome
-        self.keys = Keys(teacher, sampling)
-        self.budget = Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling,
-                             runtime.where)
-        self.outcome.notes += self.budget.notes
-        self.queue = deque(self._jobs(missing))
+    def __init__(self, ray: Any, cluster: RayCluster, requests: list[Request], teacher: Teacher,
+                 sampling: Sampling, runtime: TeacherRuntime, store: TraceStore,
+                 display: Display) -> None:
+        self.ray, self.display, self.outcome = ray, display, display.outcome
+        shared, key = ray.put(requests), runtime.api_key().get_secret_value()
+        nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
+        own = runtime.model_copy(update={name: rate / nodes for name in ("rpm", "tpm")
+                                         if (rate := getattr(runtime, name))})
+        self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, store.folder.resolve()),
+                         lambda actor: actor.ask.remote(shared, key, code_digest()))
+        self.ended: float | None = None
+        """When the first member found nothing more to ask for."""
 
     def main(self) -> None:
-        """Hand out until nothing is left, nothing fits the budget, or no node can go on.
+        """Wait until all is asked for, or no node can go on.
 
         Raises UnansweredError if no trace ever came.
         """
-        while self.queue or any(one.given for one in self.crew.members.values()):
-            self.crew.staff()
-            self._wake_idle()
+        while self.ended is None or (self.crew.members
+                                     and time.monotonic() < self.ended + END_SECONDS):
+            if self.ended is None:
+                self.crew.staff()
+                if reason := self.crew.hopeless():
+                    if not self.outcome.asked - self.outcome.failed + self.outcome.reused:
+                        raise UnansweredError(reason)
+                    self.outcome.stopped = reason
+                    return
             calls = self.crew.calls()
-            if not calls and (reason := self._why_to_stop()):
-                if not self.outcome.asked - self.outcome.failed + self.outcome.reused:
-                    raise UnansweredError(reason)
-                self.outcome.stopped = reason
-                return
             if not calls:
                 time.sleep(0.1)
                 continue
-            ready, _ = self.ray.wait(list(calls), timeout=WAIT_SECONDS)
-            for call in ready:
-                self._hear(calls[call])
+            for call in self.ray.wait(list(calls), timeout=COUNT_SECONDS)[0]:
+                self._hear(calls[call], call)
 
-    def _why_to_stop(self) -> str | None:
-        """Why nothing more can be asked, if so; no member is asking."""
-        if self.queue and not self._fits(self.queue[0]):
-            return self.budget.stop_reason()
-        return self.crew.hopeless()
-
-    def _hear(self, member: Member) -> None:
-        """Count what a member reports and give it more; take it away if it died or stopped."""
+    def _hear(self, member: Member, call: Any) -> None:
+        """Count what a member reports; take it away if it died or stopped."""
         try:
-            report: Report = self.ray.get(member.call)
+            if call is member.counting:
+                self._count(member, self.ray.get(call))
+                member.counting = member.actor.counts.remote(COUNT_SECONDS)
+                return
+            outcome, rest = self.ray.get(call)
+            self._count(member, rest)
+            self._count(member, self.ray.get(member.counting))
         except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
+            if not isinstance(error.cause, UnansweredError):
+                raise (error.cause if isinstance(error.cause, UserError) else error) from None
+            self.crew.lose(member, str(error.cause), stopped=True)
         except self.ray.exceptions.RayError as error:
             if lacking := lacks_code(error):
                 raise lacking from None
-            self._lose(member, f"a node's process ended ({_first_line(error)})")
-            return
-        member.began, member.call = True, None
-        self._count(member, report)
-        if report.stopped:
-            self._lose(member, report.stopped if member.affords else "", stopped=True)
-            return
-        self._give(member)
-
-    def _count(self, member: Member, report: Report) -> None:
-        self.outcome.add(report.counts)
-        member.take_back(report)
-        if report.counts.asked > report.counts.failed:
-            self.crew.heard(member)
-        in_flight = sum(one.report.in_flight for one in self.crew.members.values())
-        self.display.show(len(report.done), in_flight)
-
-    def _wake_idle(self) -> None:
-        for member in self.crew.members.values():
-            if member.began and member.call is None:
-                self._give(member)
-
-    def _give(self, member: Member) -> None:
-        """Hand out as many requests as there is room and money for, and wait for the report."""
-        given: list[Request] = []
-        for _ in range(member.report.room):
-            if not self.queue or not self._fits(self.queue[0]):
-                break
-            job = self.queue.popleft()
-            usd = self._worst(job) / len(job.samples)
-            for sample in job.samples:
-                given.append(Request(job.key, sample, job.messages))
-                member.give(job.key, sample, job.messages, usd)
-        if not member.given:
-            return
-        allowance = None
-        if self.runtime.max_usd is not None:
-            wanted = member.report.spent + member.report.unsure + member.promised
-            others = self._committed() - self._part(member)
-            member.allowance = min(wanted, self.runtime.max_usd - others)
-            allowance = member.allowance * (1 + ROUNDING)
-        member.affords = allowance is None or member.allowance >= wanted * (1 - ROUNDING)
-        came = self.outcome.asked - self.outcome.failed + self.outcome.reused
-        member.call = member.actor.work.remote(given, allowance, len(self.crew.members),
-                                               member.affords, came)
-
-    def _worst(self, job: Job) -> float:
-        """Upper bound in dollars of asking for each of the job's samples by itself; 0 if nothing
-        bounds what may be spent."""
-        if self.runtime.max_usd is None:
-            return 0.0
-        single = Job(job.key, job.messages, range(1))
-        return len(job.samples) * self.budget.worst(single)
-
-    def _part(self, member: Member) -> float:
-        """Dollars that a member spent or may spend of what it was given."""
-        return member.report.spent + member.report.unsure + member.promised
-
-    def _committed(self) -> float:
-        return self.budget.spent + self.budget.unsure + sum(
-            map(self._part, self.crew.members.values()))
-
-    def _fits(self, job: Job) -> bool:
-        return (self.runtime.max_usd is None
-                or self._committed() + self._worst(job) <= self.runtime.max_usd)
-
-    def _jobs(self, requests: list[Request]) -> list[Job]:
-        return list(jobs(requests, self.keys, samples_together(self.teacher, self.runtime)))
-
-    def _lose(self, member: Member, reason: str, stopped: bool = False) -> None:
-        """Look up what a lost member stored, and queue the rest again, first."""
-        self.crew.lose(member, reason, stopped)
-        given = [Request(key, sample, messages)
-                 for (key, sample), (messages, _) in member.given.items()]
-        left = self.store.missing(given, self.teacher, self.sampling) if given else []
-        asked_again = {(one.problem_id, one.sample) for one in left}
-        stored = [one for one in given if (one.problem_id, one.sample) not in asked_again]
-        cost = self.store.spent(stored, self.teacher, self.sampling) if stored else 0.0
-        self.outcome.add(Outcome(asked=len(stored), cost_usd=cost))
-        self.budget.spent += member.report.spent + cost
-        jobs_left = self._jobs(left)
-        if stopped:
-            self.budget.unsure += member.report.unsure
-        elif self.runtime.max_usd is None:      # what it had in flight may be charged all the same
-            self.budget.unsure += member.report.unsure + sum(map(self.budget.worst, jobs_left))
+            self.crew.lose(member, f"its process ended ({_first_line(error)})")
         else:
-            self.budget.unsure += max(member.allowance - member.report.spent - cost, 0.0)
-        self.queue.extendleft(reversed(jobs_left))
+            self._finish(member, outcome)
+
+    def _count(self, member: Member, counts: Outcome) -> None:
+        self.outcome.add(counts)
+        if counts.asked > counts.failed:
+            self.crew.heard(member)
+        if counts.asked:
+            self.display.show(counts.asked, None)
+
+    def _finish(self, member: Member, outcome: Outcome) -> None:
+        """Take a member away whose call returned, with what only its whole outcome says."""
+        self.outcome.retries += outcome.retries
+        self.outcome.notes += [one for one in outcome.notes if one not in self.outcome.notes]
+        both = self.outcome.unsure_usd, outcome.unsure_usd
+        self.outcome.unsure_usd = None if None in both else sum(filter(None, both))
+        if outcome.stopped:
+            self.crew.lose(member, outcome.stopped, stopped=True)
+        else:
+            self.crew.dismiss(member)
+            self.ended = self.ended or time.monotonic()
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,7 +58,6 @@ class AdaptiveLimiter:
         self._requests = TokenBucket(rpm and rpm / 60 * RATE_MARGIN)
         self._tokens = TokenBucket(tpm and tpm / 60 * RATE_MARGIN)
         self._fixed = rpm is not None, tpm is not None
-        self._share = 1
         self._queue: deque[asyncio.Future[None]] = deque()
         self._doubling = True
         self._held_until = self._last_cut = 0.0
@@ -126,14 +125,7 @@ class AdaptiveLimiter:
                                     ("tokens", self._tokens, self._fixed[1])):
             rate = None if fixed else stated_rate(headers, name)
             if rate:
-                bucket.rate = rate * RATE_MARGIN / self._share
-
-    def divide(self, share: int) -> None:
-        """Use one of `share` equal parts of the rates; other machines use the rest."""
-        for bucket in (self._requests, self._tokens):
-            if bucket.rate is not None:
-                bucket.rate *= self._share / share
-        self._share = share
+                bucket.rate = rate * RATE_MARGIN
 
 
 def stated_rate(headers: Mapping[str, str], name: str) -> float | None:
