@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from pipeline.teacher.store import TraceStore
@@ -23,11 +24,11 @@ DELAY, CONCURRENCY = 1.0, 8
 
 
 class Killer:
-    """Kills one thing at a time, and notes how many requests were in flight there."""
+    """Kills one thing at a time."""
 
     def __init__(self, cluster, folder, count, seed):
         self.cluster, self.folder, self.count = cluster, folder, count
-        self.random, self.lost, self.kills = random.Random(seed), 0, []
+        self.random, self.kills = random.Random(seed), []
         self.driver = None
 
     def start(self):
@@ -46,21 +47,15 @@ class Killer:
         pids = self.alive()
         if not pids or (what == "node" and not self.cluster.worker_nodes):
             return
-        now = time.time()
-        in_flight = [pid for when, _, pid in asked(self.folder / "bin") if now - when < DELAY + 0.3]
         if what == "driver":
             self.driver.kill()
             self.driver.wait()
-            self.lost += len(in_flight)
             self.start()
         elif what == "server":
-            pid = self.random.choice(pids)
-            os.kill(pid, signal.SIGKILL)
-            self.lost += in_flight.count(pid)
+            os.kill(self.random.choice(pids), signal.SIGKILL)
         else:
             node = self.random.choice(list(self.cluster.worker_nodes))
             self.cluster.remove_node(node, allow_graceful=False)
-            self.lost += CONCURRENCY
             self.cluster.add_node(**NODE, num_gpus=1)
         self.kills.append(what)
 
@@ -82,7 +77,7 @@ def main():
         code = killer.driver.wait()
         print(json.dumps({"requests": given.requests, "kills": len(killer.kills),
                           **{what: killer.kills.count(what) for what in set(killer.kills)},
-                          **counts(folder, given.requests), "in_flight_at_kills": killer.lost,
+                          **counts(folder, given.requests),
                           "exit_code": code, "seconds": round(time.time() - began)}, indent=1))
 
 
@@ -93,7 +88,20 @@ def counts(folder, count):
     found = len(store.collect(requests, ray_run.VLLM, ray_run.SAMPLING))
     asks = len(asked(folder / "bin"))
     rows = len(store._index())
-    return {"lost": count - found, "stored_twice": rows - found, "asked_again": asks - count}
+    return {"lost": count - found, "stored_twice": rows - found, "asked_again": asks - count,
+            "in_flight_at_deaths": in_flight(folder)}
+
+
+def in_flight(folder):
+    """Requests that servers had in flight when they ended before the last one: sent within DELAY
+    of the last that each got."""
+    by_pid = defaultdict(list)
+    for when, _, pid in asked(folder / "bin"):
+        by_pid[pid].append(when)
+    end = max(map(max, by_pid.values()))
+    return sum(when > max(times) - DELAY
+               for times in by_pid.values() if max(times) < end - 3 * DELAY
+               for when in times)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,25 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
         for process, wait in servers.values():
             wait(timeout)
             if on_exit is not None:
-                threading.Thread(target=lambda one=process: on_exit(one.wait()),
-                                 daemon=True).start()
+                stack.enter_context(_watched(process, on_exit))
         yield list(servers)
+
+
+@contextmanager
+def _watched(process: subprocess.Popen, on_exit: Callable[[int], None]) -> Iterator[None]:
+    """Call `on_exit` with the code of `process` if it ends within the block."""
+    left = threading.Event()
+
+    def watch() -> None:
+        code = process.wait()
+        if not left.is_set():
+            on_exit(code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def ray_cluster(nodes=3, **options):
     """Yield a ray.cluster_utils.Cluster whose workers find this checkout; `options` of each."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                   "RAY_USAGE_STATS_ENABLED": "0"}
+                   "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*"}
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, **options})
