@@ -35,16 +35,24 @@ class SharedQueue(RequestQueue):
 
     async def take_leased(self, failed: Collection[str]) -> Job | None:
         """As `take`, a job that is leased; None too if the next one might exceed the budget."""
-        self.unaffordable = False
+        self.unaffordable, before = False, self.last
         while (job := self.take(failed)) is not None:
             if all(map(self.leases.is_mine, job.names())):
                 return job
-            ahead = [job, *(self.new.popleft() for _ in range(min(self._size, len(self.new))))]
-            await self._lease(ahead)
-            kept = [part for one in ahead for part in self._kept(one)]
-            self.new.extendleft(reversed(kept))
-            if self.unaffordable and not self.leases.is_mine(kept[0].names()[0]):
-                break
+            queue = self.new or self.failed_before
+            ahead = [queue.popleft() for _ in range(min(self._size, len(queue)))]
+            await self._lease([job, *ahead])
+            queue.extendleft(reversed([part for one in ahead for part in self._kept(one)]))
+            mine, free = self._parts(job)
+            if mine:
+                self.retries.extend(mine[1:])
+                self.new.extendleft(reversed(free))
+                return mine[0]
+            queue.extendleft(reversed(free))
+            if free:                     # what the budget does not allow yet is the next again
+                self.last = before
+            if self.unaffordable:
+                return None
         return None
 
     async def look_elsewhere(self) -> list[tuple[Job, Ended]]:
@@ -105,7 +113,11 @@ class SharedQueue(RequestQueue):
             self._size = max(self._size // 2, FEWEST)
 
     def _kept(self, job: Job) -> list[Job]:
-        """The parts of `job` that others do not hold; the rest is `elsewhere`."""
+        mine, free = self._parts(job)
+        return mine + free
+
+    def _parts(self, job: Job) -> tuple[list[Job], list[Job]]:
+        """The parts of `job` that are leased, and those that are free; others are `elsewhere`."""
         kinds: dict[str, list[int]] = {"mine": [], "free": [], "elsewhere": []}
         for sample, name in zip(job.samples, job.names(), strict=True):
             kinds["mine" if self.leases.is_mine(name) else
@@ -114,7 +126,7 @@ class SharedQueue(RequestQueue):
                                                                            len(job.samples))]
                  for kind, samples in kinds.items()}
         self.elsewhere.extend(parts["elsewhere"])
-        return parts["mine"] + parts["free"]
+        return parts["mine"], parts["free"]
 
     def _choice(self, wanted: Mapping[str, float], most: int | None = None
                 ) -> Callable[[list[str]], list[str]]:
