@@ -16,8 +16,7 @@ from pipeline.cluster.ray_nodes import (
     living_nodes,
 )
 from pipeline.completion import Completion
-from pipeline.config.cluster import RayCluster
-from pipeline.config.experiment import Runtime
+from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import UserError
 from pipeline.judge import Judgement, JudgePool, Problem
 

@@ -14,8 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.cluster import RayCluster
-from pipeline.config.experiment import Runtime
+from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.processes import STOP_SIGNALS
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cluster.ray_nodes import living_nodes, pinned
-from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Teacher
 from pipeline.errors import UserError
 from pipeline.teacher.node_asker import NodeAsker

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
-from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import RayCluster
 from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
 from pipeline.judge.models.opinion import Score

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from pipeline.cluster.ray_nodes import code_digest, connected, lacks_code
-from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
 from pipeline.teacher.budget import Budget, price_of

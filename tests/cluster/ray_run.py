@@ -7,7 +7,7 @@ endpoint's address, or none for vLLM servers, and max_usd.
 import sys
 from pathlib import Path
 
-from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.errors import UserError
 from pipeline.teacher import Request, TraceStore

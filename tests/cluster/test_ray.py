@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.cluster import judging, ray_nodes
 from pipeline.cluster.judging import ClusterPool
-from pipeline.config.cluster import RayCluster
+from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, TeacherRuntime, VllmTeacher
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, Problem
