@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config.experiment import Experiment
-from pipeline.config.sft import SftJob
+from pipeline.config.sft import CrossTokenizerMethod, SftJob
 from pipeline.serving.vllm_server import check_vllm
 from pipeline.sft.settings import arguments, check_settings
 from pipeline.stage import Counts
 from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.positions import rows_beyond, say
 from pipeline.student.tiny import resolve
-from pipeline.train.arguments import lora_config
+from pipeline.train.arguments import check_whole_layers, lora_config
 from pipeline.train.launch import check_options, launch, needs_processes
 
 
@@ -35,6 +35,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 def check(experiment: Experiment) -> None:
     """Refuse keys that no trainer knows and a teacher whose folder is missing."""
     check_settings(experiment.sft)
+    check_whole_layers(experiment.sft, "sft", experiment.runtime.launch)
     if teacher := experiment.sft.teacher_model():
         check_folder("the teacher of sft.method", teacher)
 
@@ -48,8 +49,12 @@ def check_fully(experiment: Experiment) -> None:
     check_engines(experiment.runtime.engines, args, "sft")
     if experiment.student.model != "tiny":
         lora_config(experiment.sft.lora, "sft.lora", experiment.student.model)
-        if teacher := experiment.sft.teacher_model():
-            check_same_vocabulary(teacher, experiment.student)
+    if isinstance(method := experiment.sft.method, CrossTokenizerMethod):
+        from pipeline.sft.cross_tokenizer import byte_tokenizer
+
+        byte_tokenizer(method.teacher)
+    elif (teacher := experiment.sft.teacher_model()) and experiment.student.model != "tiny":
+        check_same_vocabulary(teacher, experiment.student)
     if getattr(args, "use_vllm", False):
         check_vllm("sft")
 

@@ -7,8 +7,8 @@ Its replies are kept in the trace store under keys of their own, so nothing is a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,22 @@ class LLMJudgeClient:
     traces: Path
     spend: bool = True
     cluster: RayCluster | None = None
-    """The machines that ask; None: this one."""
+    """The machines that ask an endpoint; None: this one."""
+    share: float = 1.0
+    """Part of the GPU memory for the server of a model of this machine."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
     paid: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False)
     """Tokens and dollars of each reply used so far: max_usd holds for all calls together."""
+
+    served: ExitStack = field(default_factory=ExitStack, repr=False)
+    """The server of a model of this machine, from the first question to `close`."""
+    address: str | None = None
+
+    def close(self) -> None:
+        """Stop the server, if there is one."""
+        self.served.close()
+        self.address = None
 
     def __call__(self, chats: Sequence[Messages]) -> list[str]:
         """A reply for each chat, "" if none came or it was truncated."""
@@ -64,7 +75,7 @@ class LLMJudgeClient:
         """Ask for what is missing; an endpoint that does not answer is one printed sentence."""
         from pipeline.progress import progress
         from pipeline.teacher import Outcome, generate
-        from pipeline.teacher.ask import print_problems, running_judge
+        from pipeline.teacher.ask import print_problems
         from pipeline.teacher.failures import UnansweredError
         from pipeline.teacher.on_cluster import generate as generate_on_cluster
 
@@ -74,18 +85,26 @@ class LLMJudgeClient:
                   "more is asked", file=sys.stderr)
             return Outcome(failed=missing)
         try:
-            ask: Any = partial(generate_on_cluster, cluster=self.cluster) if self.cluster \
-                else generate
-            there = nullcontext(runtime) if self.cluster else \
-                running_judge(self.model, runtime, self.traces)
-            with there as runtime, progress("asking the LLM judge", missing) as advance:
+            reached = self._reached(runtime)
+            ask: Any = generate if self.cluster is None or not runtime.base_url else \
+                partial(generate_on_cluster, cluster=self.cluster)
+            with progress("asking the LLM judge", missing) as advance:
                 outcome = ask(requests, teacher=self.model, sampling=self.model.sampling,
-                              runtime=runtime, store=store, on_progress=advance)
+                              runtime=reached, store=store, on_progress=advance)
         except UnansweredError as error:
             print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
         print_problems(outcome, "LLM judge")
         return outcome
+
+    def _reached(self, runtime: JudgeRuntime) -> JudgeRuntime:
+        """`runtime` with the address of the model's server, which is started once."""
+        from pipeline.teacher.ask import running_judge
+
+        if self.address is None:
+            self.address = self.served.enter_context(
+                running_judge(self.model, runtime, self.traces, self.share)).base_url
+        return runtime.model_copy(update={"base_url": self.address})
 
     def _runtime(self, requests: list[Any]) -> JudgeRuntime | None:
         """The runtime with what earlier calls left of max_usd; None if that is nothing."""
@@ -103,9 +122,25 @@ def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], t
             spend: bool = True, cluster: RayCluster | None = None
             ) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
+    served = sum(not isinstance(one, RewardModel) and one.client().is_local()
+                 and not runtimes[name].base_url for name, one in judges.items())
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, cluster)
+            config.client(), runtimes[name], traces, spend, cluster, 1 / max(served, 1))
         out[name] = scorer(name, config, client), client
     return out
+
+
+@contextmanager
+def open_scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
+                 spend: bool = True, cluster: RayCluster | None = None
+                 ) -> Iterator[dict[str, tuple[Score, LLMJudgeClient | None]]]:
+    """Yield `scorers`, and stop the servers that they started."""
+    found = scorers(judges, runtimes, traces, spend, cluster)
+    try:
+        yield found
+    finally:
+        for _, client in found.values():
+            if client:
+                client.close()

@@ -13,8 +13,8 @@ from typing import Any
 
 from pipeline.cluster.ray_nodes import check_same_code, check_sees
 from pipeline.config.experiment import Runtime
-from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig, Sampling, Teacher, TeacherRuntime
-from pipeline.teacher.ask import running_judge, running_teacher
+from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
+from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.outcome import Outcome
 from pipeline.teacher.request import Request
 from pipeline.teacher.scheduler import generate
@@ -64,7 +64,10 @@ class NodeAsker:
         check_sees(self.folder)
         if key:
             os.environ[self.runtime.api_key_env] = key
-        with self._teacher() as address, self.store:
+        logs = self.folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
+        # A dead server ends this process: others ask what it had, and another is started.
+        with running_teacher(self.teacher, Runtime(teacher=self.runtime, traces=logs),
+                             on_exit=os._exit) as address, self.store:
             outcome = generate(requests, teacher=self.teacher, sampling=self.sampling,
                                runtime=address, store=self.store)
         return outcome, self.store.take_counts()
@@ -73,11 +76,3 @@ class NodeAsker:
         """What was stored since the last call, after so many seconds."""
         time.sleep(seconds)
         return self.store.take_counts()
-
-    def _teacher(self) -> Any:
-        logs = self.folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
-        if isinstance(self.runtime, JudgeRuntime) and isinstance(self.teacher, LLMJudgeConfig):
-            return running_judge(self.teacher, self.runtime, logs)
-        # A dead server ends this process: others ask what it had, and another is started.
-        return running_teacher(self.teacher, Runtime(teacher=self.runtime, traces=logs),
-                               on_exit=os._exit)
