@@ -211,7 +211,7 @@ def test_a_config_that_cannot_work_is_refused_before_any_work(settings):
         stage.check(SimpleNamespace(filter=FilterConfig(**settings)))
 
 
-RUNTIME = SimpleNamespace(judge_workers=1)
+RUNTIME = SimpleNamespace(cluster=None, judge_workers=1)
 
 
 @pytest.fixture

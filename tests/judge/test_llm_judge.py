@@ -31,7 +31,7 @@ def saying(*verdicts):
 def experiment(tmp_path, url, **settings):
     return SimpleNamespace(
         filter=FilterConfig(llm_judge={"model": "deepseek-chat"}, **settings),
-        runtime=SimpleNamespace(judge_workers=1, traces=tmp_path / "traces",
+        runtime=SimpleNamespace(cluster=None, judge_workers=1, traces=tmp_path / "traces",
                                 llm_judge=JudgeRuntime(base_url=url, max_attempts=1)))
 
 
