@@ -13,11 +13,11 @@ import openai
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import LockedError, StoppedError, UserError
+from pipeline.leases import Leases
 from pipeline.teacher import batch_files
 from pipeline.teacher.answer import MalformedReplyError
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.client import Client
-from pipeline.teacher.leases import Leases
 from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.request import Job, Keys, Request, canonical_json, jobs
 from pipeline.teacher.store import TraceStore

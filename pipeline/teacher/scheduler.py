@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.leases import LOOK_SECONDS, Leases
 from pipeline.teacher.answer import Reply
 from pipeline.teacher.batch_files import check_not_in_batch
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.client import Client
 from pipeline.teacher.failures import AttemptError, FailureTracker
-from pipeline.teacher.leases import LOOK_SECONDS, Leases
 from pipeline.teacher.outcome import Display, Outcome
 from pipeline.teacher.rate_limit import AdaptiveLimiter, concurrency_limits
 from pipeline.teacher.request import (

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 
+from pipeline.leases import Ended, Leases
 from pipeline.teacher.budget import Budget
-from pipeline.teacher.leases import Ended, Leases
 from pipeline.teacher.request import Job, RequestQueue, consecutive
 
 FEWEST, MOST = 8, 512

@@ -21,8 +21,8 @@ import polars as pl
 from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
+from pipeline.leases import Ended, Leases
 from pipeline.teacher import store_segment
-from pipeline.teacher.leases import Ended, Leases
 from pipeline.teacher.request import Keys, Request
 from pipeline.teacher.shorten import longer, shortened
 from pipeline.teacher.store_journal import Journal, read_journal
