@@ -53,6 +53,8 @@ class Leases:
         """Leases of other processes that ended since this one began."""
         self.forfeited: dict[str, float] = {}
         """Dollars that requests of those who died since may cost although no answer came."""
+        self.finished_by: Callable[[Collection[str]], Mapping[str, Ended]] = lambda dead: {}
+        """How leases ended that the dead had no time to end, as is seen from what they left."""
         self._mutex = threading.RLock()
         self._taken_as = self.heartbeat.id
         self._news: dict[str, Any] = {}
@@ -89,10 +91,12 @@ class Leases:
             while True:
                 self._sync()
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
-                free = [name for name in costs if self.is_free(name, dead)]
+                found = {name: ended for name, ended in self.finished_by(dead).items()
+                         if name in self.held and self.held[name].by in dead} if dead else {}
+                free = [name for name in costs if name not in found and self.is_free(name, dead)]
                 chosen = {name: costs[name] for name in choose(free)}
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
-                record |= {"dead": sorted(dead)} if dead else {}
+                record |= {"dead": sorted(dead), "found": found} if dead else {}
                 record |= self._news
                 if not record or self._publish(record):
                     for name in dead:
@@ -245,6 +249,9 @@ class Leases:
         by = record["by"]
         if "held" in record:
             self.held = {name: Lease(*lease) for name, lease in record["held"].items()}
+        for name, ended in record.get("found", {}).items():
+            if self.held.pop(name, None):
+                self.ended[name] = Ended(*ended)
         if dead := record.get("dead"):
             for name in [name for name, lease in self.held.items() if lease.by in dead]:
                 self.forfeited[name] = self.forfeited.get(name, 0.0) + self.held.pop(name).usd
