@@ -43,10 +43,14 @@ class Ended(NamedTuple):
 
 
 class Leases:
-    """The leases in `folder`; those of this process end with the block, or when it dies."""
+    """The leases in `folder`; those of this process end with the block, or when it dies.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    `done_by` says what a process that died has done, since it may not have come to end its leases.
+    """
+
+    def __init__(self, folder: Path,
+                 done_by: Callable[[str], Mapping[str, Ended]] = lambda process: {}) -> None:
+        self.folder, self._done_by = Path(folder), done_by
         self.heartbeat = Heartbeat(self.folder)
         self.held: dict[str, Lease] = {}
         self.ended: dict[str, Ended] = {}
@@ -89,11 +93,14 @@ class Leases:
             while True:
                 self._sync()
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
+                left = self._left_by(dead, costs)
+                self.ended.update(left)
                 free = [name for name in costs if self.is_free(name, dead)]
                 chosen = {name: costs[name] for name in choose(free)}
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
                 record |= {"dead": sorted(dead)} if dead else {}
                 record |= self._news
+                record |= {"end": {**left, **self._news.get("end", {})}} if left else {}
                 if not record or self._publish(record):
                     for name in dead:
                         self.heartbeat.bury(name)
@@ -150,6 +157,11 @@ class Leases:
             return False
         lease = self.held.get(name)
         return lease is None or lease.by == self._taken_as or lease.by in dead
+
+    def _left_by(self, dead: Iterable[str], names: Collection[str]) -> dict[str, Ended]:
+        """Those of `names` that one of `dead` held and did, but did not come to say so."""
+        return {name: end for one in dead for name, end in self._done_by(one).items()
+                if name in names and name in self.held and self.held[name].by == one}
 
     def _dead(self, holders: Iterable[str]) -> set[str]:
         return {name for name in holders if not self.heartbeat.alive(name)}

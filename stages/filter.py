@@ -11,6 +11,8 @@ from typing import Any
 import polars as pl
 
 from pipeline import tables
+from pipeline.cluster.judging import judge_pool
+from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.curate import reviews
 from pipeline.curate import select as curate
@@ -80,6 +82,7 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
 def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
     curate.check_filter(experiment.filter)
+    check_cluster(experiment.runtime)
     if experiment.filter.judges:
         judges = experiment.filter.judges
         check_judges(judges, experiment.runtime.for_judges(judges))
@@ -156,7 +159,8 @@ def _rewritten(experiment: Experiment, inputs: Mapping[str, Path], problems: Any
         return None, {}
     check(experiment)
     client = LLMJudgeClient(config.rewrite, experiment.runtime.for_judges(["rewrite"])["rewrite"],
-                            experiment.runtime.traces, spend)
+                            experiment.runtime.traces, spend,
+                            cluster=experiment.runtime.cluster)
     rewriter = Rewriter(config, client)
     with closing(client), JudgePool(experiment.runtime.judge_workers) as pool:
         found = [rewriter(batch, problems, pool)
@@ -177,7 +181,8 @@ def _ask_llm_judge(experiment: Experiment, table: Any, problems: Any,
     config, runtime = experiment.filter, experiment.runtime
     if config.llm_judge is None:
         return table, {}
-    asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
+    asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend,
+                           cluster=runtime.cluster)
     model = LLMJudge(asker)
     with_gold = problems.filter(problems["answer"].str.strip_chars() != "")
     with closing(asker):
@@ -205,7 +210,7 @@ def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
         for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
         return
-    with JudgePool(experiment.runtime.judge_workers) as pool:
+    with judge_pool(experiment.runtime) as pool:
         for batch in _traces(inputs, problems, said, rewrites):
             names = batch["problem_id"].unique().implode()
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)
