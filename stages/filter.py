@@ -111,8 +111,9 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     texts = dict(problems.select("problem_id", "problem").rows())
     sources = dict(problems.select("problem_id", "source").rows())
     runtime = experiment.runtime
-    with open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces, spend) \
-            if config.judges else nullcontext({}) as models:
+    opened: Any = open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces,
+                               spend) if config.judges else nullcontext({})
+    with opened as models:
         found = [summarise(scored(batch if said is None else reviews.review_columns(
                      batch, texts, said, config.reviews.need), config, models, texts, sources),
                      config)
