@@ -43,18 +43,20 @@ class Ended(NamedTuple):
 
 
 class Leases:
-    """The leases in `folder`; those of this process end with the block, or when it dies."""
+    """The leases in `folder`; those of this process end with the block, or when it dies.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
+    `done_by` says what a process that died has done, since it may not have come to end its leases.
+    """
+
+    def __init__(self, folder: Path,
+                 done_by: Callable[[str], Mapping[str, Ended]] = lambda process: {}) -> None:
+        self.folder, self._done_by = Path(folder), done_by
         self.heartbeat = Heartbeat(self.folder)
         self.held: dict[str, Lease] = {}
         self.ended: dict[str, Ended] = {}
         """Leases of other processes that ended since this one began."""
         self.forfeited: dict[str, float] = {}
         """Dollars that requests of those who died since may cost although no answer came."""
-        self.finished_by: Callable[[Collection[str]], Mapping[str, Ended]] = lambda dead: {}
-        """How leases ended that the dead had no time to end, as is seen from what they left."""
         self._mutex = threading.RLock()
         self._taken_as = self.heartbeat.id
         self._news: dict[str, Any] = {}
@@ -91,8 +93,7 @@ class Leases:
             while True:
                 self._sync()
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
-                found = {name: ended for name, ended in self.finished_by(dead).items()
-                         if name in self.held and self.held[name].by in dead} if dead else {}
+                found = self._left_by(dead)
                 free = [name for name in costs if name not in found and self.is_free(name, dead)]
                 chosen = {name: costs[name] for name in choose(free)}
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
@@ -154,6 +155,11 @@ class Leases:
             return False
         lease = self.held.get(name)
         return lease is None or lease.by == self._taken_as or lease.by in dead
+
+    def _left_by(self, dead: Iterable[str]) -> dict[str, Ended]:
+        """What one of `dead` held and did, but did not come to say so."""
+        return {name: end for one in dead for name, end in self._done_by(one).items()
+                if name in self.held and self.held[name].by == one}
 
     def _dead(self, holders: Iterable[str]) -> set[str]:
         return {name for name in holders if not self.heartbeat.alive(name)}

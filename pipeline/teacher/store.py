@@ -10,7 +10,7 @@ of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -141,8 +141,7 @@ class TraceStore:
             with self._writable():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._no_older_version())
-                self._leases = stack.enter_context(Leases(self.folder / "leases"))
-                self._leases.finished_by = self._finished_by
+                self._leases = stack.enter_context(Leases(self.folder / "leases", self._done_by))
             stack.callback(self._close_journal)     # rows that could not be folded stay in its file
             stack.callback(setattr, self, "_leases", None)
             self._recover()
@@ -231,15 +230,15 @@ class TraceStore:
                         self._leases.heartbeat.bury(writer)      # if it lives after all, it notices
                     self._write_segment(path, read_journal(path))
 
-    def _finished_by(self, writers: Collection[str]) -> dict[str, Ended]:
-        """How what `writers` asked for ended, as their journals and segments say."""
-        parts = [_frame([row for name in writers
-                         for path in self.folder.glob(f"*.{name}.journal")
-                         for row in read_journal(path)]).select(*INDEX)]
-        parts += [store_segment.read_columns(path, list(INDEX)) for name in writers
-                  for path in self.folder.glob(f"*.{name}-*.parquet")]
-        return {f"{key}:{sample}": Ended(failure is None, usd or 0.0) for key, sample, failure, usd
-                in pl.concat(parts).select("key", "sample", "failure", "cost_usd").iter_rows()}
+    def _done_by(self, writer: str) -> dict[str, Ended]:
+        """How the requests of a writer that died ended, by name, as far as it stored them."""
+        rows = [row for path in self.folder.glob(f"*.{writer}.journal")
+                for row in read_journal(path)]
+        for path in self.folder.glob(f"*.{writer}-*.parquet"):
+            rows += store_segment.read_columns(
+                path, ["key", "sample", "failure", "cost_usd"]).rows(named=True)
+        return {f"{row['key']}:{row['sample']}": Ended(row["failure"] is None, row["cost_usd"] or 0)
+                for row in rows}
 
     def _fold(self) -> None:
         """Turn the journal into a segment; its rows stay in it until that is written."""
