@@ -68,6 +68,11 @@ class OnPolicyTrainer(StepCheckMixin, RolloutMixin, DistillationTrainer):
             last = batch["completion_ids"].gather(1, mask.sum(1, keepdim=True) - 1)
             mask *= torch.isin(last, torch.tensor([*self.eos_token_ids], device=last.device))
             batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+            if not batch["num_items_in_batch"]:
+                raise UserError(
+                    "sft: every answer of a step is truncated at sft.trainer.max_completion_length="
+                    f"{self.max_completion_length}, and sft.method.mask_truncated leaves all out; "
+                    "raise the one, unset the other, or start from a student that ends its answers")
         return batch
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):

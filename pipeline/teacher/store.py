@@ -21,7 +21,7 @@ import polars as pl
 from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
-from pipeline.leases import Leases
+from pipeline.leases import Ended, Leases
 from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
 from pipeline.teacher.shorten import longer, shortened
@@ -141,7 +141,7 @@ class TraceStore:
             with self._writable():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._no_older_version())
-                self._leases = stack.enter_context(Leases(self.folder / "leases"))
+                self._leases = stack.enter_context(Leases(self.folder / "leases", self._done_by))
             stack.callback(self._close_journal)     # rows that could not be folded stay in its file
             stack.callback(setattr, self, "_leases", None)
             self._recover()
@@ -229,6 +229,16 @@ class TraceStore:
                     if writer:
                         self._leases.heartbeat.bury(writer)      # if it lives after all, it notices
                     self._write_segment(path, read_journal(path))
+
+    def _done_by(self, writer: str) -> dict[str, Ended]:
+        """How the requests of a writer that died ended, by name, as far as it stored them."""
+        rows = [row for path in self.folder.glob(f"*.{writer}.journal")
+                for row in read_journal(path)]
+        for path in self.folder.glob(f"*.{writer}-*.parquet"):
+            rows += store_segment.read_columns(
+                path, ["key", "sample", "failure", "cost_usd"]).rows(named=True)
+        return {f"{row['key']}:{row['sample']}": Ended(row["failure"] is None, row["cost_usd"] or 0)
+                for row in rows}
 
     def _fold(self) -> None:
         """Turn the journal into a segment; its rows stay in it until that is written."""

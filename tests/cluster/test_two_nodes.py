@@ -24,6 +24,8 @@ from pipeline.train import launch
 
 ROOT = Path(__file__).parents[2]
 NET = f"limbeck{os.getpid()}n"
+FSDP = {"use_fsdp": True, "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": "false"}
 REWARDED = """
 from pipeline.config.rl import RlJob
 from pipeline.rl import phases
@@ -32,6 +34,29 @@ from pipeline.train.launch import worker_main
 phases.reward_functions = lambda *given: {"odd": (1.0, lambda prompts, completion_ids, **columns: [
     float(sum(ids) % 2) for ids in completion_ids])}
 worker_main(RlJob, phases.train)
+"""
+SHARDED = """
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from pipeline.config.sft import SftJob
+from pipeline.sft import trainer
+from pipeline.train import fit
+from pipeline.train.launch import worker_main
+
+# accelerate shards on GPUs alone, and takes this for DDP on a processor.
+init = PartialState.__init__
+def as_if_gpus(self, *given, **more):
+    init(self, *given, **more)
+    if self._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+        self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+PartialState.__init__ = as_if_gpus
+save = fit.save_student
+def sharded(run, *given):
+    kinds = {type(one).__name__ for one in run.model_wrapped.parameters()}
+    assert kinds == {"DTensor"}, kinds
+    return save(run, *given)
+fit.save_student = sharded
+worker_main(SftJob, trainer.train)
 """
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and `ip netns`")]
@@ -51,6 +76,7 @@ def two_nodes(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_TEST_NET", NET)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "rewarded.py").write_text(REWARDED)
+    (tmp_path / "sharded.py").write_text(SHARDED)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     nets = [f"{NET}0", f"{NET}1"]
     for net in nets:
@@ -108,14 +134,19 @@ def assert_same(one: Path, other: Path, steps: int) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_sft_on_two_nodes_that_lost_one_has_the_losses_of_one_process(two_nodes, monkeypatch):
+@pytest.mark.parametrize(("module", "options"), [("pipeline.sft.trainer", {}), ("sharded", FSDP)])
+def test_sft_on_two_nodes_that_lost_one_has_the_losses_of_one_process(two_nodes, monkeypatch,
+                                                                      module, options):
+    if options:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")     # as if there was a GPU
     tiny = tiny_sft.build(two_nodes / "tiny", 16)
     settings = {"train_sampling_strategy": "sequential", "save_steps": 2, "num_train_epochs": 12,
                 "save_strategy": "steps"}
     alone, two = (tiny_sft.job(tiny, two_nodes / name, **settings, per_device_train_batch_size=rows)
                   for name, rows in (("alone", 8), ("two", 4)))
     sft.train(alone)
-    counts = killed_and_resumed(two, "pipeline.sft.trainer", {"num_processes": 2}, monkeypatch, 5)
+    counts = killed_and_resumed(two, module, {"num_processes": 2, **options},
+                                monkeypatch, 5)
     assert counts["steps"] == 24
     assert_same(alone.out, two.out, 24)
 

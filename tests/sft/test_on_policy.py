@@ -231,6 +231,9 @@ def test_truncated_answers_are_left_out_of_the_loss_if_asked(tiny, teacher, tmp_
         ended = (batch["completion_ids"] == 2).any(1)
     assert 0 < ended.sum() < 8 and (kept[True] == kept[False] * ended[:, None]).all()
     assert counted[True] == kept[True].sum() < counted[False] == kept[False].sum()
+    trainer.eos_token_ids = [9999]
+    with pytest.raises(UserError, match=r"max_completion_length=16, and .*mask_truncated leaves"):
+        trainer._generate_and_score_completions(trainer.train_dataset[:8])
 
 
 def test_the_teacher_is_in_half_precision_and_fused_and_has_no_gradient(tiny, teacher, tmp_path):
