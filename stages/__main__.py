@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.deferred import defer
 from pipeline.errors import UserError
 from pipeline.prompts import config_files
 from pipeline.serving.processes import STOP_SIGNALS
@@ -68,17 +69,23 @@ def _experiment(files: list[Path] | None, overrides: list[str] | None,
     return load(Experiment, config_files(files), [*(overrides or []), *map(sweep, each or ())])
 
 
+def _given(overrides: list[str] | None, files: list[Path] | None, step: str | None,
+           each: list[str] | None) -> list[str]:
+    """The arguments that lead to the same experiment and step."""
+    return [*(part for path in files or () for part in ("-c", str(path))),
+            *(("--step", step) if step else ()),
+            *(part for text in each or () for part in ("--each", text)), *(overrides or ())]
+
+
 def _stage_command(name: str) -> None:
     def command(overrides: Overrides = None, config: Files = None, step: StepName = None,
                 each: Each = None, wait: Wait = False,
                 debug: Annotated[bool, typer.Option(help="Show tracebacks.")] = False) -> None:
         from stages.make import make, stage_targets
 
-        given = [*(part for path in config or () for part in ("-c", str(path))),
-                 *(("--step", step) if step else ()),
-                 *(part for text in each or () for part in ("--each", text)), *(overrides or ())]
         experiment = _experiment(config, overrides, each)
-        make(experiment, stage_targets(experiment, name, step), given, wait)
+        make(experiment, stage_targets(experiment, name, step),
+             _given(overrides, config, step, each), wait)
 
     app.command(name, help=STAGES[name].help)(command)
 
@@ -102,6 +109,7 @@ def plan(overrides: Overrides = None, config: Files = None, each: Each = None,
          check: Annotated[bool, typer.Option("--check", help="Exit with 1 if anything would run.")]
          = False, as_json: Json = False, debug: bool = False) -> None:
     """Say what is cached, what would run, and why; runs nothing."""
+    defer("numpy", "pipeline.tables")
     from stages.make import show_plan
 
     if show_plan(_experiment(config, overrides, each), as_json) and check:
@@ -125,6 +133,7 @@ def show(stage: StageName, overrides: Overrides = None, config: Files = None,
 def path(stage: StageName, overrides: Overrides = None, config: Files = None,
          as_json: Json = False, debug: bool = False) -> None:
     """Print the artifact's folder and nothing else."""
+    defer("numpy", "pipeline.tables")
     from stages.make import plan_of
 
     plan = plan_of(_experiment(config, overrides), stage)
@@ -161,15 +170,19 @@ def runs(overrides: Overrides = None, config: Files = None, as_json: Json = Fals
 
 @app.command()
 def submit(target: Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or all")],
-           overrides: Overrides = None, config: Files = None,
+           overrides: Overrides = None, config: Files = None, step: StepName = None,
+           each: Each = None,
            on: Annotated[str, typer.Option(help="The scheduler: slurm.")] = "slurm",
+           wait: Annotated[bool, typer.Option("--wait", help="Wait for the job's end and exit with "
+                                              "its code; Ctrl-C leaves the job running.")] = False,
            debug: bool = False) -> None:
     """Run STAGE as a batch job (runtime.slurm) that is queued again until it is done."""
     from stages.submit import check_request, submit_command
 
-    check_request(target, on)
-    files = [part for path in config or () for part in ("-c", str(path))]
-    submit_command(_experiment(config, overrides), target, [*files, *(overrides or ())])
+    check_request(target, on, step)
+    code = submit_command(_experiment(config, overrides, each), target, step,
+                          _given(overrides, config, step, each), wait)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -222,13 +235,18 @@ def estimate(overrides: Overrides = None, config: Files = None,
                  help="Tokens a second that one samples, if measured.")] = None,
              student_billions: Annotated[float | None, typer.Option(
                  help="Parameters of the student, if its name does not say.")] = None,
+             problems: Annotated[int | None, typer.Option(
+                 min=1, help="Problems that are taught, instead of loading them.")] = None,
+             trace_tokens: Annotated[float | None, typer.Option(
+                 min=1, help="Tokens of a trace, where none is stored yet.")] = None,
              as_json: Json = False, debug: bool = False) -> None:
     """Say tokens, dollars and hours of a generate run, or of a whole recipe on described GPUs."""
     from pipeline.cluster.gpu_hours import Gpus
-    from stages.gpu_work import show_estimate
+    from stages.gpu_work import Given, show_estimate
 
     there = Gpus(gpus, gpu, gpu_usd, train_rate, sample_rate) if gpus else None
-    show_estimate(_experiment(config, overrides), step, pilot, there, student_billions, as_json)
+    show_estimate(_experiment(config, overrides), step, pilot, there,
+                  Given(problems, trace_tokens, student_billions), as_json)
 
 
 @app.command()

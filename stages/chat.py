@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
-from pipeline.export.chat import HELP, Talk, converse, opens_in_prompt, served
+from pipeline.export.chat import HELP, Talk, converse, served
 from pipeline.student.tiny import resolve
 from stages.graph import MAKER, MODELS, plans
 
@@ -20,12 +20,12 @@ def chat(experiment: Experiment, model: str | None, *, serve: bool, host: str, p
          name: str | None, settings: Mapping[str, Any]) -> None:
     """Talk to `model` until the input ends, or serve it until Ctrl-C."""
     checkpoint, tokenizer = _found(experiment, model or experiment.exported())
-    with served(checkpoint, tokenizer, host=host, port=port) as url:
+    with served(checkpoint, tokenizer, host=host, port=port,
+                vllm=experiment.runtime.vllm) as (url, opened):
         if serve:
             print(f"{checkpoint} answers at {url}; Ctrl-C ends it", flush=True)
             while True:
                 time.sleep(3600)
-        opened = checkpoint.endswith(".gguf") and opens_in_prompt(url)
         talk = Talk(url, os.environ.get("LIMBECK_API_KEY", ""), name, dict(settings), opened)
         if sys.stdin.isatty():
             print(f"{talk.model}: {HELP}", file=sys.stderr)

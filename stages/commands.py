@@ -1,4 +1,4 @@
-"""Commands beside the stages: judge, audit, probe, estimate."""
+"""Commands beside the stages: judge, audit, probe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import typer
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
     from pipeline.stage import Plan
-    from pipeline.teacher.estimate import Estimate
 
 Output = Annotated[Path | None, typer.Option("-o", "--out",
                                              help="File to write; default: standard output.")]
@@ -125,31 +124,6 @@ def probe(model: Annotated[str, typer.Argument(help="Model name as the endpoint 
     from pipeline.teacher.probe import probe as ask
 
     print("\n".join(ask(TeacherRuntime(base_url=base_url, key_file=key_file), model).lines()))
-
-
-def estimate_run(experiment: Experiment, prepared: Path, pilot: int) -> Estimate | None:
-    """Tokens, dollars and hours of the traces that generate would still ask for.
-
-    None if they are read from a file.
-    """
-    from contextlib import nullcontext
-
-    from pipeline import tables
-    from pipeline.problems.chats import teacher_chats
-    from pipeline.teacher.ask import requests_of, running_teacher
-    from pipeline.teacher.estimate import estimate
-    from pipeline.teacher.store import TraceStore
-
-    config, runtime = experiment.generate, experiment.runtime
-    if config.teacher.type in ("file", "transformers"):
-        return None
-    problems = tables.read(tables.Problem, prepared / "problems.parquet")
-    problems = problems.filter(~problems["source"].is_in(list(config.imports)))
-    requests = requests_of(teacher_chats(config, problems.iter_rows(named=True)), config.samples)
-    there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
-    with TraceStore(runtime.traces) as store, there as address:
-        return estimate(requests, teacher=config.teacher, sampling=config.sampling,
-                        runtime=address, store=store, pilot=pilot)
 
 
 def doctor(model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],

@@ -16,8 +16,7 @@ from pipeline.problems.chats import teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
 from pipeline.stage import Counts
-from pipeline.student.as_teacher import check_sampling
-from pipeline.student.models import check_folder
+from pipeline.student.models import check_folder, check_sampling
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
 from pipeline.teacher.from_file import check_columns, import_traces

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.gpu_hours import Gpus, Work, hours, parameters_of
+from pipeline import tables
+from pipeline.cluster.gpu_hours import FULL_SIZE, Gpus, Work, hours, parameters_of
 from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
+from pipeline.problems.chats import teacher_chats
 from pipeline.stage import Plan
-from pipeline.teacher.estimate import PRIOR_TOKENS
-from stages.commands import estimate_run
+from pipeline.teacher.ask import requests_of, running_teacher
+from pipeline.teacher.estimate import PRIOR_TOKENS, Estimate, estimate
+from pipeline.teacher.store import TraceStore
 from stages.graph import plans
 from stages.make import make, step_plan
 
@@ -24,6 +28,8 @@ KEPT = 0.6
 FILLED = 0.5
 """Mean length of a completion as a share of its limit."""
 BENCHMARK_PROBLEMS = 500
+MEASURED_SIZE = 1.1 * FULL_SIZE
+"""Parameters up to which rates were measured, on one to four GPUs that each held the model."""
 
 
 @dataclass(frozen=True)
@@ -147,21 +153,32 @@ def _evaluate(plan: Plan, known: Known) -> Work:
                 assumed=("students write as much as their teacher", *said))
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a user says of a recipe whose problems are not loaded yet; None: look."""
+
+    problems: int | None = None
+    trace_tokens: float | None = None
+    student_billions: float | None = None
+
+
 def show_estimate(experiment: Experiment, step: str | None, pilot: int, gpus: Gpus | None,
-                  billions: float | None, as_json: bool) -> None:
+                  given: Given, as_json: bool) -> None:
     """Print what generate will take and, on `gpus`, every stage that is not made."""
-    make(experiment, f"{step}.prepare" if step else "prepare")
+    if given.problems and pilot:
+        raise UserError("--pilot asks real problems; leave out --problems or --pilot")
+    if not given.problems:
+        make(experiment, f"{step}.prepare" if step else "prepare")
     generate = step_plan(experiment, "generate", step)
-    asked = estimate_run(generate.experiment, generate.inputs["prepare"].folder, pilot)
+    asked = _estimate_teacher(generate, pilot, given)
     rows = []
     if gpus is not None:
         gpus.peak()
         chain = plans(experiment, f"{step}.rl" if step else "report")
-        counts = (generate.inputs["prepare"].manifest or {})["counts"]
         tokens = asked.completion_tokens / asked.missing if asked and asked.missing \
-            else PRIOR_TOKENS
-        known = Known(counts["problems"], counts["held_out"], tokens,
-                      student_size(chain.values(), billions))
+            else given.trace_tokens or PRIOR_TOKENS
+        known = Known(*_counts(generate, given), tokens,
+                      student_size(chain.values(), given.student_billions))
         rows = rows_of(works_of(chain, known), gpus)
     if as_json:
         print(json.dumps({"generate": asked and asdict(asked), "gpus": gpus and asdict(gpus),
@@ -177,14 +194,51 @@ def show_estimate(experiment: Experiment, step: str | None, pilot: int, gpus: Gp
         print("\n".join(lines(rows, gpus)))
 
 
+def _counts(generate: Plan, given: Given) -> tuple[int, int]:
+    """Problems taught and held out."""
+    made = generate.inputs["prepare"].manifest
+    if given.problems or made is None:
+        return given.problems or 0, generate.experiment.prepare.held_out
+    return made["counts"]["problems"], made["counts"]["held_out"]
+
+
+def _estimate_teacher(generate: Plan, pilot: int, given: Given) -> Estimate | None:
+    """Tokens, dollars and hours of the traces to ask for; None if they come from no endpoint."""
+    config, runtime = generate.experiment.generate, generate.experiment.runtime
+    if config.teacher.type in ("file", "transformers"):
+        return None
+    requests = requests_of(_chats(generate, given), config.samples)
+    there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
+    with TraceStore(runtime.traces) as store, there as address:
+        asked = estimate(requests, teacher=config.teacher, sampling=config.sampling,
+                         runtime=address, store=store, pilot=pilot,
+                         trace_tokens=given.trace_tokens)
+    return asked.times(given.problems or 1)
+
+
+def _chats(generate: Plan, given: Given) -> dict[str, list[dict[str, str]]]:
+    """What the teacher is asked; where problems are only counted, one of the usual length."""
+    if given.problems:
+        return {"": [{"role": "user", "content": "word" * PROMPT_TOKENS}]}
+    config = generate.experiment.generate
+    problems = tables.read(tables.Problem, generate.inputs["prepare"].folder / "problems.parquet")
+    problems = problems.filter(~problems["source"].is_in(list(config.imports)))
+    return teacher_chats(config, problems.iter_rows(named=True))
+
+
 def rows_of(works: list[tuple[str, Work]], gpus: Gpus) -> list[dict[str, Any]]:
     """Hours, dollars, tokens and assumptions of each."""
     def usd(work: Work) -> float | None:
         return None if gpus.usd is None else round(hours(work, gpus) * gpus.count * gpus.usd, 2)
 
+    def assumed(work: Work) -> list[str]:
+        rates = (work.trained and not gpus.train_rate) or (work.sampled and not gpus.sample_rate)
+        larger = rates and work.parameters > MEASURED_SIZE
+        return [*work.assumed, *(["rates of a larger model than was measured"] if larger else [])]
+
     return [{"stage": name, "hours": round(hours(work, gpus), 4), "usd": usd(work),
              "trained_tokens": round(work.trained), "scored_tokens": round(work.scored),
-             "sampled_tokens": round(work.sampled), "assumed": list(work.assumed)}
+             "sampled_tokens": round(work.sampled), "assumed": assumed(work)}
             for name, work in works]
 
 

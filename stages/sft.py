@@ -13,7 +13,7 @@ from pipeline.stage import Counts
 from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.positions import rows_beyond, say
 from pipeline.student.tiny import resolve
-from pipeline.train.arguments import lora_config
+from pipeline.train.arguments import check_whole_layers, lora_config
 from pipeline.train.launch import check_options, launch, needs_processes
 
 
@@ -35,6 +35,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 def check(experiment: Experiment) -> None:
     """Refuse keys that no trainer knows and a teacher whose folder is missing."""
     check_settings(experiment.sft)
+    check_whole_layers(experiment.sft, "sft", experiment.runtime.launch)
     if teacher := experiment.sft.teacher_model():
         check_folder("the teacher of sft.method", teacher)
 

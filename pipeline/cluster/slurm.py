@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,11 @@ from pipeline.errors import UserError
 
 DEFAULTS = {"open-mode": "append", "requeue": True, "signal": "B:USR1@120"}
 """Options of sbatch that an interrupted recipe needs: 120 s to save before the time limit."""
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE",
+         "OUT_OF_MEMORY", "PREEMPTED", "gone"}
+"""States after which a job that is to be queued again would be PENDING."""
+POLL_SECONDS = 5.0
+"""Between two questions to the controller, which every user of a cluster asks."""
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -72,12 +77,34 @@ def requeue() -> None:
 
 def state_of(jobs: Sequence[str]) -> dict[str, str]:
     """Return the state of each job that Slurm still knows, e.g. PENDING."""
-    if not jobs or shutil.which("squeue") is None:
-        return {}
+    known = (_states() if jobs else None) or {}
+    return {job: known[job] for job in jobs if job in known}
+
+
+def _states() -> dict[str, str] | None:
+    """The state of every job that Slurm knows; None if it does not answer."""
+    if shutil.which("squeue") is None:
+        return None
     listed = subprocess.run(["squeue", "--noheader", "--states=all", "--format=%i %T"], text=True,
                             capture_output=True, check=False)
-    known = dict(line.split() for line in listed.stdout.splitlines())
-    return {job: known[job] for job in jobs if job in known}
+    return None if listed.returncode else dict(line.split() for line in listed.stdout.splitlines())
+
+
+def wait_for(job: str, folder: Path, say: Callable[[str], None]) -> int:
+    """Wait until Slurm runs `job` no more and return its exit code; `say` is told of each state."""
+    said = None
+    while True:
+        states = _states()
+        # A controller that restarts says nothing for a while.
+        state = "Slurm does not answer" if states is None else states.get(job, "gone")
+        if state != said:
+            say(state)
+        elif state in ENDED:        # twice: one that is queued again may pass through such a state
+            ends = _ends(folder / f"{job}.ends")
+            last = int(ends[-1]) if ends else 1
+            return {"COMPLETED": 0, "gone": last}.get(state, last or 1)
+        said = state
+        time.sleep(POLL_SECONDS)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

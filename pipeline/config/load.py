@@ -7,9 +7,10 @@ with the nearest known one. Each field carries a docstring; `limbeck config` pri
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -21,10 +22,10 @@ from pipeline.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of every config class: frozen, unknown keys refused, docstrings become help."""
+    """Base of every config class: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True,
-                              validate_default=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True,
+                              protected_namespaces=(), allow_inf_nan=False)
     ADDED: ClassVar[frozenset[str]] = frozenset()
     """Fields newer than the first artifacts: left out of a dump at their default, so keys stay."""
 
@@ -53,21 +54,35 @@ REFERENCE = "reference"
 
 def renamed(config: C, rename: Callable[[str], str]) -> C:
     """Return `config` with `rename` applied to every REFERENCE field, at any depth."""
-    values = {name: (getattr(config, name), REFERENCE in field.metadata)
-              for name, field in type(config).model_fields.items()}
-    changed = {name: new for name, (value, marked) in values.items()
-               if (new := _renamed(value, rename, marked)) != value}
+    changed = {}
+    for name, marked in _fields(type(config)):
+        value = getattr(config, name)
+        if (new := _renamed(value, rename, marked)) is not value:
+            changed[name] = new
     return config.model_copy(update=changed) if changed else config
 
 
+@lru_cache(maxsize=256)
+def _fields(config: type[Config]) -> list[tuple[str, bool]]:
+    """The fields of a config class, and whether each is a REFERENCE."""
+    return [(name, REFERENCE in field.metadata) for name, field in config.model_fields.items()]
+
+
 def _renamed(value: Any, rename: Callable[[str], str], marked: bool) -> Any:
+    """`value` itself where nothing in it is renamed: comparing whole configs takes long."""
     if isinstance(value, Config):
         return renamed(value, rename)
     if isinstance(value, list):
-        return [_renamed(one, rename, marked) for one in value]
+        items = [_renamed(one, rename, marked) for one in value]
+        return value if all(map(operator.is_, items, value)) else items
     if isinstance(value, dict):
-        return {key: _renamed(one, rename, marked) for key, one in value.items()}
-    return rename(value) if marked and isinstance(value, str) else value
+        values = [_renamed(one, rename, marked) for one in value.values()]
+        return value if all(map(operator.is_, values, value.values())) else \
+            dict(zip(value, values, strict=True))
+    if not marked or not isinstance(value, str):
+        return value
+    new = rename(value)
+    return value if new == value else new
 
 
 def references(config: Config) -> list[str]:

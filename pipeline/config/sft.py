@@ -101,11 +101,15 @@ class OnPolicyMethod(Config):
     `max_completion_length` is the length of the longest answer in the rows.
     """
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"mask_truncated"})
+
     type: Literal["on_policy"] = "on_policy"
     teacher: Annotated[str, REFERENCE]
     """Hub id, folder or STEP.STAGE of the teacher; it needs the student's vocabulary."""
     dtype: str = "bfloat16"
     """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
+    mask_truncated: bool = False
+    """Leave answers that reach max_completion_length out of the loss."""
 
 
 _ROW_DEFAULTS = {"train_sampling_strategy": "group_by_length", "per_device_eval_batch_size": 8}

@@ -29,7 +29,7 @@ NEARLY_ALL = 0.9
 FUZZY = 0.8
 """Similarity of two word sequences (difflib ratio) from which they count as a hit."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_LOW_BITS = np.uint64(0xFFFFF)
+_LOW_BITS = 0xFFFFF
 
 
 class Hit(NamedTuple):
@@ -93,7 +93,7 @@ class _Index:
         self.at = first_at[distinctive]
         self.owners = owner[new]
         self.table = np.zeros(1 << 20, bool)
-        self.table[(self.values & _LOW_BITS).astype(np.int64)] = True
+        self.table[(self.values & np.uint64(_LOW_BITS)).astype(np.int64)] = True
 
     def look_up(self, found: Words) -> np.ndarray:
         """int64 [hits, 3]: row of `found`, first word of the run, its place in `values`."""
@@ -101,7 +101,7 @@ class _Index:
         if self.first_words is not None:
             candidates = np.flatnonzero(np.isin(found.hashes, self.first_words))
         hashes, starts = runs(found, self.n, candidates)
-        maybe = np.flatnonzero(self.table[(hashes & _LOW_BITS).astype(np.int64)])
+        maybe = np.flatnonzero(self.table[(hashes & np.uint64(_LOW_BITS)).astype(np.int64)])
         at = np.minimum(np.searchsorted(self.values, hashes[maybe]), max(len(self.values) - 1, 0))
         real = self.values[at] == hashes[maybe] if len(self.values) else np.zeros(0, bool)
         start = starts[maybe[real]]

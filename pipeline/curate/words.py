@@ -16,10 +16,11 @@ import numpy as np
 CHUNK = 1 << 20
 _BASE = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(_BASE, -1, 1 << 64)
-_STEP = np.uint64(0xD6E8FEB86659FD93)
+_STEP = 0xD6E8FEB86659FD93
 _OPERATORS = b"+-*/=<>^!%|"
 
 
+@lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
     """Each byte's kind: 0 separator, 1 letter, digit or part of a UTF-8 sequence, 2 operator."""
     kinds = np.zeros(256, np.uint8)
@@ -28,7 +29,6 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-_KIND = _kinds()
 _LOWER = bytes(byte + 32 if 65 <= byte <= 90 else byte for byte in range(256))
 
 
@@ -73,7 +73,7 @@ def words(texts: Sequence[str]) -> Words:
     pieces = [text.encode("utf-8", "replace") for text in texts]
     blob = b"\n".join(pieces) + b"\n"
     data = np.frombuffer(blob.translate(_LOWER), np.uint8)
-    kind = _KIND[data]
+    kind = _kinds()[data]
     before = np.concatenate((np.zeros(1, np.uint8), kind[:-1]))
     letter, was_letter = kind == 1, before == 1
     starts = np.flatnonzero((letter & ~was_letter) | (kind == 2))
@@ -135,7 +135,7 @@ def runs(found: Words, n: int,
 def _combine(columns: list[np.ndarray]) -> np.ndarray:
     hashes = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        hashes = hashes * _STEP + column
+        hashes = hashes * np.uint64(_STEP) + column
     return hashes
 
 

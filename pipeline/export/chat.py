@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.export.export_files import check_extra
@@ -18,12 +19,21 @@ LOADING = 1 << 13
 """Tokens of context that a GGUF is given."""
 
 
+class Served(NamedTuple):
+    """A model at an address, and whether its prompt opens the thinking that its answers then lack.
+    """
+
+    url: str
+    opened: bool = False
+
+
 @contextmanager
-def served(model: str, tokenizer: str, *, host: str = "127.0.0.1",
-           port: int = 0) -> Iterator[str]:
-    """Serve a checkpoint folder, hub id or GGUF, or pass an address on; yields the base_url."""
+def served(model: str, tokenizer: str, *, host: str = "127.0.0.1", port: int = 0,
+           vllm: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Served]:
+    """Serve a checkpoint folder, hub id or GGUF, or pass an address on; `vllm` holds its options.
+    """
     if model.startswith(("http://", "https://")):
-        yield model.rstrip("/")
+        yield Served(model.rstrip("/"))
     elif model.endswith(".gguf"):
         from pipeline.export.llama_cpp import llama_server
 
@@ -32,37 +42,42 @@ def served(model: str, tokenizer: str, *, host: str = "127.0.0.1",
             raise UserError(f"there is no file {model}; `limbeck path export` prints the folder "
                             "of exported ones")
         with llama_server(Path(model), context=LOADING, slots=2, host=host, port=port) as address:
-            yield f"{address}/v1"
+            yield Served(f"{address}/v1", _opens_in_prompt(address))
     else:
-        with _checkpoint(model, tokenizer, host, port) as address:
-            yield address
+        with _checkpoint(model, tokenizer, host, port, vllm) as found:
+            yield found
 
 
-def opens_in_prompt(url: str) -> bool:
-    """Whether a llama.cpp server's template opens the thinking, which its answers then lack."""
+def _opens_in_prompt(address: str) -> bool:
+    """Whether a llama.cpp server's template opens the thinking."""
     from pipeline.completion import OPEN
     from pipeline.export.llama_cpp import LlamaCpp
 
     chat = {"messages": [{"role": "user", "content": "x"}]}
-    prompt = LlamaCpp(url.removesuffix("/v1")).post("/apply-template", chat)["prompt"]
+    prompt = LlamaCpp(address).post("/apply-template", chat)["prompt"]
     return prompt.rstrip().endswith(OPEN)
 
 
 @contextmanager
-def _checkpoint(model: str, tokenizer: str, host: str, port: int) -> Iterator[str]:
+def _checkpoint(model: str, tokenizer: str, host: str, port: int,
+                vllm: Mapping[str, Any]) -> Iterator[Served]:
+    """Serve a checkpoint by vLLM if there is a GPU for it, else by transformers."""
     from pipeline.serving.processes import gpu_count
     from pipeline.serving.vllm_server import has_vllm, vllm_server
 
     if gpu_count() and has_vllm():
-        options = {"tokenizer": tokenizer, **({"port": port} if port else {}),
-                   **({"host": host} if host != "127.0.0.1" else {})}
+        from pipeline.student.template import opens_thinking
+        from pipeline.student.tokenizer import load_tokenizer
+
+        opened = opens_thinking(load_tokenizer(tokenizer))
+        options = {**vllm, "tokenizer": tokenizer, "host": host, **({"port": port} if port else {})}
         with vllm_server(model, options, log=Path("vllm.log")) as url:
-            yield url
+            yield Served(url, opened)
         return
     from pipeline.export.checkpoint_server import checkpoint_server
 
     with checkpoint_server(model, tokenizer, host=host, port=port) as address:
-        yield f"{address}/v1"
+        yield Served(f"{address}/v1")      # it says what is thinking itself
 
 
 class Talk:

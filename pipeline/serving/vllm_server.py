@@ -74,15 +74,16 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
 def _launch_server(model: str, options: Mapping[str, Any], log: Path,
               environment: Mapping[str, str]) -> Iterator[tuple[str, Callable[[float], None]]]:
     """Yield (base_url, wait(timeout)) of a server that may not answer yet."""
-    port = free_port()
-    command = ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port),
-               *flags(_all_gpus(options))]
+    settings = {"host": "127.0.0.1", "port": free_port(), **_all_gpus(options)}
+    # A server on all addresses answers on this one too.
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings["host"], settings["host"])
+    address = f"http://{host}:{settings['port']}"
+    command = ["vllm", "serve", model, *flags(settings)]
     log.parent.mkdir(parents=True, exist_ok=True)
     inherited = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
     with log.open("wb") as sink, process_group(command, {**inherited, **environment}, stdout=sink,
                                                stderr=subprocess.STDOUT) as process:
-        yield f"http://127.0.0.1:{port}/v1", partial(_wait_until_ready, process,
-                                                     f"http://127.0.0.1:{port}/health", log)
+        yield f"{address}/v1", partial(_wait_until_ready, process, f"{address}/health", log)
 
 
 def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:

@@ -1,26 +1,25 @@
 """Divergences between the student's and the teacher's next-token distributions, in chunks.
 
 The teacher is given by its K likeliest outcomes and the mass of all others as one more outcome (a
-true divergence over K + 1 outcomes), or by its hidden states and output matrix (TRL's kernel). For
-the outcomes, loss and gradient come from one pass that holds one chunk of [tokens, vocabulary].
+true divergence over K + 1 outcomes), or by its hidden states and output matrix. Loss and gradient
+come from one pass that holds one chunk of [tokens, vocabulary] a model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from pipeline.errors import UserError
 from pipeline.train.layers import compiled
 
 ABSENT = -1e4
-"""Logit of an outcome that the teacher does not have: finite, or TRL's kernel computes 0 * inf."""
+"""Logit of an outcome that the teacher does not have: finite, or a gradient would be 0 * inf."""
 FLOOR = math.log(1e-30)
 """Lowest log-probability of an outcome, which keeps every loss finite."""
 
@@ -75,17 +74,11 @@ def divergence(s: torch.Tensor, t: torch.Tensor,
     return reverse_kl(s, t) if beta else forward_kl(s, t)
 
 
-def check_beta(beta: float | str, online: bool) -> None:
-    """Raise UserError if `beta` names no divergence, or one that an online teacher cannot use."""
-    if not isinstance(beta, str):
-        return
-    if beta not in DIVERGENCES:
+def check_beta(beta: float | str) -> None:
+    """Raise UserError if `beta` names no divergence."""
+    if isinstance(beta, str) and beta not in DIVERGENCES:
         raise UserError(f"sft.method.beta={beta} is not a divergence; set a number from 0 to 1 or "
                         f"one of {', '.join(DIVERGENCES)}")
-    if online:
-        raise UserError("sft.method.source.type=online computes its loss by TRL's kernel, which "
-                        "knows no names; set sft.method.beta to a number, or "
-                        "sft.method.source.type=offline")
 
 
 @dataclass(frozen=True)
@@ -117,6 +110,18 @@ class Dense:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
 
+    def fitted(self, vocabulary: int, dtype: torch.dtype) -> Dense:
+        """Cut or pad the output matrix to the student's `vocabulary`; products are in `dtype`."""
+        weight, bias = self.weight[:vocabulary], self.bias
+        bias = bias if bias is None else bias[:vocabulary]
+        if missing := vocabulary - len(weight):
+            bias = weight.new_zeros(len(weight)) if bias is None else bias
+            weight, bias = pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing), value=ABSENT)
+        return Dense(self.hidden.to(dtype), weight.to(dtype), bias)
+
+    def chunk(self, rows: slice) -> Dense:
+        return replace(self, hidden=self.hidden[rows])
+
 
 @dataclass(frozen=True)
 class LossWeights:
@@ -130,39 +135,20 @@ class LossWeights:
     cross_entropy: float = 0.0
     chunk_elements: int = 1 << 28
     """Logits in memory at a time, and twice as many in half precision: 2**28 are 1 GiB, there 3,533
-    tokens at 151,936 outcomes."""
+    tokens at 151,936 outcomes. Beside a dense teacher both models' stay in float32: 5 GiB."""
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-                      labels: torch.Tensor, teacher: TopK | Dense | None,
-                      loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return (loss, divergence, cross-entropy) summed over N tokens; the loss has gradients.
+                      labels: torch.Tensor, teacher: TopK | Dense | None, loss: LossWeights
+                      ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (loss, divergence, cross-entropy, entropy) summed over N tokens; loss has gradients.
 
     `hidden` [N, H] are the student's states before its output `weight` [V, H] (and `bias` [V]) at
     N trained positions, `labels` [N] the next tokens. Without a teacher the loss is the
-    cross-entropy alone. Products are in the autocast type if that is on, sums in float32.
+    cross-entropy alone; the student's entropy is known beside a dense teacher only. Products are in
+    the autocast type if that is on, sums in float32.
     """
-    if not isinstance(teacher, Dense):
-        return _Fused.apply(hidden, weight, bias, labels, teacher, loss)  # type: ignore
-    matrix, offset = _with_width(teacher, len(weight))
-    gap = ChunkedDivergenceFunction.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, teacher.hidden, matrix, offset, loss.beta, loss.temperature)[0].sum()
-    if not loss.cross_entropy:
-        return gap, gap.detach(), torch.zeros_like(gap)
-    plain = LossWeights(cross_entropy=1.0, chunk_elements=loss.chunk_elements)
-    nll = _Fused.apply(hidden, weight, bias, labels, None, plain)[0]  # type: ignore
-    share = loss.cross_entropy
-    return (1 - share) * gap + share * nll, gap.detach(), nll.detach()
-
-
-def _with_width(teacher: Dense, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cut or pad the teacher's output (weight, bias) to the student's vocabulary."""
-    weight, bias = teacher.weight[:vocabulary], teacher.bias
-    bias = bias if bias is None else bias[:vocabulary]
-    if missing := vocabulary - len(weight):
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        weight, bias = pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing), value=ABSENT)
-    return weight, bias
+    return _Fused.apply(hidden, weight, bias, labels, teacher, loss)  # type: ignore
 
 
 class _Fused(torch.autograd.Function):
@@ -173,22 +159,24 @@ class _Fused(torch.autograd.Function):
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         matrix = weight.to(dtype)
+        if isinstance(teacher, Dense):
+            teacher = teacher.fitted(len(weight), dtype)
         wanted = [torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None
                   for x, need in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)]
-        sums = torch.zeros(2, device=hidden.device)
+        sums = torch.zeros(3, device=hidden.device)
         step = max(1, loss.chunk_elements * 4 // matrix.element_size() // weight.shape[0])
         for start in range(0, len(hidden), step):
             chunk = slice(start, start + step)
             states = hidden[chunk].to(dtype)
-            logits = _project(states, matrix, bias)
+            logits = _project(states, matrix, bias, wide=isinstance(teacher, Dense))
             values, grad = _chunk(logits, labels[chunk], teacher and teacher.chunk(chunk), loss)
             sums += values
             _add_gradients(wanted, chunk, grad.to(dtype), states, matrix)
         ctx.gradients = [None if grad is None else grad.to(x.dtype)
                          for grad, x in zip(wanted, (hidden, weight, bias), strict=True)]
         total = (1 - loss.cross_entropy) * sums[0] + loss.cross_entropy * sums[1]
-        ctx.mark_non_differentiable(parts := sums.clone())
-        return total, parts[0], parts[1]
+        ctx.mark_non_differentiable(*(parts := sums.clone().unbind()))
+        return total, *parts
 
     @staticmethod
     def backward(ctx, scale, *_):
@@ -196,9 +184,12 @@ class _Fused(torch.autograd.Function):
                   for grad in ctx.gradients), None, None, None)
 
 
-def _project(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute logits [n, V], in half precision as the product gives them."""
-    logits = states @ matrix.T
+def _project(states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None,
+             wide: bool = False) -> torch.Tensor:
+    """Compute logits [n, V], in half precision as the product gives them unless `wide`."""
+    # Rounded to 16 bits, the logits of two like models differ by noise more than by their gap.
+    wide = wide and states.is_cuda and states.dtype is not torch.float32
+    logits = torch.mm(states, matrix.T, out_dtype=torch.float32) if wide else states @ matrix.T
     return logits if bias is None else logits.float().add_(bias.float())
 
 
@@ -217,21 +208,38 @@ def _add_gradients(wanted: list[torch.Tensor | None], chunk: slice, grad: torch.
         by_bias += grad.float().sum(0)
 
 
-def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | None,
+def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | None,
            loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ([divergence, cross-entropy] sums, gradient [n, V]); overwrites `logits`."""
+    """Return ([divergence, cross-entropy, entropy] sums, gradient [n, V]); overwrites `logits`."""
     grad = None
-    values = torch.zeros(2, device=logits.device)
+    values = torch.zeros(3, device=logits.device)
     share = loss.cross_entropy
     if teacher is None:
         values[1], grad = _cross_entropy(logits, labels, 1.0)
         return values, grad
-    if share and loss.temperature != 1:
+    dense = isinstance(teacher, Dense)
+    if share and (dense or loss.temperature != 1):
         # The cross-entropy needs a second distribution, at temperature 1.
         values[1], grad = _cross_entropy(logits, labels, share)
         share = 0.0
-    sums, at_temperature = _sparse(logits, labels, teacher, loss, share)
+    if isinstance(teacher, Dense):
+        theirs = _project(teacher.hidden, teacher.weight, teacher.bias, wide=True)
+        gap, entropy, at_temperature = _on_gpu(
+            dense_divergence, logits, theirs, loss.beta, loss.temperature,
+            (1 - loss.cross_entropy) / loss.temperature, teacher.weight.dtype)
+        sums = torch.stack([gap.sum(), gap.new_zeros(()), entropy.sum()])
+    else:
+        sums, at_temperature = _sparse(logits, labels, teacher, loss, share)
     return values + sums, at_temperature if grad is None else grad.add_(at_temperature)
+
+
+def dense_divergence(logits: torch.Tensor, theirs: torch.Tensor, beta: float | str,
+                     temperature: float, scale: float, dtype: torch.dtype
+                     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (divergence [n], student's entropy [n], gradient [n, V] times `scale` in `dtype`)."""
+    s, t = ((x.float() / temperature).log_softmax(1) for x in (logits, theirs))
+    value, grad = divergence(s, t, beta)
+    return value, -(s.exp() * s).sum(1), (grad * scale).to(dtype)
 
 
 def log_mass(logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -245,8 +253,7 @@ def scaled_softmax(logits: torch.Tensor, mass: torch.Tensor, scale: torch.Tensor
     return ((logits.float() / temperature - mass).exp() * scale).to(logits.dtype)
 
 
-def _on_gpu(function: Callable[..., torch.Tensor], logits: torch.Tensor,
-            *args: Any) -> torch.Tensor:
+def _on_gpu(function: Callable[..., Any], logits: torch.Tensor, *args: Any) -> Any:
     """Run `function`; on a GPU as one kernel that reads the logits once or twice."""
     if not logits.is_cuda:
         return function(logits, *args)
@@ -288,4 +295,4 @@ def _sparse(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK, loss: Los
     if share:
         e.scatter_add_(1, labels[:, None], torch.full_like(e[:, :1], -share))
     nll = (total - at_label).sum() if share else value.new_zeros(())
-    return torch.stack([value.sum(), nll]), e
+    return torch.stack([value.sum(), nll, torch.zeros_like(nll)]), e

@@ -34,8 +34,8 @@ class DistillationLoss:
             signal = TopK(stored["target_ids"], stored["target_logps"],
                           stored["target_tail_logprob"])
         states = hidden_states(model, inputs)[:, :-1][trained]
-        loss, gap, nll = distillation_loss(states, *output_layer(model), labels[trained], signal,
-                                           self.weights)
+        loss, gap, nll, _ = distillation_loss(states, *output_layer(model), labels[trained], signal,
+                                              self.weights)
         metrics = {"divergence": gap} if signal is not None else {}
         return loss, {**metrics, "cross_entropy": nll} if self.weights.cross_entropy else metrics
 

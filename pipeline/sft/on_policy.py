@@ -2,8 +2,10 @@
 
 Beyond TRL: prompts are the token ids that pack made, steps are checked, output matrices that differ
 in padding only are cut to one width, and steps are as in GRPO: rollouts by train.rollouts,
-completions of similar length in one micro-batch, and with `attn_implementation: limbeck_varlen` no
-padding. No update changes by it: the loss is a sum over the tokens of all micro-batches.
+completions of similar length in one micro-batch. With `attn_implementation: limbeck_varlen` both
+models skip padding, and the divergence is sft.divergence's single pass, which projects each state
+once where TRL's tiles do so two or three times. No update changes by it: the loss is a sum over the
+tokens of all micro-batches.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from trl import DistillationTrainer
 
 from pipeline.config.sft import OnPolicyMethod, SftJob
 from pipeline.errors import UserError
-from pipeline.sft.teacher_scorer import load_teacher, unwrap_model
+from pipeline.sft.divergence import Dense, LossWeights, distillation_loss
+from pipeline.sft.teacher_scorer import load_teacher, output_layer, unwrap_model
 from pipeline.student.token_rows import IGNORED, Rows
 from pipeline.student.tokenizer import bare_tokenizer, check_vocabulary
-from pipeline.train.attention import uses_varlen_attention
+from pipeline.train.layers import fuse_layers
 from pipeline.train.padding import flatten, trim_padding
 from pipeline.train.rollouts import RolloutMixin
 from pipeline.train.step_check import StepCheckMixin
@@ -38,18 +41,34 @@ MAX_TRUNCATED_SHARE = 0.5
 class OnPolicyTrainer(StepCheckMixin, RolloutMixin, DistillationTrainer):
     """DistillationTrainer over prompts that are token ids, with the teacher of `method`."""
 
-    def __init__(self, *, model: Any, method: OnPolicyMethod, processing_class: Any,
+    def __init__(self, *, model: Any, method: OnPolicyMethod, layers: str, processing_class: Any,
                  **kwargs: Any):
         teacher = load_teacher(method.teacher, method.dtype, model.config._attn_implementation)
         cut_to_same_width(model, teacher, processing_class)
+        if layers == "compiled":
+            fuse_layers(teacher)
         super().__init__(model=model, teacher_model=teacher, processing_class=processing_class,
                          **kwargs)
+        self.mask_truncated = method.mask_truncated
+        self.weights = LossWeights(self.beta, self.temperature)
+        rows: Any = self.train_dataset
+        for row in rows:                    # TRL copies prompts deeply, token by token
+            row["prompt"] = np.array(row["prompt"])
         self.engine_checked = not self.colocated()
         if not self.engine_checked:
             self.vllm_generation.logprobs = 0       # the sampled token's only
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list, None, dict]:
-        return prompts, None, {}
+        return [list(map(int, prompt)) for prompt in prompts], None, {}
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch = super()._generate_and_score_completions(inputs)
+        if self.mask_truncated:
+            mask = batch["completion_mask"]
+            last = batch["completion_ids"].gather(1, mask.sum(1, keepdim=True) - 1)
+            mask *= torch.isin(last, torch.tensor([*self.eos_token_ids], device=last.device))
+            batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+        return batch
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
         with self.timed("generation_time"):
@@ -72,34 +91,40 @@ class OnPolicyTrainer(StepCheckMixin, RolloutMixin, DistillationTrainer):
         self.engine_checked = True
         self.disable_logprobs()
 
-    @torch.no_grad()
     def _logprobs(self, prompt: list[int], completion: list[int]) -> torch.Tensor:
         """Compute the trained model's log-probabilities [tokens] at the sampling temperature."""
+        # With gradients, as in training: without them torch.compile would make other kernels.
         ids = torch.tensor([prompt + completion], device=self.accelerator.device)
         model: Any = self.model
         logits = model(input_ids=ids, logits_to_keep=len(completion) + 1).logits[0, :-1].float()
         logprobs = (logits / self.temperature).log_softmax(-1)
-        return logprobs.gather(1, ids[0, len(prompt):, None])[:, 0]
+        return logprobs.gather(1, ids[0, len(prompt):, None])[:, 0].detach()
 
     def _compute_loss(self, unwrapped_student: Any, inputs: dict[str, Any], items: Any) -> tuple:
+        inputs = trim_padding(inputs)
         with self.accelerator.autocast():   # TRL calls the models' parts, past the trainer's own
-            return super()._compute_loss(unwrapped_student, trim_padding(inputs), items)
+            if not self.without_padding():
+                return super()._compute_loss(unwrapped_student, inputs, items)
+            ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1)
+                         for kind in ("ids", "mask"))
+            samples = flatten(ids, mask.bool(), inputs["completion_ids"].shape[1])
+            labels = samples.pop("labels")[0, 1:]
+            states = self._states(unwrapped_student, samples, labels)
+            teacher = self.accelerator.unwrap_model(self.teacher_model)
+            with torch.no_grad():
+                theirs = self._forward_redirection(self.teacher_model, teacher, self._states,
+                                                   teacher, samples, labels)
+            loss, *_, entropy = distillation_loss(
+                states, *output_layer(unwrapped_student), labels[labels != IGNORED],
+                Dense(theirs, *output_layer(teacher)), self.weights)
+        return loss / max(1, len(states)) if items is None else loss / items, entropy, \
+            (labels != IGNORED).sum()
 
-    def _get_last_hidden_state(self, unwrapped_model: Any, input_ids: torch.Tensor,
-                               attention_mask: torch.Tensor, logits_to_keep: int,
-                               **images: Any) -> torch.Tensor:
-        """Compute TRL's [rows, logits_to_keep, H], without padding if the attention supports it."""
-        model = unwrap_model(unwrapped_model)
-        if images or not uses_varlen_attention(model):
-            return super()._get_last_hidden_state(unwrapped_model, input_ids, attention_mask,
-                                                  logits_to_keep, **images)
-        mask = attention_mask.bool()
-        inputs = flatten(input_ids, mask, logits_to_keep)
-        del inputs["labels"]
-        states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
-        padded = states.new_zeros(*mask.shape, states.shape[-1])
-        padded[mask] = states
-        return padded[:, -logits_to_keep - 1:-1]
+    @staticmethod
+    def _states(model: Any, samples: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Compute the states [n, H] that predict the trained tokens of `samples` end to end."""
+        states = unwrap_model(model).base_model(**samples, use_cache=False).last_hidden_state
+        return states[0, :-1][labels != IGNORED]
 
 
 class TruncationAlarm(TrainerCallback):
@@ -156,7 +181,8 @@ def trainer_inputs(job: SftJob, rows: Rows, tokenizer: Any, args: Any,
         raise UserError(f"sft: the rows have {len(train)} prompts, fewer than the {step_size} of a "
                         "step; lower sft.trainer.gradient_accumulation_steps or "
                         "per_device_train_batch_size")
-    return {"method": method, "engine": job.engine, "train_dataset": Dataset.from_list(train),
+    return {"method": method, "layers": job.sft.layers, "engine": job.engine,
+            "train_dataset": Dataset.from_list(train),
             "eval_dataset": Dataset.from_list(evaluation) if evaluation else None,
             "callbacks": [TruncationAlarm()]}
 

@@ -26,7 +26,7 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
 
     check_settings(sft)
     if isinstance(sft.method, LogitsMethod):
-        check_beta(sft.method.beta, online=sft.method.source.type == "online")
+        check_beta(sft.method.beta)
     lora_config(sft.lora, "sft.lora")
     computed = {"report_to": ["tensorboard", *sft.report_to],
                 "eval_strategy": "steps" if sft.held_out else "no"}

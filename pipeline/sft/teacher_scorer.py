@@ -60,8 +60,9 @@ def output_layer(model: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier",
                 "output_multiplier"):
         if getattr(config, key, None) not in (None, 1, 1.0):
-            raise UserError(f"sft.method.type=logits cannot train or score a {config.model_type} "
-                            f"model ({key} is set); set sft.method.type=sequence")
+            raise UserError(f"limbeck's own losses cannot train or score a {config.model_type} "
+                            f"model ({key} is set); set sft.method.type=sequence, or on_policy "
+                            "without attn_implementation: limbeck_varlen")
     layer = causal_model.get_output_embeddings()
     return _gathered(layer.weight), _gathered(getattr(layer, "bias", None))
 

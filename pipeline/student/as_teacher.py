@@ -25,7 +25,6 @@ from pipeline.teacher.request import Job, Keys, Request
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.trace_rows import asked_row
 
-KNOWN = {"temperature", "top_p", "max_tokens", "seed"}
 LONGEST = 4096
 """Tokens of a completion where sampling.max_tokens sets none."""
 
@@ -115,10 +114,3 @@ def _draws(key: str, sample: int, seed: int | None, count: int) -> np.ndarray:
     """`count` uniform numbers that belong to this sample alone."""
     digest = hashlib.blake2b(f"{key} {sample} {seed}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest)).random(count, dtype=np.float32)
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raise UserError if `sampling` sets what a model in this process does not take."""
-    if unknown := sorted(sampling.identity().keys() - KNOWN):
-        raise UserError(f"generate.sampling.{unknown[0]} is for endpoints; a teacher of type "
-                        f"transformers takes {', '.join(sorted(KNOWN))}")

@@ -8,8 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.config.student import StudentConfig
+from pipeline.config.teacher import Sampling
 from pipeline.errors import UserError
 from pipeline.prompts import ROOT, chat_template_path
+
+SAMPLED_BY = ("max_tokens", "seed", "temperature", "top_p")
+"""Sampling parameters that a teacher in this process takes."""
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise UserError if `sampling` sets what a teacher in this process does not take."""
+    if unknown := sorted(sampling.identity().keys() - set(SAMPLED_BY)):
+        raise UserError(f"generate.sampling.{unknown[0]} is for endpoints; a teacher of type "
+                        f"transformers takes {', '.join(SAMPLED_BY)}")
 
 
 def check_folder(what: str, model: str) -> None:

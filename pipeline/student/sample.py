@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from pipeline.completion import Completion, Messages, split_completion
@@ -47,7 +47,6 @@ def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[M
     times = n if isinstance(n, Mapping) else dict.fromkeys(sets, n)
     prompts = {name: [ids for ids in (prompt_ids(tokenizer, chat) for chat in chats)
                       for _ in range(times[name])] for name, chats in sets.items()}
-    loaded = _by_vllm if _vllm_available() else _by_transformers
     eos_token_ids = end_of_turn_ids(tokenizer, model)
     longest = max((len(ids) for rows in prompts.values() for ids in rows), default=0)
     prompt_opens_thinking = opens_thinking(tokenizer)
@@ -56,7 +55,7 @@ def sample_sets(model: str, tokenizer_folder: str, sets: Mapping[str, Sequence[M
     most = max([sampling.max_tokens] * (forced.keys() != sets.keys())
                + [one.most + forcer.tags for one in forced.values()])
     say("evaluate", sampling_beyond(model, longest, most, "evaluate.sampling.max_tokens"))
-    with loaded(model, eos_token_ids, longest + most, sampling, seed, engine or {}) as run:
+    with sampler(model, eos_token_ids, longest + most, sampling, seed, engine or {}) as run:
         for name, rows in prompts.items():
             sampled = forcer.sample(run, rows, forced[name]) if name in forced else \
                 run(rows, [sampling.max_tokens] * len(rows)) if rows else []
@@ -71,6 +70,13 @@ def complete(tokenizer: Any, ids: list[int], prompt_opens_thinking: bool,
     text = tokenizer.decode(ids, skip_special_tokens=True)
     finish = "stop" if ids and ids[-1] in eos_token_ids else "length"
     return split_completion(text, opened=prompt_opens_thinking, finish_reason=finish), len(ids)
+
+
+def sampler(model: str, eos_token_ids: list[int], longest: int, sampling: StudentSampling,
+            seed: int, engine: Mapping[str, Any]) -> AbstractContextManager[Sampler]:
+    """Load `model` to sample rows of at most `longest` tokens: by vLLM if there is a GPU for it."""
+    loaded = _by_vllm if _vllm_available() else _by_transformers
+    return loaded(model, eos_token_ids, longest, sampling, seed, engine)
 
 
 def _vllm_available() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
@@ -33,6 +33,13 @@ class Estimate:
     relative_error: float
     source: str
 
+    def times(self, factor: int) -> Estimate:
+        """The same for so many times the traces."""
+        return replace(self, missing=factor * self.missing, stored=factor * self.stored,
+                       prompt_tokens=factor * self.prompt_tokens, hours=factor * self.hours,
+                       completion_tokens=factor * self.completion_tokens,
+                       usd=None if self.usd is None else factor * self.usd)
+
     def lines(self) -> list[str]:
         usd = "price unknown" if self.usd is None else f"${self.usd:,.2f}"
         return [f"missing  {self.missing:,} traces ({self.stored:,} stored)",
@@ -42,12 +49,14 @@ class Estimate:
 
 
 def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
-             runtime: TeacherRuntime, store: TraceStore, pilot: int = 20) -> Estimate:
+             runtime: TeacherRuntime, store: TraceStore, pilot: int = 20,
+             trace_tokens: float | None = None) -> Estimate:
     """Tokens, dollars and hours for the requests that `store` misses.
 
     Computed from stored traces of the same teacher and sampling. If there are fewer than `pilot`,
     that many are asked first, never in a batch; they count towards the run. With `pilot` 0 nothing
-    is sent and priors may serve. Without a known price, dollars are those the endpoint charged.
+    is sent and priors may serve, or `trace_tokens` for each. Without a known price, dollars are
+    those the endpoint charged.
     """
     requests = list(requests)
     traces = store.collect(requests, teacher, sampling)
@@ -58,7 +67,7 @@ def estimate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
                  runtime=runtime.model_copy(update={"n": 1}))
         traces = store.collect(requests, teacher, sampling)
     missing = store.missing(requests, teacher, sampling)
-    tokens, seconds, source = _prior(sampling)
+    tokens, seconds, source = _prior(sampling, trace_tokens)
     error, together, charged = 1.0, 1.0, 0.0
     prompts = sum(prompt_bound(Job("", r.messages, range(1))) / 4 for r in missing)
     if len(traces):
@@ -94,6 +103,8 @@ def _hours(traces: int, seconds: float, tokens: float, together: float, teacher:
     return max(minutes) / 60
 
 
-def _prior(sampling: Sampling) -> tuple[float, float, str]:
-    tokens = min(PRIOR_TOKENS, sampling.max_tokens or PRIOR_TOKENS)
-    return tokens, tokens / PRIOR_TOKENS_A_SECOND, "priors: no trace is stored and none was asked"
+def _prior(sampling: Sampling, given: float | None) -> tuple[float, float, str]:
+    tokens = min(given or PRIOR_TOKENS, sampling.max_tokens or math.inf)
+    said = f"{given:,.0f} tokens a trace were given" if given else \
+        "priors: no trace is stored and none was asked"
+    return tokens, tokens / PRIOR_TOKENS_A_SECOND, said

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Protocol, get_args, get_type_hints
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.job import SHARED_TRAINER_DEFAULTS
@@ -126,6 +127,24 @@ def check_layers(section: Any, name: str) -> None:
         if value:
             raise UserError(f"{name}.layers=compiled uses the layers' weights by itself, past "
                             f"{name}.{key}; remove one of the two")
+
+
+def check_whole_layers(section: Any, name: str, launch: Mapping[str, Any]) -> None:
+    """Raise UserError if `layers: compiled` meets a launch that keeps layers in parts."""
+    if section.layers == "compiled" and (sharding := _sharding(launch)):
+        raise UserError(f"{name}.layers=compiled reads whole weights past the modules that "
+                        f"{sharding} gathers; set {name}.layers=transformers, or launch "
+                        "without sharding")
+
+
+def _sharding(launch: Mapping[str, Any]) -> str | None:
+    """What shards the model over processes: an option of accelerate, or one of its config file."""
+    file = Path(str(launch.get("config_file")))
+    kind = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    named = {"FSDP": "use_fsdp", "DEEPSPEED": "use_deepspeed"}.get(
+        str((kind or {}).get("distributed_type")))
+    options = [option for option in ("use_fsdp", "use_deepspeed") if launch.get(option)]
+    return f"runtime.launch.{options[0]}" if options else named and f"{file} ({named})"
 
 
 def lora_config(lora: Mapping[str, Any] | None, section: str, model: str | None = None) -> Any:

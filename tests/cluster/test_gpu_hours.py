@@ -1,6 +1,7 @@
 """Estimated GPU hours, held against runs that were measured (results/)."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pipeline.cluster.gpu_hours import Gpus, Work, hours, parameters_of
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
 from pipeline.errors import UserError
 from stages.__main__ import app
 
@@ -73,3 +76,32 @@ def test_estimate_counts_every_stage_that_is_not_made(tmp_path, monkeypatch):
     assert "on 4 h100" in text and "60% of traces kept" in text and "assumed: completions" in text
     refused = CliRunner().invoke(app, given[:-2])
     assert "give --student-billions" in str(refused.exception)
+
+
+SIZES = ("r1-distill-qwen-1.5b", "distill-qwen-7b", "distill-llama-8b", "distill-qwen-14b",
+         "distill-qwen-32b", "distill-llama-70b")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_hours_that_a_size_states_are_what_estimate_prints(name, tmp_path, monkeypatch):
+    folder, line = RESULTS.parent / "configs", re.compile(
+        r"on (\d+) h100: sft (\S+) h, rl (\S+) h, evaluate (\S+) h\.")
+    stated = line.search((folder / f"{name}.yaml").read_text("utf-8")).groups()
+    table = (folder / "README.md").read_text("utf-8")
+    assert "| `{}.yaml` | {} h100 | {} h | {} h | {} h |".format(name, *stated) in table
+    monkeypatch.chdir(tmp_path)
+    files = [part for one in dict.fromkeys([SIZES[0], name])
+             for part in ("-c", str(folder / f"{one}.yaml"))]
+    done = CliRunner().invoke(app, ["estimate", *files, "--gpus", stated[0], "--json",
+                                    "--problems", "39800", "--trace-tokens", "10000"])
+    printed = json.loads(done.stdout)
+    assert [f"{row['hours']:.3g}" for row in printed["stages"]] == list(stated[1:])
+    assert f"{printed['generate']['usd']:.0f} dollars" in table
+    processes = load(Experiment, [Path(part) for part in files[1::2]]).runtime.launch
+    assert processes.get("num_processes", 1) == int(stated[0])
+
+
+def test_a_pilot_needs_problems_that_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["estimate", "--problems", "5", "--pilot", "3"])
+    assert "leave out --problems or --pilot" in str(refused.exception)

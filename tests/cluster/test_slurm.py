@@ -27,6 +27,10 @@ from pipeline.train import launch
 from stages.__main__ import app
 
 ROOT = Path(__file__).parents[2]
+# Small enough for a minute or two, and trained enough for scores that are not all zero.
+RECIPE = ["prepare.limit=460", "prepare.held_out=60", "generate.samples=12",
+          "sft.trainer.max_steps=400", "rl.trainer.max_steps=8", "evaluate.samples=2",
+          "evaluate.limit=30", "runtime.slurm_setup=export OMP_NUM_THREADS=1"]
 TINY = ["-c", str(ROOT / "configs" / "tiny.yaml")]
 
 
@@ -60,6 +64,44 @@ def test_a_submitted_command_is_refused_before_sbatch_or_recorded(slurm_folder):
 def test_a_stage_of_a_recipe_of_steps_is_submitted(slurm_folder):
     done = CliRunner().invoke(app, ["submit", "rl", "-c", str(ROOT / "configs/r1-embedded.yaml")])
     assert done.exit_code == 0 and "job 7" in done.output
+
+
+def test_a_step_and_a_sweep_are_submitted_as_their_command_takes_them(slurm_folder):
+    recipe = ["-c", str(ROOT / "configs/r1-embedded.yaml")]
+    run = CliRunner().invoke
+    done = run(app, ["submit", "sft", "--step", "cold", "--each", "sft.trainer.seed=1,2", *recipe])
+    assert done.exit_code == 0, done.exception
+    command = shlex.split((slurm_folder / "job.sh").read_text().splitlines()[-1])
+    assert command[5:] == ["sft", "--wait", *recipe, "--step", "cold", "--each",
+                           "sft.trainer.seed=1,2"]
+    for target, step, said in (("sft", "warm", "there is no step 'warm'"),
+                               ("all", "cold", "all makes every step")):
+        refused = run(app, ["submit", target, "--step", step, *recipe])
+        assert isinstance(refused.exception, UserError) and said in str(refused.exception)
+
+
+def test_a_job_is_waited_for_through_its_requeue(slurm_folder, monkeypatch, capsys):
+    ends = slurm_folder / "jobs" / "7.ends"
+    ends.parent.mkdir()
+    states = [{"7": "RUNNING"}, {"7": "PREEMPTED"}, {"7": "PENDING"}, None, {"7": "RUNNING"}]
+    for last, written, code in (({"7": "COMPLETED"}, "130\n0\n", 0), ({}, "130\n0\n", 0),
+                                ({"7": "FAILED"}, "130\n2\n", 2), ({"7": "CANCELLED"}, "", 1)):
+        ends.write_text(written)
+        told, asked = [], iter([*states, last, last])
+        monkeypatch.setattr(slurm, "_states", lambda asked=asked: next(asked))
+        monkeypatch.setattr(slurm, "POLL_SECONDS", 0)
+        assert slurm.wait_for("7", ends.parent, told.append) == code
+        assert told[:4] == ["RUNNING", "PREEMPTED", "PENDING", "Slurm does not answer"]
+
+
+def test_ctrl_c_leaves_the_job_that_was_waited_for(slurm_folder):
+    line = [sys.executable, "-m", "stages", "submit", "prepare", "--wait", *TINY]
+    with subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert "job 7: RUNNING" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and "job 7 goes on" in said and "scancel 7" in said
 
 
 def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
@@ -127,27 +169,45 @@ def test_one_node_or_a_rank_given_by_hand_starts_accelerate_here(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("sbatch") or subprocess.run(
     ["sinfo"], capture_output=True, check=False).returncode != 0, reason="no Slurm controller")
-def test_a_real_job_stopped_halfway_ends_with_the_weights_of_one_that_was_not(tmp_path,
+@pytest.mark.timeout(1800)
+def test_a_recipe_requeued_in_sft_and_preempted_in_rl_ends_as_one_that_was_not(tmp_path,
                                                                               monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     run = CliRunner().invoke
-    for folder, stop in (("whole", False), ("stopped", True)):
-        given = ["sft", *TINY, "sft.trainer.max_steps=300", "sft.trainer.save_steps=1000",
-                 f"runtime.artifacts={folder}", "runtime.slurm_setup=export OMP_NUM_THREADS=1"]
-        job = run(app, ["submit", *given]).output.split()[1].rstrip(";")
-        log = Path(folder) / "jobs" / f"{job}.log"
-        if stop:
-            until(lambda: list(Path("stopped").glob("sft-*.partial/log.jsonl")), 240)
-            subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True)
-            until(lambda log=log: "stopped after step" in log.read_text(), 60)
+    logs = {}
+    for folder, stops in (("whole", {}), ("stopped", {"sft": "requeue", "rl": "preempt"})):
+        given = [f"runtime.artifacts={folder}", f"runtime.traces={folder}/traces", *RECIPE]
+        job = run(app, ["submit", "all", *given]).output.split()[1].rstrip(";")
+        log = logs[folder] = Path(folder) / "jobs" / f"{job}.log"
+        for stage, how in stops.items():
+            pattern = f"{stage}-*.partial/log.jsonl"
+            until(lambda pattern=pattern: list(Path("stopped").glob(pattern)), 300)
+            _stop(job, how)
+            said = f"{stage}: stopped after step"
+            until(lambda log=log, said=said: said in log.read_text(), 60)
             until(lambda job=job: slurm.state_of([job]).get(job) == "PENDING", 60)
             # Slurm lets a requeued job wait two minutes.
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
-        until(lambda folder=folder: list(Path(folder).glob("sft-*/manifest.json")), 400)
-    weights = [next(Path(folder).glob("sft-*/model/model.safetensors")).read_bytes()
-               for folder in ("whole", "stopped")]
-    assert weights[0] == weights[1]
+        assert slurm.wait_for(job, log.parent, print) == 0, log.read_text()[-2000:]
+    made = [{path.parent.name for path in Path(folder).glob("*/manifest.json")}
+            for folder in ("whole", "stopped")]
+    assert made[0] == made[1] and len(made[0]) == 9
+    for name in ("sft-*/model/model.safetensors", "rl-*/model/model.safetensors",
+                 "evaluate-*/scores.json"):
+        one, other = (next(Path(folder).glob(name)).read_bytes() for folder in logs)
+        assert one == other, name
+    scores = json.loads(next(Path("whole").glob("evaluate-*/scores.json")).read_text())
+    assert scores["rl"]["heldout"]["avg"] > 0
+
+
+def _stop(job, how):
+    """Queue `job` again as an operator would, or by another of a higher partition."""
+    if how == "requeue":
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    else:
+        subprocess.run(["sbatch", "--partition=high", "--exclusive", "--nodes=2", "--wrap=true",
+                        "--output=/dev/null"], check=True)
 
 
 @pytest.mark.parametrize("name", ["skypilot", "kubernetes"])

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from pipeline.errors import UserError
 from pipeline.sft.divergence import (
@@ -71,6 +72,15 @@ def test_with_every_outcome_known_value_and_gradient_are_the_dense_ones(beta, te
     assert_same(hidden, weight, labels, Dense(states, teacher), expected, mix)
 
 
+@pytest.mark.parametrize("beta", BETAS)
+def test_a_dense_teachers_values_and_entropy_are_trls(beta):
+    hidden, weight, labels, states, teacher = setup()
+    mix = LossWeights(beta, 0.7, chunk_elements=4 * V)
+    loss, *_, entropy = distillation_loss(hidden, weight, None, labels, Dense(states, teacher), mix)
+    wanted = ChunkedDivergenceFunction.apply(hidden, weight, None, states, teacher, None, beta, 0.7)
+    torch.testing.assert_close((loss, entropy), tuple(x.sum() for x in wanted), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(("beta", "k"), itertools.product(BETAS, (1, 5, 59)))
 def test_the_rest_is_one_more_outcome_of_a_true_divergence(beta, k):
     hidden, weight, labels, states, teacher = setup()
@@ -118,15 +128,14 @@ def test_a_divergence_of_ones_own_is_a_function_and_a_line_and_is_chosen_by_its_
         return 0.5 * gap.square().sum(-1), p * (gap - (p * gap).sum(-1, keepdim=True))
 
     with pytest.raises(UserError, match=r"beta=squared is not a divergence.*forward_kl.*jsd"):
-        check_beta("squared", online=False)
+        check_beta("squared")
     monkeypatch.setitem(DIVERGENCES, "squared", squared_distance)
-    check_beta("squared", online=False)
-    with pytest.raises(UserError, match=r"source\.type=offline"):
-        check_beta("squared", online=True)
+    check_beta("squared")
     hidden, weight, labels, states, teacher = setup()
     p, q = (torch.softmax(x.double(), -1) for x in (hidden @ weight.T, states @ teacher.T))
-    assert_same(hidden, weight, labels, top_k(states @ teacher.T, V),
-                0.5 * (p - q).square().sum(), LossWeights("squared"))
+    for signal in (top_k(states @ teacher.T, V), Dense(states, teacher)):
+        assert_same(hidden, weight, labels, signal, 0.5 * (p - q).square().sum(),
+                    LossWeights("squared"))
 
 
 @pytest.mark.parametrize(("name", "beta"), [("forward_kl", 0), ("reverse_kl", 1), ("jsd", 0.5)])

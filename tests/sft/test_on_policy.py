@@ -18,6 +18,7 @@ from pipeline.sft.on_policy import cut_to_same_width, unique_prompts
 from pipeline.student.template import prompt_ids
 from pipeline.student.token_rows import IGNORED, read_rows
 from pipeline.student.tokenizer import load_tokenizer
+from pipeline.train.layers import FusedForward
 from pipeline.train.rollouts import RolloutMixin
 from tests.rl.test_rl_vllm import Engine
 from tests.sft.test_sft import packed
@@ -182,27 +183,70 @@ def test_the_trainers_keys_are_those_of_trls_distillation_config(tmp_path):
         arguments(lmbda=0.5)
 
 
-def test_leaving_out_padding_and_dealing_rows_out_again_changes_no_update(
-        tiny, teacher, tmp_path, monkeypatch):
-    def answers(self, prompts, group=1):
-        return [[7 + sum(ids) % 5] * (1 + sum(ids) % 15) for ids in prompts], None
+def answers(self, prompts, group=1):
+    """Answers whose lengths differ; the token 2 ends half of them."""
+    return [[7 + sum(ids) % 5] * (1 + sum(ids) % 15) + [2] * (sum(ids) % 2)
+            for ids in prompts], None
 
-    def trained(name, **trainer):
-        sft.train(job(tiny, tmp_path / name, teacher, beta=0.5, learning_rate=5.0, max_steps=3,
-                      optim="sgd", per_device_train_batch_size=4, gradient_accumulation_steps=2,
-                      **trainer))
-        return load_file(tmp_path / name / "model/model.safetensors")
+
+def with_method(job, layers="transformers", **method):
+    chosen = job.sft.method.model_copy(update=method)
+    return job.model_copy(update={"sft": job.sft.model_copy(update={"method": chosen,
+                                                                    "layers": layers})})
+
+
+def test_single_pass_fused_layers_and_no_padding_give_trls_loss_and_updates(
+        tiny, teacher, tmp_path, monkeypatch):
+    def trained(name, layers="transformers", **trainer):
+        sft.train(with_method(job(
+            tiny, tmp_path / name, teacher, beta=1.0, learning_rate=5.0, max_steps=3, optim="sgd",
+            temperature=0.7, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+            **trainer), layers))
+        return (load_file(tmp_path / name / "model/model.safetensors"),
+                [logged(tmp_path / name, key) for key in ("loss", "grad_norm")])
 
     monkeypatch.setattr(RolloutMixin, "sample_completions", answers)
-    ours = [trained("padded"), trained("end_to_end", model_init_kwargs={
-        "attn_implementation": "limbeck_varlen"})]
+    own = {"model_init_kwargs": {"attn_implementation": "limbeck_varlen"}}
+    ours = [trained("padded"), trained("end_to_end", **own), trained("fused", "compiled", **own)]
     monkeypatch.setattr("pipeline.train.rollouts.rebalance", lambda batches, free: batches)
     monkeypatch.setattr("pipeline.sft.on_policy.trim_padding", lambda inputs: inputs)
-    theirs, start = trained("theirs"), load_file(tiny / "model/model.safetensors")
+    theirs, log = trained("theirs")
+    start = load_file(tiny / "model/model.safetensors")
     assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in theirs)
-    for weights in ours:
+    for weights, values in ours:
+        torch.testing.assert_close(torch.tensor(values), torch.tensor(log), atol=1e-5, rtol=1e-5)
         for name, value in theirs.items():
             torch.testing.assert_close(weights[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_truncated_answers_are_left_out_of_the_loss_if_asked(tiny, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(RolloutMixin, "sample_completions", answers)
+    kept, counted = {}, {}
+    for masked in (False, True):
+        trainer, _, _ = sft.make_trainer(with_method(
+            job(tiny, tmp_path / str(masked), teacher), mask_truncated=masked))
+        trainer.eos_token_ids = [2]
+        batch = trainer._generate_and_score_completions(trainer.train_dataset[:8])
+        kept[masked], counted[masked] = batch["completion_mask"], batch["num_items_in_batch"]
+        ended = (batch["completion_ids"] == 2).any(1)
+    assert 0 < ended.sum() < 8 and (kept[True] == kept[False] * ended[:, None]).all()
+    assert counted[True] == kept[True].sum() < counted[False] == kept[False].sum()
+
+
+def test_the_teacher_is_in_half_precision_and_fused_and_has_no_gradient(tiny, teacher, tmp_path):
+    given = with_method(job(tiny, tmp_path, teacher, max_steps=1, model_init_kwargs={
+        "attn_implementation": "limbeck_varlen"}), "compiled", dtype="bfloat16")
+    trainer, guard, tokenizer = sft.make_trainer(given)
+    parameters = list(trainer.teacher_model.parameters())
+    assert {p.dtype for p in parameters} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in parameters)
+    fused, own = [], FusedForward._rest
+    trainer._generate_single_turn = lambda prompts, *more: [[7, 8]] * len(prompts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FusedForward, "_rest", lambda self, run, layer, x, *rest: fused.append(
+            (x.shape[0], x.dtype, torch.is_grad_enabled())) or own(self, run, layer, x, *rest))
+        sft.fit(trainer, guard, tmp_path, tokenizer)
+    assert set(fused) == {(1, torch.float32, True), (1, torch.bfloat16, False)}
 
 
 def test_the_log_says_how_much_of_a_step_went_to_rollouts(tiny, teacher, tmp_path):

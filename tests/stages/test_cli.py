@@ -19,7 +19,8 @@ try:
     app({arguments!r}, standalone_mode=False)
 except SystemExit:
     pass
-heavy = {{"torch", "transformers", "trl", "datasets"}} & set(sys.modules)
+tables = {{"numpy.linalg", "pyarrow.lib", "dataframely"}} if "plan" in {arguments!r} else set()
+heavy = ({{"torch", "transformers", "trl", "datasets"}} | tables) & set(sys.modules)
 assert not heavy, heavy
 """
 

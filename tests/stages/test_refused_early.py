@@ -21,6 +21,7 @@ FILES = {
     "drops.jinja": DROPS, "mute.jinja": MUTE,
     "unlike.jinja": "{% if add_generation_prompt %}Q{% else %}A{{ messages }}{% endif %}",
     "broken.jinja": "{% for m in messages %}", "own.py": "def other(): ...",
+    "zero.yaml": "distributed_type: DEEPSPEED",
     "asked.jsonl": json.dumps({"question": "1+1?", "answer": "2"}),
     "empty/config.json": "{}", "two.jsonl": '{"problem": "1+1?", "answer": "2"}\n' * 2}
 
@@ -66,6 +67,10 @@ LATER = [
     ("{filter: {llm_judge: {model: unpriced}}, runtime: {llm_judge: {max_usd: 1, "
      "base_url: 'http://127.0.0.1:9/v1'}}}", "runtime.llm_judge.max_usd is set"),
     ("{sft: {method: {type: logits}}, logits: {teacher: ./nowhere}}", "logits.teacher, ./nowhere"),
+    ("{sft: {layers: compiled}, runtime: {launch: {use_fsdp: true, num_processes: 2}}}",
+     r"sft.layers=compiled .* runtime\.launch\.use_fsdp gathers"),
+    ("{rl: {layers: compiled}, runtime: {launch: {config_file: zero.yaml}}}",
+     r"rl.layers=compiled .* zero\.yaml \(use_deepspeed\)"),
 ]
 
 
