@@ -43,7 +43,7 @@ from pipeline.stage import Counts
 from pipeline.student.sample import sample_sets
 from pipeline.student.tiny import resolve
 from pipeline.teacher.ask import ask_teacher
-from pipeline.teacher.llm_judge import scorers
+from pipeline.teacher.llm_judge import open_scorers
 from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
@@ -109,10 +109,10 @@ def _score_by_judges(experiment: Experiment, seen: Seen) -> Counts:
     config, runtime = experiment.evaluate, experiment.runtime
     if not config.judges:
         return {}
-    found = scorers(config.judges, runtime.for_judges(config.judges), runtime.traces)
-    add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
-                     {name: [[row for rows in seeds.values() for row in rows]
-                             for seeds in by.values()] for name, by in seen.items()})
+    with open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces) as found:
+        add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
+                         {name: [[row for rows in seeds.values() for row in rows]
+                                 for seeds in by.values()] for name, by in seen.items()})
     return {"judges": {name: client.counts for name, (_, client) in found.items() if client}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipeline.judge.table import apply_llm_judge, by_majority, count_restatement
 from pipeline.prompts import render
 from pipeline.stage import Counts
 from pipeline.teacher.budget import check_budget
-from pipeline.teacher.llm_judge import LLMJudgeClient, scorers
+from pipeline.teacher.llm_judge import LLMJudgeClient, open_scorers
 from pipeline.teacher.model_scores import scored
 from pipeline.teacher.rewrite import Rewriter, with_rewrites
 
@@ -105,12 +106,13 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     check(experiment)
     config = experiment.filter
     texts = dict(problems.select("problem_id", "problem").rows())
-    models = scorers(config.judges, experiment.runtime.for_judges(config.judges),
-                     experiment.runtime.traces, spend) if config.judges else {}
     sources = dict(problems.select("problem_id", "source").rows())
-    found = [summarise(scored(batch if said is None else reviews.review_columns(
-                 batch, texts, said, config.reviews.need), config, models, texts, sources), config)
-             for batch in _judged(experiment, inputs, problems, said, rewrites)]
+    with open_scorers(config.judges, experiment.runtime.for_judges(config.judges),
+                      experiment.runtime.traces, spend) as models:
+        found = [summarise(scored(batch if said is None else reviews.review_columns(
+                     batch, texts, said, config.reviews.need), config, models, texts, sources),
+                     config)
+                 for batch in _judged(experiment, inputs, problems, said, rewrites)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")
     table = pl.concat(found)
@@ -155,7 +157,7 @@ def _rewritten(experiment: Experiment, inputs: Mapping[str, Path], problems: Any
     client = LLMJudgeClient(config.rewrite, experiment.runtime.for_judges(["rewrite"])["rewrite"],
                             experiment.runtime.traces, spend)
     rewriter = Rewriter(config, client)
-    with JudgePool(experiment.runtime.judge_workers) as pool:
+    with closing(client), JudgePool(experiment.runtime.judge_workers) as pool:
         found = [rewriter(batch, problems, pool)
                  for batch in _judged(experiment, inputs, problems, None, None)]
     return pl.concat(found), {"rewrite": {**rewriter.counts, **client.counts}}
@@ -177,7 +179,8 @@ def _ask_llm_judge(experiment: Experiment, table: Any, problems: Any,
     asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
     model = LLMJudge(asker)
     with_gold = problems.filter(problems["answer"].str.strip_chars() != "")
-    table = apply_llm_judge(table, with_gold, model)
+    with closing(asker):
+        table = apply_llm_judge(table, with_gold, model)
     by_model = table.filter(table["grader"] == "llm")
     return table, {"llm_judge": {"decided": len(by_model), "open": model.counts["open"],
                                  "share": len(by_model) / len(table),

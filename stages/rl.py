@@ -148,7 +148,7 @@ def check(experiment: Experiment) -> None:
     check_rewards(all_weights(config), config.judges)
     if taken := [name for name in config.judges if name in REWARDS]:
         raise UserError(f"judges.{taken[0]} has the name of a reward; rename it")
-    check_judges(config.judges, experiment.runtime.for_judges(config.judges))
+    check_judges(config.judges, experiment.runtime.for_judges(config.judges), serves=False)
     _check_process(config.process)
     check_layers(config, "rl")
     check_whole_layers(config, "rl", experiment.runtime.launch)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline.config.load import Config
+from pipeline.config.load import REFERENCE, Config
 from pipeline.config.teacher import LLMJudgeConfig, Sampling
 from pipeline.errors import UserError
 from pipeline.expression import names_in
@@ -25,9 +25,9 @@ class RewardModel(Config):
 
     type: Literal["reward_model"] = "reward_model"
     """A trained reward model."""
-    model: str
-    """A checkpoint folder or hub id, with a chat template; its name on the server if `url` is set.
-    """
+    model: Annotated[str, REFERENCE]
+    """A checkpoint folder, STEP.student or hub id, with a chat template; its name on the server if
+    `url` is set."""
     url: str | None = Field(default=None, pattern=r"^https?://.+/pooling$")
     """Address of `vllm serve MODEL --runner pooling`, e.g. http://127.0.0.1:8000/pooling; unset: in
     this process."""
@@ -41,8 +41,9 @@ class RewardModel(Config):
 
 
 class _Asked(Config):
-    model: str
-    """Model name as the endpoint knows it; runtime.judges or runtime.llm_judge has its address."""
+    model: Annotated[str, REFERENCE]
+    """Model name as the endpoint knows it, whose address runtime.judges or runtime.llm_judge has;
+    or a folder or STEP.STAGE, which vLLM serves here."""
     reads: Part = "answer"
     """What it sees beside the problem: the answer after the thinking, or the whole completion."""
     sampling: Sampling = Sampling(temperature=0.0, max_tokens=4096)

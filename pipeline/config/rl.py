@@ -43,7 +43,8 @@ class Alarms(Config):
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {"memory", "epochs", "undecided", "restated", "many_boxes", "constant"})
     memory: float | None = 0.1
-    """Highest gain of accuracy on problems asked before over accuracy on held-out ones."""
+    """Highest gain of accuracy on problems asked again, since they were new, over the gain on
+    held-out ones, which 500 of them (rl.evaluate_problems) tell to four points."""
     epochs: float | None = 1.0
     """Times that every problem may be asked."""
     undecided: float | None = 0.05

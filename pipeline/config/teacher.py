@@ -268,6 +268,9 @@ class JudgeRuntime(TeacherRuntime):
     where: ClassVar[str] = "runtime.llm_judge"
     batch: Literal[False] = False
     """The judge is asked directly: filter waits for what it says."""
+    vllm: dict[str, Any] = {}
+    """Options of `vllm serve` under its own names for a judge that is a model of this machine, e.g.
+    {gpu_memory_utilization: 0.3}; several judges share 0.9 unless they say otherwise."""
 
 
 class LLMJudgeConfig(OpenAITeacher):

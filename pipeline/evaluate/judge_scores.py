@@ -80,3 +80,11 @@ def judge_summary(rows: Rows, names: Sequence[str]) -> dict[str, dict[str, float
         out[name] = {"mean": mean, "low": mean - half, "high": mean + half,
                      "problems": len(means), "unjudged": sum(row.get(name) is None for row in rows)}
     return out
+
+
+def judge_tables(models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{benchmark: {model: {judge: its summary}}} of what scores.json holds of judges."""
+    names = dict.fromkeys(name for by in models.values() for name in by)
+    found = {name: {model: by[name]["judges"] for model, by in models.items()
+                    if by.get(name, {}).get("judges") is not None} for name in names}
+    return {name: by for name, by in found.items() if any(by.values())}

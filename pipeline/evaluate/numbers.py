@@ -51,6 +51,11 @@ def collect(experiment: Experiment, inputs: Mapping[str, Path]) -> dict[str, Any
         out["differences"] = _scores(apart) if apart.is_file() else {}
         out["reading"] = reading(inputs["evaluate"] / "completions.parquet",
                                  experiment.filter.language, *experiment.filter.languages)
+        made = manifests["evaluate"]
+        if judges := made.get("config", {}).get("judges"):
+            asked = made["counts"].get("judges", {})
+            out["judges"] = {name: {**judge, **asked.get(name, {})}
+                             for name, judge in judges.items()}
     if "filter" in inputs:
         out["traces"] = trace_counts(judged_columns(inputs["filter"]))
         if people := people_counts(reviews_path(experiment.runtime.traces), inputs):

@@ -14,6 +14,7 @@ from pipeline.evaluate import plots
 from pipeline.evaluate.budgets import curves
 from pipeline.evaluate.examples import example_problems, rejected
 from pipeline.evaluate.facts import facts, size
+from pipeline.evaluate.judge_scores import judge_tables
 from pipeline.evaluate.numbers import Points, curve, judged_columns
 from pipeline.problems import benchmarks as registry
 from pipeline.stage import stage_of
@@ -66,8 +67,8 @@ def render(experiment: Experiment, inputs: Mapping[str, Path], numbers: Mapping[
         samples=example_problems(inputs, students) if "evaluate" in inputs else [],
         slowest=max((stage["seconds"] for stage in numbers["stages"].values()), default=0) or 1)
     more = environment.from_string(SECTIONS.read_text(encoding="utf-8")).render(
-        published=published(models), names=NAMES, budgets=budget_curves(models), size=size,
-        facts=facts(inputs), numbers=numbers)
+        published=published(models), judged=judge_tables(models), names=NAMES,
+        budgets=budget_curves(models), size=size, facts=facts(inputs), numbers=numbers)
     return page.replace("</main>", f"{more}</main>")
 
 

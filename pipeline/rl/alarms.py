@@ -90,22 +90,19 @@ def _constant(log: Log, limits: Alarms) -> str:
 
 
 def _memory(log: Log, limits: Alarms) -> str:
-    """Whether accuracy on problems asked before leaves held-out accuracy behind."""
-    first = [row for row in log if row.get("epoch", 0.0) <= 1]
-    before, now = _lead(first, limits.window), _lead(log[len(first):], limits.window)
-    if limits.memory is None or not now[0] - before[0] > limits.memory:
+    """Whether problems asked again have gained more than held-out ones since the first epoch."""
+    again, first = (_first_and_last_mean(log, f"asked_again/{name}", limits.window)[1]
+                    for name in ("accuracy", "first"))
+    epoch = sum(row.get("epoch", 0.0) <= 1 for row in log)
+    before, after = (_values(rows, "heldout/accuracy") for rows in (log[:epoch], log[epoch:]))
+    if limits.memory is None or not before or len(after) < 2:
         return ""
-    return (f"{now[1]:.1%} are right of problems asked before and {now[2]:.1%} of held-out ones, "
-            f"after {before[1]:.1%} and {before[2]:.1%} in the first epoch; the student "
-            "remembers answers, so take more problems or stop earlier")
-
-
-def _lead(log: Log, window: int) -> tuple[float, float, float]:
-    """(lead, accuracy asked, accuracy held out) at the end of `log`; NaN if too little is known."""
-    asked = _first_and_last_mean(log, "rewards/accuracy/mean", window)[1]
-    values = _values(log, "heldout/accuracy")
-    held_out = sum(values[-2:]) / 2 if len(values) > 1 else math.nan
-    return asked - held_out, asked, held_out
+    then, now = sum(before) / len(before), sum(after[-2:]) / 2
+    if not (again - first) - (now - then) > limits.memory:
+        return ""
+    return (f"{again:.1%} are right of problems asked before, {first:.1%} when they were new, "
+            f"while held-out accuracy went from {then:.1%} to {now:.1%}; the student remembers "
+            "answers, so take more problems or stop earlier")
 
 
 def _values(log: Log, key: str) -> list[float]:

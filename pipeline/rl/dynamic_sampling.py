@@ -10,6 +10,7 @@ from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
         self.difficulty, self.refill_rounds = difficulty, refill_rounds
         super().__init__(*args, **kwargs)
         self.scores: dict[str, list[float]] = {}
+        self.first: dict[str, float] = {}       # each problem's mean score when it was new
         rows: Any = self.train_dataset
         self.rows, self.keys = rows, [problem_key(row) for row in rows]
         self.rewards = torch.zeros(0)
@@ -75,10 +77,23 @@ class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
             self.rewards = (scores * weights).nansum(1).masked_fill(unknown, torch.nan)
             names = self.reward_func_names
             judged = scores[:, names.index("accuracy") if "accuracy" in names else 0].tolist()
+            fresh = defaultdict[str, list[float]](list)
             for key, score in zip(self._gather_keys(inputs), judged, strict=True):
                 if score == score:  # NaN is a completion that could not be judged
-                    self.scores[key] = [*self.scores.get(key, []), score][-RUNNING_SCORES:]
+                    fresh[key].append(score)
+            for key, new in fresh.items():
+                self.scores[key] = [*self.scores.get(key, []), *new][-RUNNING_SCORES:]
+            self._compare_with_first({key: fmean(new) for key, new in fresh.items()})
         return scores
+
+    def _compare_with_first(self, means: dict[str, float]) -> None:
+        """Log the `means` of problems asked before beside those of their first time."""
+        again = means.keys() & self.first.keys()
+        if again:
+            self._add_metric("asked_again/accuracy", fmean(means[key] for key in again))
+            self._add_metric("asked_again/first", fmean(self.first[key] for key in again))
+        self._add_metric("asked_again/share", len(again) / max(1, len(means)))
+        self.first = {**means, **self.first}
 
     def _is_training(self) -> bool:
         return bool(self.model and self.model.training)
@@ -176,7 +191,8 @@ class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
         args: Any = self.args
         unused = self._step % (args.steps_per_generation * self.num_iterations)
         rollouts = self._buffered_inputs if unused else None
-        torch.save({"step": self._step, "scores": self.scores, "rollouts": rollouts},
+        torch.save({"step": self._step, "scores": self.scores, "first": self.first,
+                    "rollouts": rollouts},
                    self._kept(f"{self.args.output_dir}/checkpoint-{self.state.global_step}"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -184,7 +200,7 @@ class DynamicSamplingTrainer(PaddingFreeGRPOTrainer):
         if checkpoint is not None and (path := self._kept(checkpoint)).is_file():
             kept = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._step, self.scores = kept["step"], kept["scores"]
-            self._buffered_inputs = kept["rollouts"]
+            self._buffered_inputs, self.first = kept["rollouts"], kept.get("first", {})
 
     def _kept(self, checkpoint: str) -> Path:
         return Path(checkpoint) / f"curriculum-{self.accelerator.process_index}.pt"

@@ -135,7 +135,7 @@ class LossWeights:
     cross_entropy: float = 0.0
     chunk_elements: int = 1 << 28
     """Logits in memory at a time, and twice as many in half precision: 2**28 are 1 GiB, there 3,533
-    tokens at 151,936 outcomes. Beside a dense teacher both models' stay in float32: 5 GiB."""
+    tokens at 151,936 outcomes. A dense teacher adds its own, all in float32: 5 GiB."""
 
 
 def distillation_loss(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
@@ -164,7 +164,8 @@ class _Fused(torch.autograd.Function):
         wanted = [torch.zeros_like(x, dtype=torch.float32) if need and x is not None else None
                   for x, need in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True)]
         sums = torch.zeros(3, device=hidden.device)
-        step = max(1, loss.chunk_elements * 4 // matrix.element_size() // weight.shape[0])
+        width = 4 if isinstance(teacher, Dense) else matrix.element_size()
+        step = max(1, loss.chunk_elements * 4 // width // len(weight))
         for start in range(0, len(hidden), step):
             chunk = slice(start, start + step)
             states = hidden[chunk].to(dtype)

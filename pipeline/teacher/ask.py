@@ -121,15 +121,20 @@ def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRunti
 
 
 @contextmanager
-def running_judge(model: LLMJudgeConfig, runtime: JudgeRuntime, traces: Path
-                  ) -> Iterator[JudgeRuntime]:
-    """Serve a judge that is a model of this machine; yields `runtime` with its base_url."""
+def running_judge(model: LLMJudgeConfig, runtime: JudgeRuntime, traces: Path,
+                  share: float = 1.0) -> Iterator[JudgeRuntime]:
+    """Serve a judge that is a model of this machine; yields `runtime` with its base_url.
+
+    `share` is its part of the GPU memory that vLLM takes.
+    """
     if runtime.base_url or not model.is_local():
         yield runtime
         return
     from pipeline.serving.vllm_server import vllm_server
 
-    with vllm_server(model.model, _names(model.model), log=traces / "judge.log") as address:
+    options = {**_names(model.model), "gpu_memory_utilization": round(0.9 * share, 3),
+               **runtime.vllm}
+    with vllm_server(model.model, options, log=traces / "judge.log") as address:
         yield runtime.model_copy(update={"base_url": address})
 
 

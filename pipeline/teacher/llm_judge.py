@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,21 @@ class LLMJudgeClient:
     spend: bool = True
     patience: float = 0.0
     """Seconds to wait while another process, as one of a training run, writes to the store."""
+    share: float = 1.0
+    """Part of the GPU memory for the server of a model of this machine."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Asked now, failed, tokens and dollars of all replies used, dollars spent now."""
     paid: dict[str, tuple[int, float]] = field(default_factory=dict, repr=False)
     """Tokens and dollars of each reply used so far: max_usd holds for all calls together."""
+
+    served: ExitStack = field(default_factory=ExitStack, repr=False)
+    """The server of a model of this machine, from the first question to `close`."""
+    address: str | None = None
+
+    def close(self) -> None:
+        """Stop the server, if there is one."""
+        self.served.close()
+        self.address = None
 
     def __call__(self, chats: Sequence[Messages]) -> list[str]:
         """A reply for each chat, "" if none came or it was truncated."""
@@ -63,7 +75,7 @@ class LLMJudgeClient:
         """Ask for what is missing; an endpoint that does not answer is one printed sentence."""
         from pipeline.progress import progress
         from pipeline.teacher import Outcome, generate
-        from pipeline.teacher.ask import print_problems, running_judge
+        from pipeline.teacher.ask import print_problems
         from pipeline.teacher.failures import UnansweredError
 
         runtime, until = self._runtime(requests), time.monotonic() + self.patience
@@ -72,8 +84,8 @@ class LLMJudgeClient:
                   "more is asked", file=sys.stderr)
             return Outcome(failed=missing)
         try:
-            with running_judge(self.model, runtime, self.traces) as runtime, \
-                    progress("asking the LLM judge", missing) as advance:
+            runtime = self._reached(runtime)
+            with progress("asking the LLM judge", missing) as advance:
                 while True:
                     try:
                         outcome = generate(
@@ -89,6 +101,15 @@ class LLMJudgeClient:
             return Outcome(asked=missing, failed=missing)
         print_problems(outcome, "LLM judge")
         return outcome
+
+    def _reached(self, runtime: JudgeRuntime) -> JudgeRuntime:
+        """`runtime` with the address of the model's server, which is started once."""
+        from pipeline.teacher.ask import running_judge
+
+        if self.address is None:
+            self.address = self.served.enter_context(
+                running_judge(self.model, runtime, self.traces, self.share)).base_url
+        return runtime.model_copy(update={"base_url": self.address})
 
     def _runtime(self, requests: list[Any]) -> JudgeRuntime | None:
         """The runtime with what earlier calls left of max_usd; None if that is nothing."""
@@ -106,9 +127,24 @@ def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], t
             spend: bool = True,
             patience: float = 0.0) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
+    served = sum(not isinstance(one, RewardModel) and one.client().is_local()
+                 and not runtimes[name].base_url for name, one in judges.items())
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, patience)
+            config.client(), runtimes[name], traces, spend, patience, 1 / max(served, 1))
         out[name] = scorer(name, config, client), client
     return out
+
+
+@contextmanager
+def open_scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
+                 spend: bool = True) -> Iterator[dict[str, tuple[Score, LLMJudgeClient | None]]]:
+    """Yield `scorers`, and stop the servers that they started."""
+    found = scorers(judges, runtimes, traces, spend)
+    try:
+        yield found
+    finally:
+        for _, client in found.values():
+            if client:
+                client.close()

@@ -46,7 +46,7 @@ def made_report(root, leave_out=(), **run):
 class Tags(HTMLParser):
     """Every start tag with its attributes, and which tags are still open at the end."""
 
-    VOID = {"meta", "line", "path", "circle", "rect"}
+    VOID = {"meta", "line", "path", "circle", "rect", "br"}
 
     def __init__(self, page):
         super().__init__()
@@ -102,6 +102,37 @@ def test_the_page_names_models_with_their_sizes_the_settings_and_the_commands(tm
                  "limbeck sft -c &lt;mine&gt;.yaml", "student.chat_template=qwen2_5"):
         assert text in page, text
     assert ATTACK not in page and not Tags(page).open
+
+
+def test_the_page_shows_what_models_that_judge_said_of_each_model(tmp_path):
+    folders = made_run(tmp_path)
+    path, manifest = folders["evaluate"] / "scores.json", folders["evaluate"] / "manifest.json"
+    scores = json.loads(path.read_text())
+    for place, model in enumerate(SKILL):
+        said = {"good": {"mean": -1.25 + place, "low": -1.5, "high": 2.5, "problems": 60,
+                         "unjudged": 7}}
+        if place:       # the first is what the others are compared with
+            said["better"] = {"mean": 0.5625, "low": 0.5, "high": 0.625, "problems": 60,
+                              "unjudged": 0}
+        scores[model]["heldout"]["judges"] = said
+    path.write_text(json.dumps(scores))
+    made = json.loads(manifest.read_text())
+    made["config"] = {"judges": {
+        "good": {"type": "reward_model", "model": "a<b>", "reads": "whole"},
+        "better": {"type": "pairwise", "model": "m", "reads": "answer", "question": "Which?"}}}
+    made["counts"]["judges"] = {"better": {"asked": 1234, "cost_usd": 0.5}}
+    manifest.write_text(json.dumps(made))
+    out = tmp_path / "report-key.partial"
+    out.mkdir()
+    report.run(EXPERIMENT, folders, out)
+    told = json.loads((out / "numbers.json").read_text(encoding="utf-8"))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert told["judges"]["better"]["asked"] == 1234 and not Tags(page).open
+    section = page[page.index("Scores by models that judge"):page.index("</dl>", page.index(
+        "Scores by models that judge"))]
+    assert section.count("0.562") == 3 and "-1.25" in section and "7 without a score" in section
+    assert section.count("–") == 1 and "a&lt;b&gt;" in section and "1,234 questions" in section
+    assert "whole completion" in section and "Which?" in section
 
 
 def test_every_trace_is_counted_as_kept_or_under_one_reason(tmp_path):

@@ -13,7 +13,7 @@ from pipeline.config.judges import Pairwise, Rubric
 from pipeline.config.teacher import JudgeRuntime
 from pipeline.errors import UserError
 from pipeline.judge.models.opinion import Item
-from pipeline.teacher.llm_judge import scorers
+from pipeline.teacher.llm_judge import open_scorers, scorers
 from stages import filter as stage
 from stages.graph import plans
 from tests.fault_server import Answer, FaultServer, completion
@@ -113,6 +113,32 @@ def test_the_budget_holds_for_all_calls_together(tmp_path):
             for number in range(30):
                 found(items(f"kind {number}"))
     assert 0 < client.counts["cost_usd"] <= 1.0
+
+
+def test_a_judge_of_this_machine_is_served_once_for_all_calls(tmp_path, monkeypatch):
+    from contextlib import contextmanager
+
+    from pipeline.serving import vllm_server
+
+    (tmp_path / "judge").mkdir()
+    served = []
+    config = Rubric(model=str(tmp_path / "judge"), criteria=CRITERIA)
+    server = FaultServer(Faulty())
+
+    with server.running() as url:
+        @contextmanager
+        def serve(model, options, log):
+            served.append(options["gpu_memory_utilization"])
+            yield url
+            served.append("stopped")
+
+        monkeypatch.setattr(vllm_server, "vllm_server", serve)
+        runtimes = {"j": JudgeRuntime(), "k": JudgeRuntime(vllm={"gpu_memory_utilization": 0.3})}
+        judges = {"j": config, "k": config.model_copy(update={"criteria": {"It is kind.": 1.0}})}
+        with open_scorers(judges, runtimes, tmp_path / "t") as found:
+            scores = [found[name][0](items(text)) for name in "jk" for text in ("kind", "kinder")]
+            assert served == [0.45, 0.3]
+    assert scores == [[1.0]] * 4 and served == [0.45, 0.3, "stopped", "stopped"]
 
 
 @pytest.mark.parametrize("reply", ["YES", "1: YES", "1: YES\n2: MAYBE", "1: YES\n1: NO\n2: YES",

@@ -58,19 +58,21 @@ def test_without_held_out_problems_accuracy_in_training_tells_a_gamed_reward():
     assert crossings(earned, Alarms()) == {}
 
 
-def remembering(lead):
-    """A log of two epochs: accuracy on problems asked again wins `lead` over held-out problems."""
-    return [{"step": s, "epoch": s / 40, "reward": 0.6, "rewards/accuracy/mean":
-             0.6 + lead * (s > 40), **({"heldout/accuracy": 0.5} if s % 10 == 0 else {})}
+def remembering(lead, held_out=0.5):
+    """A log of two epochs: problems asked again gain `lead`, held-out ones come to `held_out`."""
+    return [{"step": s, "epoch": s / 40, "reward": 0.6,
+             **({"asked_again/first": 0.6, "asked_again/accuracy": 0.6 + lead} if s > 40 else {}),
+             **({"heldout/accuracy": held_out if s > 40 else 0.5} if s % 10 == 0 else {})}
             for s in range(1, 81)]
 
 
-def test_rewards_that_rise_only_on_problems_asked_before_are_told_as_memory():
+def test_gains_on_problems_asked_again_alone_are_told_as_memory():
     found = crossings(remembering(0.15), Alarms(epochs=2))
     assert list(found) == ["memory"]
-    assert "75.0% are right of problems asked before and 50.0% of held-out ones, after 60.0%" \
-        in found["memory"]
+    assert "75.0% are right of problems asked before, 60.0% when they were new, while held-out " \
+        "accuracy went from 50.0% to 50.0%" in found["memory"]
     assert crossings(remembering(0.05), Alarms(epochs=2)) == {}
+    assert crossings(remembering(0.15, held_out=0.6), Alarms(epochs=2)) == {}
     assert crossings(remembering(0.15), Alarms(epochs=2, memory=None)) == {}
     away = [{k: v for k, v in row.items() if k[:4] != "held"} for row in remembering(0.15)]
     assert crossings(away, Alarms(epochs=2)) == {}

@@ -57,6 +57,23 @@ def test_a_run_whose_groups_are_all_equal_trains_nothing(start, tmp_path):
     assert torch.equal(tiny_rl.weights(tmp_path / "model"), tiny_rl.weights(start))
 
 
+def test_problems_asked_again_are_compared_with_their_first_time(start, tmp_path):
+    asked = []
+
+    def second_time(text, problem):
+        """Right for every problem once it has been asked before (four samples each)."""
+        asked.append(problem.problem_id)
+        return asked.count(problem.problem_id) > 4 or len(text) % 2
+
+    tiny_rl.refined(start, tmp_path, tiny_rl.Pool(second_time), rows=4)
+    told = tiny_rl.log(tmp_path)
+    assert [line["asked_again/share"] for line in told] == [0, 0, 1, 1]
+    assert [line.get("asked_again/accuracy") for line in told] == [None, None, 1, 1]
+    firsts = [[line[name] for line in lines] for lines, name in (
+        (told[:2], "rewards/accuracy/mean"), (told[2:], "asked_again/first"))]
+    assert sum(firsts[0]) == pytest.approx(sum(firsts[1])) and sum(firsts[0]) < 2
+
+
 @pytest.mark.parametrize("loss", ["dapo", "bnpo", "cispo"])
 def test_a_group_of_equal_reward_does_not_dilute_a_loss_over_tokens(start, tmp_path, trained, loss):
     tiny_rl.refined(start, tmp_path, tiny_rl.Pool(half_easy), dynamic_sampling=1,

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.judge.llm import plain
 from pipeline.judge.models.opinion import Item, Score
 from pipeline.progress import quiet_libraries
+from pipeline.stage import is_artifact
 
 SECONDS = 120.0
 """Timeout of a request to a served reward model."""
@@ -138,6 +139,10 @@ def _check(name: str, labels: int, rows: int, tokens: int, template: Any) -> Non
 def check_reward_model(where: str, config: RewardModel) -> None:
     """Raise UserError if a local folder cannot be this reward model; reads its JSON files alone."""
     check_key(config.key_env, f"{where}.key_env")
+    if config.model.partition("-")[0] in ("sft", "rl") and is_artifact(config.model):
+        raise UserError(f"{where}.model names what a step trains, a language model, which gives no "
+                        "score; name a sequence classifier (TRL's RewardTrainer), or ask the "
+                        "step's model as a rubric or pairwise judge")
     folder = Path(config.model).expanduser()
     if config.url or not (folder.is_dir() or config.model.startswith(("/", ".", "~"))):
         return      # served, or a hub id

@@ -42,11 +42,20 @@ def part_read(config: Judge, completion: Completion) -> str:
     return f"{OPEN}\n{completion.thinking}\n{CLOSE}\n{completion.answer}".strip()
 
 
-def check_judges(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime]) -> None:
-    """Raise UserError if a judge has no model to load or no address, before any work."""
+def check_judges(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime],
+                 serves: bool = True) -> None:
+    """Raise UserError if a judge has no model to load or no address, before any work.
+
+    `serves` says whether a model of this machine is served while the judges are asked.
+    """
     for name, config in judges.items():
         if isinstance(config, RewardModel):
             check_reward_model(f"judges.{name}", config)
+        elif not runtimes[name].base_url and config.client().is_local():
+            if not serves:
+                raise UserError(f"judges.{name}: rl trains where vLLM would serve {config.model}; "
+                                "serve it elsewhere (vllm serve) and set "
+                                f"runtime.judges.{name}.base_url")
         elif not runtimes[name].base_url:
             raise UserError(f"no address for judges.{name}: set runtime.judges.{name}.base_url or "
                             "runtime.llm_judge.base_url, e.g. https://api.deepseek.com/v1")
