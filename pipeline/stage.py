@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import LockedError, UserError
+from pipeline.leases import Leases
 
 Counts = dict[str, Any]
 WAIT_SECONDS = 0.5
 """Between two looks at whether another process has ended."""
 UNDER_WAY = "under_way.json"
 """What a half-made artifact is to be made of, for who looks at it meanwhile."""
+LEASES = ".leases"
+"""Folder beside the artifacts by which processes know who makes which."""
 LARGE_FILE = 1 << 24
 """Bytes from which a model's file is known by its size and time of change."""
 
@@ -187,19 +193,19 @@ def make_plan(stage: Stage, experiment: Settings, inputs: Mapping[str, Plan],
 
 
 def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
-            provenance: Mapping[str, Any], wait: bool = False) -> Counts:
+            provenance: Mapping[str, Any], wait: bool = False,
+            finish: Callable[[Path], None] = lambda folder: None) -> Counts:
     """Run the stage into `KEY.partial`, write the manifest, rename; returns the manifest.
 
-    A partial folder left by an interrupted run is used again if the stage can resume. Raises
-    LockedError if another process makes the same, unless it shall `wait`.
+    A partial folder left by an interrupted run is used again if the stage can resume; `finish` is
+    called with it once its manifest is there. Raises LockedError if another process, here or on
+    another node, makes the same, unless it shall `wait`, or if that took this one for dead.
     """
-    from filelock import FileLock
-
     partial = plan.folder.with_name(plan.folder.name + ".partial")
     plan.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{plan.folder}.lock")
-    _acquire(lock, plan, wait)
-    try:
+    check_rename(plan.folder.parent)
+    with leases_in(plan.folder.parent) as leases:
+        _take(leases, plan, wait)
         if (made := plan.manifest) is not None:     # another process has made it meanwhile
             return made
         if partial.exists() and not plan.stage.resumable:
@@ -214,22 +220,61 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / "manifest.json").write_text(text, encoding="utf-8")
         under_way.unlink(missing_ok=True)
+        finish(partial)
+        if leases.is_lost():
+            raise LockedError(f"this process stood still for so long that another took over "
+                              f"{plan.folder}; --wait waits for it")
         partial.replace(plan.folder)
         return manifest
-    finally:
-        lock.release()
 
 
-def _acquire(lock: Any, plan: Plan, wait: bool) -> None:
-    """Acquire `lock`, or say what holds it: at once, or while it waits for that."""
-    from filelock import Timeout
+def leases_in(artifacts: Path) -> Leases:
+    """Who makes what in the folder `artifacts`, on whatever node."""
+    return Leases(artifacts / LEASES)
 
+
+@lru_cache(maxsize=16)
+def check_rename(folder: Path) -> None:
+    """Raise UserError if `folder` lies where a folder cannot be renamed: nothing would be whole."""
+    probe, renamed = (folder / f".{part}-{secrets.token_hex(4)}" for part in ("probe", "renamed"))
+    probe.mkdir()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        (probe / "file").touch()
+        probe.replace(renamed)
+    except OSError as error:
+        raise UserError(f"the file system of {folder} renames no folder ({error.strerror}), so "
+                        "what is made there could not appear whole; set runtime.artifacts to a "
+                        "folder on another one, and copy finished artifacts there") from None
+    finally:
+        for left in (probe, renamed):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _take(leases: Leases, plan: Plan, wait: bool) -> None:
+    """Take the lease of the artifact, or say who has it: at once, or while it waits for that."""
+    said = False
+    while not leases.take([plan.folder.name]):
+        who = _maker(leases, plan)
         if not wait:
-            raise LockedError(f"another process is making {plan.folder}; --wait waits for it, or "
-                              "stop it") from None
-        print(f"{plan.stage.name}: another process is making {plan.folder}; waiting for it",
-              file=sys.stderr)
-        lock.acquire(poll_interval=WAIT_SECONDS)
+            raise LockedError(f"{who}; --wait waits for it") from None
+        if not said:
+            print(f"{plan.stage.name}: {who}; waiting for it", file=sys.stderr)
+        said = True
+        time.sleep(WAIT_SECONDS)
+    # Opening a folder asks a network file system anew for what it said was not there.
+    with os.scandir(plan.folder.parent):
+        return
+
+
+def _maker(leases: Leases, plan: Plan) -> str:
+    """Say who makes the artifact, since when, and how to break that off."""
+    lease = leases.held.get(plan.folder.name)
+    if lease is None:
+        return f"another process has just made or left {plan.folder}"
+    host, _, process, _ = lease.by.split(".")
+    under_way = plan.folder.with_name(plan.folder.name + ".partial") / UNDER_WAY
+    began = ""
+    with suppress(OSError):         # it has just begun, or ended
+        began = time.strftime(" since %Y-%m-%d %H:%M", time.localtime(under_way.stat().st_mtime))
+    return (f"process {process} on {host} makes {plan.folder}{began}; end it, or if it is dead "
+            f"and its node with it, delete {leases.heartbeat.path(lease.by)}")

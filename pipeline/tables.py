@@ -6,6 +6,7 @@ A rejected row stays in its table: a verdict or a reason is a column, never a de
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,7 +112,8 @@ def write_whole(table: pl.DataFrame, path: Path, **options: Any) -> None:
 
     `options` are polars' write_parquet's.
     """
-    partial = path.with_suffix(".partial")
+    # Of its own, because another process may write the same samples at the same time.
+    partial = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
     table.write_parquet(partial, **options)
     partial.replace(path)
 

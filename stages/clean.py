@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from pipeline.stage import leases_in
 
 
 def clean(artifacts: Path, partial: bool, delete: bool) -> None:
@@ -33,9 +33,10 @@ def checkpoints(artifacts: Path) -> Iterator[Path]:
 
 def interrupted(artifacts: Path) -> Iterator[Path]:
     """Yield the folders of interrupted stages that no process is making now."""
-    for folder in sorted(artifacts.glob("*.partial")):
-        try:
-            with FileLock(str(folder.with_suffix(".lock")), timeout=0):
+    folders = sorted(artifacts.glob("*.partial"))
+    if not folders:
+        return
+    with leases_in(artifacts) as leases:
+        for folder in folders:
+            if leases.take([folder.stem]):
                 yield folder
-        except Timeout:
-            continue

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import polars as pl
 
 from pipeline import tables as records
+from pipeline.cluster.judging import judge_pool
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
@@ -23,7 +24,7 @@ from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
 from pipeline.evaluate.sample_store import SampleStore
 from pipeline.evaluate.trackers import check_trackers, report_scores
-from pipeline.judge import JudgePool, Problem, check_gold, has_gold, needs_answer
+from pipeline.judge import Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.kinds import is_open
 from pipeline.judge.models.scoring import check_judges
 from pipeline.judge.table import as_completion
@@ -109,7 +110,8 @@ def _score_by_judges(experiment: Experiment, seen: Seen) -> Counts:
     config, runtime = experiment.evaluate, experiment.runtime
     if not config.judges:
         return {}
-    with open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces) as found:
+    with open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces,
+                      cluster=runtime.cluster) as found:
         add_judge_scores(config.judges, {name: score for name, (score, _) in found.items()},
                          {name: [[row for rows in seeds.values() for row in rows]
                                  for seeds in by.values()] for name, by in seen.items()})
@@ -201,7 +203,7 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
              for name, rows in benchmarks.items() if not files[name].is_file()}
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
-        with JudgePool(experiment.runtime.judge_workers) as pool:
+        with judge_pool(experiment.runtime) as pool:
             for name, sampled in ask(experiment, model, asked):
                 by_id = {row["problem_id"]: row for row in benchmarks[name]}
                 rows = judged_rows(pool, model.name, by_id, sampled)

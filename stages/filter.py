@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline import tables
+from pipeline.cluster.judging import judge_pool
+from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.curate import reviews
 from pipeline.curate import select as curate
@@ -80,6 +82,7 @@ def preview(experiment: Experiment, inputs: Mapping[str, Path]) -> Any:
 def check(experiment: Experiment) -> None:
     """Refuse an expression that cannot work before any work is done."""
     curate.check_filter(experiment.filter)
+    check_cluster(experiment.runtime)
     if experiment.filter.judges:
         judges = experiment.filter.judges
         check_judges(judges, experiment.runtime.for_judges(judges))
@@ -107,8 +110,10 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     config = experiment.filter
     texts = dict(problems.select("problem_id", "problem").rows())
     sources = dict(problems.select("problem_id", "source").rows())
-    with open_scorers(config.judges, experiment.runtime.for_judges(config.judges),
-                      experiment.runtime.traces, spend) as models:
+    runtime = experiment.runtime
+    opened: Any = open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces,
+                               spend) if config.judges else nullcontext({})
+    with opened as models:
         found = [summarise(scored(batch if said is None else reviews.review_columns(
                      batch, texts, said, config.reviews.need), config, models, texts, sources),
                      config)
@@ -155,7 +160,8 @@ def _rewritten(experiment: Experiment, inputs: Mapping[str, Path], problems: Any
         return None, {}
     check(experiment)
     client = LLMJudgeClient(config.rewrite, experiment.runtime.for_judges(["rewrite"])["rewrite"],
-                            experiment.runtime.traces, spend)
+                            experiment.runtime.traces, spend,
+                            cluster=experiment.runtime.cluster)
     rewriter = Rewriter(config, client)
     with closing(client), JudgePool(experiment.runtime.judge_workers) as pool:
         found = [rewriter(batch, problems, pool)
@@ -176,7 +182,8 @@ def _ask_llm_judge(experiment: Experiment, table: Any, problems: Any,
     config, runtime = experiment.filter, experiment.runtime
     if config.llm_judge is None:
         return table, {}
-    asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend)
+    asker = LLMJudgeClient(config.llm_judge, runtime.llm_judge, runtime.traces, spend,
+                           cluster=runtime.cluster)
     model = LLMJudge(asker)
     with_gold = problems.filter(problems["answer"].str.strip_chars() != "")
     with closing(asker):
@@ -204,7 +211,7 @@ def _judged(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
         for batch in tables.batches(tables.Judged, inputs["filter"] / "judged.parquet"):
             yield batch.drop("kept", "reason")
         return
-    with JudgePool(experiment.runtime.judge_workers) as pool:
+    with judge_pool(experiment.runtime) as pool:
         for batch in _traces(inputs, problems, said, rewrites):
             names = batch["problem_id"].unique().implode()
             yield judge_traces(batch, problems.filter(problems["problem_id"].is_in(names)), pool)

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline import tables
+from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.teacher import FileTeacher, TransformersTeacher
@@ -86,6 +87,7 @@ def check(experiment: Experiment) -> None:
     """Refuse a prompt that leaves out the problem, a budget without prices, columns not there."""
     config, problems = experiment.generate, experiment.prepare.problems
     _check_prompts(config)
+    check_cluster(experiment.runtime)
     if config.teacher.type == "solver" and is_file(problems) and not config.imports:
         raise LackingError(f"the embedded teacher solves countdown alone, not {problems}; name "
                            "another, e.g. generate.teacher='{type: openai, model: NAME}' with "

@@ -74,8 +74,12 @@ def _verifiers(e: Experiment, *sets: Any) -> tuple[Path, ...]:
     return user_files(getattr(source, "kind", "") for source in sources)
 
 
+def _length_prompt(asked: bool) -> tuple[Path, ...]:
+    return (prompt_path("length"),) if asked else ()
+
+
 def _rl_files(e: Experiment) -> tuple[Path, ...]:
-    length = (prompt_path("length"),) if e.rl.lengths else ()
+    length = _length_prompt(bool(e.rl.lengths))
     own = (key for rewards in (e.rl.rewards, *e.rl.source_rewards.values()) for key in rewards)
     return (*_prompts(e), *length, *user_files(own), *_verifiers(e), *_judge_files(e.rl))
 
@@ -127,7 +131,7 @@ def _evaluate_files(e: Experiment) -> tuple[Path, ...]:
            for prompt in (one.generate.prompt, *one.generate.prompts.values())}
     asked = {one for prompt in own for one in benchmark_prompts(
         e.evaluate.benchmarks, e.evaluate.prompts, prompt).values()} - own.keys()
-    length = (prompt_path("length"),) if e.evaluate.name_budget else ()
+    length = _length_prompt(e.evaluate.name_budget)
     return (*map(prompt_path, own), *sorted(map(prompt_path, asked)), *length,
             *_local(e, *e.evaluate.benchmarks), *_judge_files(e.evaluate),
             *_verifiers(e, *e.evaluate.benchmarks))
@@ -184,7 +188,8 @@ STAGES = _by_name((
           models=lambda e: (e.student.model,) if e.student.model != "tiny" else ()),
     Stage("pack", _load("pack"), next="sft", version=3,
           help="Turn kept traces into token rows with a loss mask.",
-          needs=lambda e: ("prepare", "filter", "student"), files=_prompts),
+          needs=lambda e: ("prepare", "filter", "student"),
+          files=lambda e: (*_prompts(e), *_length_prompt(e.pack.name_length))),
     Stage("logits", _load("logits"), next="sft", resumable=True,
           help="Score the rows with the teacher: its distribution at every trained token.",
           needs=_logits_needs,

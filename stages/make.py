@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,6 @@ def make(experiment: Experiment, target: str | Sequence[str],
         plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
             manifest = _executed(plan, wait)
-            lineage.write(plan.folder, experiment.runtime.folders())
         _close(name, plan, manifest, given if name.partition("@")[0] in targets else None)
     for name, plan in chain.items():
         if name.partition("@")[0] in targets and plan.key not in todo:
@@ -120,7 +120,8 @@ def _executed(plan: Plan, wait: bool) -> dict[str, Any]:
     provenance = {**_provenance(), "experiment": experiment.name}
     while True:
         try:
-            return execute(plan, experiment, plan.inputs, provenance, wait)
+            return execute(plan, experiment, plan.inputs, provenance, wait,
+                           partial(lineage.write, places=experiment.runtime.folders()))
         except LockedError as error:
             if not wait:
                 raise

@@ -28,7 +28,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     """Write rows.parquet (token rows, or blocks of them) and a data set card."""
     packing = experiment.pack.packing
     block = packing.block if isinstance(packing, BestFitPacking) else None
-    packer = Packer(min(experiment.pack.max_tokens, block or experiment.pack.max_tokens))
+    packer = Packer(min(experiment.pack.max_tokens, block or experiment.pack.max_tokens),
+                    experiment.pack.name_length)
     shape: dict[str, Any] = {}
     schema = tables.Block if block else tables.TokenRow
     with tables.writer(schema, out / "rows.parquet") as writer:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.config.experiment import Experiment
-from pipeline.config.sft import SftJob
+from pipeline.config.sft import CrossTokenizerMethod, SftJob
 from pipeline.serving.vllm_server import check_vllm
 from pipeline.sft.settings import arguments, check_settings
 from pipeline.stage import Counts
@@ -49,8 +49,12 @@ def check_fully(experiment: Experiment) -> None:
     check_engines(experiment.runtime.engines, args, "sft")
     if experiment.student.model != "tiny":
         lora_config(experiment.sft.lora, "sft.lora", experiment.student.model)
-        if teacher := experiment.sft.teacher_model():
-            check_same_vocabulary(teacher, experiment.student)
+    if isinstance(method := experiment.sft.method, CrossTokenizerMethod):
+        from pipeline.sft.cross_tokenizer import byte_tokenizer
+
+        byte_tokenizer(method.teacher)
+    elif (teacher := experiment.sft.teacher_model()) and experiment.student.model != "tiny":
+        check_same_vocabulary(teacher, experiment.student)
     if getattr(args, "use_vllm", False):
         check_vllm("sft")
 

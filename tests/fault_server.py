@@ -72,8 +72,8 @@ def stream(thinking, answer, finish="stop", field_name="reasoning_content", piec
 class FaultServer:
     """Answers with `script(call) -> Answer` on 127.0.0.1; `calls` holds what came."""
 
-    def __init__(self, script):
-        self.script, self.calls = script, []
+    def __init__(self, script, port=0):
+        self.script, self.calls, self.port = script, [], port
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
 
@@ -129,7 +129,7 @@ class FaultServer:
             self.in_flight -= 1
 
     async def _main(self):
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=4096,
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096,
                                             limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]
         self.loop = asyncio.get_running_loop()

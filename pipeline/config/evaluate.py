@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from pipeline.config.judges import Judges
 from pipeline.config.load import Config
@@ -84,6 +84,7 @@ class ReportConfig(Config):
 
 
 Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
+VLLM_FORMATS = {"fp8", "fp8_dynamic", "int8", "w8a8", "w4a16", "awq", "gptq", "nvfp4"}
 
 
 class ExportConfig(Config):
@@ -113,3 +114,15 @@ class ExportConfig(Config):
     """How the file is sampled; also the defaults that are written into it."""
     num_ctx: int | None = Field(default=None, ge=64)
     """Context that the Modelfile asks for; unset: room for two answers, and what the model has."""
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _are_of_llama_cpp(cls, formats: Any) -> Any:
+        named = [formats] if isinstance(formats, str) else formats
+        for one in named if isinstance(named, list) else []:
+            if str(one).casefold() in VLLM_FORMATS:
+                raise ValueError(
+                    f"{one} is a format of vLLM, which makes fp8 of a checkpoint as it loads "
+                    "(vllm serve FOLDER --quantization fp8) and reads what llmcompressor writes of "
+                    "it; export writes GGUF, so name formats of that")
+        return formats

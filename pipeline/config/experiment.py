@@ -14,6 +14,7 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
@@ -31,6 +32,28 @@ from pipeline.errors import UserError
 
 S = TypeVar("S", SftConfig, RlConfig)
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
+
+
+class RayCluster(Config):
+    """A Ray cluster: every node asks the teacher and judges, and writes to the store itself."""
+
+    type: Literal["ray"] = "ray"
+    """Ray, started on each node by `ray start`. All nodes see runtime.traces at the same path and
+    have the same limbeck."""
+    address: str = "auto"
+    """HOST:PORT of the head, as `ray start --head` prints it; auto: the cluster of this machine."""
+    servers: int | None = Field(default=None, ge=1)
+    """vLLM teachers at once, each on GPUs of its own; unset: as many as the cluster's GPUs hold.
+    Set, they are asked for even if no GPU is there yet, so that an autoscaler brings nodes."""
+    patience: float = Field(default=600.0, ge=0)
+    """Seconds without any node that can work until the run gives up."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if address != "auto" and not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}", address):
+            raise ValueError("give HOST:PORT of the head, as `ray start --head` prints it, or auto")
+        return address
 
 
 class Runtime(Config):
@@ -51,6 +74,9 @@ class Runtime(Config):
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
     in this process, or in one of its own where vLLM samples."""
+    cluster: RayCluster | None = None
+    """Machines that generate, filter and evaluate spread their work over, {type: ray, address:
+    auto}; unset: this one alone."""
     slurm: dict[str, Any] = {}
     """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
     time, ...). With several nodes, sft and rl start runtime.launch on each."""

@@ -93,6 +93,26 @@ class LogitsMethod(Config):
     """Share of the cross-entropy on the trace's tokens in the loss."""
 
 
+class CrossTokenizerMethod(Config):
+    """Learn from a teacher with another tokenizer, where both split the traces at the same byte.
+
+    The distributions are compared over the tokens of both, all others being one more outcome.
+    """
+
+    type: Literal["cross_tokenizer"] = "cross_tokenizer"
+    teacher: Annotated[str, REFERENCE]
+    """Hub id, folder or STEP.STAGE of the teacher, with its tokenizer (over bytes, as Llama 3's,
+    Qwen's and SmolLM2's)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both distributions."""
+    beta: Annotated[float, Field(ge=0, le=1)] | str = Field(default=0.0, union_mode="left_to_right")
+    """As the logits method's."""
+    cross_entropy: float = Field(default=0.0, ge=0, le=1)
+    """Share of the cross-entropy on the trace's tokens in the loss."""
+    dtype: str = "bfloat16"
+    """Type of the teacher's weights: bfloat16, float32 or auto (as saved)."""
+
+
 class OnPolicyMethod(Config):
     """Learn the teacher's distribution at the student's own answers to the rows' prompts.
 
@@ -124,7 +144,8 @@ class SftConfig(Config):
         **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
     """Keys of TRL's config that hold unless `trainer` sets them."""
     METHOD_DEFAULTS: ClassVar[dict[str, dict[str, Any]]] = {
-        "sequence": _ROW_DEFAULTS, "logits": _ROW_DEFAULTS, "on_policy": {}}
+        "sequence": _ROW_DEFAULTS, "logits": _ROW_DEFAULTS, "on_policy": {},
+        "cross_tokenizer": _ROW_DEFAULTS}
     """The same, for one method."""
     FIXED_KEYS: ClassVar[dict[str, Any]] = {
         "max_length": None, "remove_unused_columns": False, "prediction_loss_only": True,
@@ -138,10 +159,11 @@ class SftConfig(Config):
         "chat_template_path": "student.chat_template", "eos_token": "student.chat_template"}
     """Keys that `trainer` must not set, and what to set instead."""
 
-    method: Annotated[SequenceMethod | LogitsMethod | OnPolicyMethod,
+    method: Annotated[SequenceMethod | LogitsMethod | OnPolicyMethod | CrossTokenizerMethod,
                       Field(discriminator="type")] = SequenceMethod()
     """`sequence`: learn the traces' tokens; `logits`: learn the teacher's distribution there;
-    `on_policy`: learn it at the student's own tokens."""
+    `on_policy`: learn it at the student's own tokens; `cross_tokenizer`: as `logits`, from a
+    teacher with another tokenizer."""
     trainer: dict[str, Any] = {}
     """Passed to TRL's SFTConfig under its own names (learning_rate, num_train_epochs, ...)."""
     head: Literal["trl", "limbeck"] = "trl"

@@ -41,7 +41,7 @@ class BestFitPacking(Config):
 class PackConfig(Config):
     """How traces become token rows."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"thinking", "name_length"})
     max_tokens: int = Field(default=32768, ge=16)
     """Longest row."""
     too_long: Literal["drop", "split"] = "drop"
@@ -50,6 +50,9 @@ class PackConfig(Config):
     """`none`: a row a trace; `best_fit`: blocks of rows, with the column seq_lengths."""
     thinking: dict[str, bool] = {}
     """Sources trained without their traces' thinking: {NAME: false} (prepare.sources: thinking)."""
+    name_length: bool = False
+    """Whether the prompt of every second trace names its own length, as rl.lengths asks for one
+    ("Think for 300 tokens."), so that refinement starts from a student that knows the words."""
 
 
 class StudentConfig(Config):

@@ -24,15 +24,15 @@ LOUD = ("error", "failed", "unknown", "assert", "unsupported", "missing")
 
 @contextmanager
 def llama_server(file: Path, *, context: int, slots: int = 1, host: str = "127.0.0.1",
-                 port: int = 0) -> Iterator[str]:
+                 port: int = 0, exact: bool = False) -> Iterator[str]:
     """Serve `file` while the block runs; yields the address, whose OpenAI API is at /v1.
 
-    `context` tokens for each of `slots` requests at once. Raises UserError, with llama.cpp's
-    reason, if it cannot load the file.
+    `context` tokens for each of `slots` requests at once; `exact`: attention in float32, which
+    llama.cpp does in float16. Raises UserError, with llama.cpp's reason, if it cannot load it.
     """
     command = [sys.executable, "-m", "pipeline.export.llama_cpp", str(file),
                "--context", str(context * slots), "--slots", str(slots), "--host", host,
-               "--port", str(port)]
+               "--port", str(port), *(["--exact"] if exact else [])]
     log = file.with_suffix(".log")
     with log.open("w+b") as sink, subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True,
@@ -114,28 +114,46 @@ class LlamaCpp:
             got = self.post("/completion", {
                 "prompt": [*prompt, *answer[:len(found)]], "n_predict": ahead, "temperature": 0.0,
                 "n_probs": most, "cache_prompt": True, "id_slot": 0, "return_tokens": True,
-                "ignore_eos": True})        # an end of turn comes without probabilities
+                "ignore_eos": ahead > 1})   # else an end of turn would end the path
             if not got["tokens"]:
                 raise UserError("llama.cpp answers nothing with this file; its vocabulary is "
                                 "damaged, export it again")
             ahead *= 2
             for step in _steps(got):
+                differs = step.token != answer[len(found)]
+                if differs and not step.top and len(got["tokens"]) > 1:
+                    ahead = 1               # an end of turn may be likelier: ask for it alone
+                    break
                 found.append(step)
-                if step.token != answer[len(found) - 1]:
+                if differs:
                     ahead = 4               # where one token differs, the next often does
                     break
         return found
 
 
 def _steps(completion: Mapping[str, Any]) -> Iterator[Step]:
-    """Yield each token with its probabilities, which come for whole characters alone."""
-    records = list(completion.get("completion_probabilities") or [])
-    for token in completion["tokens"]:
-        if records and records[0]["id"] == token:
-            top = {one["id"]: one["logprob"] for one in records.pop(0)["top_logprobs"]}
-            yield Step(token, max(top, key=top.__getitem__), top)
-        else:
-            yield Step(token, token, {})
+    """Yield each token with its probabilities, which come for whole characters alone.
+
+    Where it is not certain whose they are, as in a run of equal tokens, they are left out.
+    """
+    tokens, records = completion["tokens"], completion.get("completion_probabilities") or []
+    ids = [record["id"] for record in records]
+    latest = [len(tokens) - 1 - place for place in reversed(_places(tokens[::-1], ids[::-1]))]
+    tops = {place: {one["id"]: one["logprob"] for one in record["top_logprobs"]}
+            for place, last, record in zip(_places(tokens, ids), latest, records, strict=True)
+            if place == last}
+    for place, token in enumerate(tokens):
+        top = tops.get(place, {})
+        yield Step(token, max(top, key=top.__getitem__) if top else token, top)
+
+
+def _places(tokens: list[int], ids: list[int]) -> list[int]:
+    """Return the first place at which each of `ids`, a subsequence of `tokens`, can stand."""
+    places, start = [], 0
+    for index in ids:
+        places.append(tokens.index(index, start))
+        start = places[-1] + 1
+    return places
 
 
 def main() -> None:
@@ -146,6 +164,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     for name in ("--context", "--slots", "--port"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--exact", action="store_true")
     args = parser.parse_args()
     params = xllamacpp.CommonParams()
     params.model.path, params.hostnames, params.port = args.file, [args.host], args.port
@@ -153,6 +172,10 @@ def main() -> None:
     # Threads that wait by spinning are slow where others share the cores.
     params.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     params.cpuparams_batch.n_threads = params.cpuparams.n_threads
+    if args.exact:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = \
+            xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()

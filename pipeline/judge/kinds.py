@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judge import choice, gym, ifeval, user_judge
-from pipeline.judge.code import grade_code as code
-from pipeline.judge.math import grade_math as math
+from pipeline.judge import gym, ifeval, user_judge
 from pipeline.judge.verdict import Judgement, Problem, WorkerTask, judgement
 
 Grade = Callable[[str, Sequence[str], Problem], Judgement | WorkerTask]
@@ -45,17 +44,29 @@ class Kind:
     """What other suites call it."""
 
 
+def _by(name: str) -> Callable[..., Any]:
+    """The function MODULE.NAME below pipeline.judge, imported at its first call.
+
+    What grades mathematics compiles hundreds of expressions, which `limbeck plan` needs not.
+    """
+    module, _, function = name.rpartition(".")
+    return lambda *given: getattr(import_module(f"pipeline.judge.{module}"), function)(*given)
+
+
 KINDS: Mapping[str, Kind] = {
-    "math": Kind(math.grade, math.check_gold, extracts=True, llm_chars=300, spellings=True,
-                 aliases=("skip",)),
-    "choice": Kind(choice.grade_choice, choice.check_gold, aliases=("multiple_choice",)),
-    "exact": Kind(choice.grade_text, boxes_gold=False, llm_chars=300, aliases=("free_text",)),
-    "text": Kind(choice.grade_text, boxes_gold=False, llm_chars=4000, llm_prose=True,
+    "math": Kind(_by("math.grade_math.grade"), _by("math.grade_math.check_gold"), extracts=True,
+                 llm_chars=300, spellings=True, aliases=("skip",)),
+    "choice": Kind(_by("choice.grade_choice"), _by("choice.check_gold"),
+                   aliases=("multiple_choice",)),
+    "exact": Kind(_by("choice.grade_text"), boxes_gold=False, llm_chars=300,
+                  aliases=("free_text",)),
+    "text": Kind(_by("choice.grade_text"), boxes_gold=False, llm_chars=4000, llm_prose=True,
                  audited=False, live=False),
     "gym": Kind(gym.grade, gym.check_gold, graded=False, extracts=True, audited=False),
     "open": Kind(lambda answer, stated, problem: judgement("cannot_judge", None, "open"),
                  graded=False, open=True, audited=False, live=False),
-    "code": Kind(code.grade, code.check_gold, graded=False, audited=False, live=False),
+    "code": Kind(_by("code.grade_code.grade"), _by("code.grade_code.check_gold"), graded=False,
+                 audited=False, live=False),
     "ifeval": Kind(ifeval.grade, ifeval.check_gold, graded=False, audited=False, live=False)}
 _BY_ALIAS = {alias: name for name, kind in KINDS.items() for alias in kind.aliases}
 

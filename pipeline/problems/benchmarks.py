@@ -19,8 +19,10 @@ from pipeline.problems.private_tests import tests_of
 Row = Mapping[str, Any]
 R1 = "DeepSeek-R1"
 R1_SMALL = "DeepSeek-R1-Distill-Qwen-1.5B"
+# Scores are as in the READMEs of DeepSeek-R1, DeepSeek-R1-0528 and DeepScaleR; hub ids, subsets,
+# splits and columns as lm-evaluation-harness and lighteval read them (compared in 11/2026).
 R1_PAPER = "arXiv 2501.12948"
-DEEPSCALER = "its measurement in the DeepScaleR-1.5B-Preview card"
+DEEPSCALER = "the table in DeepScaleR's README, 16 samples"
 FEW_PROBLEMS = "The Mathematical Association of America holds the rights in the problems."
 
 
@@ -162,8 +164,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "aime24": _maa("Maxwell-Jia/AIME_2024", Published(R1_SMALL, 0.289, R1_PAPER), split="train",
                    samples=64, also=("aime2024", "aime_2024"), id_columns=("id", "ID"),
                    lm_eval=("aime24", "lm_eval/question")),
-    "aime25": _maa("math-ai/aime25", Published(R1, 0.70, "the DeepSeek-R1-0528 card"), samples=64,
-                   also=("aime2025", "aime_2025"), lm_eval=("aime25", "lm_eval/question")),
+    "aime25": _maa("math-ai/aime25", Published(R1, 0.70, "the DeepSeek-R1-0528 card"),
+                   samples=64, also=("aime2025", "aime_2025"),
+                   lm_eval=("aime25", "lm_eval/question")),
     "amc23": _maa("math-ai/amc23", Published(R1_SMALL, 0.629, DEEPSCALER),
                   also=("amc2023", "amc_2023")),
     "minerva": Benchmark(
@@ -185,9 +188,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         prompt="choice", id_columns=("id", "question_id"), licence="MIT",
         lm_eval=("mmlu_pro", "lm_eval/mmlu_pro")),
     "ifeval": Benchmark(
-        "google/IFEval", ifeval, Published(R1, 0.833, R1_PAPER), split="train", kind="ifeval",
-        prompt="plain", id_columns=("id", "key"), licence="Apache-2.0",
-        lm_eval=("ifeval", "plain")),
+        "google/IFEval", ifeval, Published(R1, 0.833, f"{R1_PAPER}, prompts, strict"),
+        split="train", kind="ifeval", prompt="plain", id_columns=("id", "key"),
+        licence="Apache-2.0", lm_eval=("ifeval", "plain")),
     "humaneval": Benchmark(
         "openai/openai_humaneval", humaneval,
         Published("Qwen2.5-Coder-1.5B-Instruct", 0.707, "arXiv 2409.12186"), kind="code",

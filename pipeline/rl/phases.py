@@ -35,9 +35,6 @@ from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
 from pipeline.train.log import read_log, write_lines
 
-STORE_SECONDS = 600.0
-"""How long a process waits for the trace store while another keeps what a judge said."""
-
 
 def train(job: RlJob, pool: JudgePool | None = None) -> dict[str, Any]:
     """Train `job`'s model phase by phase, judged by `pool` or one of its own.
@@ -126,7 +123,7 @@ def _rewards(job: RlJob, context: RewardContext) -> dict[str, tuple[float, Any]]
     """The reward functions of all sources by name, each asked of its own problems alone."""
     config = job.rl
     # Another process of this training may be writing what its judge said.
-    found = scorers(config.judges, job.judge_runtimes, job.traces, patience=STORE_SECONDS)
+    found = scorers(config.judges, job.judge_runtimes, job.traces)
     judges = {name: (config.judges[name], score) for name, (score, _) in found.items()}
     weights = all_weights(config)
     made = reward_functions(weights, replace(context, judges=judges))

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -44,9 +45,11 @@ def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
 
 @contextmanager
 def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Path,
-                 timeout: float = 1800.0,
-                 environment: Mapping[str, str] | None = None) -> Iterator[list[str]]:
+                 timeout: float = 1800.0, environment: Mapping[str, str] | None = None,
+                 on_exit: Callable[[int], None] | None = None) -> Iterator[list[str]]:
     """Start `count` servers that share the GPUs, with logs LOG-1, LOG-2, ...
+
+    `on_exit` gets the code of a server that ends after it answered, in a thread.
 
     gpu_memory_utilization is divided among them. With kv_cache_memory_bytes, which each gets, all
     start at once; else one after another, since vLLM counts what others allocate while it measures
@@ -59,21 +62,42 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
     share = split_gpu_memory(options, count)
     with contextlib.ExitStack() as stack:
-        servers: dict[str, Callable[[float], None]] = {}
+        servers: dict[str, tuple[subprocess.Popen, Callable[[float], None]]] = {}
         for path in logs:
-            url, wait = stack.enter_context(_launch_server(model, share, path, environment or {}))
-            servers[url] = wait
+            url, process, wait = stack.enter_context(
+                _launch_server(model, share, path, environment or {}))
+            servers[url] = process, wait
             if options.get("kv_cache_memory_bytes") is None:
                 wait(timeout)
-        for wait in servers.values():
+        for process, wait in servers.values():
             wait(timeout)
+            if on_exit is not None:
+                stack.enter_context(_watched(process, on_exit))
         yield list(servers)
 
 
 @contextmanager
+def _watched(process: subprocess.Popen, on_exit: Callable[[int], None]) -> Iterator[None]:
+    """Call `on_exit` with the code of `process` if it ends within the block."""
+    left = threading.Event()
+
+    def watch() -> None:
+        code = process.wait()
+        if not left.is_set():
+            on_exit(code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+@contextmanager
 def _launch_server(model: str, options: Mapping[str, Any], log: Path,
-              environment: Mapping[str, str]) -> Iterator[tuple[str, Callable[[float], None]]]:
-    """Yield (base_url, wait(timeout)) of a server that may not answer yet."""
+              environment: Mapping[str, str]
+              ) -> Iterator[tuple[str, subprocess.Popen, Callable[[float], None]]]:
+    """Yield (base_url, process, wait(timeout)) of a server that may not answer yet."""
     settings = {"host": "127.0.0.1", "port": free_port(), **_all_gpus(options)}
     # A server on all addresses answers on this one too.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings["host"], settings["host"])
@@ -83,7 +107,8 @@ def _launch_server(model: str, options: Mapping[str, Any], log: Path,
     inherited = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
     with log.open("wb") as sink, process_group(command, {**inherited, **environment}, stdout=sink,
                                                stderr=subprocess.STDOUT) as process:
-        yield f"{address}/v1", partial(_wait_until_ready, process, f"{address}/health", log)
+        yield f"{address}/v1", process, partial(_wait_until_ready, process, f"{address}/health",
+                                                log)
 
 
 def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:

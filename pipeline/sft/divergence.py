@@ -104,14 +104,21 @@ class TopK:
 
 @dataclass(frozen=True)
 class Dense:
-    """The teacher's full distribution: `hidden` [N, H'] and its output `weight` [V', H']."""
+    """The teacher's full distribution: `hidden` [N, H'] and its output `weight` [V', H'].
+
+    With another vocabulary `shared` are the outcomes of both, as ids of the student and of the
+    teacher; all others of each count as one more.
+    """
 
     hidden: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None = None
+    shared: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def fitted(self, vocabulary: int, dtype: torch.dtype) -> Dense:
         """Cut or pad the output matrix to the student's `vocabulary`; products are in `dtype`."""
+        if self.shared:
+            return replace(self, hidden=self.hidden.to(dtype), weight=self.weight.to(dtype))
         weight, bias = self.weight[:vocabulary], self.bias
         bias = bias if bias is None else bias[:vocabulary]
         if missing := vocabulary - len(weight):
@@ -224,14 +231,45 @@ def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | N
         values[1], grad = _cross_entropy(logits, labels, share)
         share = 0.0
     if isinstance(teacher, Dense):
-        theirs = _project(teacher.hidden, teacher.weight, teacher.bias, wide=True)
-        gap, entropy, at_temperature = _on_gpu(
-            dense_divergence, logits, theirs, loss.beta, loss.temperature,
-            (1 - loss.cross_entropy) / loss.temperature, teacher.weight.dtype)
-        sums = torch.stack([gap.sum(), gap.new_zeros(()), entropy.sum()])
+        sums, at_temperature = _dense(logits, teacher, loss)
     else:
         sums, at_temperature = _sparse(logits, labels, teacher, loss, share)
     return values + sums, at_temperature if grad is None else grad.add_(at_temperature)
+
+
+def _dense(logits: torch.Tensor, teacher: Dense,
+           loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (sums, gradient) over all outcomes, or the shared ones and the rest."""
+    ours, heat = logits, loss.temperature
+    theirs = _project(teacher.hidden, teacher.weight, teacher.bias, wide=True)
+    if teacher.shared:
+        ours, theirs, heat = logits.float() / heat, theirs.float() / heat, 1.0
+        rest = all(len(ids) < x.shape[1]
+                   for ids, x in zip(teacher.shared, (ours, theirs), strict=True))
+        sides = [_joined(x, ids, rest)
+                 for ids, x in zip(teacher.shared, (ours, theirs), strict=True)]
+    else:
+        sides = [ours, theirs]
+    gap, entropy, grad = _on_gpu(dense_divergence, *sides, loss.beta, heat,
+                                 (1 - loss.cross_entropy) / loss.temperature, teacher.weight.dtype)
+    if teacher.shared:
+        grad = _parted(grad, ours, teacher.shared[0])
+    return torch.stack([gap.sum(), gap.new_zeros(()), entropy.sum()]), grad
+
+
+def _joined(logits: torch.Tensor, ids: torch.Tensor, rest: bool) -> torch.Tensor:
+    """Logits [n, K] of the outcomes `ids`, and [n, 1] of all others as one if `rest`."""
+    kept = logits[:, ids]
+    others = logits.index_fill(1, ids, -math.inf) if rest else logits[:, :0]
+    return torch.cat([kept, others.logsumexp(1, keepdim=True)], 1) if rest else kept
+
+
+def _parted(grad: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Gradient [n, V] by `logits` of what _joined made of them."""
+    whole = grad.new_zeros(logits.shape)
+    if grad.shape[1] > len(ids):        # the others share the last by probability
+        whole += logits.index_fill(1, ids, -math.inf).softmax(1) * grad[:, -1:]
+    return whole.index_copy_(1, ids, grad[:, :len(ids)].contiguous())
 
 
 def dense_divergence(logits: torch.Tensor, theirs: torch.Tensor, beta: float | str,

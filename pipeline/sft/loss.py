@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.sft import LogitsMethod, Online, SftJob
+from pipeline.config.sft import CrossTokenizerMethod, LogitsMethod, Online, SftJob
 from pipeline.sft.divergence import Dense, LossWeights, TopK, distillation_loss
 from pipeline.sft.target_store import TargetStore
 from pipeline.sft.teacher_scorer import hidden_states, load_teacher, output_layer
@@ -51,6 +51,10 @@ def loss_and_targets(job: SftJob, rows: Rows, tokenizer: Any) -> tuple[Any, Any]
     The loss is None if the trainer's own is used, the function if nothing is stored.
     """
     method = job.sft.method
+    if isinstance(method, CrossTokenizerMethod):
+        from pipeline.sft.cross_tokenizer import CrossTokenizerLoss
+
+        return CrossTokenizerLoss(method, tokenizer), None
     if not isinstance(method, LogitsMethod):
         plain = DistillationLoss(LossWeights(cross_entropy=1.0))
         return plain if job.sft.head == "limbeck" else None, None

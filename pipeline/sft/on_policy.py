@@ -68,6 +68,11 @@ class OnPolicyTrainer(StepCheckMixin, RolloutMixin, DistillationTrainer):
             last = batch["completion_ids"].gather(1, mask.sum(1, keepdim=True) - 1)
             mask *= torch.isin(last, torch.tensor([*self.eos_token_ids], device=last.device))
             batch["num_items_in_batch"] = self.accelerator.gather(mask.sum()).sum()
+            if not batch["num_items_in_batch"]:
+                raise UserError(
+                    "sft: every answer of a step is truncated at sft.trainer.max_completion_length="
+                    f"{self.max_completion_length}, and sft.method.mask_truncated leaves all out; "
+                    "raise the one, unset the other, or start from a student that ends its answers")
         return batch
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *args: Any, **kwargs: Any):
@@ -192,8 +197,8 @@ def cut_to_same_width(student: Any, teacher: Any, tokenizer: Any) -> None:
     width = min(model.config.get_text_config().vocab_size for model in (student, teacher))
     if width <= max(tokenizer.get_vocab().values()):
         raise UserError(f"one of the models has {width} output rows, fewer than the student's "
-                        "tokens; use a teacher of the student's family, or train with TRL's "
-                        "GOLDTrainer, which aligns different vocabularies")
+                        "tokens; use a teacher of the student's family, or "
+                        "sft.method.type=cross_tokenizer")
     for model in (student, teacher):
         if model.config.get_text_config().vocab_size != width:
             model.resize_token_embeddings(width)

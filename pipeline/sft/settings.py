@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.sft import LogitsMethod, OnPolicyMethod, SftConfig
+from pipeline.config.sft import CrossTokenizerMethod, LogitsMethod, OnPolicyMethod, SftConfig
 from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.train.arguments import (
@@ -25,7 +25,7 @@ def arguments(sft: SftConfig, out: Path, seed: int) -> Any:
     from pipeline.train import attention
 
     check_settings(sft)
-    if isinstance(sft.method, LogitsMethod):
+    if isinstance(sft.method, LogitsMethod | CrossTokenizerMethod):
         check_beta(sft.method.beta)
     lora_config(sft.lora, "sft.lora")
     computed = {"report_to": ["tensorboard", *sft.report_to],
@@ -49,7 +49,7 @@ def check_settings(sft: SftConfig) -> None:
                             f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
     check_trainer_keys(kind, "sft.trainer", sft.trainer)
     check_layers(sft, "sft")
-    if sft.method.type == "logits" or sft.head == "limbeck":
+    if sft.method.type in ("logits", "cross_tokenizer") or sft.head == "limbeck":
         for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "
                             "set these or remove it")

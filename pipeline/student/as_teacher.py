@@ -34,29 +34,30 @@ def generate(requests: Iterable[Request], *, teacher: TransformersTeacher, sampl
              on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
     """Sample those of `requests` that `store` lacks; as pipeline.teacher.scheduler.generate."""
     requests, keys = list(requests), Keys(teacher, sampling)
-    with store.writing():
+    with store.writing() as leases:
         missing = {(keys.of(one.messages), one.sample)
                    for one in store.missing(requests, teacher, sampling)}
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
                           accept_rate=accept_rate)
         display = Display(outcome, on_progress)
         student = LocalStudent(teacher.model, sampling)
-        for start in range(0, len(requests), teacher.batch):
-            batch = [one for one in requests[start:start + teacher.batch]
-                     if (keys.of(one.messages), one.sample) in missing]
-            if not batch:
-                continue
+        batches = [{f"{keys.of(one.messages)}:{one.sample}": one
+                    for one in requests[start:start + teacher.batch]
+                    if (keys.of(one.messages), one.sample) in missing}
+                   for start in range(0, len(requests), teacher.batch)]
+        for batch in leases.shared(batches):
             began = time.monotonic()
             rows = [{**asked_row(Job(keys.of(one.messages), one.messages, range(0)), one.sample,
                                  keys.origin, sampling), **row}
                     for one, row in zip(batch, student.traces(batch, keys), strict=True)]
             seconds = (time.monotonic() - began) / len(rows)
             store.append(*({**row, "seconds": seconds} for row in rows))
-            missing -= {(row["key"], row["sample"]) for row in rows}
             for row in rows:
+                leases.end(f"{row['key']}:{row['sample']}", stored=True)
                 outcome.count(row)
             display.show(len(rows), len(batch))
         outcome.seconds = time.monotonic() - display.began
+        outcome.reused, outcome.wanted = len(requests) - outcome.asked, outcome.asked
     return outcome
 
 

@@ -12,6 +12,7 @@ import polars as pl
 from pipeline import tables
 from pipeline.completion import Messages
 from pipeline.errors import UserError
+from pipeline.prompts import asking_length
 from pipeline.student.template import training_row
 
 WINDOW_TOKENS = 1 << 25
@@ -31,8 +32,8 @@ def table(rows: Iterable[Row]) -> pl.DataFrame:
 class Packer:
     """Makes token rows and counts what became of every trace; lengths in tokens."""
 
-    def __init__(self, max_tokens: int):
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int, name_length: bool = False):
+        self.max_tokens, self.name_length = max_tokens, name_length
         self.counter: Counter[str] = Counter()
         self.longest = 0
 
@@ -44,7 +45,10 @@ class Packer:
             self.counter["without_answer"] += 1
             return
         name = trace["problem_id"], trace["sample"]
-        ids, mask = training_row(tokenizer, chats[name[0]], trace["thinking"], trace["answer"])
+        said = trace["thinking"], trace["answer"]
+        ids, mask = training_row(tokenizer, chats[name[0]], *said)
+        if self.name_length and name[1] % 2:
+            ids, mask = training_row(tokenizer, asking_length(chats[name[0]], sum(mask)), *said)
         check_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
         self.counter["too_long"] += len(ids) > self.max_tokens
         pieces = [(ids, mask)] if len(ids) <= self.max_tokens else []

@@ -92,5 +92,5 @@ def check_vocabulary(teacher: Any, student: Any, name: str) -> None:
 
 def _mismatch(name: str, why: str) -> UserError:
     return UserError(f"the vocabulary of teacher {name!r} is not the student's ({why}); set "
-                     "sft.method.type=sequence, use a teacher of the student's family, or train "
-                     "with TRL's GOLDTrainer, which aligns different vocabularies")
+                     "sft.method.type=sequence, or cross_tokenizer, which aligns two tokenizers, "
+                     "or use a teacher of the student's family")

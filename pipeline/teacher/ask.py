@@ -43,7 +43,15 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
     with TraceStore(runtime.traces) as store:
         missing = len(store.missing(requests, config.teacher, config.sampling))
         outcome = Outcome(reused=len(requests) - missing)
-        if missing:
+        if missing and runtime.cluster and not (
+                runtime.teacher.batch or config.teacher.type == "transformers"):
+            with progress("asking the teacher", missing) as advance:
+                # By name: that module's processes start local teachers by this one.
+                outcome = import_module("pipeline.teacher.on_cluster").generate(
+                    requests, teacher=config.teacher, sampling=config.sampling,
+                    runtime=runtime.teacher, store=store, cluster=runtime.cluster,
+                    on_progress=advance)
+        elif missing:
             with (running_teacher(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance,
                   _accept_rate(problems, chats, runtime.teacher) as options):
@@ -95,8 +103,12 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Request]:
 
 
 @contextmanager
-def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRuntime]:
-    """Start a local server if needed; yields runtime.teacher with base_url set."""
+def running_teacher(teacher: Teacher, runtime: Runtime,
+                    on_exit: Callable[[int], None] | None = None) -> Iterator[TeacherRuntime]:
+    """Start a local server if needed; yields runtime.teacher with base_url set.
+
+    `on_exit` is that of vllm_servers.
+    """
     if teacher.type == "transformers":
         yield runtime.teacher
         return
@@ -116,7 +128,7 @@ def running_teacher(teacher: Teacher, runtime: Runtime) -> Iterator[TeacherRunti
 
     assert teacher.type == "vllm"            # traces of a file are imported, not asked for
     with vllm_servers(teacher.model, {**_names(teacher.model), **teacher.vllm}, teacher.servers,
-                      log=runtime.traces / "vllm.log") as (first, *others):
+                      log=runtime.traces / "vllm.log", on_exit=on_exit) as (first, *others):
         yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
 
 

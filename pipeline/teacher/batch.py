@@ -13,6 +13,7 @@ import openai
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import LockedError, StoppedError, UserError
+from pipeline.leases import Leases
 from pipeline.teacher import batch_files
 from pipeline.teacher.answer import MalformedReplyError
 from pipeline.teacher.budget import Budget, price_of
@@ -39,7 +40,7 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
 
     Stopped and run again, after minutes or days, it collects ended batches and submits only what
     neither the store nor a pending batch holds. One run submits a request once and leaves failed
-    ones to the next. The store is locked only while something is submitted or stored.
+    ones to the next, and to other runs what they are asking for directly.
     """
     requests = list(requests)
     run = BatchScheduler(teacher, sampling, runtime, store, on_progress)
@@ -83,7 +84,7 @@ class BatchScheduler:
 
     def submit(self, requests: list[Request]) -> None:
         """Submit what is missing, in no pending batch and not yet sent by this run."""
-        with self._api_errors(), self.store.writing():
+        with self._api_errors(), self._writing() as leases:
             self._recover()
             missing = self.store.missing(requests, self.teacher, self.sampling)
             waiting = {name: batch_files.job_of(line) for path in batch_files.pending(self.folder)
@@ -91,6 +92,8 @@ class BatchScheduler:
             known = waiting.keys() | self.sent
             wanted = [job for job in jobs(missing, self.keys, 1)
                       if batch_files.name_of(job) not in known]
+            mine = leases.take(map(batch_files.name_of, wanted))
+            wanted = [job for job in wanted if batch_files.name_of(job) in mine]
             if not self.total:
                 self.outcome.wanted, self.total = len(missing), len(waiting)
                 self.outcome.reused = len(requests) - len(missing)
@@ -101,7 +104,14 @@ class BatchScheduler:
             self.total += len(wanted)
             for part in self._parts(wanted):
                 self._create("\n".join(part).encode("utf-8", "replace"))
-            self.sent.update(map(batch_files.name_of, wanted))
+            for name in map(batch_files.name_of, wanted):
+                self.sent.add(name)
+                leases.end(name, stored=False)       # those who ask directly shall leave it
+
+    @contextmanager
+    def _writing(self) -> Iterator[Leases]:
+        with self.store.writing() as leases, batch_files.locked(self.folder):
+            yield leases
 
     def _recover(self) -> None:
         """Find the batch of each file that a killed run left without an id, or delete the file."""
@@ -178,7 +188,7 @@ class BatchScheduler:
             return                                       # wait for answers that are paid for
         texts = [self.client.redact(self.api.files.content(file_id).text)
                  for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
-        with self.store.writing():
+        with self._writing():
             if not path.exists():                        # another run has stored it
                 return
             unanswered = batch_files.sent_lines(path)

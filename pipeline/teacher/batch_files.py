@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from pipeline.errors import UserError
+from filelock import FileLock, Timeout
+
+from pipeline.errors import LockedError, UserError
 from pipeline.teacher.answer import Reply
 from pipeline.teacher.dialects import malformed_on_error, read_json
 from pipeline.teacher.request import Job, Keys, Request, jobs
@@ -25,6 +29,18 @@ def folder_of(store: TraceStore, keys: Keys) -> Path:
     # Another teacher's answers would be stored under a wrong origin and price.
     digest = hashlib.blake2b(keys.origin.encode("utf-8", "replace"), digest_size=8).hexdigest()
     return store.folder / "batches" / digest
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one that submits or stores this teacher's batches. Raises LockedError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise LockedError(f"another run is submitting or storing the batches in {folder}; wait "
+                          "until it ends") from None
 
 
 def pending(folder: Path) -> list[Path]:
@@ -57,7 +73,7 @@ def sent_lines(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def name_of(job: Job) -> str:
-    return f"{job.key}:{job.samples.start}"
+    return job.names()[0]
 
 
 def job_of(line: dict[str, Any]) -> Job:

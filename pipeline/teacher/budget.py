@@ -77,12 +77,13 @@ def check_budget(teacher: Teacher, runtime: TeacherRuntime, sampling: Sampling) 
 
 
 class Budget:
-    """Keeps dollars spent, possibly spent (`unsure`) and reserved for requests below max_usd."""
+    """Keeps dollars spent, possibly spent (`unsure`), reserved for requests, and both of `others`
+    that ask for the same below max_usd."""
 
     def __init__(self, price: Price | None, max_usd: float | None, teacher: Teacher,
                  sampling: Sampling, where: str = "runtime.teacher") -> None:
         self.price, self.max_usd, self.sampling = price or Price(), max_usd, sampling
-        self.spent = self.before = self.unsure = self.reserved = 0.0
+        self.spent = self.before = self.unsure = self.reserved = self.others = 0.0
         unknown = f"the price file does not know model {teacher.model!r}"
         self.notes = [f"{unknown}: costs are given as 0"] if price is None else []
         if max_usd is not None and price is None:
@@ -95,12 +96,16 @@ class Budget:
         """Count what earlier runs spent on the same requests."""
         self.spent = self.before = spent
 
-    def bill(self, job: Job, reply: Reply, rows: list[dict[str, Any]]) -> None:
-        """Count an answer; without usage it may have cost as much as the longest possible one."""
+    def bill(self, job: Job, reply: Reply, rows: list[dict[str, Any]]) -> float:
+        """Count an answer; without usage it may have cost as much as the longest possible one.
+
+        Returns the dollars counted.
+        """
         cost = sum(row["cost_usd"] for row in rows)
         self.spent += cost
-        if reply.usage is None:
-            self.unsure += max(self.worst(job) - cost, 0.0)
+        unsure = max(self.worst(job) - cost, 0.0) if reply.usage is None else 0.0
+        self.unsure += unsure
+        return cost + unsure
 
     def unsure_usd(self) -> float | None:
         """Upper bound of what answers without usage cost; None without max_tokens."""
@@ -117,5 +122,10 @@ class Budget:
         return self.price.worst(prompt_bound(job), limit and limit * len(job.samples))
 
     def fits(self, worst: float) -> bool:
+        """Whether a request that may cost `worst` may be sent beside those in flight."""
+        return self.allows(self.reserved + worst)
+
+    def allows(self, reserved: float) -> bool:
+        """Whether so many dollars may be reserved in all by this process."""
         return (self.max_usd is None
-                or self.spent + self.unsure + self.reserved + worst <= self.max_usd)
+                or self.spent + self.unsure + self.others + reserved <= self.max_usd)

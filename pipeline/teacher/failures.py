@@ -53,6 +53,10 @@ class FailureTracker:
         self.suspect.clear()
         self.failed.clear()
 
+    def record_elsewhere(self, key: str, samples: int) -> None:
+        """Expect nothing more of samples that another process asked for."""
+        self._settle(key, samples)
+
     def record_attempt(self, key: str, error: AttemptError) -> None:
         """Count a failed attempt. A server that once answered may come back, so it gets longer."""
         self.unreached = self.unreached + 1 if error.cause == "unreachable" else 0

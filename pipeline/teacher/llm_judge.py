@@ -7,17 +7,17 @@ Its replies are kept in the trace store under keys of their own, so nothing is a
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
+from pipeline.config.experiment import RayCluster
 from pipeline.config.judges import Judge, RewardModel
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig
-from pipeline.errors import LockedError
 from pipeline.judge.models.opinion import Score
 from pipeline.judge.models.scoring import scorer
 
@@ -30,8 +30,8 @@ class LLMJudgeClient:
     runtime: JudgeRuntime
     traces: Path
     spend: bool = True
-    patience: float = 0.0
-    """Seconds to wait while another process, as one of a training run, writes to the store."""
+    cluster: RayCluster | None = None
+    """The machines that ask an endpoint; None: this one."""
     share: float = 1.0
     """Part of the GPU memory for the server of a model of this machine."""
     counts: dict[str, Any] = field(default_factory=dict)
@@ -77,25 +77,20 @@ class LLMJudgeClient:
         from pipeline.teacher import Outcome, generate
         from pipeline.teacher.ask import print_problems
         from pipeline.teacher.failures import UnansweredError
+        from pipeline.teacher.on_cluster import generate as generate_on_cluster
 
-        runtime, until = self._runtime(requests), time.monotonic() + self.patience
+        runtime = self._runtime(requests)
         if runtime is None:
             print(f"judge: {self.runtime.where}.max_usd={self.runtime.max_usd:g} is spent; nothing "
                   "more is asked", file=sys.stderr)
             return Outcome(failed=missing)
         try:
-            runtime = self._reached(runtime)
+            reached = self._reached(runtime)
+            ask: Any = generate if self.cluster is None or not runtime.base_url else \
+                partial(generate_on_cluster, cluster=self.cluster)
             with progress("asking the LLM judge", missing) as advance:
-                while True:
-                    try:
-                        outcome = generate(
-                            requests, teacher=self.model, sampling=self.model.sampling,
-                            runtime=runtime, store=store, on_progress=advance)
-                        break
-                    except LockedError:
-                        if time.monotonic() > until:
-                            raise
-                        time.sleep(0.2)
+                outcome = ask(requests, teacher=self.model, sampling=self.model.sampling,
+                              runtime=reached, store=store, on_progress=advance)
         except UnansweredError as error:
             print(f"judge: {error}; its cases stay cannot_judge", file=sys.stderr)
             return Outcome(asked=missing, failed=missing)
@@ -124,24 +119,25 @@ class LLMJudgeClient:
 
 
 def scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
-            spend: bool = True,
-            patience: float = 0.0) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
+            spend: bool = True, cluster: RayCluster | None = None
+            ) -> dict[str, tuple[Score, LLMJudgeClient | None]]:
     """By name what scores items, and its client if its model is asked."""
     served = sum(not isinstance(one, RewardModel) and one.client().is_local()
                  and not runtimes[name].base_url for name, one in judges.items())
     out: dict[str, tuple[Score, LLMJudgeClient | None]] = {}
     for name, config in judges.items():
         client = None if isinstance(config, RewardModel) else LLMJudgeClient(
-            config.client(), runtimes[name], traces, spend, patience, 1 / max(served, 1))
+            config.client(), runtimes[name], traces, spend, cluster, 1 / max(served, 1))
         out[name] = scorer(name, config, client), client
     return out
 
 
 @contextmanager
 def open_scorers(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntime], traces: Path,
-                 spend: bool = True) -> Iterator[dict[str, tuple[Score, LLMJudgeClient | None]]]:
+                 spend: bool = True, cluster: RayCluster | None = None
+                 ) -> Iterator[dict[str, tuple[Score, LLMJudgeClient | None]]]:
     """Yield `scorers`, and stop the servers that they started."""
-    found = scorers(judges, runtimes, traces, spend)
+    found = scorers(judges, runtimes, traces, spend, cluster)
     try:
         yield found
     finally:

@@ -60,11 +60,17 @@ class Outcome:
         self.failed += traces
         self.reasons[reason[:160]] += traces
 
-    def line(self, seconds: float, in_flight: int) -> str:
-        """Speed, load, shares, dollars so far and projected, and time left."""
+    def add(self, more: Outcome) -> None:
+        """Add the counts of traces that another machine asked for."""
+        for name in ("asked", "failed", "reasons", "cut_off", "retries", "prompt_tokens",
+                     "completion_tokens", "cost_usd"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
+
+    def line(self, seconds: float, in_flight: int | None) -> str:
+        """Speed, load if it is known, shares, dollars so far and projected, and time left."""
         stored, done = self.asked - self.failed, max(self.asked, 1)
-        parts = [f"{self.completion_tokens / max(seconds, 1e-3):,.0f} tok/s",
-                 f"{in_flight} in flight"]
+        parts = [f"{self.completion_tokens / max(seconds, 1e-3):,.0f} tok/s"]
+        parts += [f"{in_flight} in flight"] if in_flight is not None else []
         parts += [f"{self.retries} retries"] if self.retries else []
         parts += [f"{self.failed} failed"] if self.failed else []
         parts += [f"{self.cut_off / max(stored, 1):.0%} cut off"] if self.cut_off else []
@@ -83,7 +89,7 @@ class Display:
         self.outcome, self.on_progress = outcome, on_progress
         self.began = self._last = time.monotonic()
 
-    def show(self, steps: int, in_flight: int) -> None:
+    def show(self, steps: int, in_flight: int | None) -> None:
         """Show the outcome so far, in print at most once a minute."""
         line = self.outcome.line(time.monotonic() - self.began, in_flight)
         counts = f"{self.outcome.asked:,} of {self.outcome.wanted:,} · "

@@ -30,6 +30,10 @@ class Job:
     samples: range
     attempts: int = 0
 
+    def names(self) -> list[str]:
+        """One name for each sample, by which it is leased."""
+        return [f"{self.key}:{sample}" for sample in self.samples]
+
 
 def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.leases import LOOK_SECONDS, Leases
 from pipeline.teacher.answer import Reply
 from pipeline.teacher.batch_files import check_not_in_batch
 from pipeline.teacher.budget import Budget, price_of
@@ -21,11 +23,11 @@ from pipeline.teacher.request import (
     Job,
     Keys,
     Request,
-    RequestQueue,
     consecutive,
     jobs,
     prompt_bound,
 )
+from pipeline.teacher.share import SharedQueue
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.trace_rows import asked_row, trace_rows
 
@@ -37,19 +39,21 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
              on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
     """Ask for those of `requests` that `store` lacks; each finished trace is stored.
 
-    `on_progress(steps, note=...)` is called as traces come in; `accept_rate` (an AcceptRate) judges
-    them. One request's failure leaves the others alone. Raises UserError if no answer ever came and
-    none can (no connection, a wrong key, an unknown model) or if a pending batch holds some.
+    Other processes that ask for the same through this store share the requests with this one, and
+    it returns when theirs have ended too. `on_progress(steps, note=...)` is called as traces come
+    in; `accept_rate` (an AcceptRate) judges them. One request's failure leaves the others alone.
+    Raises UserError if no answer ever came and none can (no connection, a wrong key, an unknown
+    model) or if a pending batch holds some.
     """
     requests = list(requests)
-    with store.writing():
+    with store.writing() as leases:
         missing = store.missing(requests, teacher, sampling)
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
                           accept_rate=accept_rate)
         check_not_in_batch(missing, Keys(teacher, sampling), store)
         if missing:
             display = Display(outcome, on_progress)
-            run = Scheduler(missing, teacher, sampling, runtime, store, display)
+            run = Scheduler(missing, teacher, sampling, runtime, store, leases, display)
             run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
             asyncio.run(run.main())
             outcome.unsure_usd = run.budget.unsure_usd()
@@ -66,7 +70,8 @@ class Scheduler:
     """One call of generate: queued jobs, tasks in flight, and their outcome."""
 
     def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
-                 runtime: TeacherRuntime, store: TraceStore, display: Display) -> None:
+                 runtime: TeacherRuntime, store: TraceStore, leases: Leases, display: Display
+                 ) -> None:
         self.teacher, self.sampling, self.runtime, self.store = teacher, sampling, runtime, store
         self.display, self.outcome = display, display.outcome
         self.keys = Keys(teacher, sampling)
@@ -76,7 +81,7 @@ class Scheduler:
         n = SOLVER_N if teacher.type == "solver" else runtime.n
         planned = list(jobs(missing, self.keys, n))
         self.failures = FailureTracker(teacher, runtime, planned, self.outcome.reused)
-        self.queue = RequestQueue(planned)
+        self.queue = SharedQueue(planned, leases, self.budget)
         fewest = min(len(job.samples) for job in planned)
         limits = concurrency_limits(teacher, runtime, fewest)
         self.limiter = AdaptiveLimiter(*limits, runtime.rpm, runtime.tpm)
@@ -95,6 +100,7 @@ class Scheduler:
                 for task in self.tasks:
                     task.cancel()
                 await asyncio.gather(*self.tasks, return_exceptions=True)
+                self.queue.give_back()
         if self.fatal_error is not None:
             raise self.fatal_error
 
@@ -108,16 +114,51 @@ class Scheduler:
             if self.failures.give_up_reason is not None:     # an answer in flight resets it
                 await self._wait_or_stop(self.failures.give_up_reason)
                 continue
-            job = self.queue.take(self.failures.failed)
-            if job is None and not self.tasks:
+            job = await self.queue.take_leased(self.failures.failed)
+            if job is None and not await self._more_comes():
                 return None
             if job is None:
-                await self._task_ends()
-            elif len(job.samples) > 1 and not self.client.honours_n:
+                continue
+            if len(job.samples) > 1 and not self.client.honours_n:
                 self.queue.requeue(job, job.samples, 1)
             else:
                 return job
         return None
+
+    async def _more_comes(self) -> bool:
+        """Wait for what may bring another job; False if nothing does."""
+        if self.queue.unaffordable:
+            return await self._wait_for_budget()
+        if self.queue.elsewhere:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._task_ends(), LOOK_SECONDS)
+            for job, end in await self.queue.look_elsewhere():
+                self._count_elsewhere(job, end.stored)
+            return True
+        if self.tasks:
+            await self._task_ends()
+            return True
+        return False
+
+    def _count_elsewhere(self, job: Job, stored: bool) -> None:
+        """Count what another process asked for."""
+        self.outcome.wanted -= 1
+        self.outcome.reused += stored
+        if not stored:
+            self.outcome.reasons["another process asked and got no answer"] += 1
+        self.failures.record_elsewhere(job.key, 1)
+        self.display.show(1, self.limiter.in_flight)
+
+    async def _wait_for_budget(self) -> bool:
+        """Wait until an attempt ends, here or elsewhere; else end the run."""
+        await self.queue.count_others()
+        if self.tasks:
+            await self._task_ends()
+        elif self.queue.others_hold:
+            await asyncio.sleep(LOOK_SECONDS)
+        else:
+            self.outcome.stopped = self.budget.stop_reason()
+        return self.outcome.stopped is None
 
     async def _wait_or_stop(self, reason: str) -> None:
         """Wait while attempts are in flight, then end the run."""
@@ -131,11 +172,9 @@ class Scheduler:
     async def _start(self, job: Job) -> None:
         """Reserve budget and a slot for the job, then run it as a task."""
         worst = self.budget.worst(job)
-        while not self.budget.fits(worst):
-            if not self.tasks:
-                self.outcome.stopped = self.budget.stop_reason()
+        while not (self.budget.fits(worst) and await self.queue.reserve(job, worst)):
+            if not await self._wait_for_budget():
                 return
-            await self._task_ends()
         self.budget.reserved += worst
         try:
             await self.limiter.acquire(self._expected_tokens(job))
@@ -164,7 +203,7 @@ class Scheduler:
                 job = replace(job, attempts=job.attempts + 1)
                 began = time.monotonic()
                 try:
-                    error = await self._attempt(job, began)
+                    error = await self._attempt(job, began, worst)
                 finally:
                     self.limiter.release()
                 if error is None or not await self._try_again(job, error, worst, began):
@@ -172,12 +211,15 @@ class Scheduler:
         finally:
             self.budget.reserved -= worst
 
-    async def _attempt(self, job: Job, began: float) -> AttemptError | None:
+    async def _attempt(self, job: Job, began: float, worst: float) -> AttemptError | None:
         """The error of one attempt, or None if its answer is stored."""
+        self.queue.may_cost(job, worst)
         try:
             reply = await self.client.ask(job)
         except AttemptError as error:
+            self.queue.may_cost(job, 0.0 if error.billed else -worst)
             return error
+        self.queue.may_cost(job, -worst)
         try:
             self._store_reply(job, reply, time.monotonic() - began)
         except UserError as error:       # before the slot is released: nothing more is sent
@@ -198,7 +240,7 @@ class Scheduler:
         may_retry = error.retry and job.attempts < self.runtime.max_attempts
         if may_retry and self._running():
             await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
-            if self._running() and self.budget.fits(0.0):
+            if self._running() and self.budget.fits(0.0) and await self.queue.reserve(job, worst):
                 await self.limiter.acquire(self._expected_tokens(job), retry=True)
                 self.outcome.retries += 1
                 return True
@@ -217,6 +259,7 @@ class Scheduler:
         self.outcome.fail(reason, len(job.samples))
         self.store.append(*(self._asked_row(job, sample) | {"failure": reason[:300]}
                             for sample in job.samples))
+        self.queue.end(job, job.samples, stored=False)
         self.failures.record_failure(job.key, len(job.samples), reason)
         self.display.show(len(job.samples), self.limiter.in_flight)
 
@@ -228,7 +271,7 @@ class Scheduler:
         self.store.append(*stored)
         for row in stored:
             self.outcome.count(row)
-        self.budget.bill(job, reply, rows)
+        self.queue.end(job, {row["sample"] for row in rows}, self.budget.bill(job, reply, rows))
         longest = max((row["completion_tokens"] for row in rows), default=0)
         self.typical_tokens += 0.05 * (longest - self.typical_tokens)
         self.limiter.on_answer(seconds, longest)

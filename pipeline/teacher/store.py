@@ -1,14 +1,17 @@
 """The trace store: every completion ever paid for, append-only, keyed by what was asked.
 
-A folder of Parquet segments and at most one journal, which holds the newest rows and becomes the
-next segment. Planning reads few columns; collecting reads a few segments at a time (3.3 GB of
-traces in segments of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
+A folder of Parquet segments and a journal of each writer, which holds its newest rows and becomes
+its next segment. Any number of processes, of any machines that share the folder, write at once:
+each writes files of its own alone, and only the journal of a dead one is folded by another.
+Planning reads few columns; collecting reads a few segments at a time (3.3 GB of traces in segments
+of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
 """
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import polars as pl
 from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
+from pipeline.leases import Ended, Leases
 from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
 from pipeline.teacher.shorten import longer, shortened
@@ -39,11 +43,12 @@ NO_LIMIT = 1 << 62
 
 
 class TraceStore:
-    """The store in `folder`, for any number of readers and one writer at a time."""
+    """The store in `folder`, for any number of readers and writers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self._journal: Journal | None = None
+        self._leases: Leases | None = None
 
     def __enter__(self) -> TraceStore:
         return self
@@ -127,40 +132,54 @@ class TraceStore:
             yield pl.concat(found).sort("row").select("problem_id", *columns)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the store's lock; the journal of an interrupted run becomes a segment."""
-        from filelock import FileLock, Timeout
+    def writing(self) -> Iterator[Leases]:
+        """Be one of the store's writers; yields the leases, by which they share what they ask.
 
-        lock = FileLock(self.folder / "lock", timeout=0)
-        with self._writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise LockedError(f"another run is writing to the trace store {self.folder}; wait "
-                                "until it ends, or set runtime.traces to another folder") from None
-        try:
+        The journals of dead writers become segments.
+        """
+        with ExitStack() as stack:
+            with self._writable():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self._no_older_version())
+                self._leases = stack.enter_context(Leases(self.folder / "leases", self._done_by))
+            stack.callback(self._close_journal)     # rows that could not be folded stay in its file
+            stack.callback(setattr, self, "_leases", None)
             self._recover()
-            yield
-        finally:
             try:
-                self._fold()
+                yield self._leases
             finally:
-                self._close_journal()           # rows that could not be folded stay in its file
-                lock.release()
+                self._fold()
+
+    @contextmanager
+    def _no_older_version(self) -> Iterator[None]:
+        """Share the lock that versions with one writer took for themselves."""
+        with (self.folder / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(f"an older version of limbeck is writing to the trace store "
+                                  f"{self.folder}; wait until it ends") from None
+            except OSError:
+                pass                     # a file system without locks has none to respect
+            yield
 
     def append(self, *rows: Mapping[str, Any]) -> None:
         """Store finished rows (keys as in SCHEMA); they are on disk when this returns.
 
         Raises UserError if the segment cannot be written, after all rows are in the journal.
         """
+        assert self._leases is not None, "append() belongs inside writing()"
         with self._writable():
+            if self._leases.heartbeat.is_lost():
+                self._leases.heartbeat.renew()
+                self._rename_journal()
             if self._journal is None:
-                self._journal = Journal(self.folder / f"{self._next_index():06d}.journal")
+                self._journal = Journal(self.folder / f"{self._new_stem()}.journal")
             for row in rows:
                 self._journal.append(row)
         if len(self._journal.rows) >= FOLD_ROWS or self._journal.size >= FOLD_BYTES:
             self._fold()
+            self._recover()
 
     def _wanted(self, requests: list[Request], teacher: Teacher, sampling: Sampling
                 ) -> pl.DataFrame:
@@ -185,26 +204,57 @@ class TraceStore:
         return index.with_columns(finish_reason=_ends(index))
 
     def _journal_rows(self) -> list[dict[str, Any]]:
-        return [row for path in sorted(self.folder.glob("*.journal")) for row in read_journal(path)]
+        return [row for path in self._journals() for row in read_journal(path)]
+
+    def _journals(self) -> list[Path]:
+        return sorted(self.folder.glob("*.journal"))
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
 
-    def _next_index(self) -> int:
-        return max((int(path.name[:6]) for path in self._segments()), default=0) + 1
+    def _new_stem(self) -> str:
+        """INDEX.WRITER: segments sort by when they were begun, and no two writers clash."""
+        assert self._leases is not None
+        names = [path.name[:6] for path in (*self._segments(), *self._journals())]
+        return f"{max(map(int, names), default=0) + 1:06d}.{self._leases.heartbeat.id}"
 
     def _recover(self) -> None:
-        for path in sorted(self.folder.glob("*.journal")):
-            if any(known.name[:6] == path.stem for known in self._segments()):
-                path.unlink()                # killed after the rename: the segment has the rows
-            else:
-                self._write_segment(path, read_journal(path))
+        """Turn the journals of dead writers into segments."""
+        assert self._leases is not None
+        for path in self._journals():
+            # Without a writer in its name: of an older version, none of which is writing now.
+            writer = path.stem.partition(".")[2]
+            if not writer or not self._leases.heartbeat.alive(writer):
+                with self._writable(), suppress(FileNotFoundError):      # another was faster
+                    if writer:
+                        self._leases.heartbeat.bury(writer)      # if it lives after all, it notices
+                    self._write_segment(path, read_journal(path))
+
+    def _done_by(self, writer: str) -> dict[str, Ended]:
+        """How the requests of a writer that died ended, by name, as far as it stored them."""
+        rows = [row for path in self.folder.glob(f"*.{writer}.journal")
+                for row in read_journal(path)]
+        for path in self.folder.glob(f"*.{writer}-*.parquet"):
+            rows += store_segment.read_columns(
+                path, ["key", "sample", "failure", "cost_usd"]).rows(named=True)
+        return {f"{row['key']}:{row['sample']}": Ended(row["failure"] is None, row["cost_usd"] or 0)
+                for row in rows}
 
     def _fold(self) -> None:
         """Turn the journal into a segment; its rows stay in it until that is written."""
         if self._journal is not None:
-            self._write_segment(self._journal.path, self._journal.rows)
+            with self._writable():
+                self._write_segment(self._journal.path, self._journal.rows)
             self._close_journal()
+
+    def _rename_journal(self) -> None:
+        """Write the journal's rows again under a new name: others fold the old one."""
+        if (old := self._journal) is not None:
+            new = Journal(self.folder / f"{self._new_stem()}.journal")
+            for row in old.rows:
+                new.append(row)
+            self._close_journal()
+            self._journal = new
 
     def _close_journal(self) -> None:
         if self._journal is not None:
@@ -212,11 +262,14 @@ class TraceStore:
             self._journal = None
 
     def _write_segment(self, journal: Path, rows: list[dict[str, Any]]) -> None:
-        """Write rows as the segment that replaces the journal."""
-        with self._writable():
-            if rows:
-                store_segment.write(self.folder, journal.stem, _frame(rows))
-            journal.unlink(missing_ok=True)
+        """Write rows as the segment that replaces the journal, without those that a process which
+        was killed before it removed the journal has written."""
+        known = sum(map(store_segment.row_count, self.folder.glob(f"{journal.stem}-*.parquet")))
+        if rows[known:]:
+            store_segment.write(self.folder, journal.stem, _frame(rows[known:]))
+        for half in self.folder.glob(f"{journal.stem}.*.partial"):       # of who was killed
+            half.unlink(missing_ok=True)
+        journal.unlink(missing_ok=True)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """One Parquet file of the trace store, written once; a change of any byte is detected.
 
-Its name is INDEX-FOOTER-FILE.parquet, with the CRC32 of its footer and of the whole file, since
+Its name is STEM-FOOTER-FILE.parquet, with the CRC32 of its footer and of the whole file, since
 Parquet's own checksums cover neither the footer nor page headers.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,15 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 
 
-def write(folder: Path, index: str, frame: pl.DataFrame) -> None:
+def write(folder: Path, stem: str, frame: pl.DataFrame) -> None:
     """Write, sync and rename. Raises OSError if the disk refuses it and leaves nothing behind."""
     sink = io.BytesIO()
     pq.write_table(frame.to_arrow(), sink, compression="zstd", write_page_checksum=True)
     data = sink.getvalue()
     size = int.from_bytes(data[-8:-4], "little") + 8
-    name = f"{index}-{zlib.crc32(data[-size:]):08x}-{zlib.crc32(data):08x}.parquet"
-    partial = folder / f"{index}.partial"
+    name = f"{stem}-{zlib.crc32(data[-size:]):08x}-{zlib.crc32(data):08x}.parquet"
+    # Of this process alone, lest two that fold a dead writer's journal write one file.
+    partial = folder / f"{stem}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -38,6 +40,12 @@ def write(folder: Path, index: str, frame: pl.DataFrame) -> None:
         partial.unlink(missing_ok=True)
 
 
+def row_count(path: Path) -> int:
+    """The number of rows, which its footer says."""
+    with _read_errors(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def read_columns(path: Path, names: list[str]) -> pl.DataFrame:
     """Read some columns, verifying the footer and their page checksums."""
     with _read_errors(path):
@@ -45,7 +53,7 @@ def read_columns(path: Path, names: list[str]) -> pl.DataFrame:
             file.seek(-8, os.SEEK_END)
             size = int.from_bytes(file.read(4), "little") + 8
             file.seek(-size, os.SEEK_END)
-            _check(path, file.read(), path.stem.split("-")[1])
+            _check(path, file.read(), path.stem.rsplit("-", 2)[1])
         return _polars(pq.read_table(path, columns=names, page_checksum_verification=True))
 
 
@@ -53,7 +61,7 @@ def read_segment(path: Path) -> pl.DataFrame:
     """Read a segment, verifying every byte."""
     with _read_errors(path):
         data = path.read_bytes()
-        _check(path, data, path.stem.split("-")[2])
+        _check(path, data, path.stem.rsplit("-", 2)[2])
         return _polars(pq.read_table(io.BytesIO(data), page_checksum_verification=True))
 
 

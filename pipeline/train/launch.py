@@ -97,6 +97,10 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     from pipeline.train.stop import passed_on
 
     check_options(options)
+    if options.get("use_fsdp") and not gpu_count():
+        raise LackingError("runtime.launch.use_fsdp shards over GPUs and this machine shows none, "
+                           "so accelerate would train a whole copy in every process; run it where "
+                           "there are GPUs, or set runtime.launch.use_fsdp=false")
     path, failure, stopped, counts = (job.out / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1, context="everything"), encoding="utf-8")

@@ -7,10 +7,13 @@ COMMANDS = {
 case "$*" in *--partition=none*) echo "sbatch: error: invalid partition specified: none" >&2
 echo "sbatch: error: Batch job submission failed" >&2; exit 1;; esac; echo "7;cluster" """,
     "squeue": """cat "$SLURM_TEST/state" """,
-    "scontrol": """[ "$1" = show ] && { echo localhost; echo elsewhere; exit; }
+    "scontrol": """if [ "$1" = show ]; then
+printf '%s\\n' ${SLURM_TEST_HOSTS:-localhost elsewhere}; exit; fi
 echo "$@" >> "$SLURM_TEST/scontrol.txt" """,
     "srun": """printf '%s\\n' "$@" > "$SLURM_TEST/srun.txt"; while [[ "$1" == --* ]]; do shift; done
-for node in 0 1; do SLURM_NODEID=$node "$@" & done; wait -n; code=$?; wait -n && exit $code""",
+for node in 0 1; do SLURM_NODEID=$node GLOO_SOCKET_IFNAME=${SLURM_TEST_NET:+$SLURM_TEST_NET$node} \
+${SLURM_TEST_NET:+ip netns exec $SLURM_TEST_NET$node} "$@" & done
+wait -n && wait -n || { code=$?; kill $(jobs -p); wait; exit $code; }""",
 }
 
 

@@ -185,8 +185,8 @@ def test_a_recipe_requeued_in_sft_and_preempted_in_rl_ends_as_one_that_was_not(t
             until(lambda pattern=pattern: list(Path("stopped").glob(pattern)), 300)
             _stop(job, how)
             said = f"{stage}: stopped after step"
-            until(lambda log=log, said=said: said in log.read_text(), 60)
-            until(lambda job=job: slurm.state_of([job]).get(job) == "PENDING", 60)
+            until(lambda log=log, said=said: said in log.read_text(), 240)
+            until(lambda job=job: slurm.state_of([job]).get(job) == "PENDING", 120)
             # Slurm lets a requeued job wait two minutes.
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
         assert slurm.wait_for(job, log.parent, print) == 0, log.read_text()[-2000:]

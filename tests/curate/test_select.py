@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import tables
 from pipeline.config import filter
+from pipeline.config.experiment import Runtime
 from pipeline.config.filter import FilterConfig
 from pipeline.config.rl import RlConfig
 from pipeline.curate import select as curate
@@ -211,7 +212,7 @@ def test_a_config_that_cannot_work_is_refused_before_any_work(settings):
         stage.check(SimpleNamespace(filter=FilterConfig(**settings)))
 
 
-RUNTIME = SimpleNamespace(judge_workers=1)
+RUNTIME = Runtime(judge_workers=1)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from pipeline import tables as records
+from pipeline.config.experiment import Runtime
 from pipeline.config.filter import FilterConfig
 from pipeline.config.teacher import JudgeRuntime
 from pipeline.errors import UserError
@@ -31,7 +32,7 @@ def saying(*verdicts):
 def experiment(tmp_path, url, **settings):
     return SimpleNamespace(
         filter=FilterConfig(llm_judge={"model": "deepseek-chat"}, **settings),
-        runtime=SimpleNamespace(judge_workers=1, traces=tmp_path / "traces",
+        runtime=Runtime(judge_workers=1, traces=tmp_path / "traces",
                                 llm_judge=JudgeRuntime(base_url=url, max_attempts=1)))
 
 

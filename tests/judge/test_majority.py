@@ -50,7 +50,7 @@ def filtered(tmp_path):
                       inputs["prepare"] / "problems.parquet")
         tables.write(tables.Trace, pl.DataFrame(rows), inputs["generate"] / "traces.parquet")
         experiment = SimpleNamespace(filter=FilterConfig(**settings),
-                                     runtime=SimpleNamespace(judge_workers=1))
+                                     runtime=Runtime(judge_workers=1))
         counts = stage.run(experiment, inputs, tmp_path / "out")
         table = tables.read(tables.Judged, tmp_path / "out/judged.parquet")
         return counts, {name: table.filter(problem_id=name) for name in SAID | CHOSEN}, tmp_path

@@ -63,11 +63,40 @@ def test_the_shared_files_stand_in_for_the_hub(shared):
                      "minerva": 272, "olympiad": 675, "humaneval": 164, "mbpp": 257}
 
 
-def test_columns_of_the_hub_are_read_too(tmp_path):
-    [row] = rows_of("gsm8k", [{"question": "6 and 1?", "answer": "6+1=7\n#### 7"}], tmp_path)
-    assert (row["problem"], row["answer"], row["kind"]) == ("6 and 1?", "7", "math")
-    [row] = rows_of("aime24", [{"ID": "2024-I-1", "Problem": "x?", "Answer": 204}], tmp_path)
-    assert (row["problem_id"], row["answer"]) == ("2024-I-1", "204")
+HUB = {     # a row with the columns of the data set on the hub, and what it becomes
+    "gsm8k": ({"question": "6 and 1?", "answer": "6+1=7\n#### 7"}, "6 and 1?", "7"),
+    "math500": ({"problem": "x?", "solution": "It is \\boxed{7}.", "answer": "7",
+                 "subject": "Algebra", "level": 2, "unique_id": "test/algebra/1.json"}, "x?", "7"),
+    "aime24": ({"ID": "2024-I-1", "Problem": "x?", "Solution": "so", "Answer": 204}, "x?", "204"),
+    "aime25": ({"problem": "x?", "answer": "70", "id": "0"}, "x?", "70"),
+    "amc23": ({"id": 0, "question": "x?", "answer": "27.0", "url": "u"}, "x?", "27.0"),
+    "minerva": ({"question": "x?", "answer": "4.5e33"}, "x?", "4.5e33"),
+    "olympiad": ({"id": 1606, "question": "x?", "solution": ["so"], "final_answer": ["2"],
+                  "context": None, "unit": None, "is_multiple_answer": False,
+                  "answer_type": "Numerical", "error": None}, "x?", "2"),
+    "humaneval": ({"task_id": "HumanEval/0", "prompt": "def f(x):\n", "entry_point": "f",
+                   "canonical_solution": "    return x\n",
+                   "test": "def check(f):\n    assert f(1) == 1\n"}, "def f(x):\n", ""),
+    "mbpp": ({"source_file": "s", "task_id": 2, "prompt": "Write f.", "code": "def f(): 1",
+              "test_imports": [], "test_list": ["assert f() == 1"]},
+             "Write f.\nYour code should pass these tests:\nassert f() == 1", "")}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_columns_of_the_hub_are_read_too(tmp_path, name):
+    raw, problem, answer = HUB[name]
+    [row] = rows_of(name, [raw], tmp_path)
+    assert (row["problem"], row["answer"], row["kind"]) == (problem, answer, BENCHMARKS[name].kind)
+    own = {"math500": "test/algebra/1.json", "aime24": "2024-I-1", "humaneval": "HumanEval/0"}
+    assert row["problem_id"] == own.get(name, row["problem_id"])
+
+
+def test_several_answers_stand_in_one_text_on_the_hub_and_all_are_wanted(tmp_path):
+    raw = {**HUB["olympiad"][0], "final_answer": ["$1,-3$"], "is_multiple_answer": True}
+    [row] = rows_of("olympiad", [raw], tmp_path)
+    problem = Problem("x", row["problem"], row["answer"])
+    assert judge("The answers are \\boxed{-3, 1}.", problem).score == 1
+    assert judge("The answer is \\boxed{1}.", problem).score == 0
 
 
 def test_choices_are_shuffled_by_a_seed_that_the_problem_keeps(tmp_path):

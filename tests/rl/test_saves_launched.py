@@ -20,9 +20,6 @@ from pipeline.train import checkpoints, launch
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = {**tiny_rl.TRAINER, "per_device_train_batch_size": 4, "max_steps": 8,
            "save_total_limit": 2}
-FSDP = {"multi_gpu": False, "use_fsdp": True, "fsdp_version": 2,
-        "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-        "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": "false"}
 SLOW_FIRST = """
 import os, time, transformers
 from pipeline.config.rl import RlJob
@@ -98,10 +95,9 @@ def numbers(out: Path) -> list[str]:
     return [path.name for path in checkpoints.steps(out / "checkpoints")]
 
 
-@pytest.mark.parametrize("more", [{}, pytest.param(FSDP, marks=pytest.mark.slow)])
-def test_processes_wait_for_the_folder_that_the_first_of_them_makes(modules, more):
+def test_processes_wait_for_the_folder_that_the_first_of_them_makes(modules):
     run = job(tiny_rl.build(modules / "start"), modules / "out", save_only_model=True, max_steps=4)
-    assert launch.launch(run, "slow_first", {**options(2), **more})["steps"] == 4
+    assert launch.launch(run, "slow_first", options(2))["steps"] == 4
     assert numbers(run.out) == ["checkpoint-3", "checkpoint-4"]
     for checkpoint in checkpoints.steps(run.out / "checkpoints"):
         assert checkpoints.is_complete(checkpoint)

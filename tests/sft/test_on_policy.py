@@ -121,14 +121,14 @@ def test_padding_is_cut_to_one_width_and_other_vocabularies_are_refused(tiny, te
     assert trainer.teacher_model.config.vocab_size == trainer.model.config.vocab_size == size
     assert torch.allclose(trainer.teacher_model(ids).logits, before, atol=1e-6)
     wide.resize_token_embeddings(len(tokenizer) - 5)
-    with pytest.raises(UserError, match="GOLDTrainer"):
+    with pytest.raises(UserError, match="cross_tokenizer"):
         cut_to_same_width(trainer.model, wide, tokenizer)
     other = tiny_sft.build(tmp_path / "other", rows=64, seed=1)
     vocabulary = json.loads((other / "model/tokenizer.json").read_text())
     vocabulary["model"]["vocab"] = {
         token: {5: 6, 6: 5}.get(i, i) for token, i in vocabulary["model"]["vocab"].items()}
     (other / "model/tokenizer.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(UserError, match=r"sft.method.type=sequence.*GOLD"):
+    with pytest.raises(UserError, match=r"sft.method.type=sequence.*cross_tokenizer"):
         sft.make_trainer(job(tiny, tmp_path / "out", other / "model"))
 
 
@@ -231,6 +231,9 @@ def test_truncated_answers_are_left_out_of_the_loss_if_asked(tiny, teacher, tmp_
         ended = (batch["completion_ids"] == 2).any(1)
     assert 0 < ended.sum() < 8 and (kept[True] == kept[False] * ended[:, None]).all()
     assert counted[True] == kept[True].sum() < counted[False] == kept[False].sum()
+    trainer.eos_token_ids = [9999]
+    with pytest.raises(UserError, match=r"max_completion_length=16, and .*mask_truncated leaves"):
+        trainer._generate_and_score_completions(trainer.train_dataset[:8])
 
 
 def test_the_teacher_is_in_half_precision_and_fused_and_has_no_gradient(tiny, teacher, tmp_path):

@@ -3,8 +3,7 @@
 import json
 import re
 
-from filelock import FileLock
-
+from pipeline.stage import leases_in
 from stages import make
 from stages.clean import clean
 
@@ -32,7 +31,8 @@ def test_only_checkpoints_of_finished_stages_go_and_only_if_told(tmp_path, capsy
     assert {str(path.relative_to(tmp_path)) for path in before} - left == {
         "sft-1/checkpoints/checkpoint-5", "sft-1/checkpoints/checkpoint-5/w",
         "rl-2/phase-0/checkpoints/checkpoint-2", "rl-2/phase-0/checkpoints/checkpoint-2/w"}
-    with FileLock(str(tmp_path / "rl-4.lock")):     # a process is making it
+    with leases_in(tmp_path) as maker:
+        maker.take(["rl-4"])
         clean(tmp_path, partial=True, delete=True)
     assert not (tmp_path / "sft-3.partial").exists() and (tmp_path / "rl-4.partial").exists()
 

@@ -1,14 +1,19 @@
 """Several processes and several people on one artifacts folder: waiting, reading, looking."""
 
+import errno
+import fcntl
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
-import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from filelock import FileLock
 
 from pipeline import stage as stages
 from pipeline.config.experiment import Experiment
@@ -19,7 +24,8 @@ from stages.graph import STAGES, plans
 from stages.make import make
 from stages.runs import show_runs
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs/default.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/default.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +50,11 @@ def test_a_stage_that_another_process_makes_is_waited_for_and_taken(capsys):
     held, go = threading.Event(), threading.Event()
 
     def another():
-        with FileLock(f"{plan.folder}.lock"):
+        with stages.leases_in(plan.folder.parent) as leases:
+            leases.take([plan.folder.name])
             held.set()
-            go.wait(20)
-            time.sleep(0.2)
+            while not go.wait(0.01) and "waiting for it" not in sys.stderr.getvalue():
+                pass
             plan.folder.mkdir()
             (plan.folder / "manifest.json").write_text(json.dumps(
                 {**plan.ingredients, "counts": {}, "seconds": 1.0, "by": "another"}))
@@ -57,10 +64,96 @@ def test_a_stage_that_another_process_makes_is_waited_for_and_taken(capsys):
     assert held.wait(20)
     with pytest.raises(UserError, match="--wait waits for it"):
         make(made, "prepare")
-    go.set()
-    make(made, "prepare", wait=True)
-    other.join()
+    try:
+        make(made, "prepare", wait=True)
+    finally:
+        go.set()
+        other.join()
     assert plan.manifest["by"] == "another" and "waiting for it" in capsys.readouterr().err
+
+
+MAKER = """
+import sys, time
+from pathlib import Path
+from pipeline import heartbeat, leases
+from pipeline.stage import Stage, execute, make_plan
+heartbeat.BEAT, heartbeat.machine = 0.05, lambda: sys.argv[1]
+class Whole:
+    name, seed = "w", 0
+class Module:
+    def run(experiment, inputs, out):
+        (out / "by.txt").write_text(sys.argv[1])
+        print("making", flush=True)
+        sys.stdin.readline()
+        return {}
+plan = make_plan(Stage("one", lambda: Module, resumable=True), Whole(), {}, Path("made").joinpath)
+print(execute(plan, Whole(), {}, {"by": sys.argv[1]}, wait=True)["by"], flush=True)
+"""
+
+
+@pytest.fixture
+def node():
+    """Start a process on a node of its own name that makes the one stage there is."""
+    with ExitStack() as running:
+        def start(name):
+            return running.enter_context(subprocess.Popen(
+                [sys.executable, "-c", MAKER, name], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+
+        yield start
+
+
+def test_two_nodes_that_want_the_same_make_it_once(node):
+    first = node("aa")
+    assert first.stdout.readline() == "making\n"
+    second = node("bb")
+    said = second.stderr.readline()
+    assert f"process {first.pid} on" in said and "since 20" in said and "waiting for it" in said
+    first.communicate("go\n", timeout=30)
+    assert second.communicate(timeout=30)[0] == "aa\n"        # it made nothing
+    assert not list(Path("made").glob("*.partial"))
+
+
+def test_a_node_goes_on_where_another_died_or_was_broken_off(node):
+    first = node("aa")
+    assert first.stdout.readline() == "making\n"
+    second = node("bb")
+    assert "waiting for it" in second.stderr.readline()
+    first.kill()
+    assert second.stdout.readline() == "making\n"
+    third = node("cc")
+    broken = re.search(r"delete (\S+);", third.stderr.readline())[1]
+    Path(broken).unlink()
+    assert third.stdout.readline() == "making\n"
+    for process, said in ((third, "cc\n"), (second, "")):
+        assert process.communicate("go\n", timeout=30)[0] == said
+    assert second.returncode != 0
+    assert next(Path("made").glob("*/by.txt")).read_text() == "cc"
+
+
+def test_a_file_system_without_rename_is_named_before_any_work(monkeypatch):
+    def refused(path, target):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(UserError, match=r"renames no folder \(Function not implemented\).*runtime"):
+        make(experiment("runtime.artifacts=bucket"), "prepare")
+    assert [path.name for path in Path("bucket").iterdir()] == []
+
+
+def test_without_hard_links_one_makes_at_a_time_and_without_locks_too_it_is_said(monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    make(experiment("runtime.artifacts=linkless"), "prepare")
+    with stages.leases_in(Path("linkless")) as leases:
+        leases.take(["another"])
+        with pytest.raises(LockedError, match="no hard links"):
+            make(experiment("runtime.artifacts=linkless", "seed=1"), "prepare")
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(UserError, match="neither hard links nor locks"):
+        make(experiment("runtime.artifacts=bare"), "prepare")
 
 
 def test_a_trace_store_that_another_run_writes_to_is_waited_for(monkeypatch, capsys):

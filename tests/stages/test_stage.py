@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import Config, load
-from pipeline.errors import UserError
-from pipeline.stage import Stage, execute, make_plan
+from pipeline.errors import LockedError, UserError
+from pipeline.stage import Stage, execute, leases_in, make_plan
 from stages.graph import STAGES, plans
 from stages.make import _why, make, plan_of
 
@@ -137,11 +137,12 @@ def test_only_a_resumable_stage_sees_what_an_interrupted_run_left(tmp_path):
 
 
 def test_a_second_process_making_the_same_artifact_is_refused(tmp_path):
-    from filelock import FileLock
-
     made = plan(root=tmp_path)
-    with FileLock(f"{made.folder}.lock"), pytest.raises(UserError, match="another process"):
-        execute(made, Whole(), {}, {})
+    with leases_in(tmp_path) as other:
+        other.take([made.folder.name])
+        with pytest.raises(LockedError, match=f"process {os.getpid()} on .* makes {made.folder}"):
+            execute(made, Whole(), {}, {})
+    execute(made, Whole(), {}, {})
 
 
 def test_what_another_process_has_made_meanwhile_is_taken_as_it_is(tmp_path):

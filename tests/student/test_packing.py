@@ -46,6 +46,18 @@ def token_rows(kept, tokenizer, max_tokens, too_long="drop"):
     return table(rows), tally.counts()
 
 
+def test_every_second_trace_is_asked_for_by_its_own_length_if_so_wanted():
+    tokenizer = tokenizer_of("base")
+    rows = [row for trace in traces(["so it is"] * 4).iter_rows(named=True)
+            for row in Packer(4096, name_length=True).rows_of(trace, CHATS, tokenizer, "drop",
+                                                              lambda steps: None)]
+    prompts = [tokenizer.decode([i for i, loss in zip(ids, mask, strict=True) if not loss])
+               for _, _, ids, mask in rows]
+    length = sum(rows[0][3])
+    assert [f"Think for {length} tokens." in prompt for prompt in prompts] == [False, True] * 2
+    assert {sum(mask) for *_, mask in rows} == {length}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_trains_its_completion_and_its_end_of_turn(name):
     tokenizer = tokenizer_of(name)

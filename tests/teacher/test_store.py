@@ -189,12 +189,16 @@ def test_a_kill_between_rename_and_removal_doubles_nothing(tmp_path):
     assert len(TraceStore(tmp_path).collect(requests(3), TEACHER, Sampling())) == 3
 
 
-def test_a_second_writer_is_told_who_is_first(tmp_path):
-    with (TraceStore(tmp_path).writing(), pytest.raises(UserError, match="another run is writing"),
-          TraceStore(tmp_path).writing()):
-        pass
-    with TraceStore(tmp_path).writing():
-        pass
+def test_two_writers_at_once_are_read_together(tmp_path):
+    wanted = requests(4)
+    one, other = TraceStore(tmp_path), TraceStore(tmp_path)
+    with one.writing(), other.writing():
+        for request, store in zip(wanted, (one, other, one, other), strict=True):
+            store.append(row(request, Sampling()))
+        assert len(list(tmp_path.glob("*.journal"))) == 2
+        assert not missing(tmp_path, wanted, Sampling())
+    assert len(list(tmp_path.glob("*.parquet"))) == 2 and not list(tmp_path.glob("*.journal"))
+    assert len(TraceStore(tmp_path).collect(wanted, TEACHER, Sampling())) == 4
 
 
 @pytest.mark.parametrize("trials", [80, pytest.param(400, marks=pytest.mark.slow)])
@@ -308,7 +312,7 @@ def test_a_segment_that_cannot_be_written_loses_no_row_and_leaves_no_half(full, 
                 except UserError:
                     refused += 1
     assert refused == 8 and not missing(tmp_path, wanted, Sampling())
-    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".journal", ""]
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".journal", "", ""]
     fill(tmp_path, requests(13)[12:], Sampling())
     assert len(store.collect(requests(13), TEACHER, Sampling())) == 13
     assert len(list(tmp_path.glob("*.parquet"))) == 2 and not list(tmp_path.glob("*.journal"))

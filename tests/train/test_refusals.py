@@ -8,6 +8,7 @@ from pipeline.config.sft import SftConfig
 from pipeline.errors import UserError
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
 from pipeline.sft import trainer as sft
+from pipeline.train import launch
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -51,6 +52,14 @@ def test_a_missing_package_of_the_optimizer_is_one_sentence(tmp_path):
     job = tiny_sft.job(tiny_sft.build(tmp_path / "tiny", 8), tmp_path / "out", optim="lomo")
     with pytest.raises(UserError, match=r"sft: .*lomo"):
         sft.train(job)
+
+
+def test_sharding_without_a_gpu_is_refused_where_it_would_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    job = tiny_sft.job(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"use_fsdp shards over GPUs and this machine shows none"):
+        launch.launch(job, "pipeline.sft.trainer", {"use_fsdp": True, "num_processes": 2})
+    assert not list(job.out.iterdir())
 
 
 def test_output_that_is_not_utf8_escapes_what_it_cannot_spell(limbeck):

@@ -1,0 +1,124 @@
+"""A Ray cluster: connection, its nodes, and whether they run the same limbeck as this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.experiment import RayCluster, Runtime
+from pipeline.errors import LackingError, UserError
+from pipeline.serving.processes import STOP_SIGNALS
+
+CONNECT_SECONDS = 5.0
+PACKAGE = Path(__file__).parents[1]
+
+
+def check_cluster(runtime: Runtime) -> None:
+    """Raise LackingError if `runtime` names a Ray cluster, and Ray is not installed."""
+    if runtime.cluster is not None and find_spec("ray") is None:
+        raise LackingError("runtime.cluster needs Ray, which is not installed; run pip install "
+                           "'.[ray]' in limbeck's checkout, or unset runtime.cluster")
+
+
+@contextmanager
+def connected(cluster: RayCluster) -> Iterator[Any]:
+    """Yield the module ray, connected to `cluster` within the block, and the blocks inside it.
+
+    Raises UserError if no cluster is there, or it runs another version of Ray or Python.
+    """
+    # Ray prints the logs of raylets on standard output when a worker dies; ours is for results.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _reach(cluster.address)
+    # Ray takes SIGTERM for itself; limbeck's handler saves what there is.
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"runtime.cluster.address={cluster.address}: {_reason(error)}; give the "
+                        "address that `ray start --head` printed, run limbeck on a node of that "
+                        "cluster, with the versions that it runs") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise UserError if nothing listens at `address`; Ray itself would try for 80 seconds."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at runtime.cluster.address={address} ({error}); "
+                        "start one by `ray start --head`, which prints its address, and `ray start "
+                        "--address=HOST:PORT` on each further node") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(". ")[0][:300].rstrip(".")
+
+
+def living_nodes(ray: Any) -> dict[str, dict[str, Any]]:
+    """Nodes that are up and have a processor for work, by id."""
+    return {node["NodeID"]: node for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get("CPU", 0) > 0}
+
+
+def pinned(ray: Any, node: str, **options: Any) -> dict[str, Any]:
+    """Options of a task or actor that shall run on `node` and nowhere else."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            **options}
+
+
+@lru_cache
+def code_digest() -> str:
+    """A digest of limbeck's code, which a version alone does not tell apart."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def check_same_code(digest: str) -> None:
+    """Raise UserError if this node has another limbeck than the machine with code `digest`."""
+    if digest != code_digest():
+        raise UserError(f"node {socket.gethostname()} of the cluster has another limbeck (code "
+                        f"{code_digest()}) than this machine ({digest}); install the same on every "
+                        "node")
+
+
+def check_sees(path: Path) -> None:
+    """Raise UserError if this node does not see `path`."""
+    if not path.exists():
+        raise UserError(f"node {socket.gethostname()} of the cluster does not see {path}; put it "
+                        "on a file system that every node has at the same path")
+
+
+def lacks_code(error: BaseException) -> UserError | None:
+    """The UserError of a node without limbeck, if `error` of Ray says that."""
+    text = str(error)
+    if "No module named 'pipeline" not in text:
+        return None
+    return UserError("a node of the cluster has no limbeck; install it there, in the environment "
+                     "in which `ray start` is called")

@@ -1,0 +1,141 @@
+"""The processes that ask on a cluster: one on each node, or one for each vLLM server's GPUs.
+
+One that dies is replaced; what it had in flight others take over by the store's leases.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.cluster.ray_nodes import living_nodes, pinned
+from pipeline.config.experiment import RayCluster
+from pipeline.config.teacher import Teacher
+from pipeline.errors import UserError
+from pipeline.teacher.node_asker import NodeAsker
+
+LOOK_SECONDS = 1.0
+"""Between two looks at which nodes are there."""
+MAX_DEATHS = 5
+"""Deaths in a row, without a trace between them, after which a place is left alone."""
+RETRY_SECONDS = 60.0
+"""Until a node that could not reach the teacher tries again, while others can."""
+GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+@dataclass
+class Member:
+    """One process, and its calls that have not returned yet."""
+
+    place: str
+    actor: Any
+    asking: Any
+    counting: Any
+
+
+class Crew:
+    """Members at every place of the cluster; `begin(actor)` makes one ask."""
+
+    def __init__(self, ray: Any, cluster: RayCluster, teacher: Teacher, arguments: tuple[Any, ...],
+                 begin: Callable[[Any], Any]) -> None:
+        self.ray, self.cluster, self.teacher = ray, cluster, teacher
+        self.actor = ray.remote(max_concurrency=2, max_restarts=0)(NodeAsker)
+        self.arguments, self.begin = arguments, begin
+        self.members: dict[str, Member] = {}
+        self.losses = 0
+        self.deaths: dict[str, int] = {}
+        self.out: dict[str, tuple[float, str]] = {}
+        """Until when a place is left alone, and why if that is more than a moment."""
+        self.gpus, self.over_nodes = gpus_of(teacher), False
+        self.places: list[str] = []
+        self.seen = self._looked = 0.0
+        self.staff()
+
+    def staff(self) -> None:
+        """Start a member at each place that lacks one. Raises UserError if there is no GPU."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._look(now)
+        for place in self.places:
+            if place not in self.members and now >= self.out.get(place, (0.0, ""))[0]:
+                self._start(place)
+
+    def calls(self) -> dict[Any, Member]:
+        """The member of each call that has not returned."""
+        return {call: one for one in self.members.values() for call in (one.asking, one.counting)}
+
+    def lose(self, member: Member, reason: str, stopped: bool = False) -> None:
+        """Take a member away that died, or `stopped` since its requests fail."""
+        place = member.place
+        self.dismiss(member)
+        self.losses += 1
+        self.deaths[place] = self.deaths.get(place, 0) + 1
+        wait = RETRY_SECONDS if stopped else min(0.1 * 4 ** (self.deaths[place] - 1), 30.0)
+        if self.deaths[place] >= MAX_DEATHS:
+            wait, stopped = math.inf, True
+        self.out[place] = time.monotonic() + wait, reason if stopped else ""
+
+    def dismiss(self, member: Member) -> None:
+        """End a member's process."""
+        self.ray.kill(member.actor)
+        del self.members[member.place]
+
+    def heard(self, member: Member) -> None:
+        """Forget the earlier deaths at a place where traces are stored again."""
+        self.deaths.pop(member.place, None)
+        self.out.pop(member.place, None)
+
+    def hopeless(self) -> str | None:
+        """Why no member is left and none can be started; None while one may."""
+        if self.members:
+            return None
+        if not self.places:
+            waited = time.monotonic() - self.seen
+            return None if waited < self.cluster.patience else (
+                f"no node of the cluster could work for {waited:,.0f} s; add nodes and run the "
+                "same command again")
+        reasons = [self.out.get(place, (0.0, ""))[1] for place in self.places]
+        return reasons[0] if all(reasons) else None
+
+    def end(self) -> None:
+        """End the processes. What they have not stored others may ask for at once."""
+        for one in self.members.values():
+            self.ray.kill(one.actor)
+        self.members.clear()
+
+    def _look(self, now: float) -> None:
+        nodes = living_nodes(self.ray)
+        self._looked = now
+        self.places = self._gpu_places(nodes) if self.gpus else list(nodes)
+        if self.places or not self.seen:
+            self.seen = now
+
+    def _gpu_places(self, nodes: dict[str, dict[str, Any]]) -> list[str]:
+        """A place for each server. Raises UserError if no GPU is there and none is to come."""
+        each = [int(node["Resources"].get("GPU", 0)) for node in nodes.values()]
+        self.over_nodes = self.gpus > max(each, default=0)
+        count = self.cluster.servers or (
+            sum(each) // self.gpus if self.over_nodes else sum(one // self.gpus for one in each))
+        if not count and not self.seen:
+            raise UserError(f"the teacher {self.teacher.model} needs {self.gpus} GPU(s) and the "
+                            f"cluster has {sum(each)}; add nodes with GPUs, or set "
+                            "runtime.cluster.servers if an autoscaler brings them")
+        return [f"server {number + 1}" for number in range(count)]
+
+    def _start(self, place: str) -> None:
+        if not self.gpus:
+            options = pinned(self.ray, place)
+        else:
+            # vLLM itself asks Ray for GPUs that lie on several nodes.
+            options = {"num_cpus": 0, "num_gpus": 0 if self.over_nodes else self.gpus}
+        actor = self.actor.options(**options).remote(*self.arguments)
+        self.members[place] = Member(place, actor, self.begin(actor), actor.counts.remote(0.0))
+
+
+def gpus_of(teacher: Teacher) -> int:
+    """GPUs that one server of the teacher needs; 0 if none is started for it."""
+    return math.prod(int(teacher.vllm.get(name, 1)) for name in GPUS) \
+        if teacher.type == "vllm" else 0

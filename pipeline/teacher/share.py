@@ -1,0 +1,163 @@
+"""Shares the requests of a run with other processes that want the same traces."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
+
+from pipeline.leases import Ended, Leases
+from pipeline.teacher.budget import Budget
+from pipeline.teacher.request import Job, RequestQueue, consecutive
+
+FEWEST, MOST = 8, 512
+"""Jobs leased at once: so many that a lease is taken about once a second, lest a shared file system
+has much to do, and no more, lest others wait for the last ones."""
+
+
+class SharedQueue(RequestQueue):
+    """A queue of jobs that are leased a little ahead; `elsewhere` are those that others hold."""
+
+    def __init__(self, planned: Iterable[Job], leases: Leases, budget: Budget) -> None:
+        super().__init__(planned)
+        self.leases, self.budget = leases, budget
+        self.elsewhere: deque[Job] = deque()
+        self.unaffordable = self.others_hold = False
+        self.unsure: defaultdict[str, float] = defaultdict(float)
+        """Dollars by name that requests without an answer may cost."""
+        self._size, self._took = FEWEST, time.monotonic()
+        self._priced = budget.max_usd is not None
+        self._names = {name for job in self.new for name in job.names()} if self._priced else set()
+        self._settled, self._counted = 0.0, 0
+
+    async def take_leased(self, failed: Collection[str]) -> Job | None:
+        """As `take`, a job that is leased; None too if the next one might exceed the budget."""
+        self.unaffordable, before = False, self.last
+        while (job := self.take(failed)) is not None:
+            if all(map(self.leases.is_mine, job.names())):
+                return job
+            queue = self.new or self.failed_before
+            ahead = [queue.popleft() for _ in range(min(self._size, len(queue)))]
+            await self._lease([job, *ahead])
+            queue.extendleft(reversed([part for one in ahead for part in self._kept(one)]))
+            mine, free = self._parts(job)
+            if mine:
+                self.retries.extend(mine[1:])
+                self.new.extendleft(reversed(free))
+                return mine[0]
+            queue.extendleft(reversed(free))
+            if free:                     # what the budget does not allow yet is the next again
+                self.last = before
+            if self.unaffordable:
+                return None
+        return None
+
+    async def look_elsewhere(self) -> list[tuple[Job, Ended]]:
+        """Queue what others gave back or left behind; returns what they ended, a sample each."""
+        await self._lease(self.elsewhere, self._size)
+        ended, jobs, self.elsewhere = [], self.elsewhere, deque()
+        for job in jobs:
+            for sample, name in zip(job.samples, job.names(), strict=True):
+                one = replace(job, samples=range(sample, sample + 1))
+                if (end := self.leases.ended.get(name)) is not None:
+                    ended.append((one, end))
+                else:
+                    (self.new if self.leases.is_mine(name) else self.elsewhere).append(one)
+        return ended
+
+    async def reserve(self, job: Job, usd: float) -> bool:
+        """Whether another request for `job`, which is leased, may cost so many dollars."""
+        wanted = {name: usd / len(job.samples) + self.unsure.get(name, 0.0) for name in job.names()}
+        if not self._priced or all(self._reserved(name) >= wanted[name] for name in wanted):
+            return True
+        await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted))
+        return all(self._reserved(name) >= wanted[name] for name in wanted)
+
+    async def count_others(self) -> None:
+        """Read what others spent and hold, and free what the dead held."""
+        theirs = [name for name in self._names & self.leases.held.keys()
+                  if not self.leases.is_mine(name)]
+        await asyncio.to_thread(self.leases.take, theirs, lambda free: [])
+        self._count_others()
+
+    def end(self, job: Job, samples: Collection[int], usd: float = 0.0, stored: bool = True
+            ) -> None:
+        """End the leases of `samples`, which are stored or failed for good, and cost `usd`."""
+        for sample, name in zip(job.samples, job.names(), strict=True):
+            if sample in samples:
+                self.leases.end(name, stored=stored, usd=usd + self.unsure.pop(name, 0.0))
+                usd = 0.0                # of one request: counted with the first sample
+        self.may_cost(job, usd)
+
+    def may_cost(self, job: Job, usd: float) -> None:
+        """Count dollars of a request for `job` that was not answered, or take them back."""
+        if self._priced and usd:
+            self.unsure[job.names()[0]] += usd
+
+    def give_back(self) -> None:
+        """Tell others what requests without an answer may have cost."""
+        self.leases.release({name: usd for name, usd in self.unsure.items() if usd > 0})
+
+    async def _lease(self, jobs: Collection[Job], most: int | None = None) -> None:
+        """Lease what is free of `jobs`, and as the rate of leases wants it more or less next."""
+        wanted = {name: self.budget.worst(job) / len(job.samples) + self.unsure.get(name, 0.0)
+                  if self._priced else 0.0 for job in jobs for name in job.names()}
+        await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted, most))
+        pause, self._took = time.monotonic() - self._took, time.monotonic()
+        if pause < 0.5:
+            self._size = min(self._size * 2, MOST)
+        elif pause > 2:
+            self._size = max(self._size // 2, FEWEST)
+
+    def _kept(self, job: Job) -> list[Job]:
+        mine, free = self._parts(job)
+        return mine + free
+
+    def _parts(self, job: Job) -> tuple[list[Job], list[Job]]:
+        """The parts of `job` that are leased, and those that are free; others are `elsewhere`."""
+        kinds: dict[str, list[int]] = {"mine": [], "free": [], "elsewhere": []}
+        for sample, name in zip(job.samples, job.names(), strict=True):
+            kinds["mine" if self.leases.is_mine(name) else
+                  "free" if self.leases.is_free(name) else "elsewhere"].append(sample)
+        parts = {kind: [replace(job, samples=part) for part in consecutive(samples,
+                                                                           len(job.samples))]
+                 for kind, samples in kinds.items()}
+        self.elsewhere.extend(parts["elsewhere"])
+        return parts["mine"], parts["free"]
+
+    def _choice(self, wanted: Mapping[str, float], most: int | None = None
+                ) -> Callable[[list[str]], list[str]]:
+        """Picks of the free names at most so many, and those that the budget of all allows."""
+        def choose(free: list[str]) -> list[str]:
+            new = [name for name in free if self._reserved(name) < wanted[name]
+                   or not self.leases.is_mine(name)][:most]
+            if not self._priced:
+                return new
+            self._count_others()
+            held = sum(lease.usd for name, lease in self.leases.held.items()
+                       if self.leases.is_mine(name))
+            for count, name in enumerate(new):
+                held += wanted[name] - self._reserved(name)
+                if not self.budget.allows(held):
+                    self.unaffordable = True
+                    return new[:count]
+            return new
+        return choose
+
+    def _reserved(self, name: str) -> float:
+        return self.leases.held[name].usd if self.leases.is_mine(name) else 0.0
+
+    def _count_others(self) -> None:
+        """Set what the budget knows of other processes that ask for the same."""
+        ended = self.leases.ended
+        self._settled += sum(end.usd for name, end in islice(ended.items(), self._counted, None)
+                             if name in self._names)
+        self._counted = len(ended)
+        held = sum(lease.usd for name, lease in self.leases.held.items()
+                   if name in self._names and not self.leases.is_mine(name))
+        self.others_hold = held > 0
+        self.budget.others = held + self._settled + sum(
+            usd for name, usd in self.leases.forfeited.items() if name in self._names)
