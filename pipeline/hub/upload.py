@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import UserError
 
 ATTEMPTS, WAIT = 2, 2.0
-"""Tries of one commit, each with the hub library's own retries of some 25 seconds; seconds between."""
+"""Tries of one commit, each with the hub library's own retries of 25 s, and seconds between."""
 Files = Mapping[str, Path | bytes]
 """What lies at each path of a repository: a file, or its bytes."""
 WEIGHTS = (".safetensors", ".bin", ".parquet", ".gguf")
