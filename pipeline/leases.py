@@ -93,14 +93,12 @@ class Leases:
             while True:
                 self._sync()
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
-                left = self._left_by(dead, costs)
-                self.ended.update(left)
-                free = [name for name in costs if self.is_free(name, dead)]
+                found = self._left_by(dead)
+                free = [name for name in costs if name not in found and self.is_free(name, dead)]
                 chosen = {name: costs[name] for name in choose(free)}
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
-                record |= {"dead": sorted(dead)} if dead else {}
+                record |= {"dead": sorted(dead), "found": found} if dead else {}
                 record |= self._news
-                record |= {"end": {**left, **self._news.get("end", {})}} if left else {}
                 if not record or self._publish(record):
                     for name in dead:
                         self.heartbeat.bury(name)
@@ -158,10 +156,10 @@ class Leases:
         lease = self.held.get(name)
         return lease is None or lease.by == self._taken_as or lease.by in dead
 
-    def _left_by(self, dead: Iterable[str], names: Collection[str]) -> dict[str, Ended]:
-        """Those of `names` that one of `dead` held and did, but did not come to say so."""
+    def _left_by(self, dead: Iterable[str]) -> dict[str, Ended]:
+        """What one of `dead` held and did, but did not come to say so."""
         return {name: end for one in dead for name, end in self._done_by(one).items()
-                if name in names and name in self.held and self.held[name].by == one}
+                if name in self.held and self.held[name].by == one}
 
     def _dead(self, holders: Iterable[str]) -> set[str]:
         return {name for name in holders if not self.heartbeat.alive(name)}
@@ -257,6 +255,9 @@ class Leases:
         by = record["by"]
         if "held" in record:
             self.held = {name: Lease(*lease) for name, lease in record["held"].items()}
+        for name, ended in record.get("found", {}).items():
+            if self.held.pop(name, None):
+                self.ended[name] = Ended(*ended)
         if dead := record.get("dead"):
             for name in [name for name, lease in self.held.items() if lease.by in dead]:
                 self.forfeited[name] = self.forfeited.get(name, 0.0) + self.held.pop(name).usd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,10 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     config = experiment.filter
     texts = dict(problems.select("problem_id", "problem").rows())
     sources = dict(problems.select("problem_id", "source").rows())
-    with open_scorers(config.judges, experiment.runtime.for_judges(config.judges),
-                      experiment.runtime.traces, spend) as models:
+    runtime = experiment.runtime
+    opened: Any = open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces,
+                               spend) if config.judges else nullcontext({})
+    with opened as models:
         found = [summarise(scored(batch if said is None else reviews.review_columns(
                      batch, texts, said, config.reviews.need), config, models, texts, sources),
                      config)

@@ -1,6 +1,7 @@
 """One run of generate as a process of its own, for tests that kill it.
 
-Arguments: base_url, store folder, number of problems, concurrency; `--max-usd X` may follow.
+Arguments: base_url, store folder, number of problems, concurrency; max_usd and a price file may
+follow.
 """
 
 import sys
@@ -19,9 +20,10 @@ def requests(count):
 
 
 def main():
-    url, folder, count, concurrency = sys.argv[1:5]
+    url, folder, count, concurrency, *budget = sys.argv[1:]
     runtime = TeacherRuntime(base_url=url, concurrency=int(concurrency), max_attempts=2,
-                             max_wait=0.1)
+                             max_wait=0.1, **dict(zip(("max_usd", "prices"), budget,
+                                                    strict=False)))
     try:
         with TraceStore(Path(folder)) as store:
             print("started", flush=True)

@@ -40,9 +40,9 @@ from tests.teacher_run import SAMPLING, TEACHER, requests
 ROOT = Path(__file__).parents[2]
 
 
-def child(url, folder, count, concurrency=8, **options):
+def child(url, folder, count, concurrency=8, *budget, **options):
     command = [sys.executable, "-m", "tests.teacher_run", url, str(folder), str(count),
-               str(concurrency)]
+               str(concurrency), *map(str, budget)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, **options)
 
