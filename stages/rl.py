@@ -170,12 +170,29 @@ def check(experiment: Experiment) -> None:
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")
     if config.difficulty:
         check_band(config.difficulty)
+    if config.overlap:
+        _check_overlap(experiment)
     if config.keep == "best" and not config.evaluate_every:
         raise UserError("rl.keep=best needs rl.evaluate_every: the steps between two evaluations")
     if config.evaluate_every and not experiment.prepare.held_out:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
     check_languages(config.language, config.languages, "rl.languages")
     check_phases(config)
+
+
+def _check_overlap(experiment: Experiment) -> None:
+    """Raise UserError unless other processes can sample while this one trains."""
+    config, runtime = experiment.rl, experiment.runtime
+    colocated = config.trainer.get("use_vllm") and runtime.engines > 1
+    if not colocated and config.server is None:
+        raise UserError("rl.overlap needs engines in processes of their own; set rl.server, or "
+                        "rl.trainer.use_vllm=true and runtime.engines=2 or more")
+    if config.server is not None and runtime.launch.get("num_processes", 1) > 1:
+        raise UserError("rl.overlap with rl.server works with one training process; set "
+                        "runtime.launch.num_processes=1, or use runtime.engines")
+    if config.dynamic_sampling:
+        raise UserError("rl.dynamic_sampling waits for each generation, which rl.overlap samples "
+                        "ahead; remove one of them")
 
 
 def _check_process(prm: Prm | None) -> None:

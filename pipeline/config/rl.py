@@ -118,7 +118,7 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges"})
+        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges", "overlap"})
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -183,6 +183,9 @@ class RlConfig(Config):
     """Passed to peft's LoraConfig (r, lora_alpha, ...); merged at the end of each phase."""
     layers: Literal["transformers", "compiled"] = "transformers"
     """The student's decoder layers, as sft.layers."""
+    overlap: bool = False
+    """Sample the next step's completions while one is trained on: they come from the weights before
+    it. The loss's ratio corrects for that (by TRL's importance sampling, if that is on)."""
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
     completions and gets the new weights every step."""

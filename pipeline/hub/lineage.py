@@ -43,7 +43,8 @@ def chain(folder: Path, places: Sequence[Path] = ()) -> dict[str, dict[str, Any]
                 visit(above.parent)
         stage = manifest.get("stage", folder.name)
         seen.add(manifest["key"])
-        found[folder.name if stage in found else stage] = portable(manifest)
+        name = folder.name.removesuffix(".partial")       # it is written before the folder is whole
+        found[name if stage in found else stage] = portable(manifest)
 
     visit(folder)
     return found

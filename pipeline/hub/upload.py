@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-ATTEMPTS, WAIT = 4, 2.0
-"""Tries of one commit, and seconds before the second; each later wait is twice as long."""
+ATTEMPTS, WAIT = 2, 2.0
+"""Tries of one commit, each with the hub library's own retries of 25 s, and seconds between."""
 Files = Mapping[str, Path | bytes]
 """What lies at each path of a repository: a file, or its bytes."""
 WEIGHTS = (".safetensors", ".bin", ".parquet", ".gguf")
@@ -72,7 +72,7 @@ def _patiently(act: Any) -> Any:
         if attempt < ATTEMPTS:
             print(f"push: the connection broke ({type(why).__name__}); trying again",
                   file=sys.stderr)
-            time.sleep(WAIT * 2 ** (attempt - 1))
+            time.sleep(WAIT)
     raise UserError(f"the hub cannot be reached ({type(why).__name__}: {why}); run the same "
                     "command again: what arrived is not sent again")
 

@@ -100,7 +100,8 @@ def refuse_option_number(problem: Any, answer: Any, where: str) -> None:
     number = str(answer).strip()
     if (sorted(options) == list("ABCDEFGHIJ")[:len(options)] and len(options) > 2
             and number.isdecimal() and int(number) <= len(options)
-            and number not in options.values()):
+            and not any(re.search(rf"(?<![\d.]){number}(?![\d.])", text)
+                        for text in options.values())):     # "(A) } 2\\quad" holds 2
         raise UserError(f"{where} lists the options {', '.join(options)} and its answer {number!r} "
                         "is none of them but seems to number one; set prepare.kind=choice, or "
                         "prepare.kind=math if it is the value")

@@ -7,6 +7,7 @@ are those of the completions trained on; memory peaks when no group has equal re
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
 import torch
@@ -35,10 +36,16 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
     A completion that any reward left undecided counts as if it had not been sampled. TRL sums the
     other rewards, and keeps its row in the KL term and in the loss's denominator.
     `keep_completions` are the steps between two of TRL's tables of completions; 0 leaves it to TRL.
+    With `overlap` the engines sample the next generation while this one is trained on: it comes
+    from the weights before, and the loss's ratio is to the probabilities of those (a resumed run
+    begins without it).
     """
 
-    def __init__(self, *args: Any, keep_completions: int = 0, **kwargs: Any):
-        self.keep_completions = keep_completions
+    def __init__(self, *args: Any, keep_completions: int = 0, overlap: bool = False, **kwargs: Any):
+        self.keep_completions, self.overlap = keep_completions, overlap
+        self.begun: Future | None = None
+        self.following: Any = None          # the rows of what is begun, or is about to be
+        self.sampler = ThreadPoolExecutor(1)
         super().__init__(*args, **kwargs)
         self.engine_checked = not self.use_vllm
 
@@ -59,9 +66,15 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        batch, model = super()._generate_and_score_completions(inputs), cast(Any, self.model)
+        model = cast(Any, self.model)
+        ahead = self.overlap and model.training
+        if ahead:
+            inputs, self.following = self.following or inputs, inputs
+        batch = super()._generate_and_score_completions(inputs)
         if not self.engine_checked:
             self._check_engine(batch)
+        if ahead and not self.vllm_importance_sampling_correction:
+            batch["old_per_token_logps"] = batch.pop("sampling_per_token_logps")
         metrics = self._metrics["train" if model.training else "eval"]
         metrics["unjudged"].append(1 - self._judged_rows.float().mean().item())
         metrics["frac_reward_zero_std"][-1] = self._equal_rows.float().mean().item()
@@ -80,6 +93,8 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
         if self._ignores_engine_logprobs():
             del batch["sampling_per_token_logps"]
             self.disable_logprobs()
+        elif self.overlap:
+            self.disable_logprobs(keep=True)
 
     def _add_loss_counts(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`batch` with the loss's denominators, counted over the judged rows of all processes."""
@@ -110,10 +125,28 @@ class PaddingFreeGRPOTrainer(RolloutMixin, GRPOTrainer):
 
     def _ignores_engine_logprobs(self) -> bool:
         """Whether a colocated vLLM's own log-probabilities are not used."""
-        return self.colocated() and not self.vllm_importance_sampling_correction
+        return (self.colocated() and not self.vllm_importance_sampling_correction
+                and not self.overlap)
+
+    def sample_completions(self, *args: Any, **kwargs: Any) -> tuple[list[list[int]], Any]:
+        """Sample once the engines are done with what is begun."""
+        wait([self.begun] if self.begun else [])
+        return super().sample_completions(*args, **kwargs)
+
+    def _sample_ahead(self, prompts: list[list[int]]) -> tuple[list[list[int]], Any]:
+        """Return what was begun for `prompts`, and begin the next by the newest weights."""
+        group = int(self.num_generations or 1)
+        rows, logprobs = self.begun.result()[1:3] if self.begun else \
+            self.sample_completions(prompts, group)
+        following = self._tokenize_prompts([row["prompt"] for row in self.following])[0]
+        self.load_newest_weights()
+        self.begun = self.sampler.submit(self.vllm_generation.generate, following, None, group)
+        return rows, [[logprob for logprob, *_ in row] for row in logprobs]
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, *more: Any, **kwargs: Any):
         with self.timed("generation_time"):
+            if self.overlap and cast(Any, self.model).training:
+                return self._sample_ahead(prompt_ids)
             by_engine = self.engine_checked and self._ignores_engine_logprobs()
             if images or not (by_engine or self.decodes_itself()):
                 return super()._generate_single_turn(prompt_ids, images, *more, **kwargs)

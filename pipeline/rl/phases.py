@@ -109,7 +109,8 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
             Clock(config.minutes), EndPhaseOnTruncation(phase, folder),
             AlarmLogger(config.alarms, folder, job.out, steps_before)],
         peft_config=lora, engine=job.engine, difficulty=config.difficulty or "",
-        refill_rounds=config.dynamic_sampling, keep_completions=config.keep_completions)
+        refill_rounds=config.dynamic_sampling, keep_completions=config.keep_completions,
+        overlap=config.overlap)
     if config.evaluate_every:
         best = job.out / "best"
         if trainer.is_world_process_zero():

@@ -122,9 +122,7 @@ class RolloutMixin(Trainer):
         vLLM, `batch` rows (default all) are sampled at once.
         """
         if self.args.use_vllm:
-            if self.state.global_step != self._last_loaded_step:
-                sync_weights(self.vllm_generation)
-                self._last_loaded_step = self.state.global_step
+            self.load_newest_weights()
             return self.vllm_generation.generate(prompts, None, group)[1:3]
         model: Any = self.accelerator.unwrap_model(self.model_wrapped)
         step = batch or max(1, len(prompts))
@@ -138,9 +136,17 @@ class RolloutMixin(Trainer):
                                eos_token_ids=list(self.eos_token_ids))
         return rows, None
 
-    def disable_logprobs(self) -> None:
-        """Turn off the engine's log-probabilities, and its text unless `stop` needs it."""
+    def load_newest_weights(self) -> None:
+        """Load the weights of this step into the engine, unless it has them."""
+        if self.state.global_step != self._last_loaded_step:
+            sync_weights(self.vllm_generation)
+            self._last_loaded_step = self.state.global_step
+
+    def disable_logprobs(self, keep: bool = False) -> None:
+        """Turn off the engine's text, unless `stop` needs it, and log-probabilities unless `keep`.
+        """
         # Their objects cost vLLM half of a rollout's time.
         kwargs = self.vllm_generation.generation_kwargs
         self.vllm_generation.generation_kwargs = {"detokenize": "stop" in kwargs, **kwargs}
-        self.vllm_generation.logprobs = None
+        if not keep:
+            self.vllm_generation.logprobs = None

@@ -75,6 +75,7 @@ def test_the_ceiling_holds_over_all_nodes(address, tmp_path):
     assert stored(tmp_path, 120)[0] == len(server.calls)
 
 
+@pytest.mark.slow
 def test_a_wrong_key_ends_the_run_with_its_sentence(address, tmp_path):
     server = FaultServer(lambda call: Answer(b"{}", status=401))
     with server.running() as url, pytest.raises(UserError, match="LIMBECK_API_KEY to a valid key"):
@@ -97,6 +98,7 @@ def test_a_server_that_dies_is_started_again_and_its_requests_asked(address, bin
     assert len(asks) <= 100 + 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_command(address, tmp_path):
     server = endpoint(0.5)
     with server.running() as url:

@@ -180,3 +180,11 @@ def test_what_is_not_made_is_named(tmp_path):
     experiment = load(Experiment, [CONFIG], [f"runtime.artifacts={tmp_path}"])
     with pytest.raises(UserError, match="is not made yet for this config; run `limbeck"):
         push(experiment, "x", ["model"], model="rl", private=True, accepted=False, out=None)
+
+
+def test_a_lineage_written_before_its_folder_is_whole_has_the_finished_name(tmp_path):
+    for name, inputs in (("rl-aaa", {}), ("rl-bbb.partial", {"rl-aaa": "aaa"})):
+        manifest = {"stage": "rl", "key": name[3:6], "inputs": inputs, "counts": {}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    assert list(lineage.chain(tmp_path / "rl-bbb.partial")) == ["rl", "rl-bbb"]

@@ -8,9 +8,13 @@ import pytest
 import tiny_rl
 import torch
 
+from pipeline.config.experiment import Runtime
+from pipeline.config.rl import RlConfig
 from pipeline.errors import UserError
+from pipeline.rl.dynamic_sampling import DynamicSamplingTrainer
 from pipeline.student.decode import decode
 from pipeline.train.weight_sync import engine_options
+from stages.rl import _check_overlap
 
 OFF = {"vllm_importance_sampling_correction": False}
 
@@ -88,6 +92,72 @@ def test_an_engine_that_samples_from_another_model_is_noticed_before_the_first_s
     with pytest.raises(UserError, match=r"differ by 0\.6 nats a token"):
         refined(tmp_path, monkeypatch, [], given, Broken)
     assert not (tmp_path / "out/model").exists()
+
+
+def copied(model):
+    """A model of its own with the weights of `model`, whose methods TRL has replaced."""
+    fresh = type(model)(model.config)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    return fresh.eval()
+
+
+@torch.no_grad()
+def logprobs_of(model, inputs):
+    ids, mask = (torch.cat([inputs[f"prompt_{part}"], inputs[f"completion_{part}"]], 1)
+                 for part in ("ids", "mask"))
+    logits = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    width = inputs["completion_ids"].shape[1]
+    return logits[:, -width - 1:-1].gather(-1, ids[:, -width:, None])[..., 0]
+
+
+class Apart(Engine):
+    """Engines in processes of their own: they keep their weights while the trainer goes on."""
+
+    def load_weights(self, weights):
+        if self.weights is None:
+            self.trained, self.model = self.model, copied(self.model)
+        super().load_weights(list(weights))
+        self.model.load_state_dict(self.trained.state_dict())
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_completions_sampled_ahead_are_weighed_by_the_weights_they_came_from(
+        tmp_path, monkeypatch, corrected):
+    from trl.trainer import grpo_trainer
+
+    policies, gaps, loss = [], [], DynamicSamplingTrainer._compute_loss
+
+    def spy(self, model, inputs):
+        policies.append(copied(model))
+        now, before = (logprobs_of(policy, inputs) for policy in (policies[-1], policies[-2:][0]))
+        told = inputs["importance_sampling_ratio"].log() if corrected else \
+            now - inputs["old_per_token_logps"]
+        mask = inputs["completion_mask"]
+        assert ((told - (now - before)).abs() * mask).max() < 1e-4
+        gaps.append(((now - before).abs() * mask).max().item())
+        return loss(self, model, inputs)
+
+    calls: list[tuple] = []
+    monkeypatch.setattr(DynamicSamplingTrainer, "_compute_loss", spy)
+    monkeypatch.setattr(grpo_trainer, "VLLMGeneration", lambda **g: Apart(calls, **g),
+                        raising=False)
+    tiny_rl.refined(tiny_rl.build(tmp_path), tmp_path / "out", overlap=True, trainer={
+        "use_vllm": True, "vllm_mode": "colocate", "temperature": 1.0,
+        "vllm_importance_sampling_correction": corrected,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 100.0})
+    assert len(calls) == 5 and all(logprobs == 0 for _, _, logprobs, _ in calls)
+    assert gaps[0] == 0 and max(gaps[1:]) > 1e-2
+
+
+@pytest.mark.parametrize(("given", "named"), [
+    ({"trainer": {"use_vllm": True}}, "runtime.engines=2"), ({}, "set rl.server"),
+    ({"server": {}, "server_gpus": "1", "dynamic_sampling": 1}, "rl.dynamic_sampling waits")])
+def test_sampling_ahead_is_refused_where_it_cannot_be(given, named):
+    experiment = SimpleNamespace(runtime=Runtime(), rl=RlConfig(overlap=True, **given))
+    with pytest.raises(UserError, match=named):
+        _check_overlap(experiment)
 
 
 def test_options_of_the_engine_reach_it_and_only_while_it_starts(monkeypatch):
