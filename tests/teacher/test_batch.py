@@ -18,7 +18,7 @@ from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.errors import LockedError, StoppedError, UserError
 from pipeline.teacher import Request, TraceStore, batch, generate
 from pipeline.teacher.estimate import estimate
-from stages.commands import estimate_run
+from stages.gpu_work import Given, _estimate_teacher
 from stages.make import make, plan_of
 from tests.fault_server import Answer, FaultServer, completion
 
@@ -394,5 +394,5 @@ def test_the_stage_goes_on_from_a_killed_run_and_a_failed_batch(tmp_path, monkey
         endpoint.ends = "completed"
         make(experiment, "generate")
         assert "generate: 16 traces (16 asked, 0 reused, 0 failed" in capsys.readouterr().err
-        left = estimate_run(experiment, plan_of(experiment, "prepare").folder, 0)
+        left = _estimate_teacher(plan_of(experiment, "generate"), 0, Given())
     assert endpoint.sent() == [16, 16, 16] and left is not None and left.missing == 0
