@@ -206,8 +206,10 @@ def _stop(job, how):
     if how == "requeue":
         subprocess.run(["scontrol", "requeue", job], check=True)
     else:
-        subprocess.run(["sbatch", "--partition=high", "--exclusive", "--nodes=2", "--wrap=true",
-                        "--output=/dev/null"], check=True)
+        node = subprocess.run(["squeue", "--noheader", "--format=%N", f"--jobs={job}"], text=True,
+                              capture_output=True, check=True).stdout.strip()
+        subprocess.run(["sbatch", "--partition=high", "--exclusive", f"--nodelist={node}",
+                        "--wrap=true", "--output=/dev/null"], check=True)
 
 
 @pytest.mark.parametrize("name", ["skypilot", "kubernetes"])
