@@ -175,8 +175,8 @@ class TeacherRuntime(Config):
     key_file: Path | None = None
     """File that holds the key, used if the variable is not set."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Requests in flight in all. Unset: found by rising until the endpoint objects, or as a local
-    vLLM's max_num_seqs says. Set: the ceiling."""
+    """Requests in flight in all; on a cluster of each node. Unset: found by rising until the
+    endpoint objects, or as a local vLLM's max_num_seqs says. Set: the ceiling."""
     n: int = Field(default=8, ge=1)
     """Most samples asked in one request, if the endpoint honours `n`."""
     rpm: float | None = Field(default=None, gt=0)
