@@ -143,8 +143,9 @@ def test_the_loss_takes_its_products_in_half_precision_where_the_model_does(
 
     seen = []
     real = divergence._project
-    monkeypatch.setattr(divergence, "_project", lambda states, matrix, bias: seen.append(
-        (states.dtype, matrix.dtype)) or real(states, matrix, bias))
+    monkeypatch.setattr(divergence, "_project", lambda states, matrix, *given, **more:
+                        seen.append((states.dtype, matrix.dtype))
+                        or real(states, matrix, *given, **more))
     loss_and_gradient(tiny_sft.job(tiny, tmp_path, {"head": "limbeck"}, bf16=mixed), range(8))
     assert set(seen) == {(torch.bfloat16,) * 2 if mixed else (torch.float32,) * 2}
 
