@@ -2,8 +2,8 @@
 
     python -m benchmarks.trace_store [OTHER_CHECKOUT]
 
-Each figure of one writer is the median of runs that alternate between the two checkouts, as
-processes of their own, so that what else the machine does falls on both.
+Each figure of one writer is the median, in seconds of the processor, of runs that alternate between
+the two checkouts, as processes of their own, so that what else the machine does falls on both.
 """
 
 import json
@@ -37,21 +37,21 @@ def rows(requests):
 
 
 def one_writer():
-    """Seconds of one writer to append, fold, plan and collect."""
+    """Seconds of the processor for one writer to append, fold, plan and collect."""
     requests, out = wanted(ROWS // 16, 16), {}
     stored = rows(requests)
     with tempfile.TemporaryDirectory() as folder, TraceStore(Path(folder)) as store:
-        began = time.perf_counter()
+        began = time.process_time()
         with store.writing():
             for row in stored[:-1]:
                 store.append(row)
-            out["append"] = time.perf_counter() - began
-            began = time.perf_counter()
-        out["fold"] = time.perf_counter() - began
+            out["append"] = time.process_time() - began
+            began = time.process_time()
+        out["fold"] = time.process_time() - began
         for name, act in (("missing", store.missing), ("collect", store.collect)):
-            began = time.perf_counter()
+            began = time.process_time()
             act(requests, TEACHER, SAMPLING)
-            out[name] = time.perf_counter() - began
+            out[name] = time.process_time() - began
     return out
 
 

@@ -118,6 +118,8 @@ class SharedQueue(RequestQueue):
 
     def _parts(self, job: Job) -> tuple[list[Job], list[Job]]:
         """The parts of `job` that are leased, and those that are free; others are `elsewhere`."""
+        if all(map(self.leases.is_mine, job.names())):
+            return [job], []
         kinds: dict[str, list[int]] = {"mine": [], "free": [], "elsewhere": []}
         for sample, name in zip(job.samples, job.names(), strict=True):
             kinds["mine" if self.leases.is_mine(name) else

@@ -140,3 +140,22 @@ def test_what_cannot_work_is_refused_in_one_sentence(address, tmp_path, monkeypa
     monkeypatch.setattr(ray_nodes, "find_spec", lambda name: None)
     with pytest.raises(LackingError, match=r"pip install '\.\[ray\]'"):
         ray_nodes.check_cluster(type("Runtime", (), {"cluster": RayCluster()}))
+
+
+def test_what_a_killed_writer_stored_is_not_asked_again(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from pipeline.teacher import TraceStore\n"
+        "with TraceStore(sys.argv[1]) as store, store.writing() as leases:\n"
+        "    assert leases.take({'k:0': 0.5, 'k:1': 0.5}) == {'k:0', 'k:1'}\n"
+        "    store.append({'key': 'k', 'sample': 0, 'cost_usd': 0.25, 'failure': None})\n"
+        "    print('stored', flush=True)\n"
+        "    time.sleep(60)\n")
+    with TraceStore(tmp_path) as store, store.writing() as leases:
+        with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT,
+                              stdout=subprocess.PIPE) as writer:
+            assert writer.stdout.readline() == b"stored\n"
+            assert leases.take(["k:0", "k:1"]) == set()
+            writer.kill()
+        assert leases.take(["k:0", "k:1"]) == {"k:1"}
+        assert leases.ended["k:0"] == (True, 0.25)

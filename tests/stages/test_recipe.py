@@ -128,7 +128,7 @@ def test_vllm_serves_a_student_that_teaches_or_judges_under_its_key(tmp_path, mo
     served = []
 
     @contextmanager
-    def serve(model, options, *count, log):
+    def serve(model, options, *count, log, **watched):
         served.append((model, options["served_model_name"]))
         yield ["http://127.0.0.1:1/v1"] if count else "http://127.0.0.1:1/v1"
 
