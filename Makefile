@@ -42,7 +42,7 @@ env: .venv/.ready
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; $(VENV_PACKAGE) && $(PYTHON) -m venv .venv; } || { rm -rf .venv; \
 		echo "python's venv module is missing: run 'apt-get install python3-venv' as root, then make again"; exit 2; }
 	@.venv/bin/pip install -q $(TORCH)
-	@.venv/bin/pip install -q -c constraints.txt -e ".[dev,gguf,ray]"
+	@.venv/bin/pip install -q -c constraints.txt -e ".[dev,gguf,compressed,ray]"
 	@touch $@
 
 clean:

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4, help="processes that judge")
     parser.add_argument("--out", type=Path, default=Path("gguf"))
     args = parser.parse_args()
-    check_extra()
+    check_extra(args.formats)
     sampling = StudentSampling(temperature=args.temperature, top_p=args.top_p,
                                max_tokens=args.max_tokens)
     # The figures are the aim: a file far from its checkpoint is shown, not refused.

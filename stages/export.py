@@ -1,4 +1,4 @@
-"""export: a student as GGUF files that were run and held against their checkpoint."""
+"""export: a student as files that were run and held against their checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from stages.graph import MAKER, MODELS
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write the GGUF files, Modelfile and README.md; returns each file's proof."""
+    """Write the files, Modelfile and README.md; returns each file's proof."""
     config, model = experiment.export, experiment.exported()
     made = MAKER.get(model, model)
     step = made.rpartition(".")[0] if made in inputs else ""
@@ -41,9 +41,9 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
-    """Stage → key of all that the model stands on; of a stranger's checkpoint its name alone."""
+    """Manifests of all that the model stands on; of a stranger's checkpoint its name alone."""
     try:
-        return {name: one["key"] for name, one in read_lineage(folder).items()}
+        return read_lineage(folder)
     except UserError:
         return {"checkpoint": folder.name}
 
@@ -63,7 +63,7 @@ def _rows(experiment: Experiment, inputs: Mapping[str, Path]) -> list[dict[str, 
 
 def check(experiment: Experiment) -> None:
     """Refuse what cannot be exported before anything is trained for it."""
-    check_extra()
+    check_extra(experiment.export.formats)
     config, model = experiment.export, experiment.exported()
     made = MAKER.get(model, model).rpartition(".")[2] in MODELS
     if not made and not (Path(model) / "config.json").is_file():
@@ -77,4 +77,4 @@ def check(experiment: Experiment) -> None:
 def summary(counts: Counts) -> str:
     """State each file's size and proof, and how to run the first."""
     shown = [described(form, found) for form, found in counts["files"].items()]
-    return "; ".join(shown) + "; README.md there says how to run it in Ollama, LM Studio, llama.cpp"
+    return "; ".join(shown) + "; README.md there says how to run it"

@@ -83,8 +83,10 @@ class ReportConfig(Config):
     """Show the exported files too, which makes export first."""
 
 
-Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
-VLLM_FORMATS = {"fp8", "fp8_dynamic", "int8", "w8a8", "w4a16", "awq", "gptq", "nvfp4"}
+Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "fp8", "w4a16"]
+VLLM_FORMATS = ("fp8", "w4a16")
+"""Written as a checkpoint folder for vLLM, not as GGUF."""
+OTHER_FORMATS = {"fp8_dynamic", "int8", "w8a8", "awq", "gptq", "nvfp4"}
 
 
 class ExportConfig(Config):
@@ -95,7 +97,9 @@ class ExportConfig(Config):
     folder; unset: the last one that evaluate compares."""
     formats: list[Format] = Field(default=["q8_0", "q5_k_m"], min_length=1)
     """GGUF types. Bits a weight: f32 32, f16 and bf16 16, q8_0 8.5, q6_k 6.6, q5_k_m 5.7,
-    q4_k_m 4.9; the last three mix types as llama.cpp does."""
+    q4_k_m 4.9; the last three mix types as llama.cpp does. For vLLM, a checkpoint folder each:
+    fp8 (weights a channel, activations a token) and w4a16 (4 bits in groups of at most 128,
+    rounded to nearest); embeddings and the head stay at 16 bits."""
     problems: int = Field(default=20, ge=1)
     """Problems whose prompts must give equal tokens, and on whose answers the file is compared."""
     tokens: int = Field(default=64, ge=1)
@@ -103,7 +107,8 @@ class ExportConfig(Config):
     max_kl: float | None = Field(default=None, gt=0)
     """Nats a token from its checkpoint above which a file is refused, in place of the format's own
     limits (0.01 for 16 and 32 bits, 0.03 for q8_0, 0.1 for q6_k, 0.3 for q5_k_m, 0.6 for q4_k_m,
-    and for 16 and 32 bits no two tokens mistaken that are 1 apart in logits)."""
+    0.3 for fp8, 0.6 for w4a16, and for 16 and 32 bits no two tokens mistaken that are 1 apart in
+    logits)."""
     benchmark: NameOrSet = "heldout"
     """What the file itself is scored on: `heldout`, a file, a hub id, or a set as in evaluate."""
     limit: int | None = Field(default=200, ge=0)
@@ -117,12 +122,11 @@ class ExportConfig(Config):
 
     @field_validator("formats", mode="before")
     @classmethod
-    def _are_of_llama_cpp(cls, formats: Any) -> Any:
+    def _are_written(cls, formats: Any) -> Any:
         named = [formats] if isinstance(formats, str) else formats
         for one in named if isinstance(named, list) else []:
-            if str(one).casefold() in VLLM_FORMATS:
+            if str(one).casefold() in OTHER_FORMATS:
                 raise ValueError(
-                    f"{one} is a format of vLLM, which makes fp8 of a checkpoint as it loads "
-                    "(vllm serve FOLDER --quantization fp8) and reads what llmcompressor writes of "
-                    "it; export writes GGUF, so name formats of that")
+                    f"{one} is not written by export; for vLLM it writes w4a16 (4 bits a weight, "
+                    "as AWQ and GPTQ have) and fp8, so name one of those")
         return formats

@@ -37,7 +37,7 @@ def served(model: str, tokenizer: str, *, host: str = "127.0.0.1", port: int = 0
     elif model.endswith(".gguf"):
         from pipeline.export.llama_cpp import llama_server
 
-        check_extra()
+        check_extra(["q8_0"])
         if not Path(model).is_file():
             raise UserError(f"there is no file {model}; `limbeck path export` prints the folder "
                             "of exported ones")

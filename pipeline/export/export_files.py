@@ -9,25 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
-from pipeline.config.evaluate import ExportConfig
+from pipeline.config.evaluate import VLLM_FORMATS, ExportConfig
 from pipeline.errors import UserError
 
 PACKAGES = {"gguf": "gguf", "libggml": "libggml-python", "xllamacpp": "xllamacpp"}
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9}
+COMPRESSED = {"llmcompressor": "llmcompressor"}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9,
+        "fp8": 10, "w4a16": 7}       # with a small model's embeddings at 16
 SLOTS = 8
 
 
-def check_extra() -> None:
-    """Raise UserError if a package that writes or runs GGUF is missing."""
-    if missing := [name for module, name in PACKAGES.items() if find_spec(module) is None]:
-        raise UserError(f"export needs {', '.join(missing)}; run pip install '.[gguf]' in "
-                        "limbeck's checkout")
+def check_extra(formats: Sequence[str]) -> None:
+    """Raise UserError if a package that writes or runs one of `formats` is missing."""
+    for extra, packages in (("gguf", PACKAGES), ("compressed", COMPRESSED)):
+        asked = [one for one in formats if (one in VLLM_FORMATS) == (extra == "compressed")]
+        missing = [name for module, name in packages.items() if asked and find_spec(module) is None]
+        if missing:
+            raise UserError(f"export of {', '.join(asked)} needs {', '.join(missing)}; run pip "
+                            f"install '.[{extra}]' in limbeck's checkout")
 
 
 def export(checkpoint: str, tokenizer_folder: str, config: ExportConfig, out: Path, *, name: str,
            rows: Sequence[dict], chats: Mapping[str, Messages], lineage: Mapping[str, Any],
            seed: int = 0, workers: int = 2) -> dict[str, Any]:
-    """Write NAME-FORMAT.gguf for each format, Modelfile and README.md to `out`; returns figures.
+    """Write NAME-FORMAT.gguf or, for vLLM, the folder NAME-FORMAT for each format to `out`.
+
+    Beside them Modelfile and README.md; returns figures.
 
     The proof is made on the first problems of `rows`, the score on `config.limit` of them. Raises
     UserError if a file cannot be written as it should be or does not answer as its checkpoint.
@@ -42,11 +49,13 @@ def export(checkpoint: str, tokenizer_folder: str, config: ExportConfig, out: Pa
     tokenizer = load_tokenizer(tokenizer_folder)
     ends = end_of_turn_ids(tokenizer, checkpoint)
     model = _load(checkpoint)
-    architecture(model)
+    if gguf := [form for form in config.formats if form not in VLLM_FORMATS]:
+        architecture(model)
     _check_room(out, sum(p.numel() for p in model.parameters()), config.formats)
     sampling = config.sampling
-    files: dict[str, Path] = {form: out / f"{name}-{form}.gguf" for form in config.formats}
-    _write(files, model, tokenizer, name=name, ends=ends, lineage=lineage,
+    files: dict[str, Path] = {form: out / f"{name}-{form}{'.gguf' * (form in gguf)}"
+                              for form in config.formats}
+    _write(files, checkpoint, model, tokenizer, name=name, ends=ends, lineage=lineage,
            sampling={"temperature": sampling.temperature, "top_p": sampling.top_p})
     asked = list(chats.values())[:config.problems]
     reference = Reference.of(model, tokenizer, ends, asked, config.tokens)
@@ -54,12 +63,13 @@ def export(checkpoint: str, tokenizer_folder: str, config: ExportConfig, out: Pa
     found: dict[str, Any] = {
         form: _proven(path, form, reference, config, ends, rows, chats, seed, workers, 2 * longest)
         for form, path in files.items()}
-    most = positions(checkpoint) or 1 << 20
-    num_ctx = config.num_ctx or min(most, max(2048, 2 * longest))
-    stops = [tokenizer.convert_ids_to_tokens(index) for index in ends]
-    first = files[config.formats[0]]
-    (out / "Modelfile").write_text(modelfile(first.name, tokenizer, stops, sampling.temperature,
-                                             sampling.top_p, num_ctx), encoding="utf-8")
+    if gguf:
+        most = positions(checkpoint) or 1 << 20
+        num_ctx = config.num_ctx or min(most, max(2048, 2 * longest))
+        stops = [tokenizer.convert_ids_to_tokens(index) for index in ends]
+        text = modelfile(files[gguf[0]].name, tokenizer, stops, sampling.temperature,
+                         sampling.top_p, num_ctx)
+        (out / "Modelfile").write_text(text, encoding="utf-8")
     (out / "README.md").write_text(_readme(name, files, found), encoding="utf-8")
     return found
 
@@ -88,17 +98,28 @@ def _check_room(out: Path, parameters: int, formats: Sequence[str]) -> None:
                         f"{free / 1e6:,.0f} MB left; free some, or name fewer export.formats")
 
 
-def _write(files: Mapping[str, Path], model: Any, tokenizer: Any, **told: Any) -> None:
+def _write(files: Mapping[str, Path], checkpoint: str, model: Any, tokenizer: Any, *, name: str,
+           ends: list[int], lineage: Mapping[str, Any], sampling: Mapping[str, float]) -> None:
+    from pipeline.export.compressed import write_folder
     from pipeline.export.gguf_file import write_gguf
 
+    keys = {stage: one["key"] if isinstance(one, Mapping) else one
+            for stage, one in lineage.items()}
     for form, path in files.items():
-        write_gguf(path, model, tokenizer, form, **told)
+        if form in VLLM_FORMATS:
+            write_folder(path, checkpoint, _load(checkpoint), tokenizer, form, ends=ends,
+                         sampling=sampling, lineage=lineage)
+        else:
+            write_gguf(path, model, tokenizer, form, name=name, ends=ends, sampling=sampling,
+                       lineage=keys)
 
 
 def _proven(path: Path, form: str, reference: Any, config: ExportConfig, ends: list[int],
             rows: Sequence[dict], chats: Mapping[str, Messages], seed: int, workers: int,
             context: int) -> dict[str, Any]:
     """Run the file and return its figures; one that fails its proof is deleted."""
+    if form in VLLM_FORMATS:
+        return _proven_folder(path, form, reference, config, rows, chats, seed, workers)
     from pipeline.export.llama_cpp import LlamaCpp, llama_server
     from pipeline.export.proof import prove
     from pipeline.export.score import score
@@ -117,6 +138,27 @@ def _proven(path: Path, form: str, reference: Any, config: ExportConfig, ends: l
             found["score"] = score(LlamaCpp(address), slots, reference.tokenizer, ends, scored,
                                    chats, config.sampling, config.samples, seed, workers,
                                    path.name)
+    return found
+
+
+def _proven_folder(folder: Path, form: str, reference: Any, config: ExportConfig,
+                   rows: Sequence[dict], chats: Mapping[str, Messages], seed: int,
+                   workers: int) -> dict[str, Any]:
+    """Load the folder and return its figures; one that fails its proof is deleted."""
+    from pipeline.export.compressed import CompressedFolder
+    from pipeline.export.proof import prove
+    from pipeline.export.score import score_folder
+
+    found: dict[str, Any] = {"file": folder.name,
+                             "bytes": sum(one.stat().st_size for one in folder.iterdir())}
+    try:
+        found |= prove(CompressedFolder(folder), reference, form, folder.name, config.max_kl)
+    except UserError:
+        shutil.rmtree(folder)
+        raise
+    if scored := rows[:config.limit]:
+        found["score"] = score_folder(folder, scored, chats, config.sampling, config.samples,
+                                      seed, workers)
     return found
 
 
@@ -142,7 +184,11 @@ def commands(name: str, file: str) -> list[str]:
 
 
 def _readme(name: str, files: Mapping[str, Path], found: Mapping[str, Any]) -> str:
-    first = next(iter(files.values())).name
     lines = [f"- `{path.name}`: {described(form, found[form])}" for form, path in files.items()]
-    return (f"# {name}\n\n" + "\n".join(lines) + "\n\nIn this folder, for Ollama, LM Studio and "
-            "llama.cpp:\n\n```sh\n" + "\n".join(commands(name, first)) + "\n```\n")
+    gguf = [path.name for form, path in files.items() if form not in VLLM_FORMATS]
+    served = [f"vllm serve ./{path.name}" for form, path in files.items() if form in VLLM_FORMATS]
+    told = {"Ollama, LM Studio and llama.cpp": commands(name, gguf[0]) if gguf else [],
+            "vLLM": served}
+    return f"# {name}\n\n" + "\n".join(lines) + "\n" + "".join(
+        f"\nIn this folder, for {tools}:\n\n```sh\n" + "\n".join(some) + "\n```\n"
+        for tools, some in told.items() if some)

@@ -1,4 +1,4 @@
-"""The proof that goes with a GGUF: what llama.cpp makes of it, held against the checkpoint."""
+"""The proof that goes with an export: what runs it, held against the checkpoint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import torch
 
 from pipeline.completion import Messages
 from pipeline.errors import UserError
+from pipeline.export.compressed import CompressedFolder
 from pipeline.export.llama_cpp import LlamaCpp
 from pipeline.progress import progress
 from pipeline.student.decode import decode
 from pipeline.student.template import prompt_ids
 
+Runner = LlamaCpp | CompressedFolder
 MOST_KL = {"f32": 0.01, "f16": 0.01, "bf16": 0.01, "q8_0": 0.03, "q6_k": 0.1, "q5_k_m": 0.3,
-           "q4_k_m": 0.6}
+           "q4_k_m": 0.6, "fp8": 0.3, "w4a16": 0.6}
 """Nats a token from which a file of the format no longer answers as its checkpoint."""
 MOST_GAP = 1.0
 """Difference of two logits that rounding to 16 bits explains at most."""
@@ -53,7 +55,7 @@ class Reference:
         return logits[0].float().log_softmax(-1).cpu()
 
 
-def prove(server: LlamaCpp, reference: Reference, form: str, name: str,
+def prove(server: Runner, reference: Reference, form: str, name: str,
           most_kl: float | None = None) -> dict[str, Any]:
     """Compare the file that `server` runs with its checkpoint; returns the figures.
 
@@ -87,7 +89,7 @@ def _check_prompt(got: list[int], ids: list[int], tokenizer: Any, name: str) -> 
                     "template has no exact form in llama.cpp, use a student with another")
 
 
-def _compared(server: LlamaCpp, reference: Reference, name: str) -> dict[str, Any]:
+def _compared(server: Runner, reference: Reference, name: str) -> dict[str, Any]:
     """Hold the file's distribution against the checkpoint's along the checkpoint's greedy answers.
 
     Counts answers that the file would give too; where one parts, how far apart the logits are.
@@ -120,7 +122,7 @@ def _compared(server: LlamaCpp, reference: Reference, name: str) -> dict[str, An
             "kl_tokens": len(values), "same_top": same / compared}
 
 
-def _speed(server: LlamaCpp, reference: Reference) -> float:
+def _speed(server: Runner, reference: Reference) -> float:
     """Tokens a second of one answer at a time: the fastest of three."""
     tokens = max(map(len, reference.answers))
     done = [server.complete(prompt, tokens)["timings"] for prompt in reference.prompts[:3]]

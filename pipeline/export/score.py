@@ -1,9 +1,10 @@
-"""Scores a GGUF on a benchmark: sampled by llama.cpp, judged as every other model."""
+"""Scores an exported student on a benchmark, judged as every other model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from pipeline.completion import Messages
@@ -13,7 +14,7 @@ from pipeline.evaluate.metrics import summarise
 from pipeline.export.llama_cpp import LlamaCpp
 from pipeline.judge import JudgePool
 from pipeline.progress import progress
-from pipeline.student.sample import Sampled, complete
+from pipeline.student.sample import Sampled, complete, sample
 from pipeline.student.template import opens_thinking, prompt_ids
 
 
@@ -37,6 +38,22 @@ def score(server: LlamaCpp, slots: int, tokenizer: Any, ends: list[int], rows: S
                                                           strict=True):
             got.append((problem, index, completion, tokens, 0.0))
             advance(1)
+    return _judged(got, rows, workers, name)
+
+
+def score_folder(folder: Path, rows: Sequence[dict], chats: Mapping[str, Messages],
+                 sampling: StudentSampling, samples: int, seed: int,
+                 workers: int) -> dict[str, Any]:
+    """Return the same metrics of a checkpoint folder: by vLLM if there is a GPU for it."""
+    groups = sample(str(folder), str(folder), [chats[row["problem_id"]] for row in rows], samples,
+                    sampling, seed)
+    got = [(row["problem_id"], index, completion, tokens, 0.0)
+           for row, group in zip(rows, groups, strict=True)
+           for index, (completion, tokens) in enumerate(group)]
+    return _judged(got, rows, workers, folder.name)
+
+
+def _judged(got: list[tuple], rows: Sequence[dict], workers: int, name: str) -> dict[str, Any]:
     with JudgePool(workers) as judges:
         judged = judged_rows(judges, name, {row["problem_id"]: row for row in rows}, got)
     return {**summarise(judged), "reasoned": sum(row["thinking"] is not None and not row["cut_off"]

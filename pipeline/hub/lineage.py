@@ -69,8 +69,13 @@ def write(folder: Path, places: Sequence[Path] = ()) -> None:
     """Write the lineage of a finished artifact beside its model, if it has one."""
     if (folder / "model").is_dir():
         with suppress(UserError):       # of an artifact whose makers were cleaned away
-            text = json.dumps(chain(folder, places), indent=1, ensure_ascii=False)
-            (folder / "model" / FILE).write_text(text + "\n", encoding="utf-8")
+            write_file(folder / "model", chain(folder, places))
+
+
+def write_file(folder: Path, found: Mapping[str, Any]) -> None:
+    """Write a lineage into the folder of a checkpoint."""
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:

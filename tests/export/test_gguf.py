@@ -232,9 +232,9 @@ def test_ollamas_template_writes_what_the_chat_template_writes(name):
     assert 'PARAMETER stop "<|im_end|>"' in text and text.startswith("FROM ./m.gguf\n")
 
 
-def test_a_format_of_vllm_is_refused_with_what_to_do_instead():
-    with pytest.raises(UserError, match=r"FP8 is a format of vLLM.* --quantization fp8"):
-        load(Experiment, [ROOT / "configs/default.yaml"], ["export.formats=[q8_0, FP8]"])
+def test_awq_and_gptq_are_refused_with_what_to_name_instead():
+    with pytest.raises(UserError, match=r"AWQ is not written by export.* w4a16"):
+        load(Experiment, [ROOT / "configs/default.yaml"], ["export.formats=[q8_0, AWQ]"])
 
 
 def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path):
@@ -247,7 +247,9 @@ def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(export_files, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gguf, libggml-python, xllamacpp; run pip install"):
-        export_files.check_extra()
+        export_files.check_extra(["q8_0"])
+    with pytest.raises(UserError, match=r"fp8 needs llmcompressor; run .*'\.\[compressed\]'"):
+        export_files.check_extra(["fp8"])
 
 
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path):

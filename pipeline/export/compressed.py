@@ -1,0 +1,110 @@
+"""A checkpoint folder of compressed weights, as vLLM serves it: written, and run for the proof."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.export.llama_cpp import Step
+from pipeline.hub import lineage as lineages
+from pipeline.student.decode import decode
+from pipeline.student.template import prompt_ids
+from pipeline.student.tokenizer import load_tokenizer
+
+SCHEMES = {"fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
+GROUPS = (128, 64, 32)
+"""Weights that share a scale: the sizes that vLLM's kernels have."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep llmcompressor's log and bars from the terminal."""
+    with redirect_stderr(io.StringIO()):
+        import llmcompressor  # noqa: F401  (it turns its log on as it is imported)
+        from loguru import logger
+
+        logger.disable("llmcompressor")
+        yield
+
+
+def group_size(model: Any) -> int:
+    """Return the largest group that every compressed row is a multiple of. Raises UserError."""
+    head = model.get_output_embeddings()
+    rows = {one.in_features for one in model.modules()
+            if isinstance(one, torch.nn.Linear) and one is not head}
+    found = next((size for size in GROUPS if not any(row % size for row in rows)), None)
+    if found is None:
+        raise UserError(f"w4a16 packs groups of {GROUPS[-1]} weights and this model has rows of "
+                        f"{min(row for row in rows if row % GROUPS[-1])}; name fp8 instead")
+    return found
+
+
+def write_folder(folder: Path, checkpoint: str, model: Any, tokenizer: Any, form: str, *,
+                 ends: list[int], sampling: Mapping[str, float],
+                 lineage: Mapping[str, Any]) -> None:
+    """Compress `model`, loaded from `checkpoint`, in place; write it with all that serves it."""
+    with _quiet():
+        from compressed_tensors.quantization import preset_name_to_scheme
+        from llmcompressor import oneshot
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+
+        scheme = preset_name_to_scheme(SCHEMES[form], ["Linear"])
+        if form == "w4a16":
+            scheme.weights.group_size = group_size(model)
+        if model.dtype == torch.float32:
+            model.to(torch.bfloat16)        # vLLM's kernels have 16 bits for the rest
+        model.config._name_or_path = checkpoint     # llmcompressor reads the config there
+        oneshot(model=model, recipe=QuantizationModifier(
+            config_groups={"group_0": scheme}, ignore=["lm_head"]), log_dir=None)
+        settings = model.generation_config
+        settings.eos_token_id, settings.do_sample = ends, sampling["temperature"] > 0
+        if settings.do_sample:
+            settings.temperature, settings.top_p = sampling["temperature"], sampling["top_p"]
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lineages.write_file(folder, lineage)
+
+
+class CompressedFolder:
+    """Runs a folder by transformers, which rounds activations as the format does."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoModelForCausalLM
+
+        self.tokenizer = load_tokenizer(str(folder))
+        with _quiet():
+            self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+            self._logits([0, 0], 1)         # unpacks the weights
+
+    @torch.no_grad()
+    def _logits(self, ids: list[int], count: int) -> torch.Tensor:
+        """Logits [count, vocabulary] of the tokens after the last `count` of `ids`."""
+        tokens = torch.tensor([ids], device=self.model.device)
+        return self.model(input_ids=tokens, logits_to_keep=count).logits[0].float().cpu()
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the tokens that a chat is answered from: the folder's template and tokenizer."""
+        return prompt_ids(self.tokenizer, list(messages))
+
+    def follow(self, prompt: Sequence[int], answer: Sequence[int], most: int) -> list[Step]:
+        """Return the folder's choice at each token of `answer`."""
+        scores = self._logits([*prompt, *answer][:-1], len(answer)).log_softmax(-1)
+        likeliest = scores.topk(most)
+        return [Step(token, ids[0], dict(zip(ids, values, strict=True)))
+                for token, ids, values in zip(answer, likeliest.indices.tolist(),
+                                              likeliest.values.tolist(), strict=True)]
+
+    def complete(self, prompt: Sequence[int], max_tokens: int) -> dict[str, Any]:
+        """Return tokens and timings of one greedy completion."""
+        start = time.perf_counter()
+        [tokens] = decode(self.model, [list(prompt)], max_tokens=max_tokens, temperature=0,
+                          eos_token_ids=[])
+        spent = time.perf_counter() - start
+        return {"tokens": tokens, "timings": {"predicted_per_second": len(tokens) / spent}}
