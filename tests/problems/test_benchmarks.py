@@ -138,15 +138,18 @@ def test_livecodebench_runs_its_private_tests_in_the_sandbox(tmp_path):
 
 
 class _Attack:
+    def __init__(self, mark):
+        self.mark = mark
+
     def __reduce__(self):
-        return (print, ("run",))
+        return (exec, (f"open({str(self.mark)!r}, 'w')",))
 
 
-def test_a_pickle_that_would_run_code_is_refused(capsys):
-    packed = base64.b64encode(zlib.compress(pickle.dumps(_Attack()))).decode()
-    with pytest.raises(UserError, match=r"cannot be unpacked \(it names builtins.print"):
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    packed = base64.b64encode(zlib.compress(pickle.dumps(_Attack(tmp_path / "run")))).decode()
+    with pytest.raises(UserError, match=r"cannot be unpacked \(it names builtins.exec"):
         unpacked(packed)
-    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="download the file again"):
         unpacked("no base64 §")
 
