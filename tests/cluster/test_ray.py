@@ -87,7 +87,15 @@ def test_a_server_that_dies_is_started_again_and_its_requests_asked(address, bin
     def kill():
         while len(asked(bin_folder)) < 20:
             time.sleep(0.1)
-        os.kill(asked(bin_folder)[0][2], signal.SIGKILL)
+        killed = asked(bin_folder)[0][2]
+        os.kill(killed, signal.SIGKILL)
+        # The others stand still until the new one was asked, however long it takes to start.
+        while len(pids := {pid for _, _, pid in asked(bin_folder)}) < 3:
+            for pid in pids - {killed}:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.1)
+        for pid in pids - {killed}:
+            os.kill(pid, signal.SIGCONT)
 
     threading.Thread(target=kill, daemon=True).start()
     outcome = ray_run.run(address, tmp_path, 100, 4)
