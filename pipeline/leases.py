@@ -170,7 +170,7 @@ class Leases:
             self._sync()
 
     def _publish(self, record: Mapping[str, Any]) -> bool:
-        """Make `record` the next change; False if another process was first."""
+        """Publish `record` as the next change; return False if another process was first."""
         number = self._position + 1
         record = {"by": self._taken_as, **record}
         if number % SNAPSHOT == 0:
@@ -199,7 +199,7 @@ class Leases:
         return True
 
     def _keep_alone(self) -> None:
-        """Where a file system has no hard links, let one process at a time have all leases."""
+        """Lock the folder, so that one process at a time has all leases, without hard links."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.folder / "alone.lock", timeout=0)
@@ -241,7 +241,7 @@ class Leases:
             pass
 
     def _read(self, number: int) -> bool:
-        """Apply change `number`; False if there is none."""
+        """Read and apply change `number`; return False if there is none."""
         try:
             text = self._path(number).read_text(encoding="utf-8")
         except FileNotFoundError:

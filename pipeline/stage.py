@@ -235,7 +235,8 @@ def leases_in(artifacts: Path) -> Leases:
 
 @lru_cache(maxsize=16)
 def check_rename(folder: Path) -> None:
-    """Raise UserError if `folder` lies where a folder cannot be renamed: nothing would be whole."""
+    """Raise UserError if the file system of `folder` cannot rename a folder."""
+    # Artifacts are made beside their place and renamed, so that each is whole or not there.
     probe, renamed = (folder / f".{part}-{secrets.token_hex(4)}" for part in ("probe", "renamed"))
     probe.mkdir()
     try:
@@ -256,7 +257,7 @@ def _take(leases: Leases, plan: Plan, wait: bool) -> None:
     while not leases.take([plan.folder.name]):
         who = _maker(leases, plan)
         if not wait:
-            raise LockedError(f"{who}; --wait waits for it") from None
+            raise LockedError(f"{who}; --wait waits for it")
         if not said:
             print(f"{plan.stage.name}: {who}; waiting for it", file=sys.stderr)
         said = True

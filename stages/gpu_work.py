@@ -217,7 +217,7 @@ def _estimate_teacher(generate: Plan, pilot: int, given: Given) -> Estimate | No
 
 
 def _chats(generate: Plan, given: Given) -> dict[str, list[dict[str, str]]]:
-    """What the teacher is asked; where problems are only counted, one of the usual length."""
+    """Return what the teacher is asked, or one usual prompt if problems are only counted."""
     if given.problems:
         return {"": [{"role": "user", "content": "word" * PROMPT_TOKENS}]}
     config = generate.experiment.generate

@@ -12,6 +12,7 @@ from pipeline.cluster.ray_nodes import (
     check_same_code,
     code_digest,
     connected,
+    first_line,
     lacks_code,
     living_nodes,
 )
@@ -78,7 +79,7 @@ class ClusterPool(JudgePool):
             raise lacks_code(error) or error from None
         except self.ray.exceptions.RayError as error:
             raise lacks_code(error) or UserError(
-                f"the cluster could not judge ({str(error).strip().splitlines()[0]}); see `ray "
+                f"the cluster could not judge ({first_line(error)}); see `ray "
                 "status`, and run the same command again") from None
 
 

@@ -73,6 +73,11 @@ def _reach(address: str) -> None:
                         "--address=HOST:PORT` on each further node") from None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of Ray says, at most 200 characters."""
+    return str(error).strip().partition("\n")[0][:200]
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).partition(". ")[0][:300].rstrip(".")
 

@@ -69,7 +69,8 @@ def _fields(config: type[Config]) -> list[tuple[str, bool]]:
 
 
 def _renamed(value: Any, rename: Callable[[str], str], marked: bool) -> Any:
-    """`value` itself where nothing in it is renamed: comparing whole configs takes long."""
+    """Rename inside `value`; returns the same object if nothing in it is renamed."""
+    # To compare whole configs instead would take long.
     if isinstance(value, Config):
         return renamed(value, rename)
     if isinstance(value, list):

@@ -84,7 +84,7 @@ class Crew:
         del self.members[member.place]
 
     def heard(self, member: Member) -> None:
-        """Forget the earlier deaths at a place where traces are stored again."""
+        """Forget the earlier deaths at a place that stores traces again."""
         self.deaths.pop(member.place, None)
         self.out.pop(member.place, None)
 

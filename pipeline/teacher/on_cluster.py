@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pipeline.cluster.ray_nodes import code_digest, connected, lacks_code
+from pipeline.cluster.ray_nodes import code_digest, connected, first_line, lacks_code
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
@@ -112,7 +112,7 @@ class ClusterRun:
         except self.ray.exceptions.RayError as error:
             if lacking := lacks_code(error):
                 raise lacking from None
-            self.crew.lose(member, f"its process ended ({_first_line(error)})")
+            self.crew.lose(member, f"its process ended ({first_line(error)})")
         else:
             self._finish(member, outcome)
 
@@ -134,7 +134,3 @@ class ClusterRun:
         else:
             self.crew.dismiss(member)
             self.ended = self.ended or time.monotonic()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200]

@@ -222,7 +222,7 @@ class TraceStore:
         """Turn the journals of dead writers into segments."""
         assert self._leases is not None
         for path in self._journals():
-            # Without a writer in its name: of an older version, none of which is writing now.
+            # An older version names no writer in its journal; none of those is writing now.
             writer = path.stem.partition(".")[2]
             if not writer or not self._leases.heartbeat.alive(writer):
                 with self._writable(), suppress(FileNotFoundError):      # another was faster

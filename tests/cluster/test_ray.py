@@ -1,4 +1,4 @@
-"""Asking and judging on a Ray cluster: shared out, outlived, and refused where it cannot work."""
+"""Asking and judging on a Ray cluster: shared by nodes, lost nodes, and what is refused."""
 
 import os
 import signal

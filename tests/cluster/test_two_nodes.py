@@ -1,4 +1,4 @@
-"""sft and rl on two nodes, each in a network of its own, of which one is lost on the way."""
+"""Train sft and rl on two nodes in separate networks, and lose one node during the run."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def lose_the_second_node(log: Path, steps: int) -> None:
 
 
 def killed_and_resumed(job, module, options, monkeypatch, steps):
-    """Counts of `job` on two nodes, the second of which is lost after `steps` steps."""
+    """Return the counts of `job` on two nodes; the second is killed after `steps` steps."""
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     killer = threading.Thread(target=lose_the_second_node, args=(job.out / "log.jsonl", steps))
     killer.start()

@@ -183,7 +183,7 @@ def test_a_judge_may_be_another_steps_model_whose_key_enters_the_key(
 @pytest.mark.parametrize(("overrides", "stage", "said"), [
     ([REWARD % "zero.rl", KEEP], "reject.filter", "gives no score; name a sequence classifier"),
     ([RUBRIC, "steps.late={goal: rl, student: {model: reject.sft}, rl: {rewards: {clear: 1}}}"],
-     "late.rl", "rl trains where vLLM would serve"),
+     "late.rl", "vLLM would serve .* on the GPUs that rl trains on"),
     ([RUBRIC.replace("zero.rl", "nought.rl"), KEEP], "reject.filter", "no step 'nought'"),
     ([RUBRIC.replace("zero.rl", "reject.sft"), KEEP], "reject.filter", "stands on itself")])
 def test_a_judge_that_cannot_be_had_of_a_step_is_refused(tmp_path, overrides, stage, said):

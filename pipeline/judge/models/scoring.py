@@ -53,8 +53,8 @@ def check_judges(judges: Mapping[str, Judge], runtimes: Mapping[str, JudgeRuntim
             check_reward_model(f"judges.{name}", config)
         elif not runtimes[name].base_url and config.client().is_local():
             if not serves:
-                raise UserError(f"judges.{name}: rl trains where vLLM would serve {config.model}; "
-                                "serve it elsewhere (vllm serve) and set "
+                raise UserError(f"judges.{name}: vLLM would serve {config.model} on the GPUs "
+                                "that rl trains on; serve it elsewhere (vllm serve) and set "
                                 f"runtime.judges.{name}.base_url")
         elif not runtimes[name].base_url:
             raise UserError(f"no address for judges.{name}: set runtime.judges.{name}.base_url or "
