@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cluster import judging, ray_nodes
+from pipeline.cluster import parts, ray_nodes
 from pipeline.cluster.judging import ClusterPool
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, TeacherRuntime, VllmTeacher
@@ -141,7 +141,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(address, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"needs 4 GPU\(s\) and the cluster has 2"):
         generate(ray_run.requests(1), teacher=needy, sampling=Sampling(), cluster=RayCluster(
             address=address), runtime=TeacherRuntime(), store=TraceStore(tmp_path))
-    monkeypatch.setattr(judging, "code_digest", lambda: "other")
+    monkeypatch.setattr(parts, "code_digest", lambda: "other")
     with ClusterPool(RayCluster(address=address), 1) as pool, \
             pytest.raises(UserError, match=r"has another limbeck .* install the same on every"):
         pool.judge_many(["x"], [Problem("p", "q", "1")])
