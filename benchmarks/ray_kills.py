@@ -18,7 +18,14 @@ from pathlib import Path
 
 from pipeline.teacher.store import TraceStore
 from tests.cluster import ray_run
-from tests.cluster.ray_nodes_here import NODE, asked, ray_cluster, vllm_stand_in
+from tests.cluster.ray_nodes_here import (
+    NODE,
+    asked,
+    environment,
+    of_nodes,
+    ray_cluster,
+    vllm_stand_in,
+)
 
 DELAY, CONCURRENCY = 1.0, 8
 
@@ -56,7 +63,8 @@ class Killer:
         else:
             node = self.random.choice(list(self.cluster.worker_nodes))
             self.cluster.remove_node(node, allow_graceful=False)
-            self.cluster.add_node(**NODE, num_gpus=1)
+            with environment(**of_nodes(self.folder / "bin")):
+                self.cluster.add_node(**NODE, num_gpus=1)
         self.kills.append(what)
 
 
@@ -68,7 +76,7 @@ def main():
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ray-kills-"))
     began = time.time()
-    with vllm_stand_in(folder, DELAY), ray_cluster(3, num_gpus=1) as cluster:
+    with ray_cluster(3, vllm_stand_in(folder, DELAY), num_gpus=1) as cluster:
         killer = Killer(cluster, folder, given.requests, given.seed)
         killer.start()
         while len(killer.kills) < given.kills and killer.driver.poll() is None:

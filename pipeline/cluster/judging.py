@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from types import TracebackType
 
@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.cluster.parts import Workers, workers
 from pipeline.completion import Completion
 from pipeline.config.experiment import RayCluster, Runtime
-from pipeline.curate.near_duplicates import signatures
+from pipeline.curate.near_duplicates import Sign, signatures
 from pipeline.judge import Judgement, JudgePool, Problem
 
 PARTS, MOST = 16, 64
@@ -44,19 +44,16 @@ class ClusterPool(JudgePool):
         """Judge all, in order, as JudgePool does. Raises UserError if the cluster cannot."""
         if self.crew is None:
             self.crew = self.stack.enter_context(workers(self.cluster))
-        parts = _parts(list(zip(completions, problems, strict=True)), self.crew)
+        rows = list(zip(completions, problems, strict=True))
+        size = min(MOST, max(1, len(rows) // (PARTS * max(self.crew.slots(), 1))))
+        parts = (rows[start:start + size] for start in range(0, len(rows), size))
         out, done = dict[int, list[Judgement]](), 0
         for number, found in self.crew.run(judge_part, parts):
             out[number] = found
             done += len(found)
             if progress:
                 progress(done)
-        return [one for number in range(len(parts)) for one in out[number]]
-
-
-def _parts(rows: Sequence, crew: Workers) -> list:
-    size = min(MOST, max(1, len(rows) // (PARTS * max(crew.slots(), 1))))
-    return [rows[start:start + size] for start in range(0, len(rows), size)]
+        return [one for number in range(len(out)) for one in out[number]]
 
 
 def judge_part(rows: list[tuple[str | Completion, Problem]]) -> list[Judgement]:
@@ -72,14 +69,11 @@ def _pool() -> JudgePool:
 
 
 @contextmanager
-def signer(cluster: RayCluster | None) -> Iterator[Callable[[Sequence[str]], np.ndarray]]:
-    """Yield near_duplicates.signatures: as it is, or spread over `cluster`."""
-    if cluster is None:
-        yield signatures
-        return
-    with workers(cluster) as crew:
-        def spread(texts: Sequence[str]) -> np.ndarray:
-            found = dict(crew.run(signatures, _parts(texts, crew)))
+def signer(cluster: RayCluster | None) -> Iterator[Sign]:
+    """Yield what signs lists of texts by near_duplicates.signatures: here, or over `cluster`."""
+    with workers(cluster) if cluster else nullcontext() as crew:
+        def sign(parts: Iterable[Sequence[str]]) -> np.ndarray:
+            found = dict(crew.run(signatures, parts) if crew else enumerate(map(signatures, parts)))
             return np.concatenate([signatures([]), *(found[i] for i in range(len(found)))])
 
-        yield spread
+        yield sign

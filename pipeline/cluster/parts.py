@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 from pipeline.cluster.ray_nodes import (
@@ -78,14 +79,18 @@ class Workers:
 
         Raises what `work` raises, and UserError if no node can work.
         """
-        waiting, tries = deque(enumerate(parts)), Counter[int]()
+        left, waiting, tries = enumerate(parts), deque[tuple[int, Any]](), Counter[int]()
         running: dict[Any, tuple[Any, int, Any]] = {}
         shared, self.seen = self.ray.put(work), time.monotonic()
         for actor in self.idle:
             self.starting[actor.begin.remote(shared, code_digest())] = actor
         self.idle = []
         try:
-            while waiting or running:
+            while True:
+                # No more of them in memory than can be done at once.
+                waiting.extend(islice(left, max(0, max(self.slots(), 1) - len(waiting))))
+                if not waiting and not running:
+                    return
                 self._staff(shared, len(waiting) + len(running), len(running))
                 while waiting and self.idle:
                     actor, (number, part) = self.idle.pop(), waiting.popleft()
@@ -165,9 +170,15 @@ _open: dict[int, tuple[Workers, int]] = {}
 
 
 @contextmanager
-def workers(cluster: RayCluster, gpus: int = 0) -> Iterator[Workers]:
-    """Yield the cluster's workers; blocks inside one another share them."""
+def workers(cluster: RayCluster, gpus: int = 0, or_none: bool = False) -> Iterator[Workers]:
+    """Yield the cluster's workers; blocks inside one another share them.
+
+    Each has `gpus` GPUs of a node; or a processor alone, if `or_none` and no node has a GPU.
+    """
     with connected(cluster) as ray:
+        if or_none and not cluster.servers and not any(
+                node["Resources"].get("GPU") for node in living_nodes(ray).values()):
+            gpus = 0
         crew, users = _open.get(gpus) or (Workers(ray, cluster, gpus), 0)
         _open[gpus] = crew, users + 1
         try:
@@ -181,13 +192,13 @@ def workers(cluster: RayCluster, gpus: int = 0) -> Iterator[Workers]:
 
 
 def each_part(cluster: RayCluster | None, work: Callable[[Any], T], parts: Iterable[Any],
-              gpus: int = 0) -> Iterator[tuple[int, T]]:
+              gpus: int = 0, or_none: bool = False) -> Iterator[tuple[int, T]]:
     """Yield (number of a part, what `work` made of it): of all here, or on `cluster` as they end.
 
-    `work` is made anew in each process, `gpus` of a node to each.
+    Each process of `workers` there has a copy of `work`.
     """
     if cluster is None:
         yield from enumerate(map(work, parts))
         return
-    with workers(cluster, gpus) as crew:
+    with workers(cluster, gpus, or_none) as crew:
         yield from crew.run(work, parts)

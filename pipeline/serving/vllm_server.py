@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -169,6 +170,11 @@ def _all_gpus(options: Mapping[str, Any]) -> dict[str, Any]:
 def data_parallel_size(options: Mapping[str, Any]) -> int:
     """Copies of the model, each with a queue of its own, that a server with `options` runs."""
     return int(_all_gpus(options).get("data_parallel_size", 1))
+
+
+def gpus_of(options: Mapping[str, Any]) -> int:
+    """GPUs that one server or engine with `options` needs."""
+    return math.prod(int(options.get(name, 1)) for name in PARALLEL)
 
 
 def has_vllm() -> bool:

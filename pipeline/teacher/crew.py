@@ -15,6 +15,7 @@ from pipeline.cluster.ray_nodes import living_nodes, pinned
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Teacher
 from pipeline.errors import UserError
+from pipeline.serving.vllm_server import gpus_of
 from pipeline.teacher.node_asker import NodeAsker
 
 LOOK_SECONDS = 1.0
@@ -23,7 +24,6 @@ MAX_DEATHS = 5
 """Deaths in a row, without a trace between them, after which a place is left alone."""
 RETRY_SECONDS = 60.0
 """Until a node that could not reach the teacher tries again, while others can."""
-GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Crew:
         self.deaths: dict[str, int] = {}
         self.out: dict[str, tuple[float, str]] = {}
         """Until when a place is left alone, and why if that is more than a moment."""
-        self.gpus, self.over_nodes = gpus_of(teacher), False
+        self.gpus = gpus_of(teacher.vllm) if teacher.type == "vllm" else 0
+        self.over_nodes = False
         self.places: list[str] = []
         self.seen = self._looked = 0.0
         self.staff()
@@ -133,9 +134,3 @@ class Crew:
             options = {"num_cpus": 0, "num_gpus": 0 if self.over_nodes else self.gpus}
         actor = self.actor.options(**options).remote(*self.arguments)
         self.members[place] = Member(place, actor, self.begin(actor), actor.counts.remote(0.0))
-
-
-def gpus_of(teacher: Teacher) -> int:
-    """GPUs that one server of the teacher needs; 0 if none is started for it."""
-    return math.prod(int(teacher.vllm.get(name, 1)) for name in GPUS) \
-        if teacher.type == "vllm" else 0

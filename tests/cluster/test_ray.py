@@ -20,26 +20,12 @@ from pipeline.judge import JudgePool, Problem
 from pipeline.teacher import TraceStore
 from pipeline.teacher.on_cluster import generate
 from tests.cluster import ray_run
-from tests.cluster.ray_nodes_here import asked, ray_cluster, vllm_stand_in
+from tests.cluster.ray_nodes_here import asked
 from tests.conftest import ROOT
 from tests.fault_server import Answer, FaultServer, completion
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
 FORTY_TWO = completion("42")
-
-
-@pytest.fixture(scope="module")
-def bin_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    with vllm_stand_in(folder, delay=0.5) as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
-def address(bin_folder):
-    """A cluster of two nodes with a GPU each, as far as Ray knows."""
-    with ray_cluster(2, num_gpus=1) as cluster:
-        yield cluster.address
 
 
 def endpoint(delay=0.2):
