@@ -100,6 +100,7 @@ class ClusterRun:
         try:
             if call is member.counting:
                 self._count(member, self.ray.get(call))
+                member.up = True
                 member.counting = member.actor.counts.remote(COUNT_SECONDS)
                 return
             outcome, rest = self.ray.get(call)

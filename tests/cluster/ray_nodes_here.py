@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, and stand-ins for the vLLM servers on them."""
 
+import json
 import os
 import stat
 import sys
@@ -9,9 +10,15 @@ from tests.conftest import ROOT
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 STAND_IN = """#!{python}
-import os, pathlib, sys, time
+import json, os, pathlib, sys, time
 sys.path.insert(0, {root!r})
 from tests.fault_server import Answer, FaultServer, completion
+def placement():
+    ray = sys.modules.get("ray")        # in an actor alone
+    group = ray and ray.util.get_current_placement_group()
+    return group and sorted(ray.util.placement_group_table(group)["bundles_to_node_id"].items())
+(pathlib.Path(__file__).parent / f"{{os.getpid()}}.start").write_text(
+    json.dumps([sys.argv[1:], placement()]))
 asks = (pathlib.Path(__file__).parent / f"{{os.getpid()}}.asks").open("a")
 def script(call):
     if call.path == "/health":
@@ -82,6 +89,11 @@ def vllm_stand_in(folder, delay):
     path.write_text(STAND_IN.format(python=sys.executable, root=str(ROOT), delay=delay))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path.parent
+
+
+def started(folder):
+    """[(arguments, [(bundle, node)] of its placement group)] of each stand-in."""
+    return [json.loads(path.read_text()) for path in folder.glob("*.start")]
 
 
 def asked(folder):

@@ -1,0 +1,53 @@
+"""A teacher that no node's GPUs hold: one server over several nodes, each with GPUs of its own."""
+
+import json
+from contextlib import ExitStack
+from importlib.util import find_spec
+
+import pytest
+
+from pipeline.config.experiment import RayCluster
+from pipeline.config.teacher import TeacherRuntime, VllmTeacher
+from pipeline.errors import UserError
+from pipeline.teacher import TraceStore
+from pipeline.teacher.on_cluster import generate
+from tests.cluster import ray_run
+from tests.cluster.ray_nodes_here import asked, one_more, started
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
+
+
+def ask(address, folder, count, teacher):
+    with TraceStore(folder) as store:
+        return generate(ray_run.requests(count), teacher=teacher, sampling=ray_run.SAMPLING,
+                        runtime=TeacherRuntime(concurrency=4, max_wait=0.5), store=store,
+                        cluster=RayCluster(address=address))
+
+
+def test_two_servers_over_two_nodes_each_take_no_gpu_of_the_other(cluster, bin_folder, tmp_path):
+    teacher = VllmTeacher(model="m", vllm={"tensor_parallel_size": 1, "pipeline_parallel_size": 2,
+                                           "max_model_len": 64})
+    before, earlier = started(bin_folder), len(asked(bin_folder))
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(one_more(cluster, bin_folder, num_cpus=1, num_gpus=1))
+        outcome = ask(cluster.address, tmp_path, 60, teacher)
+    servers = [one for one in started(bin_folder) if one not in before]
+    assert outcome.asked == 60 and not outcome.failed and len(servers) == 2
+    assert len(asked(bin_folder)) - earlier == 60
+    for arguments, bundles in servers:
+        text = json.dumps(arguments)
+        assert '"--distributed-executor-backend", "ray"' in text
+        assert '"--pipeline-parallel-size", "2"' in text and '"--max-model-len", "64"' in text
+        assert [bundle for bundle, _ in bundles] == [0, 1]
+    # Each node has one GPU, so four nodes are four GPUs.
+    assert len({node for _, bundles in servers for _, node in bundles}) == 4
+
+
+def test_what_one_server_over_nodes_cannot_do_is_refused(address, tmp_path):
+    two = {"tensor_parallel_size": 2}
+    for teacher, said in ((VllmTeacher(model="m", servers=2, vllm=two), "generate.teacher.servers=2"),
+                          (VllmTeacher(model="m", vllm={"data_parallel_size": 2}),
+                           "vllm.data_parallel_size=2 cannot be")):
+        with pytest.raises(UserError, match=said):
+            ask(address, tmp_path, 1, teacher)
