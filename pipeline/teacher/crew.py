@@ -122,7 +122,7 @@ class Crew:
     def _gpu_places(self, nodes: dict[str, dict[str, Any]]) -> list[str]:
         """A place for each server. Raises UserError if no GPU is there and none is to come."""
         each = [int(node["Resources"].get("GPU", 0)) for node in nodes.values()]
-        self.over_nodes = self.gpus > max(1, *each)
+        self.over_nodes = self.gpus > max([1, *each])
         count = self.cluster.servers or (
             sum(each) // self.gpus if self.over_nodes else sum(one // self.gpus for one in each))
         if not count and not self._looked:

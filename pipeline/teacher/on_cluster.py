@@ -79,7 +79,7 @@ class ClusterRun:
 
         Raises UnansweredError if no trace ever came.
         """
-        while self.ended is None or (self.crew.members
+        while self.ended is None or (any(one.up for one in self.crew.members.values())
                                      and time.monotonic() < self.ended + END_SECONDS):
             if self.ended is None:
                 self.crew.staff()

@@ -25,6 +25,8 @@ def script(call):
         return Answer(b"")
     asks.write(f"{{time.time()}} {{call.question}}\\n")
     asks.flush()
+    while (pathlib.Path(__file__).parent / "hold").exists():
+        time.sleep(0.05)
     return Answer(completion("42"), delay={delay})
 port = int(sys.argv[sys.argv.index("--port") + 1])
 with FaultServer(script, port).running():
