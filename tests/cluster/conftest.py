@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipeline.cluster.ray_nodes import connected
+from pipeline.config.experiment import RayCluster
 from tests.cluster.ray_nodes_here import ray_cluster, vllm_stand_in
 
 
@@ -21,3 +23,10 @@ def cluster(bin_folder):
 @pytest.fixture(scope="session")
 def address(cluster):
     return cluster.address
+
+
+@pytest.fixture(scope="module")
+def connection(address):
+    """Stay connected over a module's tests, which share the processes that ran before."""
+    with connected(RayCluster(address=address)) as ray:
+        yield ray

@@ -16,7 +16,8 @@ from pipeline.teacher.on_cluster import generate
 from tests.cluster import ray_run
 from tests.cluster.ray_nodes_here import asked, one_more, started
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
+pytestmark = [pytest.mark.usefixtures("connection"), pytest.mark.skipif(
+    find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")]
 
 
 def ask(address, folder, count, teacher, **cluster):

@@ -29,7 +29,8 @@ from tests.conftest import ROOT
 from tests.curate.test_select import judged, trace
 from tests.evaluate.test_resume_evaluate import made
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
+pytestmark = [pytest.mark.usefixtures("connection"), pytest.mark.skipif(
+    find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")]
 CONFIG = ROOT / "configs/default.yaml"
 
 
