@@ -9,19 +9,24 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
+from benchmarks.trace_store import ROW
 from pipeline.cluster.judging import ClusterPool
 from pipeline.config.experiment import RayCluster
 from pipeline.judge import JudgePool, Problem
+from pipeline.teacher import TraceStore
+from pipeline.teacher.request import Keys
 from tests.cluster import ray_run
 from tests.cluster.ray_nodes_here import ray_cluster
 from tests.fault_server import Answer, FaultServer, completion
 
-DELAY, CONCURRENCY = 2.0, 16
+DELAY, CONCURRENCY, SEGMENT = 2.0, 16, 10_000
 
 
 def asking(nodes, count):
@@ -39,6 +44,28 @@ def asking(nodes, count):
     middle = times[3 * count // 4] - times[count // 4]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return times[-1] - times[0] + DELAY, middle, peak
+
+
+def memory(known, fresh=3000):
+    """MB of the driver that asks `fresh` questions beside `known` ones that are stored."""
+    requests = ray_run.requests(known + fresh)
+    keys = Keys(ray_run.REMOTE, ray_run.SAMPLING)
+    server = FaultServer(lambda call: Answer(completion("42" * 2000), delay=0.05))
+    with server.running() as url, ray_cluster(2) as cluster, \
+            tempfile.TemporaryDirectory() as folder:
+        store = TraceStore(Path(folder))
+        for start in range(0, known, SEGMENT):
+            rows = [ROW | {"key": keys.of(one.messages), "sample": 0}
+                    for one in requests[start:min(start + SEGMENT, known)]]
+            with store.writing():
+                store._write_segment(Path(folder) / f"{store._new_stem()}.journal", rows)
+        line = [sys.executable, "-m", "tests.cluster.ray_run", cluster.address, folder,
+                str(known + fresh), "32", url]
+        with subprocess.Popen(line, stdout=sys.stderr) as driver:
+            _, code, used = os.wait4(driver.pid, 0)
+            driver.returncode = code
+    assert code == 0 and len(server.calls) == fresh
+    return {"known": known, "asked": fresh, "driver_mb": used.ru_maxrss / 1024}
 
 
 def programs(numbers, seconds):
@@ -106,17 +133,20 @@ def main():
     parser.add_argument("--sleep", type=float, default=0.05)
     parser.add_argument("--slice", type=int, default=1000)
     parser.add_argument("--every", type=int, default=6)
-    parser.add_argument("--only", choices=("asking", "judging"))
+    parser.add_argument("--known", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--only", choices=("asking", "judging", "memory"))
     given = parser.parse_args()
     out = {}
-    if given.only != "judging":
+    if given.only in (None, "asking"):
         three, one = (asking(nodes, given.requests) for nodes in (3, 1))
         out |= {"requests": given.requests, "seconds_three": three[0], "seconds_one": one[0],
                 "of_a_third": 3 * three[0] / one[0],
                 "of_a_third_in_the_middle": 3 * three[1] / one[1], "driver_mb": [three[2], one[2]]}
-    if given.only != "asking":
+    if given.only in (None, "judging"):
         out |= {"sleep": given.sleep, "load": os.getloadavg()[1],
                 **judging(given.verdicts, given.sleep, given.slice, given.every)}
+    if given.only in (None, "memory"):
+        out["memory"] = [memory(known) for known in given.known]
     print(json.dumps(out, indent=1))
 
 
