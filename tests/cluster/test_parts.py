@@ -80,8 +80,6 @@ def test_logits_of_a_cluster_are_those_of_one_machine(address, tmp_path):
         (out := tmp_path / name).mkdir()
         found[name] = logits.run(experiment, inputs, out)
         found[name]["tables"] = [pq.read_table(path) for path in sorted(out.glob("shard-*"))]
-        assert logits.run(experiment, inputs, out) == {
-            key: value for key, value in found[name].items() if key != "tables"}
     assert found["cluster"] == found["alone"] and len(found["alone"]["tables"]) == 4
 
 
