@@ -28,6 +28,7 @@ from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.disk import WHOLE_FILES
 
+ACCELERATE = ("-m", "accelerate.commands.launch")
 POLL_SECONDS, END_SECONDS = 1.0, 60.0
 """Between two looks at an attempt, and for the nodes to end one."""
 PASSED = ("NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "HF_", "LIMBECK_", "WANDB_", "TRACKIO_")
@@ -35,12 +36,16 @@ PASSED = ("NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "HF_", "LIMBECK_", "WAN
 
 
 def machines(options: Mapping[str, Any]) -> int:
-    """Machines that accelerate's `options` name; 1 by default. Raises UserError if no number."""
+    """Machines that accelerate's `options` name, 1 by default."""
+    return _number(options, "num_machines") or 1
+
+
+def _number(options: Mapping[str, Any], name: str) -> int | None:
     try:
-        return int(options.get("num_machines") or 1)
+        return None if (given := options.get(name)) is None else int(given)
     except (TypeError, ValueError):
-        raise UserError(f"runtime.launch.num_machines={options['num_machines']!r} is no number of "
-                        "nodes") from None
+        raise UserError(f"runtime.launch.{name}={given!r} is no number; give one such as 2") \
+            from None
 
 
 def spans_cluster(cluster: RayCluster | None, options: Mapping[str, Any]) -> bool:
@@ -54,8 +59,8 @@ def check_launch(runtime: Runtime) -> None:
     if not spans_cluster(runtime.cluster, options):
         return
     check_cluster(runtime)
-    nodes, processes = machines(options), options.get("num_processes")
-    if processes is not None and int(processes) % nodes:
+    nodes, processes = machines(options), _number(options, "num_processes")
+    if processes is not None and (processes % nodes or processes < nodes):
         raise UserError(f"runtime.launch.num_processes={processes} counts those of all "
                         f"{nodes} machines, each of which gets as many; give a multiple of {nodes}")
 
@@ -124,13 +129,13 @@ def layout(options: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> 
 
     Raises LackingError if FSDP needs GPUs that no node has.
     """
-    count, given = machines(options), options.get("num_processes")
+    count, given = machines(options), _number(options, "num_processes")
     gpus = sorted((int(node.get("GPU", 0)) for node in nodes), reverse=True)
     if options.get("use_fsdp") and not any(gpus):
         raise LackingError("runtime.launch.use_fsdp shards over GPUs and no node of the cluster "
                            "has one; add nodes with GPUs, or set runtime.launch.use_fsdp=false")
     # Of unequal nodes all of the smaller ones' GPUs, as each node starts as many processes.
-    each = int(given) // count if given else max(1, *gpus[count - 1:count], 1)
+    each = given // count if given else max(1, *gpus[count - 1:count], 1)
     return each * count, each if any(gpus) else 0
 
 
@@ -181,10 +186,9 @@ def _wait(ray: Any, group: Any, training: Training, patience: float,
     while not group.wait(POLL_SECONDS):
         if asked():
             return False
-        waited = time.monotonic() - began
         sentence = _lacking(ray, training)
-        if waited >= patience:
-            raise UserError(f"{sentence}, after {waited:,.0f} s (runtime.cluster.patience); add "
+        if time.monotonic() - began >= patience:
+            raise UserError(f"{sentence}, after {patience:,.0f} s (runtime.cluster.patience); add "
                             "nodes by `ray start --address=HOST:PORT`, and the same command goes "
                             "on")
         if not said:
@@ -253,8 +257,8 @@ class Attempt:
                              for node in self.nodes])[0]
         options = over_nodes(training.options, training.nodes, training.gpus, first.address, port)
         return {node.actor.run.remote(
-            ["-m", "accelerate.commands.launch", "--machine_rank", str(node.rank),
-             *accelerate_flags(options), *training.arguments], node.address,
+            [*ACCELERATE, "--machine_rank", str(node.rank), *accelerate_flags(options),
+             *training.arguments], node.address,
             training.environment, Path.cwd(), self.log_of(node)): node for node in self.nodes}
 
     def _run(self, calls: dict[Any, Node]) -> str | None:
