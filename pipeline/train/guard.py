@@ -78,7 +78,7 @@ class Clock(TrainerCallback, ExportableState):
         if step <= self.warm_up:
             self.warmed = self.spent
             return step
-        left = 60 * (self.minutes or 0) - self.warmed      # seconds, planned for the steps after warm-up
+        left = 60 * (self.minutes or 0) - self.warmed    # seconds for the steps after it
         share = min((self.spent - self.warmed) / left, 1.0) if left > 0 else 1.0
         return max(step, self.warm_up + share * (self.planned - self.warm_up))
 
