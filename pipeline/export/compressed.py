@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,9 @@ def _quiet() -> Iterator[None]:
         from loguru import logger
 
         logger.disable("llmcompressor")
+        logger.disable("compressed_tensors")
+        # Its warning is of torch's own names, and its handler has the terminal from before.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         yield
 
 
@@ -71,8 +75,8 @@ def _recipe(form: str, model: Any) -> list[Any]:
 def _batches(learnt: Sequence[Sequence[int]]) -> Any:
     """A row a batch, as llmcompressor reads them."""
     rows = [torch.tensor(row[:CALIBRATION_TOKENS]) for row in learnt]
-    return torch.utils.data.DataLoader(
-        [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows])
+    batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    return torch.utils.data.DataLoader(batches)
 
 
 @contextmanager
