@@ -84,6 +84,9 @@ def check(experiment: Experiment) -> None:
     check_extra(experiment.export.formats)
     config, model = experiment.export, experiment.exported()
     made = MAKER.get(model, model).rpartition(".")[2] in MODELS
+    if made and experiment.steps and MAKER.get(model, model) in MODELS:
+        known = ", ".join(one for one in experiment.compared() if one != "teacher")
+        raise UserError(f"export.model: {model!r} is the model of no step; name {known}")
     calibrated = [form for form in config.formats if form in CALIBRATED]
     if calibrated and not learnt_from(experiment, MAKER.get(model, model)):
         raise UserError(f"{calibrated[0]} is calibrated on the traces that a model learnt from, "
