@@ -33,7 +33,12 @@ from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.train.arguments import check_layers, check_whole_layers, lora_config
+from pipeline.train.arguments import (
+    check_layers,
+    check_schedule,
+    check_whole_layers,
+    lora_config,
+)
 from pipeline.train.launch import check_options, launch, needs_processes
 
 
@@ -153,6 +158,7 @@ def check(experiment: Experiment) -> None:
     check_judges(config.judges, experiment.runtime.for_judges(config.judges), serves=False)
     _check_process(config.process)
     check_layers(config, "rl")
+    check_schedule(config, "rl")
     check_whole_layers(config, "rl", experiment.runtime.launch)
     check_launch(experiment.runtime)
     if ("length" in config.rewards) != (config.lengths is not None):

@@ -217,6 +217,14 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _variants_differ(self) -> Experiment:
+        # Two of one seed are one training: an interval over them would be too narrow.
+        for name, values in {"seeds": self.seeds, **self.each}.items():
+            if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+                raise UserError(f"{name} has {twice[0]} twice; name each value once")
+        return self
+
+    @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:
         if self.runtime.teacher.batch and self.generate.teacher.type != "openai":
             raise UserError("runtime.teacher.batch needs an endpoint with a batch API, but "
@@ -246,7 +254,8 @@ class Experiment(Config):
             return [f"{name}.{step.goal}" for name, step in steps.items() if step.goal != "filter"]
         for model in self.evaluate.models:
             if model != "teacher" and not is_reference(model):
-                known = ", ".join(f"{name}.{step.goal}" for name, step in steps.items())
+                known = ", ".join(f"{name}.{step.goal}" for name, step in steps.items()
+                                  if step.goal != "filter")
                 raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
         return self.evaluate.models
 
