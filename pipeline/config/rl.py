@@ -118,7 +118,8 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges", "overlap"})
+        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges", "overlap",
+         "schedule"})
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -162,6 +163,8 @@ class RlConfig(Config):
     your own rewards (and process) were the same for every completion."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of a phase, which may end earlier by the trainer's own limit."""
+    schedule: Literal["steps", "minutes"] = "steps"
+    """What a falling learning rate follows, as sft.schedule."""
     phases: list[Phase] = []
     """Trainer runs one after another, as for a growing context; empty is one run."""
     difficulty: str | None = None
