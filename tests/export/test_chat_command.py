@@ -21,11 +21,11 @@ from pipeline.serving.processes import free_port
 from pipeline.student.tiny import save_tiny
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.teacher.probe import probe
+from tests.conftest import PATIENCE
 from tests.student.test_tiny import CORPUS, TEMPLATE
 from tests.teacher.test_servers import FAKE_VLLM
 
 CHAT = [sys.executable, "-m", "stages", "chat"]
-PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
