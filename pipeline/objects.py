@@ -12,7 +12,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from importlib import import_module
@@ -43,15 +43,19 @@ def cache() -> Path:
     return Path(base) / "limbeck" / "objects"
 
 
-def local_copy(place: str | Path) -> Path:
-    """The folder that stands for `place`, a folder or an address. Raises UserError if it is none.
+def local_copy(place: Any) -> Any:
+    """The folder that stands for `place` if it is an address, else `place` itself.
+
+    Raises UserError if it is an address that names no folder.
     """
-    protocol, _, path = str(place).partition("://")
-    if not path:
+    if not isinstance(place, str):
+        return place
+    protocol, mark, path = place.partition("://")
+    if not mark:
         return Path(place)
     if protocol in ("file", "local"):
         return Path(path)
-    found = URL.fullmatch(str(place))
+    found = URL.fullmatch(place)
     parts = path.rstrip("/").split("/")
     if found is None or {"", ".", ".."} & set(parts) or re.search(r"[?#*\[\]:]", path):
         raise UserError(f"{place} is no address of a folder in an object store; write it as "
@@ -72,6 +76,13 @@ def bucket_of(folder: Path) -> Bucket | None:
     """The folder of an object store that `folder` is a copy of, if it is one."""
     url = address(folder)
     return Bucket(url, folder) if "://" in url else None
+
+
+def check_reached(folders: Iterable[Path]) -> None:
+    """Raise UserError if a store that one of `folders` is a copy of cannot be reached."""
+    for folder in folders:
+        if bucket := bucket_of(folder):
+            bucket.check()
 
 
 @lru_cache(maxsize=8)

@@ -241,27 +241,38 @@ class TraceStore:
     def _recover(self) -> None:
         """Turn the journals of dead writers into segments."""
         assert self._leases is not None
+        self._pull()
         for path in self._journals():
             # An older version names no writer in its journal; none of those is writing now.
             writer = path.stem.partition(".")[2]
-            elsewhere = path.parent != self.folder
             if writer and self._leases.heartbeat.alive(writer):
                 continue
-            if elsewhere and not self._leases.take([path.stem]):     # another machine folds it
-                continue
-            if elsewhere:
-                self._pull()             # or has folded it
-            with self._writable(), suppress(FileNotFoundError):      # another was faster
-                if writer:
-                    self._leases.heartbeat.bury(writer)      # if it lives after all, it notices
-                self._write_segment(path, read_journal(path))
-            if elsewhere:
-                self._push()
+            if path.parent == self.folder:
+                self._write_dead(path, writer)
+            elif self._leases.take([path.stem]):     # or another machine does
+                self._pull()                         # or has done
+                self._write_dead(path, writer)
                 self._leases.release([path.stem])
+
+    def _write_dead(self, path: Path, writer: str) -> None:
+        """Write the segment of a dead writer's journal."""
+        assert self._leases is not None
+        with self._writable(), suppress(FileNotFoundError):      # another was faster
+            # A writer that lives after all notices that it is buried. One that was on this machine
+            # is dead; others must not learn it before they find what it stored.
+            if writer and (self._mirror is None or path.parent != self.folder):
+                self._leases.heartbeat.bury(writer)
+            self._write_segment(path, read_journal(path))
+        self._push()
+        if writer:
+            self._leases.heartbeat.bury(writer)
 
     def _done_by(self, writer: str) -> dict[str, Ended]:
         """How the requests of a writer that died ended, by name, as far as it stored them."""
         self._pull()
+        if self._mirror is not None:     # what is said to be stored must be where others look
+            for path in self.folder.glob(f"*.{writer}.journal"):
+                self._write_dead(path, writer)
         rows = [row for path in self._journals() if path.stem.endswith(f".{writer}")
                 for row in read_journal(path)]
         for path in self.folder.glob(f"*.{writer}-*.parquet"):
