@@ -6,6 +6,8 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11;
 # Every stage that stages/graph.py lists, and two commands over all of them.
 STAGES := $(shell sed -n 's|^ *Stage."\([a-z]*\)".*|\1|p' stages/graph.py) all plan
 LIMBECK := .venv/bin/limbeck
+# A file of tests a core, four at most, since many tests start processes; ARGS="-n 0" runs them singly.
+PYTEST := OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 # Without an NVIDIA GPU the CPU build of PyTorch is taken: the default one brings gigabytes of CUDA.
 TORCH := torch==2.13.0
 ifeq ($(shell uname -s),Linux)
@@ -25,10 +27,10 @@ $(STAGES): .venv/.ready
 	@$(LIMBECK) $@ $(ARGS)
 
 test: .venv/.ready
-	.venv/bin/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: .venv/.ready
-	.venv/bin/python -m pytest -q $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/.ready
 	.venv/bin/ruff check .

@@ -118,6 +118,11 @@ ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{12}")
 """An artifact's name: stage and key. Its folder, below runtime.artifacts, has the same."""
 
 
+def artifact_of(name: str, key: str) -> str:
+    """Return the artifact of an input: of another step `name` is it already, of its own a stage."""
+    return name if is_artifact(name) else f"{stage_of(name)}-{key}"
+
+
 def stage_of(name: str) -> str:
     """Return STAGE of STAGE, STEP.STAGE or either with @LABEL."""
     return name.partition("@")[0].rpartition(".")[2]

@@ -42,7 +42,8 @@ def _found(experiment: Experiment, model: str) -> tuple[str, str]:
     if stage in MODELS and not Path(model).exists():
         chain = plans(experiment, made)
         if chain[made].manifest is None:
-            raise UserError(f"{model} is not made yet for this config; run `limbeck {stage}`, or "
+            asked = f"{stage} --step {step}" if step else stage
+            raise UserError(f"{model} is not made yet for this config; run `limbeck {asked}`, or "
                             "name a checkpoint folder, a .gguf file or an address")
         student = chain[f"{step}.student" if step else "student"]
         return resolve(chain[made].fetched()), str(student.fetched() / "tokenizer")

@@ -108,7 +108,7 @@ def _sft_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _rl_needs(e: Experiment) -> tuple[str, ...]:
-    by_teacher = e.rl.difficulty and not e.rl.difficulty_samples
+    by_teacher = e.rl.difficulty and e.rl.difficulty_samples == 0
     return ("prepare", "student", *(("sft",) if e.rl.start == "sft" else ()),
             *(("filter",) if by_teacher else ()))
 
@@ -143,11 +143,36 @@ def _generate_models(e: Experiment) -> tuple[str, ...]:
 
 
 def _export_needs(e: Experiment) -> tuple[str, ...]:
+    from pipeline.config.evaluate import CALIBRATED
+
     made = MAKER.get(e.exported(), e.exported())
     step, _, stage = made.rpartition(".")
     if stage not in MODELS:         # a checkpoint folder
         return ("prepare",)
-    return tuple(dict.fromkeys(("prepare", f"{step}.student" if step else "student", made)))
+    learnt = learnt_from(e, made) if set(e.export.formats) & set(CALIBRATED) else None
+    return tuple(dict.fromkeys(("prepare", f"{step}.student" if step else "student", made,
+                                *([learnt] if learnt else []))))
+
+
+def learnt_from(e: Experiment, model: str, *passed: str) -> str | None:
+    """The pack (pack or STEP.pack) whose rows `model` learnt from last; None if it did of none.
+
+    `model` is a stage of MODELS or STEP.STAGE; `passed` are those that lead to it, as in a circle.
+    """
+    from pipeline.config.experiment import is_reference
+
+    step, _, stage = model.rpartition(".")
+    prefix = f"{step}." if step else ""
+    steps = e.all_steps()
+    if stage not in MODELS or model in passed or (step and step not in steps):
+        return None
+    if stage == "sft":
+        return f"{prefix}pack"
+    own = steps[step].experiment if step else e
+    below = {"sft": f"{prefix}sft", "base": f"{prefix}student"}.get(own.rl.start, own.rl.start) \
+        if stage == "rl" else own.student.model
+    return learnt_from(e, below, *passed, model) \
+        if is_reference(below) or below in MODELS else None
 
 
 def _sft_models(e: Experiment) -> tuple[str, ...]:

@@ -48,6 +48,9 @@ def plan_of(experiment: Experiment, name: str) -> Plan:
     Raises UserError if there is no such stage.
     """
     target = name.partition("@")[0]
+    if target in experiment.all_steps():
+        raise UserError(f"{target} is a step; name one of its stages, as {target}."
+                        f"{experiment.all_steps()[target].goal}")
     if target not in STAGES and "." not in target:
         raise UserError(f"there is no stage {target!r}; the stages are {', '.join(STAGES)}")
     made = plans(experiment, *stage_targets(experiment, target, "one"))

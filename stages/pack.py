@@ -131,5 +131,7 @@ def summary(counts: Counts) -> str:
     blocks = f" in {counts['blocks']:,} blocks ({counts['fill']:.1%} full)" \
         if "blocks" in counts else ""
     long = f"{counts['too_long']:,} too long" + (" and split" if counts["pieces"] else "")
+    if counts["without_answer"]:
+        long += f", {counts['without_answer']:,} without an answer"
     return (f"{counts['rows']:,} rows{blocks}, {counts['tokens']:,} tokens "
             f"({counts['loss_tokens'] / counts['tokens']:.0%} trained), {long}")

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.hub import cards, lineage
 from pipeline.hub.upload import Files, refuse_secrets, secrets, upload
 from pipeline.stage import Plan
-from stages.graph import MAKER, MODELS, plans
+from stages.graph import MAKER, MODELS, STAGES, plans
 
 PARTS = ("model", "data", "report")
 LEFT_OUT = {"training_args.bin", lineage.FILE}
@@ -32,12 +32,12 @@ def push(experiment: Experiment, repo: str, parts: list[str], *, model: str | No
         raise UserError(f"there is no {unknown[0]!r} to push; name some of {', '.join(PARTS)}")
     model = model or [name for name in experiment.compared() if name != "teacher"][-1]
     target = MAKER.get(model, model)
-    stage = target.rpartition(".")[2]
+    step, _, stage = target.rpartition(".")
     if stage not in MODELS:
         raise UserError(f"--model {model} is no trained model; name untrained, sft, rl, or "
                         "STEP.sft or STEP.rl of a step")
     plan = plans(experiment, target)[target]
-    inputs = made(experiment, plan, parts)
+    inputs = made(experiment, plan, parts, step)
     places = experiment.runtime.folders()
     manifests = lineage.chain(inputs[stage if "model" in parts else "filter"], places)
     if "evaluate" in inputs and "model" in parts:
@@ -63,8 +63,9 @@ def push(experiment: Experiment, repo: str, parts: list[str], *, model: str | No
             print(f"{kind}: {where} ({'private' if private else 'public'}, {len(files)} files)")
 
 
-def made(experiment: Experiment, model: Plan, parts: list[str]) -> dict[str, Path]:
-    """The folders of the finished stages that `model` stands on, evaluate's and report's.
+def made(experiment: Experiment, model: Plan, parts: list[str],
+         step: str = "") -> dict[str, Path]:
+    """The folders of the finished stages that `model`, of `step`, stands on, evaluate's, report's.
 
     Raises UserError if one that is needed is not made.
     """
@@ -74,8 +75,9 @@ def made(experiment: Experiment, model: Plan, parts: list[str]) -> dict[str, Pat
     needed = {"prepare", *([model.stage.name] if "model" in parts else []),
               *(["filter"] if "data" in parts else []), *(["report"] if "report" in parts else [])}
     if missing := sorted(needed - set(found)):
-        raise UserError(f"{missing[0]} is not made yet for this config; run `limbeck {missing[0]}`"
-                        f", or push less (--only)")
+        step = f" --step {step}" if step and not STAGES[missing[0]].of_the_whole else ""
+        raise UserError(f"{missing[0]} is not made yet for this config; run "
+                        f"`limbeck {missing[0]}{step}`, or push less (--only)")
     return found
 
 

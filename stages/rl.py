@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tables
+from pipeline.cluster.ray_launch import check_launch
 from pipeline.config.evaluate import StudentSampling
-from pipeline.config.experiment import Experiment
+from pipeline.config.experiment import Experiment, Runtime
 from pipeline.config.rl import LocalPrm, Prm, RlJob
 from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
@@ -32,7 +33,12 @@ from pipeline.student.positions import sampling_beyond, say
 from pipeline.student.template import prompt_ids
 from pipeline.student.tiny import resolve
 from pipeline.student.tokenizer import load_tokenizer
-from pipeline.train.arguments import check_layers, check_whole_layers, lora_config
+from pipeline.train.arguments import (
+    check_layers,
+    check_schedule,
+    check_whole_layers,
+    lora_config,
+)
 from pipeline.train.launch import check_options, launch, needs_processes
 
 
@@ -40,7 +46,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     """Write model/, log.jsonl with every step's curves, and best/ and alarms.jsonl if any."""
     job = job_of(experiment, inputs, out)
     say("rl", _beyond(job))
-    counts = {**_refined(job, experiment.runtime.launch), "problems": len(job.rows)}
+    counts = {**_refined(job, experiment.runtime), "problems": len(job.rows)}
     best = out / "best" / "heldout.json"
     if job.rl.keep == "best" and best.is_file():
         counts["handed_on"] = json.loads(best.read_text(encoding="utf-8"))
@@ -62,7 +68,7 @@ def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJ
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
-    if config.difficulty:
+    if config.difficulty and config.difficulty_samples is not None:
         rows = _within_band(experiment, inputs, rows, config.difficulty, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet", of_gold=True) \
         if config.evaluate_every else []
@@ -85,13 +91,13 @@ def _beyond(job: RlJob) -> str | None:
                            job.rl.trainer.get("model_init_kwargs"))
 
 
-def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
+def _refined(job: RlJob, runtime: Runtime) -> Counts:
     """Run `job` in this process, or where phases, vLLM or several GPUs are in it, in others.
 
     Each phase gets a process of its own: a trainer and its vLLM engine give their memory back only
     when their process ends.
     """
-    config, module = job.rl, "pipeline.rl.phases"
+    config, module, options = job.rl, "pipeline.rl.phases", runtime.launch
     if config.server is not None:
         with rollout_server(job.model, config.server, config.server_gpus,
                             job.out / "vllm.log") as (keys, left):
@@ -104,7 +110,8 @@ def _refined(job: RlJob, options: Mapping[str, Any]) -> Counts:
         return train(job)
     counts: Counts = {}
     for last in range(len(config.phases) or 1):
-        counts = launch(job.model_copy(update={"last": last}), module, options)
+        counts = launch(job.model_copy(update={"last": last}), module, options,
+                        cluster=runtime.cluster)
     return counts
 
 
@@ -151,7 +158,9 @@ def check(experiment: Experiment) -> None:
     check_judges(config.judges, experiment.runtime.for_judges(config.judges), serves=False)
     _check_process(config.process)
     check_layers(config, "rl")
+    check_schedule(config, "rl")
     check_whole_layers(config, "rl", experiment.runtime.launch)
+    check_launch(experiment.runtime)
     if ("length" in config.rewards) != (config.lengths is not None):
         raise UserError("rl.rewards.length and rl.lengths (the lengths that prompts ask for) go "
                         "together")
@@ -168,7 +177,7 @@ def check(experiment: Experiment) -> None:
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
     if ("process" in all_weights(config)) != (config.process is not None):
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")
-    if config.difficulty:
+    if config.difficulty and config.difficulty_samples is not None:
         check_band(config.difficulty)
     if config.overlap:
         _check_overlap(experiment)

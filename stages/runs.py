@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config.load import flat
 from pipeline.errors import UserError
 from pipeline.shared_artifacts import known_manifests
-from pipeline.stage import read_manifest
+from pipeline.stage import artifact_of, read_manifest
 from stages.graph import STAGES
 
 Flat = dict[str, Any]
@@ -47,7 +47,8 @@ def _of_stage(roots: Sequence[Path], stage: str) -> list[dict[str, Any]]:
              "experiment": made.get("experiment") or made.get("name"),
              "made": datetime.fromtimestamp(made["finished"]).strftime("%Y-%m-%d %H:%M"),
              "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-             "settings": differing, "inputs": {name: f"{name}-{key}" for name, key in on.items()}}
+             "settings": differing,
+             "inputs": {name: artifact_of(name, key) for name, key in on.items()}}
             for (folder, made), differing, on in zip(found, settings, inputs, strict=True)]
 
 

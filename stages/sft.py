@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.cluster.ray_launch import check_launch
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import CrossTokenizerMethod, SftJob
 from pipeline.serving.vllm_server import check_vllm
@@ -26,7 +27,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     say("sft", rows_beyond(job.rows, job.model, job.sft.trainer.get("model_init_kwargs")))
     options = experiment.runtime.launch
     if needs_processes(job.sft.trainer, options):
-        return launch(job, "pipeline.sft.trainer", options)
+        return launch(job, "pipeline.sft.trainer", options, cluster=experiment.runtime.cluster)
     from pipeline.sft.trainer import train
 
     return train(job)
@@ -36,6 +37,7 @@ def check(experiment: Experiment) -> None:
     """Refuse keys that no trainer knows and a teacher whose folder is missing."""
     check_settings(experiment.sft)
     check_whole_layers(experiment.sft, "sft", experiment.runtime.launch)
+    check_launch(experiment.runtime)
     if teacher := experiment.sft.teacher_model():
         check_folder("the teacher of sft.method", teacher)
 

@@ -26,14 +26,35 @@ def spans_nodes(options: Mapping[str, Any]) -> bool:
     return bool(options) and node_count() > 1 and "machine_rank" not in options
 
 
-def over_nodes(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Add machines, processes of all nodes and the address of the first to accelerate's options."""
-    nodes = node_count()
+def accelerate_flags(options: Mapping[str, Any]) -> list[str]:
+    """Return `options` as arguments of `accelerate launch`; a switch is true."""
+    flags = []
+    for name, value in options.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False and value is not None:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def over_nodes(options: Mapping[str, Any], nodes: int, gpus: int, address: str,
+               port: int) -> dict[str, Any]:
+    """Add machines, processes of all nodes and the first one's address to accelerate's options.
+
+    `gpus` are those of a node, `port` a free one of the first.
+    """
     # Without one of these accelerate starts processes that do not know of each other.
     kind = {} if ENGINES & set(options) else {"multi_gpu": True}
-    return {"num_processes": nodes * max(1, gpu_count()), **kind, **options, "num_machines": nodes,
-            "main_process_ip": _hosts()[0],
-            "main_process_port": options.get("main_process_port") or free_port()}
+    # DeepSpeed's own way to other nodes is ssh; each of these starts its processes itself.
+    more = {"deepspeed_multinode_launcher": "standard"} if options.get("use_deepspeed") else {}
+    return {"num_processes": nodes * max(1, gpus), **kind, **more, **options,
+            "num_machines": nodes, "main_process_ip": address,
+            "main_process_port": options.get("main_process_port") or port}
+
+
+def over_allocation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to accelerate's options what the nodes of a Slurm allocation need."""
+    return over_nodes(options, node_count(), gpu_count(), _hosts()[0], free_port())
 
 
 def _hosts() -> list[str]:

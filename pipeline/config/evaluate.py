@@ -83,14 +83,19 @@ class ReportConfig(Config):
     """Show the exported files too, which makes export first."""
 
 
-Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "fp8", "w4a16"]
-VLLM_FORMATS = ("fp8", "w4a16")
+Format = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "fp8",
+                 "w4a16", "gptq", "awq"]
+VLLM_FORMATS = ("fp8", "w4a16", "gptq", "awq")
 """Written as a checkpoint folder for vLLM, not as GGUF."""
-OTHER_FORMATS = {"fp8_dynamic", "int8", "w8a8", "awq", "gptq", "nvfp4"}
+CALIBRATED = ("gptq", "awq")
+"""Rounded so that what the model learnt from is answered as before."""
+OTHER_FORMATS = {"fp8_dynamic", "int8", "w8a8", "nvfp4"}
 
 
 class ExportConfig(Config):
     """The files that a student leaves in."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"calibration"})
 
     model: str | None = None
     """A model of the run (untrained, sft, rl; with steps STEP.sft, STEP.rl) or a checkpoint
@@ -98,8 +103,10 @@ class ExportConfig(Config):
     formats: list[Format] = Field(default=["q8_0", "q5_k_m"], min_length=1)
     """GGUF types. Bits a weight: f32 32, f16 and bf16 16, q8_0 8.5, q6_k 6.6, q5_k_m 5.7,
     q4_k_m 4.9; the last three mix types as llama.cpp does. For vLLM, a checkpoint folder each:
-    fp8 (weights a channel, activations a token) and w4a16 (4 bits in groups of at most 128,
-    rounded to nearest); embeddings and the head stay at 16 bits."""
+    fp8 (weights a channel, activations a token) and 4 bits in groups of at most 128: w4a16 (rounded
+    to nearest), gptq and awq (calibrated on traces); embeddings and the head stay at 16 bits."""
+    calibration: int = Field(default=256, ge=1)
+    """Rows of the traces that the model learnt from on which gptq and awq are calibrated."""
     problems: int = Field(default=20, ge=1)
     """Problems whose prompts must give equal tokens, and on whose answers the file is compared."""
     tokens: int = Field(default=64, ge=1)
@@ -107,8 +114,8 @@ class ExportConfig(Config):
     max_kl: float | None = Field(default=None, gt=0)
     """Nats a token from its checkpoint above which a file is refused, in place of the format's own
     limits (0.01 for 16 and 32 bits, 0.03 for q8_0, 0.1 for q6_k, 0.3 for q5_k_m, 0.6 for q4_k_m,
-    0.3 for fp8, 0.6 for w4a16, and for 16 and 32 bits no two tokens mistaken that are 1 apart in
-    logits)."""
+    0.3 for fp8, 0.6 for w4a16, gptq and awq, and for 16 and 32 bits no two tokens mistaken that are
+    1 apart in logits)."""
     benchmark: NameOrSet = "heldout"
     """What the file itself is scored on: `heldout`, a file, a hub id, or a set as in evaluate."""
     limit: int | None = Field(default=200, ge=0)
@@ -127,6 +134,6 @@ class ExportConfig(Config):
         for one in named if isinstance(named, list) else []:
             if str(one).casefold() in OTHER_FORMATS:
                 raise ValueError(
-                    f"{one} is not written by export; for vLLM it writes w4a16 (4 bits a weight, "
-                    "as AWQ and GPTQ have) and fp8, so name one of those")
+                    f"{one} is not written by export; for vLLM it writes "
+                    f"{', '.join(VLLM_FORMATS)}, so name one of those")
         return formats

@@ -42,18 +42,20 @@ PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_siz
 
 
 class RayCluster(Config):
-    """A Ray cluster: every node asks the teacher and judges, and writes to the store itself."""
+    """A Ray cluster: every node asks the teacher, scores, samples and judges, and stores itself; of
+    the nodes runtime.launch.num_machines train."""
 
     type: Literal["ray"] = "ray"
-    """Ray, started on each node by `ray start`. All nodes see runtime.traces at the same path and
-    have the same limbeck."""
+    """Ray, started on each node by `ray start`. All nodes see runtime.traces (for logits and
+    evaluate runtime.artifacts too) at the same path and have the same limbeck."""
     address: str = "auto"
     """HOST:PORT of the head, as `ray start --head` prints it; auto: the cluster of this machine."""
     servers: int | None = Field(default=None, ge=1)
-    """vLLM teachers at once, each on GPUs of its own; unset: as many as the cluster's GPUs hold.
-    Set, they are asked for even if no GPU is there yet, so that an autoscaler brings nodes."""
+    """vLLM teachers (and processes of logits and evaluate with GPUs) at once, each on GPUs of its
+    own; unset: as many as the cluster's GPUs hold. Set, they are asked for even if no GPU is there
+    yet, so that an autoscaler brings nodes."""
     patience: float = Field(default=600.0, ge=0)
-    """Seconds without any node that can work until the run gives up."""
+    """Seconds without any node that can work, or with too few to train, until the run gives up."""
 
     @field_validator("address")
     @classmethod
@@ -82,10 +84,11 @@ class Runtime(Config):
     """Processes that judge."""
     launch: dict[str, Any] = {}
     """Handed to `accelerate launch` (config_file, num_processes, ...) by sft and rl; empty: train
-    in this process, or in one of its own where vLLM samples."""
+    in this process, or in one of its own where vLLM samples. With a cluster, num_machines=2 starts
+    it on two nodes, num_processes counting those of both (by default one a GPU)."""
     cluster: RayCluster | None = None
-    """Machines that generate, filter and evaluate spread their work over, {type: ray, address:
-    auto}; unset: this one alone."""
+    """Machines that generate, filter, logits and evaluate spread their work over and of which
+    launch.num_machines train, {type: ray, address: auto}; unset: this one alone."""
     slurm: dict[str, Any] = {}
     """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
     time, ...). With several nodes, sft and rl start runtime.launch on each."""
@@ -228,6 +231,14 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _variants_differ(self) -> Experiment:
+        # Two of one seed are one training: an interval over them would be too narrow.
+        for name, values in {"seeds": self.seeds, **self.each}.items():
+            if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+                raise UserError(f"{name} has {twice[0]} twice; name each value once")
+        return self
+
+    @model_validator(mode="after")
     def _batches_have_an_api(self) -> Experiment:
         if self.runtime.teacher.batch and self.generate.teacher.type != "openai":
             raise UserError("runtime.teacher.batch needs an endpoint with a batch API, but "
@@ -261,7 +272,8 @@ class Experiment(Config):
             return [f"{name}.{step.goal}" for name, step in steps.items() if step.goal != "filter"]
         for model in self.evaluate.models:
             if model != "teacher" and not is_reference(model):
-                known = ", ".join(f"{name}.{step.goal}" for name, step in steps.items())
+                known = ", ".join(f"{name}.{step.goal}" for name, step in steps.items()
+                                  if step.goal != "filter")
                 raise UserError(f"evaluate.models: {model!r} is the model of no step; name {known}")
         return self.evaluate.models
 

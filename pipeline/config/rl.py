@@ -118,7 +118,8 @@ class RlConfig(Config):
     """Start model, rewards, problems, phases and monitoring of refinement by GRPO."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges", "overlap"})
+        {"lengths", "report_to", "languages", "layers", "source_rewards", "judges", "overlap",
+         "schedule"})
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "logging_steps": 1, "top_k": 0, "epsilon_high": 0.28,
@@ -162,13 +163,16 @@ class RlConfig(Config):
     your own rewards (and process) were the same for every completion."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of a phase, which may end earlier by the trainer's own limit."""
+    schedule: Literal["steps", "minutes"] = "steps"
+    """What a falling learning rate follows, as sft.schedule."""
     phases: list[Phase] = []
     """Trainer runs one after another, as for a growing context; empty is one run."""
     difficulty: str | None = None
     """Expression over pass_rate and samples, as `0 < pass_rate < 1`: other problems are not asked.
     Checked at the start, and while training with each problem's newest scores."""
-    difficulty_samples: int = Field(default=0, ge=0)
-    """Samples of the start model a problem for its pass rate; 0 takes the teacher's pass rate."""
+    difficulty_samples: int | None = Field(default=0, ge=0)
+    """Samples of the start model a problem for its pass rate; 0 takes the teacher's pass rate, null
+    none at the start: each problem is asked until its own newest scores leave it out."""
     dynamic_sampling: int = Field(default=0, ge=0)
     """Most extra generations to refill groups whose samples all earned the same (DAPO)."""
     evaluate_every: int = Field(default=0, ge=0)

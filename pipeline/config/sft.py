@@ -138,7 +138,7 @@ _ROW_DEFAULTS = {"train_sampling_strategy": "group_by_length", "per_device_eval_
 class SftConfig(Config):
     """How the student is fine-tuned."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"layers"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"layers", "schedule"})
     UNKEYED: ClassVar[frozenset[str]] = frozenset({"report_to"}) | TRACKING
     TRAINER_DEFAULTS: ClassVar[dict[str, Any]] = {
         **SHARED_TRAINER_DEFAULTS, "lr_scheduler_type": "cosine", "eval_steps": 0.25}
@@ -176,6 +176,9 @@ class SftConfig(Config):
     Qwen2, Qwen3; one process or DDP, without LoRA; the first step waits for the compiler)."""
     minutes: float | None = Field(default=None, gt=0)
     """Time limit of training, which may end earlier by the trainer's own limit."""
+    schedule: Literal["steps", "minutes"] = "steps"
+    """What a falling learning rate follows after its warm-up: the trainer's planned steps, or, so
+    that it ends low at the time limit, whichever of them and `minutes` is further on."""
     held_out: int = Field(default=64, ge=0)
     """Rows (in blocks: samples) held out to log the loss on: all rows of some problems, at most 2 %
     of all; 0: none. With `on_policy` it is the loss at the student's answers to their prompts."""

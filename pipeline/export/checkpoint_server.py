@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +142,19 @@ class Endpoint:
         async def send(**event: Any) -> None:
             await response.write(f"data: {json.dumps({**head, **event})}\n\n".encode())
 
-        for index, seed in enumerate(seeds):
-            finish = "length"
-            async for step in self._steps(prompt, body, seed):
-                used += len(step["logprobs"])
-                finish = step["finish"]
-                for name, text in step["parts"]:
-                    await send(choices=[{"index": index, "delta": {name: text},
-                                         "finish_reason": None}])
-            await send(choices=[{"index": index, "delta": {}, "finish_reason": finish}])
-        if (body.get("stream_options") or {}).get("include_usage"):
-            await send(choices=[], usage=_usage(prompt, used))
-        await response.write(b"data: [DONE]\n\n")
+        with suppress(ConnectionResetError):         # the client went away: no error of ours
+            for index, seed in enumerate(seeds):
+                finish = "length"
+                async for step in self._steps(prompt, body, seed):
+                    used += len(step["logprobs"])
+                    finish = step["finish"]
+                    for name, text in step["parts"]:
+                        await send(choices=[{"index": index, "delta": {name: text},
+                                             "finish_reason": None}])
+                await send(choices=[{"index": index, "delta": {}, "finish_reason": finish}])
+            if (body.get("stream_options") or {}).get("include_usage"):
+                await send(choices=[], usage=_usage(prompt, used))
+            await response.write(b"data: [DONE]\n\n")
         return response
 
     async def _steps(self, prompt: list[int], body: Mapping[str, Any],

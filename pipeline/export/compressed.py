@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from pipeline.config.evaluate import CALIBRATED
 from pipeline.errors import UserError
 from pipeline.export.llama_cpp import Step
 from pipeline.hub import lineage as lineages
@@ -18,19 +23,24 @@ from pipeline.student.decode import decode
 from pipeline.student.template import prompt_ids
 from pipeline.student.tokenizer import load_tokenizer
 
-SCHEMES = {"fp8": "FP8_DYNAMIC", "w4a16": "W4A16"}
+SCHEMES = {"fp8": "FP8_DYNAMIC", "w4a16": "W4A16", "gptq": "W4A16",
+           "awq": "W4A16_ASYM"}     # AWQ's scales leave weights that are not centred
 GROUPS = (128, 64, 32)
 """Weights that share a scale: the sizes that vLLM's kernels have."""
+CALIBRATION_TOKENS = 2048
+"""Tokens of a row that calibration reads at most."""
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep llmcompressor's log and bars from the terminal."""
-    with redirect_stderr(io.StringIO()):
-        import llmcompressor  # noqa: F401  (it turns its log on as it is imported)
+    with redirect_stderr(io.StringIO()), patch.dict(
+            os.environ, {"LLM_COMPRESSOR_LOG_DISABLED": "true"}):   # it reads it again and again
         from loguru import logger
 
-        logger.disable("llmcompressor")
+        logger.disable("compressed_tensors")
+        # Its warning is of torch's own names, and its handler has the terminal from before.
+        logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
         yield
 
 
@@ -41,28 +51,64 @@ def group_size(model: Any) -> int:
             if isinstance(one, torch.nn.Linear) and one is not head}
     found = next((size for size in GROUPS if not any(row % size for row in rows)), None)
     if found is None:
-        raise UserError(f"w4a16 packs groups of {GROUPS[-1]} weights and this model has rows of "
-                        f"{min(row for row in rows if row % GROUPS[-1])}; name fp8 instead")
+        raise UserError(f"4 bits are packed in groups of {GROUPS[-1]} weights and this model has "
+                        f"rows of {min(row for row in rows if row % GROUPS[-1])}; name fp8 instead")
     return found
+
+
+def _recipe(form: str, model: Any) -> list[Any]:
+    """llmcompressor's modifiers of a format, in order."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    scheme = preset_name_to_scheme(SCHEMES[form], ["Linear"])
+    if form != "fp8":
+        scheme.weights.group_size = group_size(model)
+    rounding = GPTQModifier if form == "gptq" else QuantizationModifier
+    # "both" tries scales with and without the weights' own sizes, and keeps the better.
+    return [*([AWQModifier(duo_scaling="both")] if form == "awq" else []),
+            rounding(config_groups={"group_0": scheme}, ignore=["lm_head"])]
+
+
+def _batches(learnt: Sequence[Sequence[int]]) -> Any:
+    """A row a batch, as llmcompressor reads them."""
+    rows = [torch.tensor(row[:CALIBRATION_TOKENS]) for row in learnt]
+    batches: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    return torch.utils.data.DataLoader(batches)
+
+
+@contextmanager
+def _unpinned() -> Iterator[None]:
+    """Keep AWQ from pinning memory where there is no accelerator to pin it for."""
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.accelerator.is_available():
+        yield
+    else:
+        with patch.object(IntermediatesCache, "pin_memory"):
+            yield
 
 
 def write_folder(folder: Path, checkpoint: str, model: Any, tokenizer: Any, form: str, *,
                  ends: list[int], sampling: Mapping[str, float],
-                 lineage: Mapping[str, Any]) -> None:
-    """Compress `model`, loaded from `checkpoint`, in place; write it with all that serves it."""
-    with _quiet():
-        from compressed_tensors.quantization import preset_name_to_scheme
-        from llmcompressor import oneshot
-        from llmcompressor.modifiers.quantization import QuantizationModifier
+                 lineage: Mapping[str, Any], learnt: Sequence[Sequence[int]] = ()) -> None:
+    """Compress `model`, loaded from `checkpoint`, in place; write it with all that serves it.
 
-        scheme = preset_name_to_scheme(SCHEMES[form], ["Linear"])
-        if form == "w4a16":
-            scheme.weights.group_size = group_size(model)
+    `learnt` holds token rows of what the model learnt from, for the CALIBRATED formats.
+    """
+    if form in CALIBRATED:
+        print(f"export: calibrating {form} on {len(learnt):,} rows", file=sys.stderr)
+    with _quiet():
+        from llmcompressor import oneshot
+
         if model.dtype == torch.float32:
             model.to(torch.bfloat16)        # vLLM's kernels have 16 bits for the rest
         model.config._name_or_path = checkpoint     # llmcompressor reads the config there
-        oneshot(model=model, recipe=QuantizationModifier(
-            config_groups={"group_0": scheme}, ignore=["lm_head"]), log_dir=None)
+        with _unpinned():
+            oneshot(model=model, recipe=_recipe(form, model), log_dir=None,
+                    dataset=_batches(learnt) if form in CALIBRATED else None)
         settings = model.generation_config
         settings.eos_token_id, settings.do_sample = ends, sampling["temperature"] > 0
         if settings.do_sample:

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 PACKAGES = {"gguf": "gguf", "libggml": "libggml-python", "xllamacpp": "xllamacpp"}
 COMPRESSED = {"llmcompressor": "llmcompressor"}
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9,
-        "fp8": 10, "w4a16": 7}       # with a small model's embeddings at 16
+        "fp8": 10, "w4a16": 7, "gptq": 7, "awq": 7}       # with a small model's embeddings at 16
 SLOTS = 8
 
 
@@ -31,12 +31,13 @@ def check_extra(formats: Sequence[str]) -> None:
 
 def export(checkpoint: str, tokenizer_folder: str, config: ExportConfig, out: Path, *, name: str,
            rows: Sequence[dict], chats: Mapping[str, Messages], lineage: Mapping[str, Any],
-           seed: int = 0, workers: int = 2) -> dict[str, Any]:
+           learnt: Sequence[Sequence[int]] = (), seed: int = 0, workers: int = 2) -> dict[str, Any]:
     """Write NAME-FORMAT.gguf or, for vLLM, the folder NAME-FORMAT for each format to `out`.
 
     Beside them Modelfile and README.md; returns figures.
 
-    The proof is made on the first problems of `rows`, the score on `config.limit` of them. Raises
+    The proof is made on the first problems of `rows`, the score on `config.limit` of them; gptq and
+    awq are calibrated on the token rows `learnt`. Raises
     UserError if a file cannot be written as it should be or does not answer as its checkpoint.
     """
     from pipeline.export.architecture import architecture
@@ -56,7 +57,7 @@ def export(checkpoint: str, tokenizer_folder: str, config: ExportConfig, out: Pa
     files: dict[str, Path] = {form: out / f"{name}-{form}{'.gguf' * (form in gguf)}"
                               for form in config.formats}
     _write(files, checkpoint, model, tokenizer, name=name, ends=ends, lineage=lineage,
-           sampling={"temperature": sampling.temperature, "top_p": sampling.top_p})
+           learnt=learnt, sampling={"temperature": sampling.temperature, "top_p": sampling.top_p})
     asked = list(chats.values())[:config.problems]
     reference = Reference.of(model, tokenizer, ends, asked, config.tokens)
     longest = max(map(len, reference.prompts)) + max(config.tokens, sampling.max_tokens) + 64
@@ -99,7 +100,8 @@ def _check_room(out: Path, parameters: int, formats: Sequence[str]) -> None:
 
 
 def _write(files: Mapping[str, Path], checkpoint: str, model: Any, tokenizer: Any, *, name: str,
-           ends: list[int], lineage: Mapping[str, Any], sampling: Mapping[str, float]) -> None:
+           ends: list[int], lineage: Mapping[str, Any], learnt: Sequence[Sequence[int]],
+           sampling: Mapping[str, float]) -> None:
     from pipeline.export.compressed import write_folder
     from pipeline.export.gguf_file import write_gguf
 
@@ -108,7 +110,7 @@ def _write(files: Mapping[str, Path], checkpoint: str, model: Any, tokenizer: An
     for form, path in files.items():
         if form in VLLM_FORMATS:
             write_folder(path, checkpoint, _load(checkpoint), tokenizer, form, ends=ends,
-                         sampling=sampling, lineage=lineage)
+                         sampling=sampling, lineage=lineage, learnt=learnt)
         else:
             write_gguf(path, model, tokenizer, form, name=name, ends=ends, sampling=sampling,
                        lineage=keys)

@@ -19,7 +19,7 @@ from pipeline.student.template import prompt_ids
 
 Runner = LlamaCpp | CompressedFolder
 MOST_KL = {"f32": 0.01, "f16": 0.01, "bf16": 0.01, "q8_0": 0.03, "q6_k": 0.1, "q5_k_m": 0.3,
-           "q4_k_m": 0.6, "fp8": 0.3, "w4a16": 0.6}
+           "q4_k_m": 0.6, "fp8": 0.3, "w4a16": 0.6, "gptq": 0.6, "awq": 0.6}
 """Nats a token from which a file of the format no longer answers as its checkpoint."""
 MOST_GAP = 1.0
 """Difference of two logits that rounding to 16 bits explains at most."""

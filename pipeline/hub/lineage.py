@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.shared_artifacts import KNOWN
-from pipeline.stage import read_manifest
+from pipeline.stage import artifact_of, read_manifest
 
 FILE = "lineage.json"
 SECRET = re.compile(r"(?:token|api_?key|secret|password)$", re.I)
@@ -39,8 +39,8 @@ def chain(folder: Path, places: Sequence[Path] = ()) -> dict[str, dict[str, Any]
                           for base in (place, place / KNOWN)
                           for path in base.glob(f"*-{key}/manifest.json")), None)
             if above is None:
-                raise UserError(f"{folder} was made of {name}-{key}, which is not beside it any "
-                                "more; its lineage ends there")
+                raise UserError(f"{folder} was made of {artifact_of(name, key)}, which is not "
+                                "beside it any more; its lineage ends there")
             if key not in seen:
                 visit(above.parent)
         stage = manifest.get("stage", folder.name)
@@ -106,7 +106,7 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
     for name, manifest in found.items():
         when = datetime.fromtimestamp(manifest.get("finished", 0), UTC).strftime("%Y-%m-%d %H:%M")
-        parts = [f"{name}-{manifest['key']}", when, named(manifest)]
+        parts = [artifact_of(name, manifest["key"]), when, named(manifest)]
         if manifest.get("git_commit"):
             parts.append(f"commit {manifest['git_commit']}")
         made_of = ", ".join(manifest.get("inputs", {}))

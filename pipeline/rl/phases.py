@@ -106,7 +106,7 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
         callbacks=[
             guard, StopOnZeroReward(config.patience, deciding(
                 {name: weight for name, (weight, _) in rewards.items()})),
-            Clock(config.minutes), EndPhaseOnTruncation(phase, folder),
+            Clock(config.minutes, config.schedule), EndPhaseOnTruncation(phase, folder),
             AlarmLogger(config.alarms, folder, job.out, steps_before)],
         peft_config=lora, engine=job.engine, difficulty=config.difficulty or "",
         refill_rounds=config.dynamic_sampling, keep_completions=config.keep_completions,

@@ -70,8 +70,8 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)       # PR_SET_PDEATHSIG
 
 
-def free_port() -> int:
-    """A port of this host on which nothing listens now."""
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port of this host's `address` on which nothing listens now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return probe.getsockname()[1]

@@ -11,6 +11,7 @@ from pipeline.config.trainer_keys import check_trainer_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.train.arguments import (
     check_layers,
+    check_schedule,
     lora_config,
     trainer_arguments,
     trainer_settings,
@@ -49,6 +50,7 @@ def check_settings(sft: SftConfig) -> None:
                             f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
     check_trainer_keys(kind, "sft.trainer", sft.trainer)
     check_layers(sft, "sft")
+    check_schedule(sft, "sft")
     if sft.method.type in ("logits", "cross_tokenizer") or sft.head == "limbeck":
         for key in {"loss_type", "label_smoothing_factor"} & set(sft.trainer):
             raise UserError(f"sft.trainer.{key} needs sft.method.type=sequence and sft.head=trl; "

@@ -148,7 +148,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     if chosen["eval_dataset"] is None:
         args.eval_strategy = "no"
     guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
-    callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes)]
+    callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes, job.sft.schedule)]
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args, job.sft.layers)
     trainer = kind(rows=rows, guard=guard, model=student, args=args, processing_class=tokenizer,

@@ -35,7 +35,8 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     no cluster or one of its nodes has other code.
     """
     requests = list(requests)
-    missing = len(store.missing(requests, teacher, sampling))
+    left = store.missing(requests, teacher, sampling)
+    missing = len(left)
     outcome = Outcome(wanted=missing, reused=len(requests) - missing)
     outcome.notes += Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling,
                             runtime.where).notes
@@ -43,7 +44,9 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         return outcome
     store.folder.mkdir(parents=True, exist_ok=True)
     with connected(cluster) as ray:
-        run = ClusterRun(ray, cluster, requests, teacher, sampling, runtime, store,
+        # A ceiling counts what the answers that are there cost.
+        run = ClusterRun(ray, cluster, requests if runtime.max_usd else left, teacher, sampling,
+                         runtime, store,
                          Display(outcome, on_progress))
         try:
             run.main()
@@ -79,7 +82,7 @@ class ClusterRun:
 
         Raises UnansweredError if no trace ever came.
         """
-        while self.ended is None or (self.crew.members
+        while self.ended is None or (any(one.up for one in self.crew.members.values())
                                      and time.monotonic() < self.ended + END_SECONDS):
             if self.ended is None:
                 self.crew.staff()
@@ -100,6 +103,7 @@ class ClusterRun:
         try:
             if call is member.counting:
                 self._count(member, self.ray.get(call))
+                member.up = True
                 member.counting = member.actor.counts.remote(COUNT_SECONDS)
                 return
             outcome, rest = self.ray.get(call)

@@ -129,6 +129,20 @@ def check_layers(section: Any, name: str) -> None:
                             f"{name}.{key}; remove one of the two")
 
 
+def check_schedule(section: Any, name: str) -> None:
+    """Raise UserError if `schedule: minutes` of the sft or rl section has no limit or no fall."""
+    if section.schedule == "steps":
+        return
+    if section.minutes is None:
+        raise UserError(f"{name}.schedule=minutes needs a time limit; set {name}.minutes")
+    turns = [trainer_settings(section)]
+    turns += [{**turns[0], **phase.trainer} for phase in getattr(section, "phases", [])]
+    for kind in (turn["lr_scheduler_type"] for turn in turns):
+        if kind.startswith("constant") or kind in ("reduce_lr_on_plateau", "greedy"):
+            raise UserError(f"{name}.trainer.lr_scheduler_type={kind} falls with no clock; set "
+                            f"cosine or linear for {name}.schedule=minutes")
+
+
 def check_whole_layers(section: Any, name: str, launch: Mapping[str, Any]) -> None:
     """Raise UserError if `layers: compiled` meets a launch that keeps layers in parts."""
     if section.layers == "compiled" and (sharding := _sharding(launch)):

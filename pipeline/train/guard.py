@@ -1,4 +1,4 @@
-"""Stops training on values that are not finite, logs it and counts its seconds."""
+"""Stops training on values that are not finite, logs it, counts its seconds, times its rate."""
 
 from __future__ import annotations
 
@@ -29,27 +29,58 @@ def non_finite_weight(model: Any) -> str | None:
 
 
 class Clock(TrainerCallback, ExportableState):
-    """Counts the seconds of training, kept in checkpoints, and ends it after `minutes` if given."""
+    """Counts the seconds of training, kept in checkpoints, and ends it after `minutes` if given.
 
-    def __init__(self, minutes: float | None = None):
-        self.minutes, self.start, self.spent = minutes, 0.0, 0.0
+    With `schedule` minutes the learning rate falls by the clock where that is ahead of the steps.
+    """
+
+    def __init__(self, minutes: float | None = None, schedule: str = "steps"):
+        self.minutes, self.schedule, self.start, self.spent = minutes, schedule, 0.0, 0.0
+        self.warm_up, self.planned = 0, 0       # steps
+        self.warmed = 0.0                       # seconds at the end of the warm-up
 
     def state(self) -> dict[str, Any]:
-        return {"args": {"minutes": self.minutes}, "attributes": {"spent": self.spent}}
+        return {"args": {"minutes": self.minutes},
+                "attributes": {"spent": self.spent, "warmed": self.warmed}}
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        kept = state.stateful_callbacks.setdefault("Clock", self.state())
-        self.start = time.monotonic() - kept["attributes"]["spent"]
+    def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        kept = state.stateful_callbacks.setdefault("Clock", self.state())["attributes"]
+        self.start = time.monotonic() - kept["spent"]
+        self.warmed = kept.get("warmed", 0.0)
+        if self.schedule == "minutes":
+            self._time(lr_scheduler)
+            # A warm-up given as a share is one of the time too.
+            self.warm_up = args.get_warmup_steps(state.max_steps) if args.warmup_steps >= 1 else 0
+            self.planned = state.max_steps
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        spent = [time.monotonic() - self.start]
+        if self.minutes is not None:
+            broadcast_object_list(spent)            # the first process's clock decides for all
+        self.spent = spent[0]
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.spent = time.monotonic() - self.start
         state.stateful_callbacks["Clock"] = self.state()
-        if self.minutes is None:
-            return
-        time_is_up = [self.spent >= 60 * self.minutes]
-        broadcast_object_list(time_is_up)           # the first process's clock decides for all
-        if time_is_up[0]:
+        if self.minutes is not None and self.spent >= 60 * self.minutes:
             control.should_training_stop = True
+
+    def _time(self, scheduler: Any) -> None:
+        """Make `scheduler`, torch's LambdaLR, ask for the rate of the step that `place` says."""
+        scheduler = getattr(scheduler, "scheduler", scheduler)
+        if not hasattr(scheduler, "lr_lambdas"):
+            raise UserError(f"the rates of {type(scheduler).__name__} cannot follow a clock; set "
+                            "schedule: steps")
+        scheduler.lr_lambdas = [lambda step, rate=rate: rate(self.place(step))
+                                for rate in scheduler.lr_lambdas]
+
+    def place(self, step: int) -> float:
+        """The planned step whose rate is due after `step`: that, or a later one by the clock."""
+        if step <= self.warm_up:
+            self.warmed = self.spent
+            return step
+        left = 60 * (self.minutes or 0) - self.warmed    # seconds for the steps after it
+        share = min((self.spent - self.warmed) / left, 1.0) if left > 0 else 1.0
+        return max(step, self.warm_up + share * (self.planned - self.warm_up))
 
 
 class Guard(TrainerCallback):

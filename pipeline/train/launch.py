@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.nodes import over_nodes, spans_nodes, srun
+from pipeline.cluster.nodes import accelerate_flags, over_allocation, spans_nodes, srun
+from pipeline.cluster.ray_launch import spans_cluster, train_on_nodes
+from pipeline.config.experiment import RayCluster
 from pipeline.config.job import Job
 from pipeline.errors import LackingError, StoppedError, UserError
 from pipeline.serving.disk import DiskFullGuard
@@ -32,20 +34,9 @@ from pipeline.serving.processes import (
 def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     """Build the accelerate command line from `options`, or plain Python's without options."""
     if spans_nodes(options):
-        return srun([*accelerate_flags(over_nodes(options)), *arguments])
+        return srun([*accelerate_flags(over_allocation(options)), *arguments])
     start = ["-m", "accelerate.commands.launch", *accelerate_flags(options)] if options else []
     return [sys.executable, *start, *arguments]
-
-
-def accelerate_flags(options: Mapping[str, Any]) -> list[str]:
-    """Return `options` as arguments of `accelerate launch`; a switch is true."""
-    flags = []
-    for name, value in options.items():
-        if value is True:
-            flags.append(f"--{name}")
-        elif value is not False and value is not None:
-            flags += [f"--{name}", str(value)]
-    return flags
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -86,35 +77,33 @@ def run(line: list[str], environment: Mapping[str, str]) -> int:
             raise
 
 
-def launch(job: Job, module: str, options: Mapping[str, Any],
-           gpus: str | None = None) -> dict[str, Any]:
+def launch(job: Job, module: str, options: Mapping[str, Any], gpus: str | None = None,
+           cluster: RayCluster | None = None) -> dict[str, Any]:
     """Run `job` by `module` in accelerate's processes on `gpus` (all by default); returns counts.
 
-    In a Slurm allocation of several nodes accelerate starts on each; elsewhere each node runs the
-    same command with its own machine_rank. Raises UserError with the message of a process that
-    failed, StoppedError if they saved and stopped.
+    In a Slurm allocation of several nodes accelerate starts on each, on a `cluster` on as many as
+    num_machines says; elsewhere each node runs the same command with its own machine_rank. Raises
+    UserError with the message of a process that failed, StoppedError if they saved and stopped.
     """
     from pipeline.train.stop import passed_on
 
     check_options(options)
-    if options.get("use_fsdp") and not gpu_count():
+    on_cluster = cluster if spans_cluster(cluster, options) else None
+    if options.get("use_fsdp") and not on_cluster and not gpu_count():
         raise LackingError("runtime.launch.use_fsdp shards over GPUs and this machine shows none, "
                            "so accelerate would train a whole copy in every process; run it where "
                            "there are GPUs, or set runtime.launch.use_fsdp=false")
-    path, failure, stopped, counts = (job.out / name for name in (
+    path, failure, stopped, counts = (job.out.resolve() / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))
     path.write_text(job.model_dump_json(indent=1, context="everything"), encoding="utf-8")
     for old in (failure, stopped, counts):
         old.unlink(missing_ok=True)
-    names = visible_gpus() if gpus is None else gpus.split(",")
-    # Without options only the first: one process would spread each batch over several by threads.
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} \
-        if names and not spans_nodes(options) else {}
-    # A colocated vLLM listens there; by default every run of a host tries the same few ports.
-    port = {} if options else {"MASTER_PORT": str(free_port())}
-    line = command(options, ["-m", module, str(path)])
+    arguments = ["-m", module, str(path)]
     with passed_on(job.out) as (request, told):
-        code = run(line, {**port, **os.environ, **visible, **told})
+        if on_cluster:
+            code = train_on_nodes(on_cluster, options, arguments, told, job.out, request.asked)
+        else:
+            code = run(command(options, arguments), {**_own_environment(options, gpus), **told})
     if stopped.is_file():
         raise StoppedError(stopped.read_text(encoding="utf-8"))
     if request.asked():         # before the first step or after the last
@@ -124,6 +113,17 @@ def launch(job: Job, module: str, options: Mapping[str, Any],
     if code or not counts.is_file():
         raise UserError(f"{module} ended with code {code}; its messages are above")
     return json.loads(counts.read_text(encoding="utf-8"))
+
+
+def _own_environment(options: Mapping[str, Any], gpus: str | None) -> dict[str, str]:
+    """The environment of training that starts here, on `gpus`."""
+    names = visible_gpus() if gpus is None else gpus.split(",")
+    # Without options only the first: one process would spread each batch over several by threads.
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(names if options else names[:1])} \
+        if names and not spans_nodes(options) else {}
+    # A colocated vLLM listens there; by default every run of a host tries the same few ports.
+    port = {} if options else {"MASTER_PORT": str(free_port())}
+    return {**port, **os.environ, **visible}
 
 
 def worker_main(kind: type[Any], train: Callable[[Any], dict[str, Any]]) -> None:

@@ -25,6 +25,7 @@ from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.train import launch
 from stages.__main__ import app
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 # A few minutes: preemption comes up to a minute late, and scores shall not all be zero.
@@ -100,7 +101,7 @@ def test_ctrl_c_leaves_the_job_that_was_waited_for(slurm_folder):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert "job 7: RUNNING" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 130 and "job 7 goes on" in said and "scancel 7" in said
 
 
@@ -127,7 +128,7 @@ def test_a_stopped_job_is_queued_again_unless_a_user_ended_it(slurm_folder, stat
     with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE) as process:
         until(lambda: list(Path("data/artifacts").glob("generate-*.partial")))
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     assert (jobs / "7.ends").read_text() == "130\n"
     file = slurm_folder / "scontrol.txt"
     assert (file.read_text().splitlines() if file.exists() else []) == asked

@@ -133,6 +133,20 @@ def assert_same(one: Path, other: Path, steps: int) -> None:
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-5 for name in weights[0])
 
 
+def rl_jobs(folder: Path) -> list[RlJob]:
+    """Two equal jobs of 12 steps into `folder`/alone and `folder`/two."""
+    start = tiny_rl.build(folder / "start")
+    trainer = {**tiny_rl.TRAINER, "per_device_train_batch_size": 4, "max_steps": 12}
+    config = RlConfig.model_validate({"rewards": {"accuracy": 1.0}, "patience": 99,
+                                      "alarms": {"window": 99}, "trainer": trainer})
+    jobs = [RlJob(rl=config, model=str(start), tokenizer=start, rows=tiny_rl.problems(24),
+                  held_out=[], judge_workers=1, out=folder / name, seed=3)
+            for name in ("alone", "two")]
+    for job in jobs:
+        job.out.mkdir()
+    return jobs
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("module", "options"), [("pipeline.sft.trainer", {}), ("sharded", FSDP)])
 def test_sft_on_two_nodes_that_lost_one_has_the_losses_of_one_process(two_nodes, monkeypatch,
@@ -154,15 +168,7 @@ def test_sft_on_two_nodes_that_lost_one_has_the_losses_of_one_process(two_nodes,
 @pytest.mark.timeout(900)
 def test_rl_on_two_nodes_that_lost_one_has_the_losses_of_two_processes_on_one(two_nodes,
                                                                              monkeypatch):
-    start = tiny_rl.build(two_nodes / "start")
-    trainer = {**tiny_rl.TRAINER, "per_device_train_batch_size": 4, "max_steps": 12}
-    config = RlConfig.model_validate({"rewards": {"accuracy": 1.0}, "patience": 99,
-                                      "alarms": {"window": 99}, "trainer": trainer})
-    jobs = [RlJob(rl=config, model=str(start), tokenizer=start, rows=tiny_rl.problems(24),
-                  held_out=[],
-                  judge_workers=1, out=two_nodes / name, seed=3) for name in ("alone", "two")]
-    for job in jobs:
-        job.out.mkdir()
+    jobs = rl_jobs(two_nodes)
     launch.launch(jobs[0], "rewarded", tiny_sft.TWO)
     counts = killed_and_resumed(jobs[1], "rewarded", {"num_processes": 2}, monkeypatch, 4)
     assert counts["steps"] == 12

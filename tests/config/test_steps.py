@@ -7,8 +7,10 @@ import pytest
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load, sweep
 from pipeline.errors import UserError
-from stages.graph import plans
+from stages.chat import _found
+from stages.graph import STAGES, plans
 from stages.make import goals, plan_of, stage_targets
+from stages.push import push
 
 R1 = """
 generate: {teacher: {type: solver}, samples: 2}
@@ -76,13 +78,16 @@ def test_a_recipe_of_six_steps_is_planned_in_a_second(recipe):
     ("steps.zero.student.model=bsae.sft", "zero.student names bsae.sft: there is no step 'bsae'"),
     ("steps.zero.student.model=base.fit", "names base.fit: a step has no stage 'fit'"),
     ("evaluate.models=[sft]", "'sft' is the model of no step; name base.sft"),
+    ("steps.cold.goal=filter evaluate.models=[sft]", "of no step; name base.sft, zero.rl, reason"),
     ("evaluate.models=[nobody.rl]", "there is no step 'nobody'")])
 def test_a_reference_that_cannot_hold_is_one_sentence(recipe, override, said):
     with pytest.raises(UserError, match=said):
-        keys(recipe(override))
+        keys(recipe(*override.split()))
 
 
 @pytest.mark.parametrize(("override", "said"), [
+    ("seeds=[1, 0, 1]", "seeds has 1 twice"),
+    ("each={sft.trainer.max_steps: [3, 3]}", r"sft\.trainer\.max_steps has 3 twice"),
     ("steps.zero.goal=report", r"'steps\.zero\.goal'.*'filter', 'sft' or 'rl'"),
     ("steps.new={}", r"'steps\.new\.goal' is not set"),
     ("steps.zero.rl.pacience=3", r"unknown config key 'steps\.zero\.rl\.pacience'.*'patience'"),
@@ -129,3 +134,11 @@ def test_the_commands_name_steps(recipe):
     assert plan_of(experiment, "reject.filter").stage.name == "filter"
     with pytest.raises(UserError, match=r"several steps have a stage sft; name one of base\.sft"):
         plan_of(experiment, "sft")
+    with pytest.raises(UserError, match=r"cold is a step; name one .* as cold\.sft"):
+        plan_of(experiment, "cold")
+    with pytest.raises(UserError, match=r"zero\.rl is not made yet .* `limbeck rl --step zero`"):
+        _found(experiment, "zero.rl")
+    with pytest.raises(UserError, match=r"filter is not made yet .* `limbeck filter --step zero`"):
+        push(experiment, "x", ["data"], model="zero.rl", private=True, accepted=False, out=None)
+    with pytest.raises(UserError, match=r"'sft' is the model of no step; name base\.sft, zero.rl"):
+        STAGES["export"].check(recipe("export.model=sft"))

@@ -3,12 +3,14 @@
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.config.student import TinyModel
@@ -19,11 +21,11 @@ from pipeline.serving.processes import free_port
 from pipeline.student.tiny import save_tiny
 from pipeline.student.tokenizer import load_tokenizer
 from pipeline.teacher.probe import probe
+from tests.conftest import PATIENCE
 from tests.student.test_tiny import CORPUS, TEMPLATE
 from tests.teacher.test_servers import FAKE_VLLM
 
 CHAT = [sys.executable, "-m", "stages", "chat"]
-PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,21 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     save_tiny(CORPUS, TinyModel(layers=1, width=32, heads=2), TEMPLATE, 0, folder)
     return folder
+
+
+@pytest.fixture
+def endless(folder, tmp_path):
+    """A student whose answers do not end: no state of it points to the end-of-turn token."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 10.0
+        model.model.embed_tokens.weight[load_tokenizer(str(folder)).eos_token_id, 0] = -1e4
+        for layer in model.model.layers:             # no layer changes the first dimension
+            layer.self_attn.o_proj.weight[0] = 0.0
+            layer.mlp.down_proj.weight[0] = 0.0
+    shutil.copytree(folder, tmp_path / "endless")
+    model.save_pretrained(tmp_path / "endless")
+    return tmp_path / "endless"
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +93,8 @@ class Terminal:
         return status
 
 
-def test_ctrl_c_on_a_terminal_stops_the_answer_and_the_talk_goes_on(folder):
-    talk = Terminal(*CHAT, str(folder), "--max-tokens", "3900", "--temperature", "2")
+def test_ctrl_c_on_a_terminal_stops_the_answer_and_the_talk_goes_on(endless):
+    talk = Terminal(*CHAT, str(endless), "--max-tokens", "3900", "--temperature", "2")
     talk.until(r"Ctrl-D ends[\s\S]*> ")
     talk.type("1 and 2 make\n")
     talk.until(r"make\r\n[\s\S]{40}")       # an answer is under way
@@ -92,7 +109,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_the_talk_goes_on(folder):
     talk.type("1 and 2 make\n")
     talk.until(r"make\r\n[\s\S]{40}")
     talk.type("\x03")
-    talk.until(r"\[stopped; [\s\S]*> ")
+    assert "Error" not in talk.until(r"\[stopped; [\s\S]*> ")
     assert talk.end() == 0
 
 

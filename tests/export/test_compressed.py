@@ -1,18 +1,28 @@
 """A folder for vLLM answers in transformers as its checkpoint does, or it is not handed on."""
 
 import json
+from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
 pytest.importorskip("llmcompressor", reason="needs the extra `compressed`")
 
 from pipeline.config.evaluate import ExportConfig, StudentSampling
+from pipeline.config.experiment import Experiment
+from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.export.compressed import group_size
 from pipeline.export.export_files import export
 from pipeline.hub.lineage import read
+from pipeline.student.decode import decode
+from pipeline.student.template import prompt_ids
+from stages.export import _learnt
+from stages.graph import STAGES, plans
 from tests.tokenizer_kinds import tokenizer_of
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 CHATS = {str(n): [{"role": "user", "content": f"Problem {n}: {n * 37} + {n}00000 = ?"}]
          for n in range(4)}
@@ -37,11 +47,11 @@ def saved(folder, intermediate_size):
     return model, str(folder)
 
 
-def exported(folder, out, **settings):
+def exported(folder, out, learnt=(), **settings):
     out.mkdir()
     config = ExportConfig(problems=4, tokens=24, sampling=SAMPLING, **settings)
     return export(folder, folder, config, out, name="m", rows=ROWS, chats=CHATS,
-                  lineage={"sft": {"stage": "sft", "key": "abc"}})
+                  lineage={"sft": {"stage": "sft", "key": "abc"}}, learnt=learnt)
 
 
 def test_folders_for_vllm_are_proven_scored_and_say_how_they_are_served(tmp_path, record_property):
@@ -67,6 +77,51 @@ def test_folders_for_vllm_are_proven_scored_and_say_how_they_are_served(tmp_path
         assert f"vllm serve ./m-{form}" in (tmp_path / "out/README.md").read_text()
     assert found["fp8"]["kl"] < found["w4a16"]["kl"]
     assert not (tmp_path / "out/Modelfile").exists()
+
+
+def test_calibrated_on_what_the_model_learnt_4_bits_lose_less(tmp_path):
+    model, checkpoint = saved(tmp_path / "model", 96)
+    prompts = [prompt_ids(tokenizer_of("qwen3"), chat) for chat in CHATS.values()]
+    learnt = [[*prompt, *decode(model, [prompt], max_tokens=24, temperature=0, eos_token_ids=[])[0]]
+              for prompt in prompts]
+    found = exported(checkpoint, tmp_path / "out", learnt, formats=["w4a16", "gptq", "awq"],
+                     limit=0)
+    assert 1e-4 < found["gptq"]["kl"] < 0.8 * found["w4a16"]["kl"]
+    assert found["awq"]["kl"] < 0.6
+    for form in ("gptq", "awq"):
+        config = json.loads((tmp_path / "out" / f"m-{form}" / "config.json").read_text())
+        [group] = config["quantization_config"]["config_groups"].values()
+        assert group["weights"]["num_bits"] == 4 and group["weights"]["group_size"] == 32
+        assert group["weights"]["symmetric"] == (form == "gptq")
+
+
+def test_calibration_reads_the_pack_that_a_model_learnt_from_last():
+    def needs(config, *overrides):
+        experiment = load(Experiment, [CONFIGS / config], [*overrides])
+        return list(plans(experiment, "export")["export"].inputs)
+
+    assert "pack" in needs("default.yaml", "export.formats=[gptq]")
+    assert "pack" not in needs("default.yaml", "export.formats=[w4a16]")
+    of_a_step = "r1-embedded.yaml", "export.formats=[awq]"
+    assert needs(*of_a_step)[-1] == "reject.pack"
+    assert needs(*of_a_step, "export.model=reason.rl")[-1] == "cold.pack"
+
+
+def test_a_model_that_learnt_from_no_trace_is_not_calibrated():
+    experiment = load(Experiment, [CONFIGS / "default.yaml"],
+                      ["export.formats=[gptq]", "export.model=untrained"])
+    with pytest.raises(UserError, match="untrained learnt from none here; name a model that did"):
+        STAGES["export"].check(experiment)
+
+
+@pytest.mark.parametrize("lengths", [None, [[3, 2]] * 8])
+def test_rows_for_calibration_are_spread_over_the_traces(tmp_path, lengths):
+    rows = {"input_ids": [[number] * 5 for number in range(8)]}
+    pl.DataFrame(rows | ({"seq_lengths": lengths} if lengths else {})).write_parquet(
+        tmp_path / "rows.parquet")
+    experiment = load(Experiment, [CONFIGS / "default.yaml"], ["export.calibration=4"])
+    size = 3 if lengths else 5
+    assert _learnt(experiment, {"pack": tmp_path}) == [[n] * size for n in (0, 2, 4, 6)]
 
 
 def test_a_folder_that_fails_its_proof_is_deleted(tmp_path):

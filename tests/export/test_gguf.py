@@ -232,9 +232,9 @@ def test_ollamas_template_writes_what_the_chat_template_writes(name):
     assert 'PARAMETER stop "<|im_end|>"' in text and text.startswith("FROM ./m.gguf\n")
 
 
-def test_awq_and_gptq_are_refused_with_what_to_name_instead():
-    with pytest.raises(UserError, match=r"AWQ is not written by export.* w4a16"):
-        load(Experiment, [ROOT / "configs/default.yaml"], ["export.formats=[q8_0, AWQ]"])
+def test_a_format_of_others_is_refused_with_what_to_name_instead():
+    with pytest.raises(UserError, match=r"NVFP4 is not written by export.* w4a16"):
+        load(Experiment, [ROOT / "configs/default.yaml"], ["export.formats=[q8_0, NVFP4]"])
 
 
 def test_a_file_that_cannot_be_loaded_is_one_sentence(tmp_path):

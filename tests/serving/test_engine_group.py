@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from pipeline.config.experiment import Runtime
 from pipeline.errors import UserError
 from pipeline.serving.engine_group import EngineGroup, check_engines, start_engines
+from tests.conftest import PATIENCE
 
 HERE = Path(__file__).parents[2]
 
@@ -147,13 +148,13 @@ def test_engines_end_with_a_trainer_that_is_killed():
             "if __name__ == '__main__':\n"
             "    two = EngineGroup(2, {}, Fake)\n"
             "    print(*(a[1] for a in two.generate([1, 2], 'params')), flush=True)\n"
-            "    time.sleep(60)\n")
+            "    time.sleep(600)\n")
     with subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, "PYTHONPATH": str(HERE)}) as trainer:
         numbers = list(map(int, trainer.stdout.readline().split()))
         assert len(numbers) == 2
         trainer.kill()
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE
     while not all(map(gone, numbers)) and time.monotonic() < until:
         time.sleep(0.05)
     assert all(map(gone, numbers))
@@ -190,7 +191,7 @@ def test_a_stopped_trainer_ends_at_once_and_its_engines_say_and_make_nothing(num
         time.sleep(0.3)         # until it waits
         (os.kill if number == signal.SIGKILL else os.killpg)(trainer.pid, number)
         try:
-            out, err = trainer.communicate(timeout=30)      # of its engines as well
+            out, err = trainer.communicate(timeout=PATIENCE)      # of its engines as well
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(trainer.pid, signal.SIGKILL)

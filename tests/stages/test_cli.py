@@ -10,6 +10,7 @@ import pytest
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 LIGHT = """
@@ -166,7 +167,7 @@ def test_ctrl_c_is_one_sentence_and_the_next_run_goes_on(limbeck, tmp_path):
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130 and "Traceback" not in said
     assert "the same command goes on" in said.splitlines()[-1]
     limbeck("prepare")

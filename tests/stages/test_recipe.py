@@ -1,6 +1,7 @@
 """A recipe of several steps, made tiny: what each step stands on, and a run that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import tiny_rl
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
+from pipeline.hub import lineage
 from pipeline.student.tiny import resolve
 from stages.graph import plans
 from stages.make import goals, make
+from stages.runs import show_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
@@ -81,6 +84,17 @@ def test_a_checkpoint_that_teaches_is_known_by_its_key_and_the_second_sft_starts
     copied = pl.read_parquet(chain["copy.generate"].folder / "traces.parquet")
     assert set(copied["model"]) == {chain["zero.rl"].folder.name}
     assert copied["problem_id"].is_unique().all() and len(copied) == 32
+
+
+def test_each_artifact_of_another_step_is_named_by_its_key_once(made, capsys):
+    experiment = made[1]
+    plan = plans(experiment, "reject.sft")["reject.sft"]
+    told = [*lineage.lines(lineage.read(plan.folder))]
+    show_runs([plan.folder.parent], set())
+    listed = capsys.readouterr().out.splitlines()
+    assert re.search(r"^rl-[0-9a-f]{12} ", "\n".join(told), re.M)
+    assert any("on rl-" in line for line in listed)
+    assert not [line for line in told + listed if re.search(r"([0-9a-f]{12})-\1", line)]
 
 
 def test_the_whole_artifacts_moved_elsewhere_ask_the_student_nothing_again(made, tmp_path):

@@ -22,6 +22,7 @@ from pipeline.errors import LockedError, UserError
 from stages.graph import STAGES, plans
 from stages.make import make
 from stages.runs import show_runs
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/default.yaml"
@@ -108,8 +109,8 @@ def test_two_nodes_that_want_the_same_make_it_once(node):
     second = node("bb")
     said = second.stderr.readline()
     assert f"process {first.pid} on" in said and "since 20" in said and "waiting for it" in said
-    first.communicate("go\n", timeout=30)
-    assert second.communicate(timeout=30)[0] == "aa\n"        # it made nothing
+    first.communicate("go\n", timeout=PATIENCE)
+    assert second.communicate(timeout=PATIENCE)[0] == "aa\n"        # it made nothing
     assert not list(Path("made").glob("*.partial"))
 
 
@@ -125,7 +126,7 @@ def test_a_node_goes_on_where_another_died_or_was_broken_off(node):
     Path(broken).unlink()
     assert third.stdout.readline() == "making\n"
     for process, said in ((third, "cc\n"), (second, "")):
-        assert process.communicate("go\n", timeout=30)[0] == said
+        assert process.communicate("go\n", timeout=PATIENCE)[0] == said
     assert second.returncode != 0
     assert next(Path("made").glob("*/by.txt")).read_text() == "cc"
 

@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 
 from pipeline.prompts import ROOT
+from tests.conftest import PATIENCE
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_it_serves_a_file_until_ctrl_c_to_this_machine_alone(traces, tmp_path):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(address.partition("/?")[0], timeout=30)
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=30)[1]
+        rest = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
     assert process.returncode == 0

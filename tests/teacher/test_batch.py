@@ -20,6 +20,7 @@ from pipeline.teacher import Request, TraceStore, batch, generate
 from pipeline.teacher.estimate import estimate
 from stages.gpu_work import Given, _estimate_teacher
 from stages.make import make, plan_of
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 
 ROOT = Path(__file__).parents[2]
@@ -372,7 +373,7 @@ def test_generate_waits_is_stopped_by_one_sentence_and_collects_later(tmp_path, 
     server = FaultServer(endpoint := BatchEndpoint())
     with server.running() as url, started(url, tmp_path) as (process, arguments):
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 130 and said == (
             "limbeck: stopped; 1 batch is pending; the same command collects the answers\n")
         endpoint.ends = "completed"

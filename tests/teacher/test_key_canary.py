@@ -19,6 +19,7 @@ import pytest
 from pipeline.errors import UserError
 from stages import __main__ as cli
 from stages.graph import STAGES
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 
 ROOT = Path(__file__).parents[2]
@@ -209,6 +210,6 @@ def test_a_process_that_dies_while_it_asks_does_not_show_the_key(home):
         while not server.calls:
             assert process.poll() is None, process.stdout.read()
         process.send_signal(signal.SIGABRT)
-        said = process.communicate(timeout=30)[0]
+        said = process.communicate(timeout=PATIENCE)[0]
     assert "Fatal Python error" in said and any("generate" in line for line in seen)
     assert_no_key(said, *seen, *written(home))

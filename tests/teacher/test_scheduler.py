@@ -34,6 +34,7 @@ from pipeline.teacher.accept_rate import AcceptRate
 from pipeline.teacher.request import canonical_json
 from pipeline.teacher.solver import serve
 from stages.generate import summary
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher_run import SAMPLING, TEACHER, requests
 
@@ -78,7 +79,7 @@ def test_kills_lose_nothing_and_double_nothing(kills, tmp_path):
                 if done < kills and killed_now < 8:
                     time.sleep(rng.uniform(0.0, 0.3))
                     process.kill()
-                killed = process.wait(60) == -signal.SIGKILL
+                killed = process.wait(PATIENCE) == -signal.SIGKILL
                 process.communicate()
                 if not killed:
                     break
@@ -125,12 +126,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     server = FaultServer(lambda call: Answer(completion("42 " * 1000), delay=0.01))
     with server.running() as url:
         process = child(url, tmp_path, 100, 4, preexec_fn=limit_files)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode and "cannot be written" in error and "Traceback" not in error
         kept = len(collected(tmp_path, 100))
         assert 10 < kept < 100
         process = child(url, tmp_path, 100, 4)
-        assert process.communicate(timeout=60) and process.returncode == 0
+        assert process.communicate(timeout=PATIENCE) and process.returncode == 0
     assert len(collected(tmp_path, 100)) == 100
     assert len(server.calls) <= 100 + 4
 
@@ -154,7 +155,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
         while len(server.calls) < 60:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
         asked = len(server.calls)
         kept = len(collected(tmp_path, 500))
         assert process.returncode and asked - 16 <= kept < 500

@@ -17,6 +17,7 @@ import tiny_sft
 
 from pipeline.errors import UserError
 from pipeline.teacher import TraceStore
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher.test_scheduler import collected, generate_whole, stored_rows
 from tests.teacher_run import SAMPLING, TEACHER, requests
@@ -45,7 +46,7 @@ def test_a_stopped_generate_is_one_sentence_and_asks_only_for_the_rest(number, b
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(number)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=PATIENCE)[1]
         store = tmp_path / "data/traces"
         kept, asked = stored_rows(store), len(server.calls)
         assert process.returncode == 130 and "Traceback" not in said
@@ -86,8 +87,8 @@ def test_a_stopped_launch_leaves_no_process_behind(number, tmp_path):
                 time.sleep(0.2)
         finally:
             process.send_signal(number)
-        process.wait(60)
-    end = time.monotonic() + 60
+        process.wait(PATIENCE)
+    end = time.monotonic() + PATIENCE
     while (left := trained()) and time.monotonic() < end:
         time.sleep(0.2)
     for pid in left:
