@@ -145,7 +145,7 @@ def path(stage: StageName, overrides: Overrides = None, config: Files = None,
     from stages.make import plan_of
 
     plan = plan_of(_experiment(config, overrides), stage)
-    folder = plan.folder.resolve()
+    folder = plan.fetched().resolve()
     print(json.dumps({"stage": stage, "key": plan.key, "folder": str(folder),
                       "made": plan.manifest is not None}) if as_json else folder)
 
