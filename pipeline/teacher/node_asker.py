@@ -15,6 +15,7 @@ from typing import Any
 from pipeline.cluster.ray_nodes import check_same_code, check_sees
 from pipeline.config.experiment import Runtime
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
+from pipeline.objects import bucket_of, local_copy
 from pipeline.serving.in_actor import in_actor
 from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.outcome import Outcome
@@ -50,9 +51,10 @@ class NodeAsker:
     """An actor of two threads: one asks, the other tells how far it is."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling, runtime: TeacherRuntime,
-                 folder: Path, over_nodes: bool = False) -> None:
-        self.teacher, self.sampling, self.runtime, self.folder = teacher, sampling, runtime, folder
-        self.store, self.over_nodes = CountingStore(folder), over_nodes
+                 place: str, over_nodes: bool = False) -> None:
+        self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
+        self.folder = local_copy(place)
+        self.store, self.over_nodes = CountingStore(self.folder), over_nodes
 
     def ask(self, requests: list[Request], key: str, digest: str) -> tuple[Outcome, Outcome]:
         """Ask for those of `requests` that no other process asks for; returns when all are done.
@@ -63,7 +65,8 @@ class NodeAsker:
         code or does not see the store, and as generate.
         """
         check_same_code(digest)
-        check_sees(self.folder)
+        if bucket_of(self.folder) is None:
+            check_sees(self.folder)
         if key:
             os.environ[self.runtime.api_key_env] = key
         logs = self.folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"

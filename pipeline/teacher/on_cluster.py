@@ -14,6 +14,7 @@ from pipeline.cluster.ray_nodes import code_digest, connected, first_line, lacks
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.objects import address, bucket_of
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.crew import Crew, Member
 from pipeline.teacher.failures import FailureTracker, UnansweredError
@@ -72,7 +73,9 @@ class ClusterRun:
         nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
         own = runtime.model_copy(update={name: rate / nodes for name in ("rpm", "tpm")
                                          if (rate := getattr(runtime, name))})
-        self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, store.folder.resolve()),
+        # A node's copy of an object store is below its own user's cache.
+        place = address(store.folder if bucket_of(store.folder) else store.folder.resolve())
+        self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, place),
                          lambda actor: actor.ask.remote(shared, key, code_digest()))
         self.ended: float | None = None
         """When the first member found nothing more to ask for."""
