@@ -2,6 +2,10 @@
 
 Three nodes on this machine, a stand-in for a vLLM server on each.
 `python -m benchmarks.ray_kills --requests 5000 --kills 50` prints one JSON object.
+
+With `--ceiling` the nodes ask one endpoint that costs 0.02 dollars an answer, and not servers but
+the processes that ask are killed. max_usd is 0.6 of what all answers cost, so that the run stops
+there; the same command with three times as much then ends it. The endpoint counts what it billed.
 """
 
 import argparse
@@ -18,27 +22,44 @@ from pathlib import Path
 
 from pipeline.teacher.store import TraceStore
 from tests.cluster import ray_run
-from tests.cluster.ray_nodes_here import NODE, asked, ray_cluster, vllm_stand_in
+from tests.cluster.ray_nodes_here import (
+    NODE,
+    asked,
+    environment,
+    of_nodes,
+    ray_cluster,
+    vllm_stand_in,
+)
+from tests.fault_server import Answer, FaultServer, completion
 
 DELAY, CONCURRENCY = 1.0, 8
+USD = 0.02
+"""What an answer costs."""
 
 
 class Killer:
     """Kills one thing at a time."""
 
-    def __init__(self, cluster, folder, count, seed):
-        self.cluster, self.folder, self.count = cluster, folder, count
+    def __init__(self, cluster, folder, count, seed, more=()):
+        self.cluster, self.folder, self.count, self.more = cluster, folder, count, list(more)
         self.random, self.kills = random.Random(seed), []
         self.driver = None
 
     def start(self):
         self.driver = subprocess.Popen([
             sys.executable, "-m", "tests.cluster.ray_run", self.cluster.address,
-            str(self.folder / "store"), str(self.count), str(CONCURRENCY)],
+            str(self.folder / "store"), str(self.count), str(CONCURRENCY), *self.more],
             stdout=(self.folder / "driver.log").open("ab"), stderr=subprocess.STDOUT)
 
     def alive(self):
-        """Processes of stand-ins that were asked in the last second."""
+        """Processes of stand-ins that were asked in the last second, or all that ask."""
+        if self.more:
+            raylets = [node.all_processes["raylet"][0].process.pid
+                       for node in self.cluster.list_all_nodes()]
+            listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True,
+                                    check=True).stdout.splitlines()
+            return [int(line.split()[0]) for line in listed
+                    if "ray::NodeAsker" in line and int(line.split()[1]) in raylets]
         now = time.time()
         return sorted({pid for when, _, pid in asked(self.folder / "bin") if now - when < 1})
 
@@ -56,7 +77,8 @@ class Killer:
         else:
             node = self.random.choice(list(self.cluster.worker_nodes))
             self.cluster.remove_node(node, allow_graceful=False)
-            self.cluster.add_node(**NODE, num_gpus=1)
+            with environment(**of_nodes(self.folder / "bin")):
+                self.cluster.add_node(**NODE, num_gpus=1)
         self.kills.append(what)
 
 
@@ -65,20 +87,46 @@ def main():
     parser.add_argument("--requests", type=int, default=5000)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ceiling", action="store_true")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="ray-kills-"))
     began = time.time()
-    with vllm_stand_in(folder, DELAY), ray_cluster(3, num_gpus=1) as cluster:
+    with ray_cluster(3, vllm_stand_in(folder, DELAY), num_gpus=1) as cluster:
         killer = Killer(cluster, folder, given.requests, given.seed)
-        killer.start()
-        while len(killer.kills) < given.kills and killer.driver.poll() is None:
-            time.sleep(killer.random.uniform(0.5, 3))
-            killer.kill()
-        code = killer.driver.wait()
+        found = below_a_ceiling(killer, given) if given.ceiling else {
+            "exit_code": until_the_end(killer, given.kills), **counts(folder, given.requests)}
         print(json.dumps({"requests": given.requests, "kills": len(killer.kills),
-                          **{what: killer.kills.count(what) for what in set(killer.kills)},
-                          **counts(folder, given.requests),
-                          "exit_code": code, "seconds": round(time.time() - began)}, indent=1))
+                          **{what: killer.kills.count(what) for what in set(killer.kills)}, **found,
+                          "seconds": round(time.time() - began)}, indent=1))
+
+
+def until_the_end(killer, kills):
+    """Run a driver while there are kills left to do, and to its end; returns its code."""
+    killer.start()
+    while len(killer.kills) < kills and killer.driver.poll() is None:
+        time.sleep(killer.random.uniform(0.5, 3))
+        killer.kill()
+    return killer.driver.wait()
+
+
+def below_a_ceiling(killer, given):
+    """What was billed under each of two ceilings, and what is stored in the end."""
+    (store := killer.folder / "store").mkdir()
+    (store / "prices.yaml").write_text("m: {input: 0, output: 1000}\n")
+    server = FaultServer(lambda call: Answer(completion("42"), delay=DELAY))
+    out = {"codes": [], "max_usd": [], "billed_usd": []}
+    with server.running() as url:
+        for part, kills in ((0.6, given.kills // 2), (3, given.kills)):
+            killer.more = [url, str(round(part * given.requests * USD))]
+            out["codes"].append(until_the_end(killer, kills))
+            out["max_usd"].append(float(killer.more[1]))
+            out["billed_usd"].append(round(USD * len(server.calls), 2))
+    rows = TraceStore(store)
+    requests = ray_run.requests(given.requests)
+    found = len(rows.collect(requests, ray_run.REMOTE, ray_run.SAMPLING))
+    return {**out, "lost": given.requests - found, "stored_twice": len(rows._index()) - found,
+            "asked_again": len(server.calls) - given.requests,
+            "passed": any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))}
 
 
 def counts(folder, count):

@@ -1,6 +1,7 @@
 """What the trace store costs: one writer's figures beside another checkout's, and 1,000,000 traces.
 
     python -m benchmarks.trace_store [OTHER_CHECKOUT]
+    python -m benchmarks.trace_store --generate OTHER_CHECKOUT
 
 Each figure of one writer is the median, in seconds of the processor, of runs that alternate between
 the two checkouts, as processes of their own, so that what else the machine does falls on both.
@@ -15,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.config.teacher import OpenAITeacher, Sampling
+from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
+from pipeline.teacher import generate
 from pipeline.teacher.request import Keys, Request
 from pipeline.teacher.store import TraceStore
 
@@ -55,18 +57,48 @@ def one_writer():
     return out
 
 
-def compare(other):
+def whole():
+    """Seconds of the processor to ask and store ROWS / 4 traces; the endpoint is another process.
+
+    Taken from the first request on, so that imports are not counted.
+    """
+    asked = wanted(ROWS // 4, 1)
+    server = subprocess.Popen([sys.executable, Path(__file__).resolve(), "--serve"],
+                              stdout=subprocess.PIPE, text=True)
+    runtime = TeacherRuntime(base_url=server.stdout.readline().strip(), concurrency=64)
+    try:
+        with tempfile.TemporaryDirectory() as folder, TraceStore(Path(folder)) as store:
+            for part in (asked[:200], asked):
+                began = time.process_time()
+                generate(part, teacher=TEACHER, sampling=SAMPLING, runtime=runtime, store=store)
+            assert not store.missing(asked, TEACHER, SAMPLING)
+            return {"generate": time.process_time() - began}
+    finally:
+        server.kill()
+
+
+def serve():
+    from tests.fault_server import Answer, FaultServer, completion
+
+    with FaultServer(lambda call: Answer(completion("42" * 200))).running() as url:
+        print(url, flush=True)
+        time.sleep(3600)
+
+
+def compare(other, act="--one"):
     """Print each figure of this checkout over the other's."""
     found = {folder: [] for folder in (".", other)}
     for _ in range(ROUNDS):
         for folder, figures in found.items():
             done = subprocess.run(
-                [sys.executable, Path(__file__).resolve(), "--one"], cwd=folder, check=True,
+                [sys.executable, Path(__file__).resolve(), act], cwd=folder, check=True,
                 capture_output=True, text=True, env={"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"})
             figures.append(json.loads(done.stdout))
     for name in found["."][0]:
         here, there = (statistics.median(run[name] for run in found[folder]) for folder in found)
-        print(f"{name}: {here:.3f} s here, {there:.3f} s there, ratio {here / there:.3f}")
+        least = [min(run[name] for run in found[folder]) for folder in found]
+        print(f"{name}: {here:.3f} s here, {there:.3f} s there, ratio {here / there:.3f}, of the "
+              f"least {least[0] / least[1]:.3f}")
 
 
 def many_segments():
@@ -100,6 +132,12 @@ def know(folder):
 if __name__ == "__main__":
     if sys.argv[1:] == ["--one"]:
         print(json.dumps(one_writer()))
+    elif sys.argv[1:] == ["--whole"]:
+        print(json.dumps(whole()))
+    elif sys.argv[1:] == ["--serve"]:
+        serve()
+    elif sys.argv[1:2] == ["--generate"]:
+        compare(sys.argv[2], "--whole")
     elif sys.argv[1:2] == ["--know"]:
         know(sys.argv[2])
     else:

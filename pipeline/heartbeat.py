@@ -166,6 +166,10 @@ class Heartbeat:
         """The file that the process `name` touches."""
         return self.folder / f"{name}.alive"
 
+    def where(self, name: str) -> str:
+        """What to delete if the process `name` is dead and its machine with it."""
+        return str(self.path(name))
+
     def _let_go(self) -> None:
         if self._file >= 0:
             os.close(self._file)

@@ -49,18 +49,20 @@ class Leases:
     """
 
     def __init__(self, folder: Path,
-                 done_by: Callable[[str], Mapping[str, Ended]] = lambda process: {}) -> None:
+                 done_by: Callable[[str], Mapping[str, Ended]] = lambda process: {},
+                 heartbeat: Heartbeat | None = None) -> None:
         self.folder, self._done_by = Path(folder), done_by
-        self.heartbeat = Heartbeat(self.folder)
+        self.heartbeat = heartbeat or Heartbeat(self.folder)
         self.held: dict[str, Lease] = {}
         self.ended: dict[str, Ended] = {}
         """Leases of other processes that ended since this one began."""
         self.forfeited: dict[str, float] = {}
         """Dollars that requests of those who died since may cost although no answer came."""
-        self._mutex = threading.RLock()
+        self._mutex = threading.RLock()          # of who reads or writes the log
+        self._state = threading.RLock()          # of what is known, never held while that lasts
         self._taken_as = self.heartbeat.id
         self._news: dict[str, Any] = {}
-        self._alone: Any = None
+        self._alone: Callable[[], Any] | None = None       # gives up being the only one
         self._position, self._synced = 0, clock()
         self._load()
 
@@ -79,7 +81,7 @@ class Leases:
         finally:
             self.heartbeat.stop()
             if self._alone is not None:
-                self._alone.release()
+                self._alone()
 
     def take(self, wanted: Iterable[str] | Mapping[str, float], choose: Callable[
             [list[str]], Collection[str]] = lambda free: free) -> set[str]:
@@ -94,12 +96,13 @@ class Leases:
                 self._sync()
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
                 found = self._left_by(dead)
-                free = [name for name in costs if name not in found and self.is_free(name, dead)]
-                chosen = {name: costs[name] for name in choose(free)}
+                with self._state:
+                    free = [name for name in costs
+                            if name not in found and self.is_free(name, dead)]
+                    chosen = {name: costs[name] for name in choose(free)}
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
                 record |= {"dead": sorted(dead), "found": found} if dead else {}
-                record |= self._news
-                if not record or self._publish(record):
+                if not (record or self._news) or self._publish(record):
                     for name in dead:
                         self.heartbeat.bury(name)
                     return {name for name in costs if self.is_mine(name)}
@@ -129,14 +132,14 @@ class Leases:
 
     def end(self, name: str, *, stored: bool, usd: float = 0.0) -> None:
         """End a lease for good, after its row is stored: no one else shall ask for it."""
-        with self._mutex:
+        with self._state:
             self.held.pop(name, None)
             self._news.setdefault("end", {})[name] = [stored, usd]
 
     def release(self, names: Iterable[str] | Mapping[str, float]) -> None:
         """Give leases back, with the dollars each may have cost for nothing: others may ask."""
         costs = names if isinstance(names, Mapping) else dict.fromkeys(names, 0.0)
-        with self._mutex:
+        with self._state:
             for name in list(filter(self.is_mine, costs)):
                 del self.held[name]
                 self._news.setdefault("free", {})[name] = costs[name]
@@ -166,22 +169,35 @@ class Leases:
 
     def _flush(self) -> None:
         self._sync()
-        while self._news and not self._publish(self._news):
+        while self._news and not self._publish({}):
             self._sync()
 
     def _publish(self, record: Mapping[str, Any]) -> bool:
-        """Publish `record` as the next change; return False if another process was first."""
+        """Publish `record` and the news as the next change; return False if another was first."""
         number = self._position + 1
-        record = {"by": self._taken_as, **record}
-        if number % SNAPSHOT == 0:
-            record["held"] = self.held
-        if self._alone is None and not self._link(number, json.dumps(record)):
+        with self._state:
+            news, self._news = self._news, {}
+            record = {"by": self._taken_as, **record, **news}
+            text = json.dumps(record | ({"held": self.held} if number % SNAPSHOT == 0 else {}))
+        made = False
+        try:
+            self._secure()
+            made = self._alone is not None or self._link(number, text)
+        finally:
+            if not made:
+                with self._state:
+                    for kind, names in news.items():
+                        self._news[kind] = {**names, **self._news.get(kind, {})}
+        if not made:
             return False
         self._apply(record)
-        self._news, self._position = {}, number
+        self._position = number
         if number % SNAPSHOT == 0:
             self._remove_before(number - KEPT)
         return True
+
+    def _secure(self) -> None:
+        """Bring where others find it what they are about to be told is stored."""
 
     def _link(self, number: int, text: str) -> bool:
         own = self.folder / f"{self.heartbeat.id}.record"
@@ -215,7 +231,7 @@ class Leases:
                 f"the file system of {self.folder} has neither hard links nor locks "
                 f"({error.strerror}), so two runs could do the same unawares; set "
                 "runtime.artifacts and runtime.traces to folders on one that has either") from None
-        self._alone = lock
+        self._alone = lock.release
 
     def _load(self) -> None:
         """Read from the newest change that holds all leases."""
@@ -231,7 +247,7 @@ class Leases:
         """Read the changes that others made. Raises UserError if this process missed some."""
         now = clock()
         if now - self._synced > BEAT and max(self._numbers(), default=0) > self._position \
-                and not self._path(self._position + 1).exists():
+                and self._text(self._position + 1) is None:
             self.heartbeat.lost = True
         self._synced = now
         if self.is_lost():
@@ -242,16 +258,24 @@ class Leases:
 
     def _read(self, number: int) -> bool:
         """Read and apply change `number`; return False if there is none."""
-        try:
-            text = self._path(number).read_text(encoding="utf-8")
-        except FileNotFoundError:
+        if (text := self._text(number)) is None:
             return False
         with suppress(ValueError):       # cut off by a power failure, and its leases with it
             self._apply(json.loads(text))
         self._position = number
         return True
 
+    def _text(self, number: int) -> str | None:
+        try:
+            return self._path(number).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
     def _apply(self, record: Mapping[str, Any]) -> None:
+        with self._state:
+            self._change(record)
+
+    def _change(self, record: Mapping[str, Any]) -> None:
         by = record["by"]
         if "held" in record:
             self.held = {name: Lease(*lease) for name, lease in record["held"].items()}
@@ -259,6 +283,7 @@ class Leases:
             if self.held.pop(name, None):
                 self.ended[name] = Ended(*ended)
         if dead := record.get("dead"):
+            self.heartbeat.lost |= self.heartbeat.id in dead
             for name in [name for name, lease in self.held.items() if lease.by in dead]:
                 self.forfeited[name] = self.forfeited.get(name, 0.0) + self.held.pop(name).usd
         for name, usd in record.get("free", {}).items():

@@ -22,6 +22,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline import shared_artifacts
+from pipeline.bucket_leases import open_leases
 from pipeline.errors import LockedError, UserError
 from pipeline.leases import Leases
 
@@ -104,7 +106,12 @@ class Plan:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the finished artifact; None if it is not made."""
         path = self.folder / "manifest.json"
-        return read_manifest(path) if path.is_file() else None
+        found = path if path.is_file() else shared_artifacts.known_manifest(self.folder)
+        return read_manifest(found) if found else None
+
+    def fetched(self) -> Path:
+        """The folder, after its artifact was downloaded if only the object store has it."""
+        return shared_artifacts.fetched(self.folder)
 
 
 ARTIFACT = re.compile(r"[a-z]+-[0-9a-f]{12}")
@@ -211,6 +218,7 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
     check_rename(plan.folder.parent)
     with leases_in(plan.folder.parent) as leases:
         _take(leases, plan, wait)
+        shared_artifacts.known_manifest(plan.folder, anew=True)
         if (made := plan.manifest) is not None:     # another process has made it meanwhile
             return made
         if partial.exists() and not plan.stage.resumable:
@@ -219,23 +227,33 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
         under_way = partial / UNDER_WAY
         under_way.write_text(json.dumps({**plan.ingredients, "key": plan.key}), encoding="utf-8")
         began = time.time()
-        counts = plan.stage.run(experiment, {n: p.folder for n, p in inputs.items()}, partial)
+        counts = plan.stage.run(experiment, {n: p.fetched() for n, p in inputs.items()}, partial)
         manifest = {**provenance, **plan.ingredients, "key": plan.key, "counts": counts,
                     "seconds": round(time.time() - began, 3), "finished": int(time.time())}
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / "manifest.json").write_text(text, encoding="utf-8")
         under_way.unlink(missing_ok=True)
         finish(partial)
+        leases.renew()
         if leases.is_lost():
             raise LockedError(f"this process stood still for so long that another took over "
                               f"{plan.folder}; --wait waits for it")
         partial.replace(plan.folder)
+        shared_artifacts.send(plan.folder, leases.is_lost)
         return manifest
 
 
+def share(plan: Plan) -> None:
+    """Upload the artifact if it is finished here and an earlier upload was broken off."""
+    if (plan.folder / "manifest.json").is_file() and not shared_artifacts.is_sent(plan.folder):
+        with leases_in(plan.folder.parent) as leases:
+            if leases.take([plan.folder.name]):
+                shared_artifacts.send(plan.folder, leases.is_lost)
+
+
 def leases_in(artifacts: Path) -> Leases:
-    """Who makes what in the folder `artifacts`, on whatever node."""
-    return Leases(artifacts / LEASES)
+    """Who makes what in the folder `artifacts`, or the store that it is a copy of."""
+    return open_leases(artifacts / LEASES)
 
 
 @lru_cache(maxsize=16)
@@ -283,4 +301,4 @@ def _maker(leases: Leases, plan: Plan) -> str:
     with suppress(OSError):         # it has just begun, or ended
         began = time.strftime(" since %Y-%m-%d %H:%M", time.localtime(under_way.stat().st_mtime))
     return (f"process {process} on {host} makes {plan.folder}{began}; end it, or if it is dead "
-            f"and its node with it, delete {leases.heartbeat.path(lease.by)}")
+            f"and its node with it, delete {leases.heartbeat.where(lease.by)}")

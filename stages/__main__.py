@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -144,7 +145,7 @@ def path(stage: StageName, overrides: Overrides = None, config: Files = None,
     from stages.make import plan_of
 
     plan = plan_of(_experiment(config, overrides), stage)
-    folder = plan.folder.resolve()
+    folder = plan.fetched().resolve()
     print(json.dumps({"stage": stage, "key": plan.key, "folder": str(folder),
                       "made": plan.manifest is not None}) if as_json else folder)
 
@@ -401,16 +402,26 @@ def main() -> None:
         if stop.code == 130:
             _complain(STOPPED, 130)
         raise
-    except OSError as error:
-        if debug or (error.filename is None and error.errno is None):
-            raise
-        sys.exit(_complain(f"{error.strerror}: {error.filename or 'no file named'}; free space "
-                           "or fix permissions, then run the same command again", 2))
     except BaseException as error:
         # Rust (polars) panics if Ctrl-C is raised in Python code that it calls.
-        if type(error).__name__ != "PanicException" or "KeyboardInterrupt" not in str(error):
+        if type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error):
+            sys.exit(_complain(STOPPED, 130))
+        said = _of_the_disk(error)
+        if debug or not said:
             raise
-        sys.exit(_complain(STOPPED, 130))
+        sys.exit(_complain(f"{said}; free space or fix permissions, then run the same command "
+                           "again", 2))
+
+
+def _of_the_disk(error: BaseException) -> str:
+    """What kept a file from being read or written, "" if `error` is about something else."""
+    if isinstance(error, OSError) and (error.filename, error.errno) != (None, None):
+        return f"{error.strerror}: {error.filename or 'no file named'}"
+    # numpy and safetensors have words of their own for it.
+    words = {"OSError": r"\d+ requested and \d+ written", "SafetensorError": ".*I/O error.*"}
+    if re.fullmatch(words.get(type(error).__name__, "(?!)"), str(error)):
+        return f"a file could not be written ({error})"
+    return ""
 
 
 def _interrupt(*_: object) -> None:

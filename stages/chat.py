@@ -46,7 +46,7 @@ def _found(experiment: Experiment, model: str) -> tuple[str, str]:
             raise UserError(f"{model} is not made yet for this config; run `limbeck {asked}`, or "
                             "name a checkpoint folder, a .gguf file or an address")
         student = chain[f"{step}.student" if step else "student"]
-        return resolve(chain[made].folder), str(student.folder / "tokenizer")
+        return resolve(chain[made].fetched()), str(student.fetched() / "tokenizer")
     local = model.startswith(("http://", "https://")) or Path(model).exists()
     if not local and model.count("/") != 1:
         raise UserError(f"there is no model {model!r}; name a model of the run (untrained, sft, "

@@ -207,7 +207,7 @@ def preview_filter(plan: Plan, as_json: bool = False) -> None:
     from pipeline.errors import UserError
     from stages.filter import preview
 
-    ready = {name: one.folder for name, one in {**plan.inputs, "filter": plan}.items()
+    ready = {name: one.fetched() for name, one in {**plan.inputs, "filter": plan}.items()
              if one.manifest}
     if not {"prepare", "generate"} <= ready.keys():
         raise UserError("generate is not made yet for this config, and preview asks no teacher; "

@@ -59,7 +59,7 @@ def evaluation(given: Path, overrides: list[str]) -> Path:
     plan = plan_of(load(Experiment, config_files([given]), overrides), "evaluate")
     if plan.manifest is None:
         raise UserError(f"{given} is not evaluated yet; run `limbeck evaluate -c {given}`")
-    return plan.folder
+    return plan.fetched()
 
 
 def lineage(evaluated: Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +14,15 @@ import polars as pl
 
 from pipeline import tables as records
 from pipeline.cluster.judging import judge_pool
+from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
 from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.budgets import asked_within, benchmark_of, budgets_of, named, nested
+from pipeline.evaluate.drawing import Drawing, draw_on_cluster
 from pipeline.evaluate.judge_scores import add_judge_scores, judge_summary
 from pipeline.evaluate.judged import judged_rows
 from pipeline.evaluate.metrics import difference, differences, summarise_seeds
-from pipeline.evaluate.sample_store import SampleStore
 from pipeline.evaluate.trackers import check_trackers, report_scores
 from pipeline.judge import Problem, check_gold, has_gold, needs_answer
 from pipeline.judge.kinds import is_open
@@ -41,8 +41,6 @@ from pipeline.problems.sources import (
 )
 from pipeline.prompts import chats
 from pipeline.stage import Counts
-from pipeline.student.sample import sample_sets
-from pipeline.student.tiny import resolve
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.llm_judge import open_scorers
 from stages.graph import MAKER
@@ -72,9 +70,15 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     """
     benchmarks, config = _benchmarks(experiment, inputs), experiment.evaluate
     seen: Seen = {}
-    for model in compared(experiment, inputs):
-        within = named(benchmarks, config.budgets if model.folder else ())
-        for benchmark, judged in _judged(experiment, model, within, out / "judged").items():
+    models, kept = compared(experiment, inputs), out / "judged"
+    kept.mkdir(exist_ok=True)
+    within = {model: named(benchmarks, config.budgets if model.folder else ()) for model in models}
+    if experiment.runtime.cluster is not None:
+        draw_on_cluster(experiment.runtime.cluster, (
+            _drawing(experiment, model, _asked(experiment, model, within[model], kept))
+            for model in models if model.folder), experiment.runtime.engine())
+    for model in models:
+        for benchmark, judged in _judged(experiment, model, within[model], kept).items():
             seen.setdefault(model.name, {}).setdefault(benchmark, {})[model.seed] = judged
     asked = _score_by_judges(experiment, seen)
     tables = [pl.DataFrame(judged, infer_schema_length=None).with_columns(
@@ -100,7 +104,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
         (out / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     report_scores(experiment.runtime.trackers, experiment.name, scores,
                   config.model_dump(mode="json"))
-    shutil.rmtree(out / "judged")
+    shutil.rmtree(kept)
     cost = sum(float(table["cost_usd"].sum()) for table in tables)
     return {"scores": scores, "cost_usd": cost, **asked}
 
@@ -190,17 +194,8 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
 
     Those that an interrupted run left in the folder `kept` are read, the others written there.
     """
-    kept.mkdir(exist_ok=True)
-    config = experiment.evaluate
-    stem = model.name if model.seed is None else f"{model.name} {model.seed}"
-    files = {name: kept / f"{quote(stem, safe=' =')} {quote(name, safe='')}.parquet"
-             for name in benchmarks}
-    prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
-    budgets = budgets_of(benchmarks, config)
-    asked = {name: asked_within(
-                 chats(prompts[benchmark_of(name)], rows, experiment.generate.prompts),
-                 budgets.get(name) if config.name_budget else None)
-             for name, rows in benchmarks.items() if not files[name].is_file()}
+    files = {name: _judged_file(model, name, kept) for name in benchmarks}
+    asked = _asked(experiment, model, benchmarks, kept)
     ask = _ask_student if model.folder else _ask_teacher
     if asked:
         with judge_pool(experiment.runtime) as pool:
@@ -211,33 +206,43 @@ def _judged(experiment: Experiment, model: Compared, benchmarks: Mapping[str, li
     return {name: pl.read_parquet(path).to_dicts() for name, path in files.items()}
 
 
+def _judged_file(model: Compared, benchmark: str, kept: Path) -> Path:
+    stem = model.name if model.seed is None else f"{model.name} {model.seed}"
+    return kept / f"{quote(stem, safe=' =')} {quote(benchmark, safe='')}.parquet"
+
+
+def _asked(experiment: Experiment, model: Compared, benchmarks: Mapping[str, list[dict]],
+           kept: Path) -> dict[str, dict[str, list]]:
+    """The chats of each benchmark whose judged samples are not in `kept`."""
+    config = experiment.evaluate
+    prompts = benchmark_prompts(config.benchmarks, config.prompts, model.prompt)
+    budgets = budgets_of(benchmarks, config)
+    return {name: asked_within(
+                chats(prompts[benchmark_of(name)], rows, experiment.generate.prompts),
+                budgets.get(name) if config.name_budget else None)
+            for name, rows in benchmarks.items() if not _judged_file(model, name, kept).is_file()}
+
+
 Asked = Mapping[str, Mapping[str, list]]
+
+
+def _drawing(experiment: Experiment, model: Compared, asked: Asked) -> Drawing:
+    """What a student is asked, and where its answers are kept."""
+    config = experiment.evaluate
+    assert model.folder is not None and model.tokenizer is not None
+    drawn = samples_of(config.benchmarks, config.samples)
+    return Drawing(model.folder.absolute(), model.tokenizer.absolute(),
+                   experiment.runtime.folders()[0].absolute() / "samples", config.sampling,
+                   experiment.seed, asked, {name: drawn[benchmark_of(name)] for name in asked},
+                   budgets_of(asked, config))
 
 
 def _ask_student(experiment: Experiment, model: Compared,
                  asked: Asked) -> Iterator[tuple[str, list[tuple]]]:
-    """Yield (benchmark, samples) one after another: kept ones first, then an engine starts once."""
-    config = experiment.evaluate
-    assert model.folder is not None and model.tokenizer is not None
-    facts = {"model": model.folder.name, "tokenizer": model.tokenizer.parent.name,
-             "sampling": config.sampling.model_dump(mode="json"), "seed": experiment.seed}
-    budgets = budgets_of(asked, config)
-    stores = {name: SampleStore(
-        experiment.runtime.folders()[0] / "samples",
-        {**facts, "budget": asdict(budgets[name])} if name in budgets else facts)
-        for name in asked}
-    drawn = samples_of(config.benchmarks, config.samples)
-    samples = {name: drawn[benchmark_of(name)] for name in asked}
-    missing = {name: these for name, these in asked.items()
-               if not stores[name].has(these, samples[name])}
-    for benchmark, groups in sample_sets(
-            resolve(model.folder), str(model.tokenizer),
-            {name: list(these.values()) for name, these in missing.items()},
-            samples, config.sampling, experiment.seed,
-            experiment.runtime.engine(), budgets) if missing else ():
-        stores[benchmark].put(missing[benchmark], groups)
-    for benchmark, these in asked.items():
-        yield benchmark, stores[benchmark].get(these, samples[benchmark])
+    """Yield (benchmark, samples) one after another, when all are kept."""
+    drawing = _drawing(experiment, model, asked)
+    drawing.draw(experiment.runtime.engine())
+    yield from drawing.get()
 
 
 def _ask_teacher(experiment: Experiment, model: Compared,
@@ -272,6 +277,7 @@ def check(experiment: Experiment) -> None:
     if "teacher" in experiment.compared() and teacher.type == "file":
         raise UserError(f"generate.teacher is a file of traces ({teacher.traces}), which answers "
                         "nothing new; leave `teacher` out of evaluate.models")
+    check_cluster(experiment.runtime)
     check_trackers(experiment.runtime.trackers)
     judges = experiment.evaluate.judges
     check_judges(judges, experiment.runtime.for_judges(judges))

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipeline import tables
-from pipeline.cluster.judging import judge_pool
+from pipeline.cluster.judging import judge_pool, signer
 from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.curate import reviews
@@ -113,10 +113,10 @@ def _decided(experiment: Experiment, inputs: Mapping[str, Path], problems: Any,
     runtime = experiment.runtime
     opened: Any = open_scorers(config.judges, runtime.for_judges(config.judges), runtime.traces,
                                spend) if config.judges else nullcontext({})
-    with opened as models:
+    with opened as models, signer(runtime.cluster if config.signs() else None) as sign:
         found = [summarise(scored(batch if said is None else reviews.review_columns(
                      batch, texts, said, config.reviews.need), config, models, texts, sources),
-                     config)
+                     config, sign)
                  for batch in _judged(experiment, inputs, problems, said, rewrites)]
     if not found:
         raise UserError("there are no traces to filter; look at `limbeck show generate`")

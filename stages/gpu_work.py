@@ -221,7 +221,8 @@ def _chats(generate: Plan, given: Given) -> dict[str, list[dict[str, str]]]:
     if given.problems:
         return {"": [{"role": "user", "content": "word" * PROMPT_TOKENS}]}
     config = generate.experiment.generate
-    problems = tables.read(tables.Problem, generate.inputs["prepare"].folder / "problems.parquet")
+    prepared = generate.inputs["prepare"].fetched()
+    problems = tables.read(tables.Problem, prepared / "problems.parquet")
     problems = problems.filter(~problems["source"].is_in(list(config.imports)))
     return teacher_chats(config, problems.iter_rows(named=True))
 

@@ -108,7 +108,7 @@ def _sft_needs(e: Experiment) -> tuple[str, ...]:
 
 
 def _rl_needs(e: Experiment) -> tuple[str, ...]:
-    by_teacher = e.rl.difficulty and not e.rl.difficulty_samples
+    by_teacher = e.rl.difficulty and e.rl.difficulty_samples == 0
     return ("prepare", "student", *(("sft",) if e.rl.start == "sft" else ()),
             *(("filter",) if by_teacher else ()))
 

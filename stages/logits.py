@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline import tables
+from pipeline.cluster.parts import each_part
+from pipeline.cluster.ray_nodes import check_cluster, check_sees
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import Traces, Vllm
 from pipeline.errors import UserError
 from pipeline.problems.chats import student_chats, teacher_chats
 from pipeline.progress import progress
+from pipeline.serving.vllm_server import gpus_of
 from pipeline.stage import Counts
 from pipeline.student.models import check_folder, check_same_vocabulary
 from pipeline.student.tiny import resolve
@@ -20,18 +26,62 @@ from pipeline.teacher import Request, TraceStore
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
-    """Write shard-N.parquet: outcomes and their log-probabilities of every trained token."""
-    from pipeline.sft.target_store import score_rows
-    from pipeline.student.token_rows import read_rows
+    """Write shard-N.parquet: outcomes and their log-probabilities of every trained token.
 
-    config = experiment.logits
-    rows = read_rows(inputs["pack"] / "rows.parquet")
-    student = load_tokenizer(inputs["student"] / "tokenizer")
-    make = _from_traces if isinstance(config.scorer, Traces) else _from_model
-    facts = {"teacher": config.teacher, "temperature": config.temperature}
-    with progress("scoring", len(rows)) as advance:
-        return score_rows(rows, make(experiment, inputs, student), config.mass, config.shard_rows,
-                          out, facts, advance)
+    With runtime.cluster each process there reads the rows of a shard and writes it, one at a time.
+    """
+    from pipeline.sft.target_store import shards, summary
+
+    count = tables.count(inputs["pack"] / "rows.parquet")
+    parts, sums = shards(count, experiment.logits.shard_rows), []
+    with progress("scoring", count) as advance:
+        for _, found in each_part(experiment.runtime.cluster, Scoring(experiment, inputs, out),
+                                  parts, _gpus(experiment), or_none=True):
+            sums.append(found)
+            advance(found["rows"])
+    return summary(sums)
+
+
+def _gpus(experiment: Experiment) -> int:
+    """GPUs of a process that scores."""
+    scorer = experiment.logits.scorer
+    if isinstance(scorer, Traces):
+        return 0
+    return gpus_of(scorer.engine) if isinstance(scorer, Vllm) else 1
+
+
+class Scoring:
+    """Scores the token rows of a shard; the teacher is loaded once in a process."""
+
+    def __init__(self, experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> None:
+        self.experiment, self.out = experiment, out.absolute()
+        self.inputs = {name: folder.absolute() for name, folder in inputs.items()}
+
+    def __call__(self, chosen: range) -> dict[str, float]:
+        """Score the rows in `chosen` and return the shard's sums."""
+        from pipeline.sft.target_store import score_shard
+        from pipeline.student.token_rows import read_rows
+
+        check_sees(self.out)
+        config = self.experiment.logits
+        rows = read_rows(self.inputs["pack"] / "rows.parquet", chosen)
+        return score_shard(
+            rows, chosen.start, lambda: self._scorer(rows), config.mass,
+            self.out / f"shard-{chosen.start // config.shard_rows:05d}.parquet",
+            {"teacher": config.teacher, "temperature": config.temperature})
+
+    def _scorer(self, rows: Any) -> Any:
+        if isinstance(self.experiment.logits.scorer, Traces):
+            return _from_traces(self.experiment, self.inputs, self._student, rows)
+        return self._model
+
+    @cached_property
+    def _student(self) -> Any:
+        return load_tokenizer(self.inputs["student"] / "tokenizer")
+
+    @cached_property
+    def _model(self) -> Any:
+        return _from_model(self.experiment, self.inputs, self._student)
 
 
 def _from_model(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
@@ -45,19 +95,20 @@ def _from_model(experiment: Experiment, inputs: Mapping[str, Path], student: Any
     return make_scorer(config, width)
 
 
-def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: Any) -> Any:
-    """The scorer that finds the kept traces' log-probabilities in the trace store."""
+def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: Any,
+                 scored: Any) -> Any:
+    """The scorer that finds the log-probabilities of the `scored` rows' traces in the store."""
     from pipeline.sft.endpoint_logprobs import TracesScorer
 
-    config = experiment.generate
+    config, names = experiment.generate, list({one for row in scored.problems for one in row})
     problems = tables.read(tables.Problem, inputs["prepare"] / "problems.parquet")
-    rows = problems.to_dicts()
+    rows = problems.filter(problems["problem_id"].is_in(names)).to_dicts()
     asked, shown = teacher_chats(config, rows), student_chats(config, rows)
-    judged = tables.read(tables.Judged, inputs["filter"] / "judged.parquet")
-    kept = judged.filter(judged["kept"]).select("problem_id", "sample").iter_rows()
+    judged = pl.scan_parquet(inputs["filter"] / "judged.parquet")
+    kept = judged.filter("kept", pl.col("problem_id").is_in(names)).select("problem_id", "sample")
     traces = TraceStore(experiment.runtime.traces).collect(
-        [Request(name, sample, asked[name]) for name, sample in kept], config.teacher,
-        config.sampling)
+        [Request(name, sample, asked[name]) for name, sample in kept.collect().iter_rows()],
+        config.teacher, config.sampling)
     spoken = traces["answer"].str.strip_chars().str.len_chars() > 0
     return TracesScorer(traces.filter(spoken), shown, student)
 
@@ -65,6 +116,7 @@ def _from_traces(experiment: Experiment, inputs: Mapping[str, Path], student: An
 def check(experiment: Experiment) -> None:
     """Refuse a scorer that lacks its teacher, or what it needs of generate and pack."""
     config = experiment.logits
+    check_cluster(experiment.runtime)
     if isinstance(config.scorer, Traces):
         if experiment.generate.teacher.type == "file":
             raise UserError("logits.scorer.type=traces takes what an endpoint gave with its "

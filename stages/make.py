@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -16,16 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of, references, renamed
 from pipeline.errors import LackingError, LockedError, UserError
 from pipeline.hub import lineage
+from pipeline.objects import check_reached
 from pipeline.prompts import ROOT
 from pipeline.serving.disk import DiskFullGuard
-from pipeline.stage import WAIT_SECONDS, Plan, execute, is_artifact, read_manifest, stage_of
+from pipeline.shared_artifacts import fetched
+from pipeline.stage import (
+    WAIT_SECONDS,
+    Plan,
+    execute,
+    is_artifact,
+    read_manifest,
+    share,
+    stage_of,
+)
 from pipeline.student.tiny import resolve
 from stages.graph import MODELS, STAGES, plans
 
@@ -92,6 +100,8 @@ def make(experiment: Experiment, target: str | Sequence[str],
     chain = plans(experiment, *targets)
     todo = _todo(chain)
     _check(experiment, [chain[name] for name in todo.values()])
+    for plan in chain.values():
+        share(plan)
     for name in todo.values():
         plan = chain[name]
         with DiskFullGuard(Path(f"{plan.folder}.partial")):
@@ -119,7 +129,7 @@ def _todo(chain: Mapping[str, Plan]) -> dict[str, str]:
 
 def _executed(plan: Plan, wait: bool) -> dict[str, Any]:
     """The manifest of the stage after it ran, once nothing else writes where it would."""
-    experiment, said = _located(plan.experiment), False
+    experiment, said = _located(plan.experiment, fetched), False
     provenance = {**_provenance(), "experiment": experiment.name}
     while True:
         try:
@@ -142,6 +152,7 @@ def _check(experiment: Experiment, todo: Sequence[Plan]) -> None:
     """
     if not todo:
         return
+    check_reached(experiment.runtime.places())
     keys = {plan.key for plan in todo}
     later = {plan.key: plan for plan in plans(experiment, *goals(experiment)).values()
              if plan.key not in keys and plan.manifest is None}
@@ -161,11 +172,10 @@ def _check_one(plan: Plan, fully: bool = False) -> None:
     plan.stage.check(settings, fully and not any(map(is_artifact, references(settings))))
 
 
-def _located(experiment: Experiment) -> Experiment:
+def _located(experiment: Experiment, place: Callable[[Path], Path] = Path) -> Experiment:
     """`experiment` with folders of models and traces in place of artifact names."""
     def folder(name: str) -> str:
-        made = experiment.runtime.artifact(name)
-        if not is_artifact(name) or not made.is_dir():
+        if not is_artifact(name) or not (made := place(experiment.runtime.artifact(name))).is_dir():
             return name
         return resolve(made) if name.partition("-")[0] in MODELS else str(made)
 
@@ -214,16 +224,16 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        table = Table("stage", "state", "why", box=None, pad_edge=False)
-        table.add_column("folder", no_wrap=True)
-        for row in rows:
-            table.add_row(row["stage"], row["state"], row["why"], _shown(Path(row["folder"])))
-        Console().print(table)
+        wide = max(len(row["stage"]) for row in rows)
+        for row in rows:        # whole, whatever the terminal's width: names differ at their ends
+            print(f"{row['stage']:<{wide}}  {row['state']:<9}  {_shown(Path(row['folder']))}  "
+                  f"{row['why']}".rstrip())
     return any(row["state"] != "cached" for row in rows)
 
 
 def plan_rows(experiment: Experiment) -> list[dict[str, str]]:
     """The stage, key, state, reason and folder of every stage up to the report."""
+    check_reached(experiment.runtime.places())
     chain = plans(experiment, *goals(experiment))
     for name, plan in chain.items():
         if plan.manifest is None:
@@ -276,8 +286,8 @@ def judged_rows(plan: Plan) -> list[dict[str, Any]]:
     """The filter stage's traces as rows of `limbeck judge`: completion, gold, kind, id."""
     if plan.manifest is None:
         raise UserError("filter is not made yet for this config; run `limbeck filter`")
-    judged = pl.read_parquet(plan.folder / "judged.parquet")
-    problems = pl.read_parquet(plan.inputs["prepare"].folder / "problems.parquet")
+    judged = pl.read_parquet(plan.fetched() / "judged.parquet")
+    problems = pl.read_parquet(plan.inputs["prepare"].fetched() / "problems.parquet")
     gold = problems.select("problem_id", "kind", "meta", gold="answer")
     return [{**row, "id": f"{row['problem_id']}#{row['sample']}",
              "completion": f"<think>{row['thinking'] or ''}</think>{row['answer'] or ''}"}

@@ -71,7 +71,7 @@ def made(experiment: Experiment, model: Plan, parts: list[str],
     """
     whole = plans(experiment, "report")
     chain = {**_below(model), **{name: whole[name] for name in ("evaluate", "report")}}
-    found = {name: plan.folder for name, plan in chain.items() if plan.manifest}
+    found = {name: plan.fetched() for name, plan in chain.items() if plan.manifest}
     needed = {"prepare", *([model.stage.name] if "model" in parts else []),
               *(["filter"] if "data" in parts else []), *(["report"] if "report" in parts else [])}
     if missing := sorted(needed - set(found)):

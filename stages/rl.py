@@ -68,7 +68,7 @@ def job_of(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> RlJ
     start = {"sft": lambda: resolve(inputs["sft"]), "base": lambda: resolve(inputs["student"])}
     model = start.get(config.start, lambda: config.start)()
     rows = _asked(experiment, inputs["prepare"] / "problems.parquet")
-    if config.difficulty:
+    if config.difficulty and config.difficulty_samples is not None:
         rows = _within_band(experiment, inputs, rows, config.difficulty, model, out)
     held_out = _asked(experiment, inputs["prepare"] / "heldout.parquet", of_gold=True) \
         if config.evaluate_every else []
@@ -172,7 +172,7 @@ def check(experiment: Experiment) -> None:
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
     if ("process" in all_weights(config)) != (config.process is not None):
         raise UserError("rl.rewards.process and rl.process (the model that scores) go together")
-    if config.difficulty:
+    if config.difficulty and config.difficulty_samples is not None:
         check_band(config.difficulty)
     if config.overlap:
         _check_overlap(experiment)

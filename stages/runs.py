@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.load import flat
 from pipeline.errors import UserError
+from pipeline.shared_artifacts import known_manifests
 from pipeline.stage import artifact_of, read_manifest
 from stages.graph import STAGES
 
@@ -53,7 +54,7 @@ def _of_stage(roots: Sequence[Path], stage: str) -> list[dict[str, Any]]:
 
 def _manifests(roots: Sequence[Path], stage: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     for root in roots:
-        for path in root.glob(f"{stage}-*/manifest.json"):
+        for path in {*root.glob(f"{stage}-*/manifest.json"), *known_manifests(root, stage)}:
             with suppress(UserError):       # a damaged one is named by the command that needs it
                 if not path.parent.name.endswith(".partial"):
                     yield path.parent, read_manifest(path)

@@ -44,6 +44,7 @@ def show_stage(experiment: Experiment, name: str, rows: int, where: str | None =
         step, _, stage = name.partition("@")[0].rpartition(".")
         raise UserError(f"{name} is not made yet for this config; run `limbeck {stage}"
                         f"{' --step ' + step if step else ''}`")
+    plan.fetched()
     console = Console()
     try:
         if as_json:
@@ -72,7 +73,7 @@ def _show_first(console: Console, folder: Path, rows: int) -> None:
 
 def _show_matching(console: Console, plan: Plan, rows: int, where: str) -> None:
     """Show matches in every table with the columns of `where`. Raises UserError if none has."""
-    prepared, config = (plan.inputs.get("prepare") or plan).folder, plan.experiment.filter
+    prepared, config = (plan.inputs.get("prepare") or plan).fetched(), plan.experiment.filter
     languages = [config.language, *config.languages]
     tables = {path.name: widened(path, prepared, names_in(where), *languages)
               for path in sorted(plan.folder.glob("*.parquet"))}

@@ -5,11 +5,12 @@ follow.
 """
 
 import sys
-from pathlib import Path
 
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.objects import local_copy
 from pipeline.teacher import Request, TraceStore, generate
+from tests.bucket_server import join
 
 TEACHER, SAMPLING = OpenAITeacher(model="m"), Sampling(max_tokens=100)
 
@@ -20,12 +21,13 @@ def requests(count):
 
 
 def main():
+    join()
     url, folder, count, concurrency, *budget = sys.argv[1:]
     runtime = TeacherRuntime(base_url=url, concurrency=int(concurrency), max_attempts=2,
                              max_wait=0.1, **dict(zip(("max_usd", "prices"), budget,
                                                     strict=False)))
     try:
-        with TraceStore(Path(folder)) as store:
+        with TraceStore(local_copy(folder)) as store:
             print("started", flush=True)
             generate(requests(int(count)), teacher=TEACHER, sampling=SAMPLING, runtime=runtime,
                      store=store)

@@ -24,6 +24,7 @@ ELSEWHERE = {
     r"limbeck (push|lineage) ": "tests/export",
     r"limbeck (submit|jobs)": "tests/cluster",
     r"limbeck .*runtime\.cluster=": "tests/cluster",
+    r"limbeck .*=s3://": "tests/stages/test_bucket_artifacts.py",
     r"limbeck benchmarks": "tests/problems/test_benchmarks.py",
     r"limbeck evaluate .*evaluate\.samples=r1": "tests/problems/test_benchmarks.py",
     r"limbeck .*runtime\.teacher\.batch=true": "tests/teacher/test_batch.py",

@@ -1,30 +1,22 @@
-"""Verdicts from every processor of a cluster, the same as those of this machine alone."""
+"""Verdicts and signatures from every processor of a cluster, the same as this machine's alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from types import TracebackType
-from typing import Any
 
-from pipeline.cluster.ray_nodes import (
-    check_same_code,
-    code_digest,
-    connected,
-    first_line,
-    lacks_code,
-    living_nodes,
-)
+import numpy as np
+
+from pipeline.cluster.parts import Workers, workers
 from pipeline.completion import Completion
 from pipeline.config.experiment import RayCluster, Runtime
-from pipeline.errors import UserError
+from pipeline.curate.near_duplicates import Sign, signatures
 from pipeline.judge import Judgement, JudgePool, Problem
 
-PARTS, MOST = 8, 64
-"""Tasks for each processor, so that none waits long for the last, and completions of a task."""
-RETRIES = 10
-"""Times that a task is repeated whose node is lost."""
+PARTS, MOST = 16, 64
+"""Parts for each processor, so that none waits long for the last, and rows of one."""
 
 
 def judge_pool(runtime: Runtime) -> JudgePool:
@@ -40,7 +32,7 @@ class ClusterPool(JudgePool):
     def __init__(self, cluster: RayCluster, workers: int) -> None:
         super().__init__(workers)
         self.cluster, self.stack = cluster, ExitStack()
-        self.ray: Any = None
+        self.crew: Workers | None = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -50,47 +42,38 @@ class ClusterPool(JudgePool):
     def judge_many(self, completions: Iterable[str | Completion], problems: Iterable[Problem],
                    progress: Callable[[int], None] | None = None) -> list[Judgement]:
         """Judge all, in order, as JudgePool does. Raises UserError if the cluster cannot."""
-        if self.ray is None:
-            self.ray = self.stack.enter_context(connected(self.cluster))
+        if self.crew is None:
+            self.crew = self.stack.enter_context(workers(self.cluster))
         rows = list(zip(completions, problems, strict=True))
-        out: list[list[Judgement]] = []
-        parts = self._parts(rows)
-        calls = [self._task().remote(part, code_digest()) for part in parts]
-        for call in calls:
-            out.append(self._get(call))
+        size = min(MOST, max(1, len(rows) // (PARTS * max(self.crew.slots(), 1))))
+        parts = (rows[start:start + size] for start in range(0, len(rows), size))
+        out, done = dict[int, list[Judgement]](), 0
+        for number, found in self.crew.run(judge_part, parts):
+            out[number] = found
+            done += len(found)
             if progress:
-                progress(sum(map(len, out)))
-        return [one for part in out for one in part]
-
-    def _parts(self, rows: list[Any]) -> list[list[Any]]:
-        processors = sum(node["Resources"]["CPU"] for node in living_nodes(self.ray).values())
-        size = min(MOST, max(1, int(len(rows) / (PARTS * max(processors, 1)))))
-        return [rows[start:start + size] for start in range(0, len(rows), size)]
-
-    def _task(self) -> Any:
-        return self.ray.remote(num_cpus=1, max_retries=RETRIES)(judge_part)
-
-    def _get(self, call: Any) -> list[Judgement]:
-        try:
-            return self.ray.get(call)
-        except self.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise lacks_code(error) or error from None
-        except self.ray.exceptions.RayError as error:
-            raise lacks_code(error) or UserError(
-                f"the cluster could not judge ({first_line(error)}); see `ray "
-                "status`, and run the same command again") from None
+                progress(done)
+        return [one for number in range(len(out)) for one in out[number]]
 
 
-def judge_part(rows: list[tuple[str | Completion, Problem]], digest: str) -> list[Judgement]:
-    """Judge `rows` on this node. Raises UserError if its code is not that of `digest`."""
-    check_same_code(digest)
+def judge_part(rows: list[tuple[str | Completion, Problem]]) -> list[Judgement]:
+    """Judge `rows` on this node."""
     completions, problems = zip(*rows, strict=True)
     return _pool().judge_many(completions, problems)
 
 
 @lru_cache(maxsize=1)
 def _pool() -> JudgePool:
-    # A process of Ray's does one task at a time, and keeps its worker for the next.
+    # A process does one part at a time, and keeps its worker for the next.
     return JudgePool(workers=1)
+
+
+@contextmanager
+def signer(cluster: RayCluster | None) -> Iterator[Sign]:
+    """Yield what signs lists of texts by near_duplicates.signatures: here, or over `cluster`."""
+    with workers(cluster) if cluster else nullcontext() as crew:
+        def sign(parts: Iterable[Sequence[str]]) -> np.ndarray:
+            found = dict(crew.run(signatures, parts) if crew else enumerate(map(signatures, parts)))
+            return np.concatenate([signatures([]), *(found[i] for i in range(len(found)))])
+
+        yield sign

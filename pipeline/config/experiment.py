@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    PlainSerializer,
     PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
@@ -29,23 +31,29 @@ from pipeline.config.sft import LogitsConfig, SftConfig
 from pipeline.config.student import PackConfig, StudentConfig
 from pipeline.config.teacher import JudgeRuntime, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.objects import address, bucket_of, local_copy
+from pipeline.shared_artifacts import is_made
 
+Place = Annotated[Path, BeforeValidator(local_copy),
+                  PlainSerializer(address, return_type=str, when_used="json")]
+"""A folder, or the local copy of one in an object store, given as s3://BUCKET/FOLDER."""
 S = TypeVar("S", SftConfig, RlConfig)
 PARALLEL = {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"}
 
 
 class RayCluster(Config):
-    """A Ray cluster: every node asks the teacher and judges, and writes to the store itself; of the
-    nodes runtime.launch.num_machines train."""
+    """A Ray cluster: every node asks the teacher, scores, samples and judges, and stores itself; of
+    the nodes runtime.launch.num_machines train."""
 
     type: Literal["ray"] = "ray"
-    """Ray, started on each node by `ray start`. All nodes see runtime.traces at the same path and
-    have the same limbeck."""
+    """Ray, started on each node by `ray start`. All nodes see runtime.traces (for logits and
+    evaluate runtime.artifacts too) at the same path and have the same limbeck."""
     address: str = "auto"
     """HOST:PORT of the head, as `ray start --head` prints it; auto: the cluster of this machine."""
     servers: int | None = Field(default=None, ge=1)
-    """vLLM teachers at once, each on GPUs of its own; unset: as many as the cluster's GPUs hold.
-    Set, they are asked for even if no GPU is there yet, so that an autoscaler brings nodes."""
+    """vLLM teachers (and processes of logits and evaluate with GPUs) at once, each on GPUs of its
+    own; unset: as many as the cluster's GPUs hold. Set, they are asked for even if no GPU is there
+    yet, so that an autoscaler brings nodes."""
     patience: float = Field(default=600.0, ge=0)
     """Seconds without any node that can work, or with too few to train, until the run gives up."""
 
@@ -60,11 +68,13 @@ class RayCluster(Config):
 class Runtime(Config):
     """Where and how fast it runs; no part of any key."""
 
-    artifacts: Path | Annotated[list[Path], Field(min_length=1)] = Path("data/artifacts")
-    """Folder of the stages' artifacts; of a list the first is written, and what is made already in
-    one of the others (a group's, read-only) is read there."""
-    traces: Path = Path("data/traces")
-    """Folder of the trace store: every completion ever paid for."""
+    artifacts: Place | Annotated[list[Place], Field(min_length=1)] = Path("data/artifacts")
+    """Folder of the stages' artifacts, or s3://BUCKET/FOLDER (gs://, hf://) with a local copy; of a
+    list the first is written, and what is made already in one of the others (a group's, read-only)
+    is read there."""
+    traces: Place = Path("data/traces")
+    """Folder of the trace store: every completion ever paid for. Of s3://BUCKET/FOLDER this machine
+    keeps a whole copy, below $XDG_CACHE_HOME."""
     benchmarks: Path | None = None
     """Folder of local files that stand in for the hub's benchmarks: gsm8k.jsonl, aime24.jsonl or
     aime2024.jsonl, ... (`limbeck benchmarks` lists the names)."""
@@ -77,7 +87,7 @@ class Runtime(Config):
     in this process, or in one of its own where vLLM samples. With a cluster, num_machines=2 starts
     it on two nodes, num_processes counting those of both (by default one a GPU)."""
     cluster: RayCluster | None = None
-    """Machines that generate, filter and evaluate spread their work over and of which
+    """Machines that generate, filter, logits and evaluate spread their work over and of which
     launch.num_machines train, {type: ray, address: auto}; unset: this one alone."""
     slurm: dict[str, Any] = {}
     """Handed to sbatch by `limbeck submit` under its long names (partition, nodes, gpus-per-node,
@@ -106,10 +116,14 @@ class Runtime(Config):
         """Return the folders that artifacts are looked for in; the first is written."""
         return self.artifacts if isinstance(self.artifacts, list) else [self.artifacts]
 
+    def places(self) -> list[Path]:
+        """Return the folders of artifacts and traces."""
+        return [*self.folders(), self.traces]
+
     def artifact(self, name: str) -> Path:
         """Return the folder of the artifact `name`: where it is, else where it would be made."""
         places = [folder / name for folder in self.folders()]
-        return next((place for place in places if (place / "manifest.json").is_file()), places[0])
+        return next(filter(is_made, places), places[0])
 
     def for_judges(self, names: Iterable[str]) -> dict[str, JudgeRuntime]:
         """Where each of `judges` is reached."""
@@ -230,6 +244,10 @@ class Experiment(Config):
             raise UserError("runtime.teacher.batch needs an endpoint with a batch API, but "
                             f"generate.teacher is of type {self.generate.teacher.type}; name a "
                             "teacher of type openai or set runtime.teacher.batch=false")
+        if self.runtime.teacher.batch and bucket_of(self.runtime.traces):
+            raise UserError(f"runtime.teacher.batch keeps its open batches in a folder, which "
+                            f"{address(self.runtime.traces)} is not; set runtime.traces to one, or "
+                            "runtime.teacher.batch=false")
         return self
 
     def all_steps(self) -> dict[str, Step]:

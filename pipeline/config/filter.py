@@ -147,6 +147,10 @@ class FilterConfig(Config):
     total: int | None = Field(default=None, ge=1)
     """Traces kept of all sources together, by their shares; too few stop the run."""
 
+    def signs(self) -> bool:
+        """Whether traces are compared by their signatures."""
+        return self.near_duplicates is not None or self.select.type == "diverse"
+
     @model_validator(mode="after")
     def _counts_or_shares(self) -> FilterConfig:
         shares = [name for name, rule in self.sources.items() if rule.share is not None]

@@ -170,8 +170,9 @@ class RlConfig(Config):
     difficulty: str | None = None
     """Expression over pass_rate and samples, as `0 < pass_rate < 1`: other problems are not asked.
     Checked at the start, and while training with each problem's newest scores."""
-    difficulty_samples: int = Field(default=0, ge=0)
-    """Samples of the start model a problem for its pass rate; 0 takes the teacher's pass rate."""
+    difficulty_samples: int | None = Field(default=0, ge=0)
+    """Samples of the start model a problem for its pass rate; 0 takes the teacher's pass rate, null
+    none at the start: each problem is asked until its own newest scores leave it out."""
     dynamic_sampling: int = Field(default=0, ge=0)
     """Most extra generations to refill groups whose samples all earned the same (DAPO)."""
     evaluate_every: int = Field(default=0, ge=0)

@@ -6,7 +6,7 @@ are rensa's R-MinHash.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from pipeline.curate.words import chunks, mix, ngrams, words
 PERMUTATIONS = 128
 RECALL = 0.99
 """Probability that a pair exactly at the threshold is compared."""
+
+Sign = Callable[[Iterable[Sequence[str]]], np.ndarray]
+"""Makes the signatures of the texts in several lists, in order."""
 
 
 def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
@@ -28,6 +31,11 @@ def signatures(texts: Sequence[str], n: int = 5) -> np.ndarray:
             hashes, offsets.astype(np.uint64), PERMUTATIONS, 1)
         parts.append(np.array(matrix.to_rows(), np.uint32).reshape(-1, PERMUTATIONS))
     return np.concatenate(parts)
+
+
+def signatures_of_all(parts: Iterable[Sequence[str]]) -> np.ndarray:
+    """Return the signatures of the texts of all `parts`, made in this process."""
+    return np.concatenate([signatures([]), *map(signatures, parts)])
 
 
 def rows_per_band(threshold: float) -> int:

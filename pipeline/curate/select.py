@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,9 @@ from pipeline.curate.reviews import EDITED_FROM, REVIEW_COLUMNS
 from pipeline.curate.shares import over_share
 from pipeline.errors import UserError
 from pipeline.expression import check_expression, compile_expression, names_in
+
+if TYPE_CHECKING:
+    from pipeline.curate.near_duplicates import Sign
 
 BANDS = ("never", "hard", "medium", "easy", "always")
 COLUMNS: dict[str, Any] = {
@@ -73,28 +76,31 @@ def needs_reviews(config: FilterConfig) -> bool:
                                       for text in _expressions(config))
 
 
-def summarise(judged: pl.DataFrame, config: FilterConfig) -> pl.DataFrame:
+def summarise(judged: pl.DataFrame, config: FilterConfig,
+              sign: Sign | None = None) -> pl.DataFrame:
     """Replace the texts of `judged` by what the decision needs of them.
 
     Adds the wanted features, `same` (a hash of the texts) and, for near-duplicates or diversity,
-    `signature`.
+    `signature`, which `sign` makes.
     """
+    from pipeline.curate.near_duplicates import signatures_of_all
+
     wanted = sorted({name for text in _expressions(config) for name in names_in(text)})
     # A few rows at a time, since each step copies the texts.
-    return pl.concat([_summary(part, config, wanted) for part in judged.iter_slices(256)]
-                     or [_summary(judged, config, wanted)])
+    table = pl.concat([_summary(part, config, wanted) for part in judged.iter_slices(256)]
+                      or [_summary(judged, config, wanted)])
+    if not config.signs():
+        return table
+    texts = (part.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True)).to_series()
+             .to_list() for part in judged.iter_slices(256))
+    signature = (sign or signatures_of_all)(texts)
+    return table.with_columns(signature=pl.Series(signature, dtype=SIGNATURE))
 
 
 def _summary(judged: pl.DataFrame, config: FilterConfig, wanted: list[str]) -> pl.DataFrame:
-    from pipeline.curate.near_duplicates import signatures
-
     table = add_features(judged, wanted, config.language, *config.languages).with_columns(
         same=pl.struct(*TEXTS).hash(seed=1),
         answered=pl.col("answer").fill_null("").str.strip_chars() != "")
-    if config.near_duplicates is not None or config.select.type == "diverse":
-        texts = judged.select(pl.concat_str(TEXTS, separator="\n", ignore_nulls=True))
-        signature = signatures(texts.to_series().to_list())
-        table = table.with_columns(signature=pl.Series(signature, dtype=SIGNATURE))
     return table.drop(*TEXTS, "original_thinking", "original_answer", strict=False)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,17 @@ class SampleStore:
         path = self._path(chats, len(groups[0]) if groups else 0)
         self.folder.mkdir(parents=True, exist_ok=True)
         tables.write_whole(pl.DataFrame(rows, infer_schema_length=None), path)
+
+    def join(self, chats: Chats, parts: Iterable[Chats], samples: int) -> None:
+        """Keep what is kept of `parts`, which are `chats` together, as one file in their order."""
+        files = [self._path(part, samples) for part in parts]
+        place = {name: number for number, name in enumerate(chats)}
+        rows = pl.concat([pl.scan_parquet(file) for file in files], how="diagonal_relaxed")
+        rows = rows.sort(pl.col("problem_id").replace_strict(place), "sample")
+        if (path := self._path(chats, samples)) not in files:
+            tables.write_whole(rows.collect(), path)
+            for file in files:
+                file.unlink(missing_ok=True)
 
     def get(self, chats: Chats, samples: int) -> list[Sample]:
         """Return the samples of `chats`, which must be kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,11 +34,10 @@ CALIBRATION_TOKENS = 2048
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep llmcompressor's log and bars from the terminal."""
-    with redirect_stderr(io.StringIO()):
-        import llmcompressor  # noqa: F401  (it turns its log on as it is imported)
+    with redirect_stderr(io.StringIO()), patch.dict(
+            os.environ, {"LLM_COMPRESSOR_LOG_DISABLED": "true"}):   # it reads it again and again
         from loguru import logger
 
-        logger.disable("llmcompressor")
         logger.disable("compressed_tensors")
         # Its warning is of torch's own names, and its handler has the terminal from before.
         logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)

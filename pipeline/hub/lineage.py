@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.shared_artifacts import KNOWN
 from pipeline.stage import artifact_of, read_manifest
 
 FILE = "lineage.json"
@@ -35,7 +36,8 @@ def chain(folder: Path, places: Sequence[Path] = ()) -> dict[str, dict[str, Any]
         manifest = read_manifest(folder / "manifest.json")
         for name, key in manifest.get("inputs", {}).items():
             above = next((path for place in (folder.parent, *places)
-                          for path in place.glob(f"*-{key}/manifest.json")), None)
+                          for base in (place, place / KNOWN)
+                          for path in base.glob(f"*-{key}/manifest.json")), None)
             if above is None:
                 raise UserError(f"{folder} was made of {artifact_of(name, key)}, which is not "
                                 "beside it any more; its lineage ends there")

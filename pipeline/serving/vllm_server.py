@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,11 +13,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.config.experiment import PARALLEL
 from pipeline.errors import LackingError, UserError
@@ -26,6 +27,19 @@ from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_
 GPU_MEMORY_UTILIZATION = 0.9
 """Share of a GPU's memory for several servers together, by default."""
 TAIL_LINES = 25
+
+
+class Process(Protocol):
+    """A running server."""
+
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+    def wait(self) -> int | None: ...
+
+
+Starter = Callable[[list[str], Mapping[str, str], Path], AbstractContextManager[Process]]
+"""Runs a command, with variables added to the environment and its output in a log."""
 
 
 @contextmanager
@@ -46,10 +60,12 @@ def vllm_server(model: str, options: Mapping[str, Any], *, log: Path,
 @contextmanager
 def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Path,
                  timeout: float = 1800.0, environment: Mapping[str, str] | None = None,
-                 on_exit: Callable[[int], None] | None = None) -> Iterator[list[str]]:
+                 on_exit: Callable[[int], None] | None = None,
+                 start: Starter | None = None) -> Iterator[list[str]]:
     """Start `count` servers that share the GPUs, with logs LOG-1, LOG-2, ...
 
-    `on_exit` gets the code of a server that ends after it answered, in a thread.
+    `on_exit` gets the code of a server that ends after it answered, in a thread. `start` runs a
+    command; without it that is a child of this process.
 
     gpu_memory_utilization is divided among them. With kv_cache_memory_bytes, which each gets, all
     start at once; else one after another, since vLLM counts what others allocate while it measures
@@ -62,10 +78,10 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
     logs = [log] if count == 1 else [log.with_stem(f"{log.stem}-{i + 1}") for i in range(count)]
     share = split_gpu_memory(options, count)
     with contextlib.ExitStack() as stack:
-        servers: dict[str, tuple[subprocess.Popen, Callable[[float], None]]] = {}
+        servers: dict[str, tuple[Process, Callable[[float], None]]] = {}
         for path in logs:
             url, process, wait = stack.enter_context(
-                _launch_server(model, share, path, environment or {}))
+                _launch_server(model, share, path, environment or {}, start or _child))
             servers[url] = process, wait
             if options.get("kv_cache_memory_bytes") is None:
                 wait(timeout)
@@ -77,14 +93,14 @@ def vllm_servers(model: str, options: Mapping[str, Any], count: int, *, log: Pat
 
 
 @contextmanager
-def _watched(process: subprocess.Popen, on_exit: Callable[[int], None]) -> Iterator[None]:
+def _watched(process: Process, on_exit: Callable[[int], None]) -> Iterator[None]:
     """Call `on_exit` with the code of `process` if it ends within the block."""
     left = threading.Event()
 
     def watch() -> None:
         code = process.wait()
         if not left.is_set():
-            on_exit(code)
+            on_exit(code or 0)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -95,8 +111,8 @@ def _watched(process: subprocess.Popen, on_exit: Callable[[int], None]) -> Itera
 
 @contextmanager
 def _launch_server(model: str, options: Mapping[str, Any], log: Path,
-              environment: Mapping[str, str]
-              ) -> Iterator[tuple[str, subprocess.Popen, Callable[[float], None]]]:
+                   environment: Mapping[str, str], start: Starter
+                   ) -> Iterator[tuple[str, Process, Callable[[float], None]]]:
     """Yield (base_url, process, wait(timeout)) of a server that may not answer yet."""
     settings = {"host": "127.0.0.1", "port": free_port(), **_all_gpus(options)}
     # A server on all addresses answers on this one too.
@@ -104,11 +120,20 @@ def _launch_server(model: str, options: Mapping[str, Any], log: Path,
     address = f"http://{host}:{settings['port']}"
     command = ["vllm", "serve", model, *flags(settings)]
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    with start(command, environment, log) as process:
+        yield f"{address}/v1", process, partial(_wait_until_ready, process, f"{address}/health",
+                                                log)
+
+
+@contextmanager
+def _child(command: list[str], environment: Mapping[str, str],
+           log: Path) -> Iterator[subprocess.Popen]:
+    """Run `command` as a child of this process, which keeps its API keys to itself."""
     inherited = {k: v for k, v in os.environ.items() if not k.endswith("_API_KEY")}
     with log.open("wb") as sink, process_group(command, {**inherited, **environment}, stdout=sink,
                                                stderr=subprocess.STDOUT) as process:
-        yield f"{address}/v1", process, partial(_wait_until_ready, process, f"{address}/health",
-                                                log)
+        yield process
 
 
 def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
@@ -171,6 +196,11 @@ def data_parallel_size(options: Mapping[str, Any]) -> int:
     return int(_all_gpus(options).get("data_parallel_size", 1))
 
 
+def gpus_of(options: Mapping[str, Any]) -> int:
+    """GPUs that one server or engine with `options` needs."""
+    return math.prod(int(options.get(name, 1)) for name in PARALLEL)
+
+
 def has_vllm() -> bool:
     """Whether vLLM is installed, without importing it."""
     return find_spec("vllm") is not None
@@ -184,7 +214,7 @@ def check_vllm(section: str, more: str = "") -> None:
                            f"false{more}")
 
 
-def _wait_until_ready(process: subprocess.Popen, url: str, log: Path, timeout: float) -> None:
+def _wait_until_ready(process: Process, url: str, log: Path, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:

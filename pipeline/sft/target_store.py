@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,17 +55,34 @@ def row_checksum(ids: np.ndarray, labels: np.ndarray) -> int:
     return zlib.crc32(labels.astype(np.int64).tobytes(), zlib.crc32(ids.astype(np.int64).tobytes()))
 
 
+def shards(count: int, shard_rows: int) -> list[range]:
+    """Return the numbers of the rows of each shard, of `count` rows."""
+    return [range(start, min(start + shard_rows, count)) for start in range(0, count, shard_rows)]
+
+
 def score_rows(rows: Rows, scorer: Scorer, mass: float, shard_rows: int, out: Path,
                metadata: dict[str, Any], advance: Callable[[int], None]) -> dict[str, Any]:
     """Score the rows not scored yet into shards of `shard_rows` rows in `out`; returns counts."""
-    for start in range(0, len(rows), shard_rows):
-        path = out / f"shard-{start // shard_rows:05d}.parquet"
-        chosen = range(start, min(start + shard_rows, len(rows)))
-        if not path.is_file():
-            _write(path, [_row(rows, i, samples, mass)
-                          for i, samples in _score(rows, chosen, scorer)], metadata)
+    sums = []
+    for chosen in shards(len(rows), shard_rows):
+        path = out / f"shard-{chosen.start // shard_rows:05d}.parquet"
+        sums.append(score_shard(rows.part(chosen), chosen.start, lambda: scorer, mass, path,
+                                metadata))
         advance(len(chosen))
-    return _summary(rows, out)
+    return summary(sums)
+
+
+def score_shard(rows: Rows, first: int, scorer: Callable[[], Scorer], mass: float, path: Path,
+                metadata: dict[str, Any]) -> dict[str, float]:
+    """Write the shard of `rows`, of which `first` is the first one's number, if it is not there.
+
+    Returns its sums for `summary`, as read from the file.
+    """
+    if not path.is_file():
+        scored = _score(rows, range(len(rows)), scorer())
+        _write(path, [{**_row(rows, i, samples, mass), "row": first + i}
+                      for i, samples in scored], metadata)
+    return _sums(rows, first, path)
 
 
 def _score(rows: Rows, chosen: Iterable[int],
@@ -115,16 +133,17 @@ def trim(scored: TopKLogprobs, mass: float) -> tuple[np.ndarray, ...]:
 def _write(path: Path, table: list[dict[str, Any]], metadata: dict[str, Any]) -> None:
     """Write one shard, with page checksums, and rename it into place."""
     schema = SCHEMA.with_metadata({"limbeck": json.dumps(metadata)})
-    partial = path.with_suffix(".partial")
+    # Of its own, because another process may take this one for dead and write the same.
+    partial = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.partial")
     pq.write_table(pa.Table.from_pylist(table, schema), partial, compression="zstd",
                    compression_level=9,
                    write_page_checksum=True, use_dictionary=["ids.list.element"])
     partial.replace(path)
 
 
-def _summary(rows: Rows, out: Path) -> dict[str, Any]:
-    """Count over all shards, including how often the likeliest outcome is the trace's token."""
-    targets = TargetStore.read(out, rows)
+def _sums(rows: Rows, first: int, path: Path) -> dict[str, float]:
+    """Sums over one shard, also of how often the likeliest outcome is the trace's token."""
+    targets = TargetStore.of_files([path], rows, first)
     tokens = hits = 0
     tail = 0.0
     for i in range(len(rows)):
@@ -132,10 +151,19 @@ def _summary(rows: Rows, out: Path) -> dict[str, Any]:
         labels = rows.labels[i][rows.labels[i] != IGNORED]
         tokens, hits = tokens + len(labels), hits + int((scored.ids[:, 0].numpy() == labels).sum())
         tail += float(scored.tail_logprob.exp().sum())
-    stored = sum(path.stat().st_size for path in out.glob("shard-*.parquet"))
-    return {"rows": len(rows), "loss_tokens": tokens, "argmax_share": round(hits / tokens, 4),
+    return {"rows": len(rows), "tokens": tokens, "hits": hits, "tail": tail,
+            "outcomes": targets.outcomes, "bytes": path.stat().st_size}
+
+
+def summary(sums: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """Return what the manifest keeps, from the sums over each shard."""
+    shards = list(sums)
+    rows, tokens, hits, tail, outcomes, stored = (
+        sum(one[name] for one in shards)
+        for name in ("rows", "tokens", "hits", "tail", "outcomes", "bytes"))
+    return {"rows": rows, "loss_tokens": tokens, "argmax_share": round(hits / tokens, 4),
             "mean_rest": round(tail / tokens, 6), "bytes_per_token": round(stored / tokens, 1),
-            "outcomes_per_token": round(targets.outcomes / tokens, 2)}
+            "outcomes_per_token": round(outcomes / tokens, 2)}
 
 
 class TargetStore:
@@ -149,7 +177,12 @@ class TargetStore:
     @classmethod
     def read(cls, folder: Path, rows: Rows) -> TargetStore:
         """Read a logits folder; raises UserError if it is damaged or was scored for other rows."""
-        paths = sorted(folder.glob("shard-*.parquet"))
+        return cls.of_files(sorted(folder.glob("shard-*.parquet")), rows)
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], rows: Rows, first: int = 0) -> TargetStore:
+        """Read some shards: those of `rows`, of which `first` is the first one's number."""
+        folder = paths[0].parent if paths else Path()
         try:
             table = pa.concat_tables([pq.read_table(path, page_checksum_verification=True)
                                       for path in paths])
@@ -159,7 +192,7 @@ class TargetStore:
         targets = cls(table, json.loads(pq.read_schema(paths[0]).metadata[b"limbeck"]))
         expected = [row_checksum(ids, labels)
                     for ids, labels in zip(rows.ids, rows.labels, strict=True)]
-        if table["row"].to_pylist() != list(range(len(rows))) or \
+        if table["row"].to_pylist() != list(range(first, first + len(rows))) or \
                 targets.checksums.tolist() != expected:
             raise UserError(f"the teacher's distributions in {folder} belong to other token rows; "
                             "run `limbeck logits` for these")

@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,19 @@ class Rows:
         """Whether any row holds more than one sample."""
         return any(len(lengths) > 1 for lengths in self.lengths)
 
+    def part(self, chosen: range) -> Rows:
+        """Return the rows with numbers in `chosen`."""
+        return Rows(*(getattr(self, one.name)[chosen.start:chosen.stop] for one in fields(self)))
 
-def read_rows(path: Path) -> Rows:
-    """Read a Parquet file of rows; raises UserError if a row has no token to train on."""
+
+def read_rows(path: Path, chosen: range | None = None) -> Rows:
+    """Read a Parquet file of rows, those in `chosen` alone or all.
+
+    Raises UserError if a row has no token to train on.
+    """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        table = file.read() if chosen is None else _groups(file, chosen)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete its folder to remake it") \
             from None
@@ -64,6 +72,15 @@ def read_rows(path: Path) -> Rows:
     sample_problems = [problem if isinstance(problem, list) else [str(problem)] * len(row)
                        for problem, row in zip(problems, lengths, strict=True)]
     return Rows(ids, labels, lengths, names, sample_problems)
+
+
+def _groups(file: pq.ParquetFile, chosen: range) -> pa.Table:
+    """Read the rows in `chosen`, and no row group without any of them."""
+    ends = np.cumsum([0, *(file.metadata.row_group(i).num_rows
+                           for i in range(file.num_row_groups))])
+    groups = [i for i, (start, end) in enumerate(pairwise(ends))
+              if start < chosen.stop and end > chosen.start]
+    return file.read_row_groups(groups).slice(chosen.start - int(ends[groups[0]]), len(chosen))
 
 
 def _arrays(table: pa.Table, column: str) -> list[np.ndarray]:

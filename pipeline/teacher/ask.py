@@ -104,10 +104,10 @@ def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Request]:
 
 @contextmanager
 def running_teacher(teacher: Teacher, runtime: Runtime,
-                    on_exit: Callable[[int], None] | None = None) -> Iterator[TeacherRuntime]:
+                    **options: Any) -> Iterator[TeacherRuntime]:
     """Start a local server if needed; yields runtime.teacher with base_url set.
 
-    `on_exit` is that of vllm_servers.
+    `options` are those of vllm_servers (on_exit, start).
     """
     if teacher.type == "transformers":
         yield runtime.teacher
@@ -128,7 +128,7 @@ def running_teacher(teacher: Teacher, runtime: Runtime,
 
     assert teacher.type == "vllm"            # traces of a file are imported, not asked for
     with vllm_servers(teacher.model, {**_names(teacher.model), **teacher.vllm}, teacher.servers,
-                      log=runtime.traces / "vllm.log", on_exit=on_exit) as (first, *others):
+                      log=runtime.traces / "vllm.log", **options) as (first, *others):
         yield runtime.teacher.model_copy(update={"base_url": first, "mirrors": others})
 
 

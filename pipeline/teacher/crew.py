@@ -15,6 +15,7 @@ from pipeline.cluster.ray_nodes import living_nodes, pinned
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Teacher
 from pipeline.errors import UserError
+from pipeline.serving.vllm_server import gpus_of
 from pipeline.teacher.node_asker import NodeAsker
 
 LOOK_SECONDS = 1.0
@@ -23,7 +24,6 @@ MAX_DEATHS = 5
 """Deaths in a row, without a trace between them, after which a place is left alone."""
 RETRY_SECONDS = 60.0
 """Until a node that could not reach the teacher tries again, while others can."""
-GPUS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 @dataclass
@@ -34,6 +34,10 @@ class Member:
     actor: Any
     asking: Any
     counting: Any
+    group: Any = None
+    """The placement group of its server, if that lies on several nodes."""
+    up: bool = False
+    """Whether its process runs; one may wait for a node."""
 
 
 class Crew:
@@ -49,9 +53,11 @@ class Crew:
         self.deaths: dict[str, int] = {}
         self.out: dict[str, tuple[float, str]] = {}
         """Until when a place is left alone, and why if that is more than a moment."""
-        self.gpus, self.over_nodes = gpus_of(teacher), False
+        self.gpus = gpus_of(teacher.vllm) if teacher.type == "vllm" else 0
+        self.over_nodes = False
         self.places: list[str] = []
-        self.seen = self._looked = 0.0
+        self.seen, self._looked = time.monotonic(), 0.0
+        """When a process last ran."""
         self.staff()
 
     def staff(self) -> None:
@@ -79,8 +85,10 @@ class Crew:
         self.out[place] = time.monotonic() + wait, reason if stopped else ""
 
     def dismiss(self, member: Member) -> None:
-        """End a member's process."""
+        """End a member's process and free its GPUs."""
         self.ray.kill(member.actor)
+        if member.group is not None:
+            self.ray.util.remove_placement_group(member.group)
         del self.members[member.place]
 
     def heard(self, member: Member) -> None:
@@ -90,52 +98,64 @@ class Crew:
 
     def hopeless(self) -> str | None:
         """Why no member is left and none can be started; None while one may."""
-        if self.members:
-            return None
-        if not self.places:
-            waited = time.monotonic() - self.seen
-            return None if waited < self.cluster.patience else (
-                f"no node of the cluster could work for {waited:,.0f} s; add nodes and run the "
-                "same command again")
+        now = time.monotonic()
+        if any(one.up for one in self.members.values()):
+            self.seen = now
         reasons = [self.out.get(place, (0.0, ""))[1] for place in self.places]
-        return reasons[0] if all(reasons) else None
+        if reasons and all(reasons) and not self.members:
+            return reasons[0]
+        if now - self.seen < self.cluster.patience:
+            return None
+        return (f"no node of the cluster could work for {now - self.seen:,.0f} s; add nodes and "
+                "run the same command again")
 
     def end(self) -> None:
         """End the processes. What they have not stored others may ask for at once."""
-        for one in self.members.values():
-            self.ray.kill(one.actor)
-        self.members.clear()
+        for one in list(self.members.values()):
+            self.dismiss(one)
 
     def _look(self, now: float) -> None:
         nodes = living_nodes(self.ray)
-        self._looked = now
         self.places = self._gpu_places(nodes) if self.gpus else list(nodes)
-        if self.places or not self.seen:
-            self.seen = now
+        self._looked = now
 
     def _gpu_places(self, nodes: dict[str, dict[str, Any]]) -> list[str]:
         """A place for each server. Raises UserError if no GPU is there and none is to come."""
         each = [int(node["Resources"].get("GPU", 0)) for node in nodes.values()]
-        self.over_nodes = self.gpus > max(each, default=0)
+        self.over_nodes = self.gpus > max([1, *each])
         count = self.cluster.servers or (
             sum(each) // self.gpus if self.over_nodes else sum(one // self.gpus for one in each))
-        if not count and not self.seen:
+        if not count and not self._looked:
             raise UserError(f"the teacher {self.teacher.model} needs {self.gpus} GPU(s) and the "
                             f"cluster has {sum(each)}; add nodes with GPUs, or set "
                             "runtime.cluster.servers if an autoscaler brings them")
         return [f"server {number + 1}" for number in range(count)]
 
     def _start(self, place: str) -> None:
-        if not self.gpus:
-            options = pinned(self.ray, place)
+        group = self._placement_group() if self.over_nodes else None
+        if group is not None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            options = {"num_cpus": 0, "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=0)}
+        elif self.gpus:
+            options = {"num_cpus": 0, "num_gpus": self.gpus}
         else:
-            # vLLM itself asks Ray for GPUs that lie on several nodes.
-            options = {"num_cpus": 0, "num_gpus": 0 if self.over_nodes else self.gpus}
-        actor = self.actor.options(**options).remote(*self.arguments)
-        self.members[place] = Member(place, actor, self.begin(actor), actor.counts.remote(0.0))
+            options = pinned(self.ray, place)
+        actor = self.actor.options(**options).remote(*self.arguments, self.over_nodes)
+        self.members[place] = Member(place, actor, self.begin(actor), actor.counts.remote(0.0),
+                                     group)
 
+    def _placement_group(self) -> Any:
+        """Reserve the GPUs of one server on as few nodes as can be: one a bundle, as vLLM wants.
 
-def gpus_of(teacher: Teacher) -> int:
-    """GPUs that one server of the teacher needs; 0 if none is started for it."""
-    return math.prod(int(teacher.vllm.get(name, 1)) for name in GPUS) \
-        if teacher.type == "vllm" else 0
+        Raises UserError if the teacher has what one server over nodes cannot do.
+        """
+        for name, value in (("generate.teacher.servers", getattr(self.teacher, "servers", 1)), (
+                "generate.teacher.vllm.data_parallel_size",
+                getattr(self.teacher, "vllm", {}).get("data_parallel_size", 1))):
+            if value > 1:
+                raise UserError(f"{name}={value} cannot be where one server needs the GPUs of "
+                                "several nodes; leave it out: the cluster starts as many servers "
+                                "as its GPUs hold")
+        return self.ray.util.placement_group([{"GPU": 1}] * self.gpus, strategy="PACK")

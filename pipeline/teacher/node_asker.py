@@ -8,12 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.ray_nodes import check_same_code, check_sees
 from pipeline.config.experiment import Runtime
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
+from pipeline.objects import bucket_of, local_copy
+from pipeline.serving.in_actor import in_actor
 from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.outcome import Outcome
 from pipeline.teacher.request import Request
@@ -48,9 +51,10 @@ class NodeAsker:
     """An actor of two threads: one asks, the other tells how far it is."""
 
     def __init__(self, teacher: Teacher, sampling: Sampling, runtime: TeacherRuntime,
-                 folder: Path) -> None:
-        self.teacher, self.sampling, self.runtime, self.folder = teacher, sampling, runtime, folder
-        self.store = CountingStore(folder)
+                 place: str, over_nodes: bool = False) -> None:
+        self.teacher, self.sampling, self.runtime = teacher, sampling, runtime
+        self.folder = local_copy(place)
+        self.store, self.over_nodes = CountingStore(self.folder), over_nodes
 
     def ask(self, requests: list[Request], key: str, digest: str) -> tuple[Outcome, Outcome]:
         """Ask for those of `requests` that no other process asks for; returns when all are done.
@@ -61,16 +65,25 @@ class NodeAsker:
         code or does not see the store, and as generate.
         """
         check_same_code(digest)
-        check_sees(self.folder)
+        if bucket_of(self.folder) is None:
+            check_sees(self.folder)
         if key:
             os.environ[self.runtime.api_key_env] = key
         logs = self.folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
         # A dead server ends this process: others ask what it had, and another is started.
-        with running_teacher(self.teacher, Runtime(teacher=self.runtime, traces=logs),
-                             on_exit=os._exit) as address, self.store:
+        with self._server(Runtime(teacher=self.runtime, traces=logs)) as address, self.store:
             outcome = generate(requests, teacher=self.teacher, sampling=self.sampling,
                                runtime=address, store=self.store)
         return outcome, self.store.take_counts()
+
+    def _server(self, runtime: Runtime) -> AbstractContextManager[TeacherRuntime]:
+        """Start the teacher if it is a local one, on this actor's placement group if it has one."""
+        if not self.over_nodes:
+            return running_teacher(self.teacher, runtime, on_exit=os._exit)
+        assert self.teacher.type == "vllm"
+        options = {"distributed_executor_backend": "ray", **self.teacher.vllm}
+        return running_teacher(self.teacher.model_copy(update={"vllm": options}), runtime,
+                               on_exit=os._exit, start=in_actor)
 
     def counts(self, seconds: float) -> Outcome:
         """What was stored since the last call, after so many seconds."""

@@ -14,6 +14,7 @@ from pipeline.cluster.ray_nodes import code_digest, connected, first_line, lacks
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, Teacher, TeacherRuntime
 from pipeline.errors import UserError
+from pipeline.objects import address, bucket_of
 from pipeline.teacher.budget import Budget, price_of
 from pipeline.teacher.crew import Crew, Member
 from pipeline.teacher.failures import FailureTracker, UnansweredError
@@ -35,7 +36,8 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     no cluster or one of its nodes has other code.
     """
     requests = list(requests)
-    missing = len(store.missing(requests, teacher, sampling))
+    left = store.missing(requests, teacher, sampling)
+    missing = len(left)
     outcome = Outcome(wanted=missing, reused=len(requests) - missing)
     outcome.notes += Budget(price_of(teacher, runtime), runtime.max_usd, teacher, sampling,
                             runtime.where).notes
@@ -43,7 +45,9 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
         return outcome
     store.folder.mkdir(parents=True, exist_ok=True)
     with connected(cluster) as ray:
-        run = ClusterRun(ray, cluster, requests, teacher, sampling, runtime, store,
+        # A ceiling counts what the answers that are there cost.
+        run = ClusterRun(ray, cluster, requests if runtime.max_usd else left, teacher, sampling,
+                         runtime, store,
                          Display(outcome, on_progress))
         try:
             run.main()
@@ -69,7 +73,9 @@ class ClusterRun:
         nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
         own = runtime.model_copy(update={name: rate / nodes for name in ("rpm", "tpm")
                                          if (rate := getattr(runtime, name))})
-        self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, store.folder.resolve()),
+        # A node's copy of an object store is below its own user's cache.
+        place = address(store.folder if bucket_of(store.folder) else store.folder.resolve())
+        self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, place),
                          lambda actor: actor.ask.remote(shared, key, code_digest()))
         self.ended: float | None = None
         """When the first member found nothing more to ask for."""
@@ -79,7 +85,7 @@ class ClusterRun:
 
         Raises UnansweredError if no trace ever came.
         """
-        while self.ended is None or (self.crew.members
+        while self.ended is None or (any(one.up for one in self.crew.members.values())
                                      and time.monotonic() < self.ended + END_SECONDS):
             if self.ended is None:
                 self.crew.staff()
@@ -100,6 +106,7 @@ class ClusterRun:
         try:
             if call is member.counting:
                 self._count(member, self.ray.get(call))
+                member.up = True
                 member.counting = member.actor.counts.remote(COUNT_SECONDS)
                 return
             outcome, rest = self.ray.get(call)

@@ -2,7 +2,8 @@
 
 A folder of Parquet segments and a journal of each writer, which holds its newest rows and becomes
 its next segment. Any number of processes, of any machines that share the folder, write at once:
-each writes files of its own alone, and only the journal of a dead one is folded by another.
+each writes files of its own alone, and only the journal of a dead one is folded by another. Of a
+store in an object store the folder is a local copy (store_mirror).
 Planning reads few columns; collecting reads a few segments at a time (3.3 GB of traces in segments
 of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.bucket_leases import open_leases
 from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
@@ -26,6 +28,7 @@ from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
 from pipeline.teacher.shorten import longer, shortened
 from pipeline.teacher.store_journal import Journal, read_journal
+from pipeline.teacher.store_mirror import mirror_of
 
 LOGPROBS = {"token_ids": pl.List(pl.Int32), "token_texts": pl.List(pl.String),
             "token_logprobs": pl.List(pl.Float32), "top_ids": pl.List(pl.Int32),
@@ -47,6 +50,7 @@ class TraceStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self._mirror = mirror_of(self.folder)
         self._journal: Journal | None = None
         self._leases: Leases | None = None
 
@@ -141,7 +145,8 @@ class TraceStore:
             with self._writable():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._no_older_version())
-                self._leases = stack.enter_context(Leases(self.folder / "leases", self._done_by))
+                self._leases = stack.enter_context(
+                    open_leases(self.folder / "leases", self._done_by, self._push))
             stack.callback(self._close_journal)     # rows that could not be folded stay in its file
             stack.callback(setattr, self, "_leases", None)
             self._recover()
@@ -149,6 +154,7 @@ class TraceStore:
                 yield self._leases
             finally:
                 self._fold()
+                self._push()
 
     @contextmanager
     def _no_older_version(self) -> Iterator[None]:
@@ -179,7 +185,8 @@ class TraceStore:
                 self._journal.append(row)
         if len(self._journal.rows) >= FOLD_ROWS or self._journal.size >= FOLD_BYTES:
             self._fold()
-            self._recover()
+            if self._mirror is None:     # an append waits for no network
+                self._recover()
 
     def _wanted(self, requests: list[Request], teacher: Teacher, sampling: Sampling
                 ) -> pl.DataFrame:
@@ -204,10 +211,23 @@ class TraceStore:
         return index.with_columns(finish_reason=_ends(index))
 
     def _journal_rows(self) -> list[dict[str, Any]]:
+        self._pull()
         return [row for path in self._journals() for row in read_journal(path)]
 
     def _journals(self) -> list[Path]:
-        return sorted(self.folder.glob("*.journal"))
+        return sorted(self.folder.glob("*.journal")) + (self._mirror.mirrored()
+                                                        if self._mirror else [])
+
+    def _pull(self) -> None:
+        """Bring what other machines stored into the local copy, if this is one."""
+        if self._mirror is not None:
+            with self._writable():
+                self._mirror.pull()
+
+    def _push(self) -> None:
+        """Bring what this machine stored where the others find it, if that is elsewhere."""
+        if self._mirror is not None:
+            self._mirror.push(self._journal)
 
     def _segments(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -221,18 +241,39 @@ class TraceStore:
     def _recover(self) -> None:
         """Turn the journals of dead writers into segments."""
         assert self._leases is not None
+        self._pull()
         for path in self._journals():
             # An older version names no writer in its journal; none of those is writing now.
             writer = path.stem.partition(".")[2]
-            if not writer or not self._leases.heartbeat.alive(writer):
-                with self._writable(), suppress(FileNotFoundError):      # another was faster
-                    if writer:
-                        self._leases.heartbeat.bury(writer)      # if it lives after all, it notices
-                    self._write_segment(path, read_journal(path))
+            if writer and self._leases.heartbeat.alive(writer):
+                continue
+            if path.parent == self.folder:
+                self._write_dead(path, writer)
+            elif self._leases.take([path.stem]):     # or another machine does
+                self._pull()                         # or has done
+                self._write_dead(path, writer)
+                self._leases.release([path.stem])
+
+    def _write_dead(self, path: Path, writer: str) -> None:
+        """Write the segment of a dead writer's journal."""
+        assert self._leases is not None
+        with self._writable(), suppress(FileNotFoundError):      # another was faster
+            # A writer that lives after all notices that it is buried. One that was on this machine
+            # is dead; others must not learn it before they find what it stored.
+            if writer and (self._mirror is None or path.parent != self.folder):
+                self._leases.heartbeat.bury(writer)
+            self._write_segment(path, read_journal(path))
+        self._push()
+        if writer:
+            self._leases.heartbeat.bury(writer)
 
     def _done_by(self, writer: str) -> dict[str, Ended]:
         """How the requests of a writer that died ended, by name, as far as it stored them."""
-        rows = [row for path in self.folder.glob(f"*.{writer}.journal")
+        self._pull()
+        if self._mirror is not None:     # what is said to be stored must be where others look
+            for path in self.folder.glob(f"*.{writer}.journal"):
+                self._write_dead(path, writer)
+        rows = [row for path in self._journals() if path.stem.endswith(f".{writer}")
                 for row in read_journal(path)]
         for path in self.folder.glob(f"*.{writer}-*.parquet"):
             rows += store_segment.read_columns(
@@ -270,6 +311,8 @@ class TraceStore:
         for half in self.folder.glob(f"{journal.stem}.*.partial"):       # of who was killed
             half.unlink(missing_ok=True)
         journal.unlink(missing_ok=True)
+        if self._mirror is not None:
+            self._mirror.folded.append(journal.stem)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on this machine, and stand-ins for the vLLM servers on them."""
 
+import json
 import os
 import stat
 import sys
@@ -9,15 +10,23 @@ from tests.conftest import ROOT
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
 STAND_IN = """#!{python}
-import os, pathlib, sys, time
+import json, os, pathlib, sys, time
 sys.path.insert(0, {root!r})
 from tests.fault_server import Answer, FaultServer, completion
+def placement():
+    ray = sys.modules.get("ray")        # in an actor alone
+    group = ray and ray.util.get_current_placement_group()
+    return group and sorted(ray.util.placement_group_table(group)["bundles_to_node_id"].items())
+(pathlib.Path(__file__).parent / f"{{os.getpid()}}.start").write_text(
+    json.dumps([sys.argv[1:], placement()]))
 asks = (pathlib.Path(__file__).parent / f"{{os.getpid()}}.asks").open("a")
 def script(call):
     if call.path == "/health":
         return Answer(b"")
     asks.write(f"{{time.time()}} {{call.question}}\\n")
     asks.flush()
+    while (pathlib.Path(__file__).parent / "hold").exists():
+        time.sleep(0.05)
     return Answer(completion("42"), delay={delay})
 port = int(sys.argv[sys.argv.index("--port") + 1])
 with FaultServer(script, port).running():
@@ -26,34 +35,67 @@ with FaultServer(script, port).running():
 
 
 @contextmanager
-def ray_cluster(nodes=3, **options):
-    """Yield a ray.cluster_utils.Cluster whose workers find this checkout; `options` of each."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    os.environ |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                   "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*"}
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, **options})
+def environment(**variables):
+    """Set `variables` within the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def of_nodes(path=None):
+    """Variables that nodes are started with: their workers find this checkout, and `path`."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [
+                str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])),
+            "PATH": os.pathsep.join([*([str(path)] if path else []), os.environ["PATH"]]),
+            "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "(?s).*"}
+
+
+@contextmanager
+def ray_cluster(nodes=3, path=None, **options):
+    """Yield a ray.cluster_utils.Cluster; `options` of each node, whose PATH begins with `path`."""
+    with environment(**of_nodes(path)):
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, **options})
         for _ in range(nodes - 1):
             cluster.add_node(**NODE, **options)
+    try:
         yield cluster
     finally:
         cluster.shutdown()
 
 
 @contextmanager
+def one_more(cluster, path=None, **options):
+    """Yield a further node of `cluster`, which the block may remove."""
+    with environment(**of_nodes(path)):
+        node = cluster.add_node(**{**NODE, **options})
+    try:
+        yield node
+    finally:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
 def vllm_stand_in(folder, delay):
-    """Put a `vllm` on the path that answers after `delay` seconds and notes each question."""
-    path, before = folder / "bin" / "vllm", os.environ["PATH"]
+    """Write a `vllm` that answers after `delay` seconds and notes each question; its folder."""
+    path = folder / "bin" / "vllm"
     path.parent.mkdir()
     path.write_text(STAND_IN.format(python=sys.executable, root=str(ROOT), delay=delay))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    os.environ["PATH"] = f"{path.parent}:{before}"
-    try:
-        yield path.parent
-    finally:
-        os.environ["PATH"] = before
+    return path.parent
+
+
+def started(folder):
+    """[(arguments, [(bundle, node)] of its placement group)] of each stand-in."""
+    return [json.loads(path.read_text()) for path in folder.glob("*.start")]
 
 
 def asked(folder):

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import pytest
 from pydantic import ValidationError
 
-from pipeline.cluster import judging, ray_nodes
+from pipeline.cluster import parts, ray_nodes
 from pipeline.cluster.judging import ClusterPool
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Sampling, TeacherRuntime, VllmTeacher
@@ -20,26 +20,12 @@ from pipeline.judge import JudgePool, Problem
 from pipeline.teacher import TraceStore
 from pipeline.teacher.on_cluster import generate
 from tests.cluster import ray_run
-from tests.cluster.ray_nodes_here import asked, ray_cluster, vllm_stand_in
+from tests.cluster.ray_nodes_here import asked
 from tests.conftest import ROOT
 from tests.fault_server import Answer, FaultServer, completion
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
 FORTY_TWO = completion("42")
-
-
-@pytest.fixture(scope="module")
-def bin_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vllm")
-    with vllm_stand_in(folder, delay=0.5) as path:
-        yield path
-
-
-@pytest.fixture(scope="module")
-def address(bin_folder):
-    """A cluster of two nodes with a GPU each, as far as Ray knows."""
-    with ray_cluster(2, num_gpus=1) as cluster:
-        yield cluster.address
 
 
 def endpoint(delay=0.2):
@@ -141,7 +127,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(address, tmp_path, monkeypa
     with pytest.raises(UserError, match=r"needs 4 GPU\(s\) and the cluster has 2"):
         generate(ray_run.requests(1), teacher=needy, sampling=Sampling(), cluster=RayCluster(
             address=address), runtime=TeacherRuntime(), store=TraceStore(tmp_path))
-    monkeypatch.setattr(judging, "code_digest", lambda: "other")
+    monkeypatch.setattr(parts, "code_digest", lambda: "other")
     with ClusterPool(RayCluster(address=address), 1) as pool, \
             pytest.raises(UserError, match=r"has another limbeck .* install the same on every"):
         pool.judge_many(["x"], [Problem("p", "q", "1")])

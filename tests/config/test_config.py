@@ -149,7 +149,8 @@ def test_the_origin_of_a_value_is_its_last_setter(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_parses(path):
-    base = [] if "generate:" in path.read_text("utf-8") else [ROOT / "configs" / "default.yaml"]
+    whole = "generate:" in path.read_text("utf-8") and path.stem != "one-gpu"
+    base = [] if whole else [ROOT / "configs" / "default.yaml"]
     if path.stem != "prices":
         named = load(Experiment, [*base, path]).student.chat_template
         assert named is None or (ROOT / f"prompts/chat_templates/{named}.jinja").is_file()

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import tiny_rl
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import UserError
 from pipeline.rl import phases
 from stages import make, rl
+from stages.graph import STAGES, plans
 from tests.rl.test_process_reward import classifier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +46,6 @@ def test_a_recipe_made_tiny_runs_and_logs_its_curves(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_passes_the_checks_before_a_run_and_needs_no_teacher(recipe, monkeypatch):
-    from stages.graph import STAGES, plans
-
     monkeypatch.setattr("pipeline.serving.vllm_server.has_vllm", lambda: True)
     experiment = load(Experiment, [ROOT / f"configs/{recipe}.yaml"])
     STAGES["rl"].check(experiment, fully=True)
@@ -53,10 +53,32 @@ def test_a_recipe_passes_the_checks_before_a_run_and_needs_no_teacher(recipe, mo
     assert experiment.rl.trainer["max_steps"] / experiment.rl.evaluate_every >= 3
 
 
+@pytest.mark.parametrize("files", [
+    ("qwen-distill", "qwen-ablation"), ("qwen-distill", "on-policy"), ("qwen-distill", "context"),
+    ("qwen-distill", "cross-tokenizer"), ("r1", "one-gpu"), ("countdown-qwen-0.5b", "one-gpu")])
+def test_a_study_on_real_models_passes_the_checks_of_every_step(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.serving.vllm_server.has_vllm", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    Path("train").mkdir()
+    problems = "".join(json.dumps({"problem": f"{i} + {i * i}?", "answer": str(i + i * i)}) + "\n"
+                       for i in range(600))
+    for name in ("train.jsonl", "train/gsm8k.jsonl", "gsm8k_test.jsonl", "math500.jsonl"):
+        Path(name).write_text(problems)
+    student = tiny_rl.build(tmp_path / "student")
+    more = [] if files[0] == "qwen-distill" else ["prepare.problems=train.jsonl"]
+    if "cross-tokenizer" in files:      # a teacher whose tokens are looked at
+        more = [f"steps.{step}.sft.method.teacher={student}" for step in ("crossed", "mixed")]
+    experiment = load(Experiment, [ROOT / f"configs/{name}.yaml" for name in files],
+                      [f"student.model={student}", *more])
+    make.check_targets(experiment, make.goals(experiment))
+    trainings = [step.experiment for step in experiment.all_steps().values()] or [experiment]
+    timed = [part for step in trainings for part in (step.sft, step.rl) if part.minutes]
+    assert all(part.schedule == "minutes" for part in timed)
+    assert bool(timed) == (not {"context", "cross-tokenizer"} & set(files))
+
+
 @pytest.mark.parametrize("override", ["rl.rewards.process=1", "rl.process={type: local, model: x}"])
 def test_a_process_reward_and_its_model_are_asked_for_together(override):
-    from stages.graph import STAGES
-
     experiment = load(Experiment, [ROOT / "configs/r1-zero-qwen-0.5b.yaml"], [override])
     with pytest.raises(UserError, match="go together"):
         STAGES["rl"].check(experiment)

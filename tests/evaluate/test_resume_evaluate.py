@@ -10,6 +10,7 @@ import tiny_rl
 from pipeline import tables
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
+from pipeline.evaluate import drawing
 from stages import evaluate
 from stages.graph import STAGES
 
@@ -34,7 +35,7 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
              "evaluate.sampling.max_tokens=8", "runtime.judge_workers=1"]
     first, experiment = (load(Experiment, [CONFIG], [*given, f"runtime.artifacts={tmp_path / one}"])
                          for one in ("one", "two"))
-    real, asked = evaluate.sample_sets, []
+    real, asked = drawing.sample_sets, []
 
     def dying(*given):
         asked.append(list(given[2]))
@@ -43,7 +44,7 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
                 raise KeyboardInterrupt
             yield name, groups
 
-    monkeypatch.setattr(evaluate, "sample_sets", dying)
+    monkeypatch.setattr(drawing, "sample_sets", dying)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -58,13 +59,13 @@ def test_a_stopped_evaluation_samples_only_the_benchmarks_it_lacks(tmp_path, mon
 
 def test_another_experiment_samples_no_model_again_on_the_same_benchmark(tmp_path, monkeypatch):
     inputs, own = made(tmp_path, "student-0123456789ab")
-    real, asked = evaluate.sample_sets, []
+    real, asked = drawing.sample_sets, []
 
     def counted(*given):
         asked.append(list(given[2]))
         yield from real(*given)
 
-    monkeypatch.setattr(evaluate, "sample_sets", counted)
+    monkeypatch.setattr(drawing, "sample_sets", counted)
     scores = []
     for number, more in enumerate(([], [f"evaluate.benchmarks=[heldout, {own}]"],
                                    ["evaluate.samples=2"], ["name=another", "report.title=b"])):

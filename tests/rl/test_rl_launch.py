@@ -164,6 +164,14 @@ def test_the_band_is_sampled_with_the_engines_options(tmp_path, monkeypatch):
     assert len(rl.job_of(experiment, inputs, out).rows) == 12 and seen == [{"max_num_seqs": 7}]
 
 
+def test_a_band_without_samples_at_the_start_asks_every_problem_and_needs_no_traces(tmp_path):
+    band = "rl.difficulty=samples < 16 or pass_rate < 1"
+    experiment, inputs, out = stage(tmp_path, band, "rl.difficulty_samples=null", "rl.start=base")
+    assert len(rl.job_of(experiment, inputs, out).rows) == 12
+    assert STAGES["rl"].needs(experiment) == ("prepare", "student")
+    assert "filter" in STAGES["rl"].needs(load(Experiment, [ROOT / "configs/default.yaml"], [band]))
+
+
 @pytest.mark.parametrize(("override", "said"), [
     ("rl.lora={rank: 4}", "rl.lora"), ("rl.server={}", "go together"),
     ("rl.server_gpus=1", "go together"), ("rl.lora={r: 0}", "rl.lora.r=0 must be above 0"),

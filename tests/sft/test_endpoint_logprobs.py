@@ -12,6 +12,7 @@ import tiny_sft
 import torch
 
 from pipeline import tables
+from pipeline.config.experiment import Runtime
 from pipeline.config.filter import FilterConfig
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.sft import LogitsConfig
@@ -111,7 +112,7 @@ def scored(tiny, endpoint, folder):
     (inputs["student"] / "tokenizer").symlink_to(tiny / "tokenizer")
     (inputs["pack"] / "rows.parquet").symlink_to(tiny / "rows.parquet")
     return SimpleNamespace(generate=config, filter=FilterConfig(), pack=PackConfig(),
-                           runtime=SimpleNamespace(traces=folder / "traces"),
+                           runtime=Runtime(traces=folder / "traces"),
                            logits=LogitsConfig(scorer={"type": "traces"}, mass=1.0)), inputs
 
 
@@ -119,7 +120,8 @@ def scored(tiny, endpoint, folder):
 def test_what_the_endpoint_said_equals_what_the_model_gives(tiny, exact, by_id, tmp_path):
     experiment, inputs = scored(tiny, Endpoint(tiny, exact, by_id), tmp_path)
     scoring.check(experiment)
-    scorer = scoring._from_traces(experiment, inputs, load_tokenizer(tiny / "tokenizer"))
+    scorer = scoring._from_traces(experiment, inputs, load_tokenizer(tiny / "tokenizer"),
+                                   read_rows(tiny / "rows.parquet"))
     samples, named, tokens = samples_of(tiny), 0.0, 0
     with torch.no_grad():
         for (ids, places), ours, theirs in zip(samples, scorer(samples), exact(samples),
@@ -148,7 +150,8 @@ def test_what_the_endpoint_said_equals_what_the_model_gives(tiny, exact, by_id, 
 
 def test_the_sampled_tokens_own_log_probability_is_the_models(tiny, exact, tmp_path):
     experiment, inputs = scored(tiny, Endpoint(tiny, exact, by_id=True), tmp_path)
-    scorer = scoring._from_traces(experiment, inputs, load_tokenizer(tiny / "tokenizer"))
+    scorer = scoring._from_traces(experiment, inputs, load_tokenizer(tiny / "tokenizer"),
+                                   read_rows(tiny / "rows.parquet"))
     everything = make_scorer(LogitsConfig(teacher=str(tiny / "model"), top_k=255), 10 ** 6)
     outside = 0
     with torch.no_grad():
@@ -192,7 +195,7 @@ def test_traces_as_a_scorer_need_the_option_that_stores_them():
     for settings, said in (({}, "generate.sampling.top_logprobs"),
                            ({"temperature": 2.0}, "temperature 1 only")):
         experiment = SimpleNamespace(
-            filter=FilterConfig(), pack=PackConfig(),
+            filter=FilterConfig(), pack=PackConfig(), runtime=Runtime(),
             generate=config if not settings else config.model_copy(
                 update={"sampling": Sampling(top_logprobs=5)}),
             logits=LogitsConfig(scorer={"type": "traces"}, **settings))

@@ -311,4 +311,5 @@ def test_scoring_that_cannot_work_is_refused_before_any_work(settings, said):
     from stages import logits as scoring
 
     with pytest.raises(UserError, match=said):
-        scoring.check(SimpleNamespace(logits=LogitsConfig.model_validate(settings)))
+        scoring.check(SimpleNamespace(runtime=Runtime(),
+                                      logits=LogitsConfig.model_validate(settings)))

@@ -1,6 +1,7 @@
 """Commands that a script reads print JSON and nothing else on standard output."""
 
 import json
+import resource
 
 import pytest
 from typer.testing import CliRunner
@@ -45,3 +46,31 @@ def test_a_ctrl_c_over_which_rust_panics_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         command_line.main()
     assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def of_numpy(path):
+    import numpy as np
+
+    with path.open("wb") as file:
+        np.zeros(1 << 20).tofile(file)
+
+
+def of_safetensors(path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weights": torch.zeros(1 << 20)}, path)
+
+
+@pytest.mark.parametrize("write", [of_numpy, of_safetensors])
+def test_a_full_disk_is_one_sentence_whoever_wrote(write, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "app", lambda: write(tmp_path / "file"))
+    monkeypatch.setattr(command_line.signal, "signal", lambda *given: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))      # the system's word is another
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stopped.value.code == 2 and "free space or fix permissions" in capsys.readouterr().err
