@@ -39,12 +39,14 @@ class Aligned:
 
 def byte_tokenizer(model: str, tokenizer: Any = None) -> Any:
     """Return the tokenizer of `model`; raises UserError if it has none, or none over bytes."""
-    tokenizer = tokenizer or bare_tokenizer(model)
+    loaded, tokenizer = tokenizer is None, tokenizer or bare_tokenizer(model)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or "ByteLevel" not in repr((backend.pre_tokenizer, backend.decoder)):
         raise UserError(f"the tokens of {model!r} are no pieces of bytes (ByteLevel), by which "
                         "sft.method.type=cross_tokenizer aligns two tokenizers; set "
                         "sft.method.type=sequence")
+    if loaded:      # Qwen's composes accents (NFC), and the whole sample's bytes were others
+        backend.normalizer = None
     return tokenizer
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_sft
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.sft import CrossTokenizerMethod
@@ -131,6 +131,16 @@ def test_the_student_learns_held_out_traces_from_a_foreign_teachers_distribution
     assert all(0.3 < share <= 1 for share in shares)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert held_out_loss(after) < 0.8 * held_out_loss(trainer.model)
+
+
+def test_a_teacher_that_composes_accents_reads_the_same_bytes(tiny, foreign, tmp_path):
+    theirs = AutoTokenizer.from_pretrained(foreign)
+    theirs.backend_tokenizer.normalizer = normalizers.NFC()
+    theirs.save_pretrained(tmp_path)
+    ours = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+    ids = ours.encode("The cafe\u0301 sum is 7.", add_special_tokens=False)
+    found = Aligner(ours, byte_tokenizer(str(tmp_path)))(ids, np.array(ids))
+    assert len(found.ours) > 3 and theirs.decode(found.ids) == ours.decode(ids)
 
 
 def test_a_teacher_without_a_tokenizer_or_with_one_of_another_kind_is_refused_by_name(tmp_path):
