@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import origin_of, references, renamed
@@ -226,11 +224,10 @@ def show_plan(experiment: Experiment, as_json: bool = False) -> bool:
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        table = Table("stage", "state", "why", box=None, pad_edge=False)
-        table.add_column("folder", no_wrap=True)
-        for row in rows:
-            table.add_row(row["stage"], row["state"], row["why"], _shown(Path(row["folder"])))
-        Console().print(table)
+        wide = max(len(row["stage"]) for row in rows)
+        for row in rows:        # whole, whatever the terminal's width: names differ at their ends
+            print(f"{row['stage']:<{wide}}  {row['state']:<9}  {_shown(Path(row['folder']))}  "
+                  f"{row['why']}".rstrip())
     return any(row["state"] != "cached" for row in rows)
 
 

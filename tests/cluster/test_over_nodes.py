@@ -1,8 +1,8 @@
 """Servers over several nodes, each with GPUs of its own, and on nodes that come and go."""
 
 import json
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 
@@ -33,7 +33,7 @@ def test_two_servers_over_two_nodes_each_take_no_gpu_of_the_other(cluster, bin_f
     before, earlier = started(bin_folder), len(asked(bin_folder))
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(one_more(cluster, bin_folder, num_cpus=1, num_gpus=1))
+            stack.enter_context(one_more(cluster, bin_folder, num_gpus=1))
         outcome = ask(cluster.address, tmp_path, 60, teacher)
     servers = [one for one in started(bin_folder) if one not in before]
     assert outcome.asked == 60 and not outcome.failed and len(servers) == 2
@@ -57,30 +57,27 @@ def test_what_one_server_over_nodes_cannot_do_is_refused(address, tmp_path):
 
 def test_servers_asked_for_start_on_nodes_that_come_and_a_lost_nodes_requests_go_elsewhere(
         cluster, bin_folder, tmp_path):
-    hold, earlier, seen = bin_folder / "hold", len(asked(bin_folder)), {}
+    hold, earlier = bin_folder / "hold", len(asked(bin_folder))
 
-    def servers():
-        return {pid for _, _, pid in asked(bin_folder)[earlier:]}
-
-    def come_and_go():
-        while len(servers()) < 2:
+    def servers(count):
+        while len(found := {pid for _, _, pid in asked(bin_folder)[earlier:]}) < count:
+            assert not running.done() or running.result()
             time.sleep(0.1)
-        seen["before"] = servers()
-        with one_more(cluster, bin_folder, num_cpus=1, num_gpus=1):     # as an autoscaler would
-            while len(servers()) < 3:
-                time.sleep(0.1)
-            seen["after"] = servers()
-        hold.unlink()
+        return found
 
     hold.touch()                    # nothing is answered before that node is gone
-    thread = threading.Thread(target=come_and_go, daemon=True)
-    thread.start()
     try:
-        outcome = ask(cluster.address, tmp_path, 40, VllmTeacher(model="m"), servers=3)
-        thread.join()
+        with ThreadPoolExecutor(1) as threads:
+            running = threads.submit(ask, cluster.address, tmp_path, 40, VllmTeacher(model="m"),
+                                     servers=3)
+            before = servers(2)
+            with one_more(cluster, bin_folder, num_gpus=1):     # as an autoscaler would
+                after = servers(3)
+            hold.unlink()
+            outcome = running.result()
     finally:
         hold.unlink(missing_ok=True)
-    [gone] = seen["after"] - seen["before"]
+    [gone] = after - before
     asks = asked(bin_folder)[earlier:]
     lost = {question for _, question, pid in asks if pid == gone}
     assert 0 < len(lost) <= 4 and lost <= {question for _, question, pid in asks if pid != gone}

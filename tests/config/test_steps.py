@@ -9,7 +9,7 @@ from pipeline.config.load import load, sweep
 from pipeline.errors import UserError
 from stages.chat import _found
 from stages.graph import STAGES, plans
-from stages.make import goals, plan_of, stage_targets
+from stages.make import goals, plan_of, show_plan, stage_targets
 from stages.push import push
 
 R1 = """
@@ -142,3 +142,11 @@ def test_the_commands_name_steps(recipe):
         push(experiment, "x", ["data"], model="zero.rl", private=True, accepted=False, out=None)
     with pytest.raises(UserError, match=r"'sft' is the model of no step; name base\.sft, zero.rl"):
         STAGES["export"].check(recipe("export.model=sft"))
+
+
+def test_a_plan_tells_variants_apart_however_narrow_the_terminal(recipe, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show_plan(recipe(sweep("steps.reject.sft.trainer.learning_rate=1e-5,3e-5")))
+    lines = capsys.readouterr().out.splitlines()
+    [line] = [line for line in lines if line.startswith("reject.sft@learning_rate=3e-05 ")]
+    assert "would run" in line and "never made" in line and "sft-" in line
