@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tables
-from pipeline.cluster.ray_launch import check_launch
+from pipeline.cluster.ray_launch import check_launch, spans_cluster
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment, Runtime
 from pipeline.config.rl import LocalPrm, Prm, RlJob
@@ -166,12 +166,7 @@ def check(experiment: Experiment) -> None:
                         "together")
     if config.lengths and config.lengths[0] > config.lengths[1]:
         raise UserError(f"rl.lengths={list(config.lengths)}: the shortest comes first")
-    if (config.server is None) == bool(config.server_gpus):
-        raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
-                        "GPUs, e.g. 1) go together")
-    if config.server is not None and config.phases:
-        raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
-                        "remove one of them, or sample with rl.trainer.use_vllm alone")
+    _check_server(experiment)
     if config.start not in ("sft", "base") and not is_artifact(config.start) \
             and not (Path(config.start) / "config.json").is_file():
         raise UserError(f"rl.start={config.start!r} is neither sft, base nor a checkpoint folder")
@@ -187,6 +182,24 @@ def check(experiment: Experiment) -> None:
         raise UserError("rl.evaluate_every needs held-out problems; raise prepare.held_out")
     check_languages(config.language, config.languages, "rl.languages")
     check_phases(config)
+
+
+def _check_server(experiment: Experiment) -> None:
+    """Raise UserError if rl.server lacks its GPUs, or the trainer could not be where it is."""
+    config, runtime = experiment.rl, experiment.runtime
+    if (config.server is None) == bool(config.server_gpus):
+        raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
+                        "GPUs, e.g. 1) go together")
+    if config.server is None:
+        return
+    if config.phases:
+        raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
+                        "remove one of them, or sample with rl.trainer.use_vllm alone")
+    if spans_cluster(runtime.cluster, runtime.launch):
+        raise UserError("rl.server serves on this machine alone, and runtime.launch.num_machines "
+                        "trains on nodes of a cluster; remove it and set rl.trainer.use_vllm=true "
+                        "for an engine in each process, or add vllm_mode=server and "
+                        "vllm_server_base_url, the address of a server on a node of its own")
 
 
 def _check_overlap(experiment: Experiment) -> None:

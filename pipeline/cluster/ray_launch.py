@@ -182,7 +182,7 @@ def reserved(ray: Any, training: Training, patience: float,
 def _wait(ray: Any, group: Any, training: Training, patience: float,
           asked: Callable[[], bool]) -> bool:
     """Wait for the nodes of `group`; returns whether they are there, or a stop was `asked` for."""
-    began, said = time.monotonic(), False
+    began, said = time.monotonic(), ""
     while not group.wait(POLL_SECONDS):
         if asked():
             return False
@@ -191,9 +191,9 @@ def _wait(ray: Any, group: Any, training: Training, patience: float,
             raise UserError(f"{sentence}, after {patience:,.0f} s (runtime.cluster.patience); add "
                             "nodes by `ray start --address=HOST:PORT`, and the same command goes "
                             "on")
-        if not said:
+        if sentence != said:
             print(f"training: {sentence}; waiting for them", file=sys.stderr)
-        said = True
+        said = sentence
     return True
 
 

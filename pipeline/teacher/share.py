@@ -105,11 +105,13 @@ class SharedQueue(RequestQueue):
         """Lease what is free of `jobs`, and as the rate of leases wants it more or less next."""
         wanted = {name: self.budget.worst(job) / len(job.samples) + self.unsure.get(name, 0.0)
                   if self._priced else 0.0 for job in jobs for name in job.names()}
+        began = time.monotonic()
         await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted, most))
         pause, self._took = time.monotonic() - self._took, time.monotonic()
-        if pause < 0.5:
+        cost = self._took - began        # in an object store half a second, a tenth of the time
+        if pause < max(0.5, 10 * cost):
             self._size = min(self._size * 2, MOST)
-        elif pause > 2:
+        elif pause > max(2, 40 * cost):
             self._size = max(self._size // 2, FEWEST)
 
     def _kept(self, job: Job) -> list[Job]:

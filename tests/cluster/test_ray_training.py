@@ -18,10 +18,14 @@ import tiny_sft
 
 from pipeline.cluster import ray_launch, train_node
 from pipeline.cluster.ray_nodes import code_digest
-from pipeline.config.experiment import RayCluster, Runtime
+from pipeline.config.experiment import Experiment, RayCluster, Runtime
+from pipeline.config.load import load
+from pipeline.config.rl import RlJob
 from pipeline.errors import LackingError, StoppedError, UserError
+from pipeline.rl.schedule import grpo_config, phase_settings
 from pipeline.sft import trainer as sft
 from pipeline.train import launch
+from stages import rl
 from tests.cluster import accelerate_stand_in
 from tests.cluster.ray_nodes_here import ray_cluster
 from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs
@@ -178,6 +182,28 @@ def test_plan_refuses_what_nodes_could_not_share(monkeypatch):
 def test_a_node_without_the_folders_says_so(tmp_path):
     with pytest.raises(UserError, match=r"does not see .*elsewhere; put it on a file system"):
         train_node.TrainNode().prepare("127.0.0.1", code_digest(), [tmp_path / "elsewhere"], [])
+
+
+def experiment(*overrides):
+    return load(Experiment, [ROOT / "configs/default.yaml"], [
+        "runtime.cluster.type=ray", "runtime.launch.num_machines=2", "rl.phases=[]", *overrides])
+
+
+def test_rl_trains_on_the_nodes_with_engines_that_they_reach(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="serves on this machine alone"):
+        rl.check(experiment("rl.server={}", "rl.server_gpus='1'"))
+    there = experiment("rl.trainer.use_vllm=true", "rl.trainer.vllm_mode=server",
+                       "rl.trainer.vllm_server_base_url=http://10.0.0.3:8000")
+    rl.check(there)
+    [settings] = phase_settings(there.rl)
+    args = grpo_config(settings, tmp_path, 0)
+    assert (args.vllm_mode, args.vllm_server_base_url) == ("server", "http://10.0.0.3:8000")
+    job, given = tiny_sft.job(tmp_path, tmp_path / "out"), {}
+    job = RlJob(rl=there.rl, model=job.model, tokenizer=job.tokenizer, rows=[], held_out=[],
+                judge_workers=1, out=job.out)
+    monkeypatch.setattr(rl, "launch", lambda *_, **options: given.update(options) or {})
+    rl._refined(job, there.runtime)
+    assert given == {"cluster": there.runtime.cluster}
 
 
 @pytest.mark.slow
