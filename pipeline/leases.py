@@ -57,7 +57,8 @@ class Leases:
         self.ended: dict[str, Ended] = {}
         """Leases of other processes that ended since this one began."""
         self.forfeited: dict[str, float] = {}
-        """Dollars that requests of those who died since may cost although no answer came."""
+        """Dollars that requests of those who died may cost although no answer came, as far as the
+        log goes back: who begins later must keep to the same ceiling."""
         self._mutex = threading.RLock()          # of who reads or writes the log
         self._state = threading.RLock()          # of what is known, never held while that lasts
         self._taken_as = self.heartbeat.id
@@ -178,7 +179,8 @@ class Leases:
         with self._state:
             news, self._news = self._news, {}
             record = {"by": self._taken_as, **record, **news}
-            text = json.dumps(record | ({"held": self.held} if number % SNAPSHOT == 0 else {}))
+            text = json.dumps(record | ({"held": self.held, "forfeited": self.forfeited}
+                                          if number % SNAPSHOT == 0 else {}))
         made = False
         try:
             self._secure()
@@ -241,7 +243,6 @@ class Leases:
             if number >= start:
                 self._read(number)
         self.ended.clear()
-        self.forfeited.clear()
 
     def _sync(self) -> None:
         """Read the changes that others made. Raises UserError if this process missed some."""
@@ -279,6 +280,8 @@ class Leases:
         by = record["by"]
         if "held" in record:
             self.held = {name: Lease(*lease) for name, lease in record["held"].items()}
+            for name, usd in record.get("forfeited", {}).items():
+                self.forfeited[name] = max(usd, self.forfeited.get(name, 0.0))
         for name, ended in record.get("found", {}).items():
             if self.held.pop(name, None):
                 self.ended[name] = Ended(*ended)

@@ -97,6 +97,20 @@ def test_a_ceiling_holds_over_three_processes_that_are_killed(tmp_path):
     assert 0 < len(server.calls) * 910 / 1e6 <= 0.1
 
 
+def test_what_a_dead_process_may_have_cost_is_known_to_those_who_begin_later(tmp_path):
+    with Leases(tmp_path) as first:
+        if (child_pid := os.fork()) == 0:
+            Leases(tmp_path).take({"x": 0.5})
+            os._exit(0)
+        os.waitpid(child_pid, 0)
+        assert first.take({"x": 0.25}) == {"x"} and first.forfeited == {"x": 0.5}
+        for _ in range(300):                # past a change that holds all leases
+            first.take({"y": 0.1})
+            first.release(["y"])
+        with Leases(tmp_path) as later:
+            assert later.forfeited == {"x": 0.5}
+
+
 def test_a_lease_is_given_once_and_ends_with_its_process(tmp_path):
     names = [str(number) for number in range(10)]
     with Leases(tmp_path) as first, Leases(tmp_path) as other:
