@@ -12,9 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 PATIENCE = 200
 """Seconds that a test waits for a process, however busy the machine is, before it fails."""
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+
+
+def pytest_configure(config):
     # A shell's background job ignores Ctrl-C, and so would every process that a test starts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

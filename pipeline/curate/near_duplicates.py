@@ -7,6 +7,7 @@ are rensa's R-MinHash.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,7 +17,7 @@ PERMUTATIONS = 128
 RECALL = 0.99
 """Probability that a pair exactly at the threshold is compared."""
 
-Sign = Callable[[Iterable[Sequence[str]]], np.ndarray]
+Sign: TypeAlias = "Callable[[Iterable[Sequence[str]]], np.ndarray]"
 """Makes the signatures of the texts in several lists, in order."""
 
 

@@ -25,7 +25,7 @@ RECIPES = ["countdown-qwen-0.5b", "deepscaler-1.5b", "language-qwen-0.5b", "r1-z
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_made_tiny_runs_and_logs_its_curves(tmp_path, monkeypatch, capsys, recipe):
     # Phases one after the other as ever, but in this process, which has its libraries already.
-    monkeypatch.setattr(rl, "launch", lambda job, module, options: phases.train(job))
+    monkeypatch.setattr(rl, "launch", lambda job, *given, **named: phases.train(job))
     monkeypatch.chdir(tmp_path)
     classifier(tmp_path / "prm", "Token", 2)
     more = {"deepscaler-1.5b": [PHASES], "r1-zero-qwen-0.5b": PRM}.get(recipe, [])

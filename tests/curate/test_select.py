@@ -193,8 +193,8 @@ def test_the_preview_says_that_nothing_is_kept_and_rounds_shares(monkeypatch, ca
     table = funnel(decide(summarise(judged(rows), config), config))
     assert table.row(-1) == ("kept", 0, 0, 0.0)
     monkeypatch.setattr(stage, "preview", lambda *given: table)
-    made = SimpleNamespace(folder=None, manifest={"key": "x"})
-    preview_filter(SimpleNamespace(inputs={"prepare": made, "generate": made}, folder=None,
+    made = SimpleNamespace(manifest={"key": "x"}, fetched=lambda: None)
+    preview_filter(SimpleNamespace(inputs={"prepare": made, "generate": made},
                                    manifest=None, experiment=None))
     said = capsys.readouterr().out
     assert "66.7%" in said and "0.0%" in said

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from pipeline.config.experiment import Runtime
 from pipeline.errors import UserError
 from pipeline.serving.engine_group import EngineGroup, check_engines, start_engines
-from tests.conftest import PATIENCE
 
 HERE = Path(__file__).parents[2]
+PATIENCE = 200      # seconds; engines import this file, and shall not import conftest
 
 
 SEEN = ("RANK", "TORCHELASTIC_USE_AGENT_STORE", "VLLM_ENABLE_V1_MULTIPROCESSING")

@@ -459,7 +459,8 @@ def test_one_process_never_deals_a_batch_out_to_several_gpus(
 
     monkeypatch.setattr(launch, "gpu_count", lambda: gpus)
     monkeypatch.setattr(stage, "resolve", str)
-    monkeypatch.setattr(stage, "launch", lambda job, *given: job.engine == {"max_num_seqs": 8})
+    monkeypatch.setattr(stage, "launch",
+                        lambda job, *given, **named: job.engine == {"max_num_seqs": 8})
     monkeypatch.setattr(sft, "train", lambda job: False)
     monkeypatch.setattr(stage, "say", lambda *given: None)
     monkeypatch.setattr(stage, "rows_beyond", lambda *given: None)      # there are no rows

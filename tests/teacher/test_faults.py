@@ -431,9 +431,9 @@ def test_an_error_event_between_choices_keeps_the_whole_one_and_asks_for_the_oth
 
 
 def test_a_whole_choice_outlives_the_time_that_its_neighbour_took_too_long_for(tmp_path):
-    late = sse(event(0, "first") + event(1, "half", None), linger=3)
+    late = sse(event(0, "first") + event(1, "half", None), linger=9)
     outcome, traces, calls = ask(scripted(late, sse(event(0, "later"))), tmp_path, questions(1, 2),
-                                 n=2, stream=True, timeout=1.0)
+                                 n=2, stream=True, timeout=4.0)
     assert traces["answer"].to_list() == ["first", "later"] and not outcome.failed
     assert [call.body.get("n", 1) for call in calls] == [2, 1]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.experiment import Runtime
 from pipeline.config.rl import RlJob
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.errors import UserError
@@ -100,7 +101,7 @@ def test_refinement_gets_a_server_of_its_own_that_ends_with_it(fake_vllm, tmp_pa
 
     monkeypatch.setattr("pipeline.train.launch.run", train)
     with pytest.raises(UserError, match="not finite"):
-        rl._refined(job, launched)
+        rl._refined(job, Runtime(launch=launched))
     said = fake_vllm.read_text()
     for part in ("'serve', 'some/model'", "'--max-model-len', '4096'", "'--dtype', 'bfloat16'",
                  "'--tensor-parallel-size', '2'", "'--logprobs-mode', 'processed_logprobs'",
