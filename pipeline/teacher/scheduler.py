@@ -151,12 +151,13 @@ class Scheduler:
 
     async def _wait_for_budget(self) -> bool:
         """Wait until an attempt ends, here or elsewhere; else end the run."""
+        held = self.queue.others_hold       # when the next request was more than what was left
         await self.queue.count_others()
         if self.tasks:
             await self._task_ends()
         elif self.queue.others_hold:
             await asyncio.sleep(LOOK_SECONDS)
-        else:
+        elif not held:                      # else they gave it back meanwhile
             self.outcome.stopped = self.budget.stop_reason()
         return self.outcome.stopped is None
 
