@@ -66,6 +66,13 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     return outcome
 
 
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report an error that nobody waited for; a stop that a task met is told once, by the command.
+    """
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)
+
+
 class Scheduler:
     """One call of generate: queued jobs, tasks in flight, and their outcome."""
 
@@ -92,6 +99,7 @@ class Scheduler:
 
     async def main(self) -> None:
         """Keep the slots filled until nothing is left or nothing can succeed."""
+        asyncio.get_running_loop().set_exception_handler(_report)
         async with self.client:
             try:
                 while (job := await self._next_job()) is not None:

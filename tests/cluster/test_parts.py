@@ -57,7 +57,9 @@ def test_blocks_share_their_processes_and_errors_are_the_works_own(address):
     with workers(cluster) as crew:
         first = {pid for _, pid in crew.run(pid_of, range(8))}
         with workers(cluster) as same:
-            assert same is crew and {pid for _, pid in same.run(pid_of, range(8))} <= first
+            assert same is crew
+            # One may have done all of the first parts before another had begun.
+            assert len(first | {pid for _, pid in same.run(pid_of, range(8))}) <= crew.slots()
         with pytest.raises(UserError, match="part 3 is bad"):
             list(crew.run(refuse, range(8)))
         assert len(list(crew.run(pid_of, range(4)))) == 4

@@ -56,7 +56,8 @@ def loss_and_gradient(job, indices):
     return loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters()}
 
 
-def test_metrics_are_read_at_the_log_and_hold_no_graph(tiny, tmp_path):
+def test_metrics_are_read_at_the_log_and_hold_no_graph(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)         # a log outside train() begins TensorBoard's folder here
     trainer, _, _ = sft.make_trainer(tiny_sft.job(tiny, tmp_path, {"head": "limbeck"}))
     batch = trainer.data_collator([{"row": index} for index in range(4)])
     trainer.model.train()

@@ -1,6 +1,8 @@
 """Whole runs: killed and resumed, several at once, on a full disk, under a budget, with a key."""
 
+import asyncio
 import base64
+import gc
 import json
 import os
 import random
@@ -29,7 +31,7 @@ from pipeline.config.teacher import (
 )
 from pipeline.errors import UserError
 from pipeline.judge import Problem
-from pipeline.teacher import Request, TraceStore, generate
+from pipeline.teacher import Request, TraceStore, generate, scheduler
 from pipeline.teacher.accept_rate import AcceptRate
 from pipeline.teacher.request import canonical_json
 from pipeline.teacher.solver import serve
@@ -419,3 +421,20 @@ def test_the_share_that_the_judge_accepts_is_shown_while_traces_come(tmp_path):
     assert (accept_rate.judged, accept_rate.accepted) == (40, 20)
     assert any("% accepted" in line for line in lines)
     assert accept_rate.parts(0.01) == ["50% accepted", "$0.0200 each"]
+
+
+def test_a_stop_that_a_task_meets_is_not_reported_as_an_error_of_it(caplog):
+    async def stopped():
+        raise KeyboardInterrupt
+
+    async def main(handler):
+        asyncio.get_running_loop().set_exception_handler(handler)
+        task = asyncio.create_task(stopped())
+        await asyncio.wait([task])
+
+    for handler, said in ((None, True), (scheduler._report, False)):
+        caplog.clear()
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main(handler))
+        gc.collect()
+        assert ("never retrieved" in caplog.text) is said
