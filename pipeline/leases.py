@@ -149,6 +149,12 @@ class Leases:
         """Whether others took this process for dead, and its leases over."""
         return self.heartbeat.is_lost() or self.heartbeat.id != self._taken_as
 
+    def check_held(self, what: object) -> None:
+        """Raise LockedError if others took this process for dead while it made `what`."""
+        if self.is_lost():
+            raise LockedError("this process stood still for so long that another took over "
+                              f"{what}; --wait waits for it")
+
     def is_mine(self, name: str) -> bool:
         lease = self.held.get(name)
         return lease is not None and lease.by == self._taken_as
@@ -258,7 +264,7 @@ class Leases:
             pass
 
     def _read(self, number: int) -> bool:
-        """Read and apply change `number`; return False if there is none."""
+        """Read and apply change `number`; return False if no process has written it."""
         if (text := self._text(number)) is None:
             return False
         with suppress(ValueError):       # cut off by a power failure, and its leases with it

@@ -86,7 +86,7 @@ def check_reached(folders: Iterable[Path]) -> None:
 
 
 @lru_cache(maxsize=8)
-def _file_system(protocol: str, url: str) -> Any:
+def _file_system(protocol: str) -> Any:
     import fsspec
     from fsspec.registry import known_implementations
 
@@ -95,11 +95,11 @@ def _file_system(protocol: str, url: str) -> Any:
                                  **OPTIONS.get(protocol, {}))
     except ImportError:
         package = known_implementations[protocol]["class"].partition(".")[0]
-        raise LackingError(f"{url} needs the package {package}, which is not installed; run "
-                           f"`pip install {package}`") from None
+        raise LackingError(f"{protocol}:// needs the package {package}, which is not installed; "
+                           f"run `pip install {package}`") from None
     except ValueError:
-        raise UserError(f"{url} is of no object store that fsspec knows; use s3://, gs:// or "
-                        "hf://") from None
+        raise UserError(f"{protocol}:// is of no object store that fsspec knows; use s3://, gs:// "
+                        "or hf://") from None
 
 
 class Bucket:
@@ -112,7 +112,7 @@ class Bucket:
 
     @cached_property
     def fs(self) -> Any:
-        return _file_system(self.protocol, f"{self.protocol}://")
+        return _file_system(self.protocol)
 
     @cached_property
     def top(self) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.errors import LockedError
 from pipeline.objects import Bucket, bucket_of
 
 MANIFEST = "manifest.json"
@@ -80,10 +79,10 @@ def fetched(folder: Path) -> Path:
     return folder
 
 
-def send(folder: Path, lost: Callable[[], bool]) -> None:
+def send(folder: Path, check_held: Callable[[object], None]) -> None:
     """Upload the finished artifact in `folder`, if that is a local copy.
 
-    Raises LockedError if the process was taken for dead meanwhile.
+    Raises LockedError, by `check_held`, if the process was taken for dead meanwhile.
     """
     if (bucket := bucket_of(folder)) is None:
         return
@@ -92,9 +91,7 @@ def send(folder: Path, lost: Callable[[], bool]) -> None:
     names = sorted(files.keys() - {MANIFEST})
     for part in (*(names[start:start + GROUP] for start in range(0, len(names), GROUP)),
                  [MANIFEST]):
-        if lost():
-            raise LockedError(f"this process stood still for so long that another took over "
-                              f"{bucket.url}; --wait waits for it")
+        check_held(bucket.url)
         bucket.send({name: files[name] for name in part})
     _note(folder.parent / KNOWN / folder.name / MANIFEST, (folder / MANIFEST).read_bytes())
     _listed.cache_clear()

@@ -235,11 +235,9 @@ def execute(plan: Plan, experiment: Settings, inputs: Mapping[str, Plan],
         under_way.unlink(missing_ok=True)
         finish(partial)
         leases.renew()
-        if leases.is_lost():
-            raise LockedError(f"this process stood still for so long that another took over "
-                              f"{plan.folder}; --wait waits for it")
+        leases.check_held(plan.folder)
         partial.replace(plan.folder)
-        shared_artifacts.send(plan.folder, leases.is_lost)
+        shared_artifacts.send(plan.folder, leases.check_held)
         return manifest
 
 
@@ -248,7 +246,7 @@ def share(plan: Plan) -> None:
     if (plan.folder / "manifest.json").is_file() and not shared_artifacts.is_sent(plan.folder):
         with leases_in(plan.folder.parent) as leases:
             if leases.take([plan.folder.name]):
-                shared_artifacts.send(plan.folder, leases.is_lost)
+                shared_artifacts.send(plan.folder, leases.check_held)
 
 
 def leases_in(artifacts: Path) -> Leases:

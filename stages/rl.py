@@ -92,7 +92,7 @@ def _beyond(job: RlJob) -> str | None:
 
 
 def _refined(job: RlJob, runtime: Runtime) -> Counts:
-    """Run `job` in this process, or where phases, vLLM or several GPUs are in it, in others.
+    """Run `job` in this process, or in others if it has phases, vLLM or several GPUs.
 
     Each phase gets a process of its own: a trainer and its vLLM engine give their memory back only
     when their process ends.
@@ -185,7 +185,7 @@ def check(experiment: Experiment) -> None:
 
 
 def _check_server(experiment: Experiment) -> None:
-    """Raise UserError if rl.server lacks its GPUs, or the trainer could not be where it is."""
+    """Raise UserError if rl.server has no GPUs of its own or the trainer runs on other machines."""
     config, runtime = experiment.rl, experiment.runtime
     if (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from types import TracebackType
 
@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.cluster.parts import Workers, workers
 from pipeline.completion import Completion
 from pipeline.config.experiment import RayCluster, Runtime
-from pipeline.curate.near_duplicates import Sign, signatures
+from pipeline.curate.near_duplicates import Sign, signatures, signatures_of_all
 from pipeline.judge import Judgement, JudgePool, Problem
 
 PARTS, MOST = 16, 64
@@ -70,10 +70,13 @@ def _pool() -> JudgePool:
 
 @contextmanager
 def signer(cluster: RayCluster | None) -> Iterator[Sign]:
-    """Yield what signs lists of texts by near_duplicates.signatures: here, or over `cluster`."""
-    with workers(cluster) if cluster else nullcontext() as crew:
+    """Yield near_duplicates.signatures_of_all, or what makes the same over `cluster`."""
+    if cluster is None:
+        yield signatures_of_all
+        return
+    with workers(cluster) as crew:
         def sign(parts: Iterable[Sequence[str]]) -> np.ndarray:
-            found = dict(crew.run(signatures, parts) if crew else enumerate(map(signatures, parts)))
+            found = dict(crew.run(signatures, parts))
             return np.concatenate([signatures([]), *(found[i] for i in range(len(found)))])
 
         yield sign

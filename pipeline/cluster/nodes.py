@@ -12,8 +12,9 @@ from pipeline.errors import UserError
 from pipeline.serving.processes import free_port, gpu_count
 
 ENGINES = {"multi_gpu", "use_fsdp", "use_deepspeed", "config_file"}
+ACCELERATE = ("-m", "accelerate.commands.launch")
 # A node's rank is known on the node alone.
-ON_NODE = 'exec "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"'
+ON_NODE = f'exec "$0" {" ".join(ACCELERATE)} --machine_rank "$SLURM_NODEID" "$@"'
 
 
 def node_count() -> int:

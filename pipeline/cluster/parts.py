@@ -20,6 +20,8 @@ from pipeline.cluster.ray_nodes import (
     first_line,
     lacks_code,
     living_nodes,
+    no_node,
+    raised_by,
 )
 from pipeline.config.experiment import RayCluster
 from pipeline.errors import UserError
@@ -126,8 +128,7 @@ class Workers:
         if self.idle or running:
             self.seen = now
         if now - self.seen > self.cluster.patience:
-            raise UserError(f"no node of the cluster could work for {now - self.seen:,.0f} s; add "
-                            "nodes and run the same command again")
+            raise UserError(no_node(now - self.seen))
 
     def _done(self, running: dict[Any, Any]) -> list[Any]:
         """Parts that are done or lost after a moment; what has begun meanwhile is idle then."""
@@ -154,9 +155,7 @@ class Workers:
         """Forget a process that died. Raises the error of the work, if it was not the process's."""
         self.ray.kill(actor)
         if isinstance(error, self.ray.exceptions.RayTaskError):
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise lacks_code(error) or error from None
+            raise raised_by(error) from None
         if lacking := lacks_code(error):
             raise lacking from None
         if times >= MAX_DEATHS:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.nodes import accelerate_flags, over_nodes
+from pipeline.cluster.nodes import ACCELERATE, accelerate_flags, over_nodes
 from pipeline.cluster.ray_nodes import (
     check_cluster,
     code_digest,
@@ -22,13 +22,13 @@ from pipeline.cluster.ray_nodes import (
     first_line,
     lacks_code,
     living_nodes,
+    raised_by,
 )
 from pipeline.cluster.train_node import TrainNode
 from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.disk import WHOLE_FILES
 
-ACCELERATE = ("-m", "accelerate.commands.launch")
 POLL_SECONDS, END_SECONDS = 1.0, 60.0
 """Between two looks at an attempt, and for the nodes to end one."""
 PASSED = ("NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "HF_", "LIMBECK_", "WANDB_", "TRACKIO_")
@@ -62,7 +62,8 @@ def check_launch(runtime: Runtime) -> None:
     nodes, processes = machines(options), _number(options, "num_processes")
     if processes is not None and (processes % nodes or processes < nodes):
         raise UserError(f"runtime.launch.num_processes={processes} counts those of all "
-                        f"{nodes} machines, each of which gets as many; give a multiple of {nodes}")
+                        f"{nodes} machines, and each machine gets the same number; give a multiple "
+                        f"of {nodes}")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def layout(options: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> 
         raise LackingError("runtime.launch.use_fsdp shards over GPUs and no node of the cluster "
                            "has one; add nodes with GPUs, or set runtime.launch.use_fsdp=false")
     # Of unequal nodes all of the smaller ones' GPUs, as each node starts as many processes.
-    each = given // count if given else max(1, *gpus[count - 1:count], 1)
+    each = given // count if given else max([1, *gpus[count - 1:count]])
     return each * count, each if any(gpus) else 0
 
 
@@ -227,8 +228,7 @@ class Attempt:
         try:
             lost = self._run(self._prepare())
         except errors.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, UserError) else lacks_code(error)
-            raise cause or error from None
+            raise raised_by(error) from None
         except errors.RayError as error:
             if lacking := lacks_code(error):
                 raise lacking from None

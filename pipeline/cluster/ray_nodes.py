@@ -78,6 +78,19 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:200]
 
 
+def raised_by(error: Any) -> Exception:
+    """Return what to raise for a RayTaskError: the UserError of the work, or of missing code."""
+    if isinstance(error.cause, UserError):
+        return error.cause
+    return lacks_code(error) or error
+
+
+def no_node(seconds: float) -> str:
+    """Say that no node could work for so long."""
+    return (f"no node of the cluster could work for {seconds:,.0f} s; add nodes and run the same "
+            "command again")
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).partition(". ")[0][:300].rstrip(".")
 

@@ -74,9 +74,9 @@ def score_rows(rows: Rows, scorer: Scorer, mass: float, shard_rows: int, out: Pa
 
 def score_shard(rows: Rows, first: int, scorer: Callable[[], Scorer], mass: float, path: Path,
                 metadata: dict[str, Any]) -> dict[str, float]:
-    """Write the shard of `rows`, of which `first` is the first one's number, if it is not there.
+    """Score `rows`, numbered from `first`, and write their shard unless its file exists.
 
-    Returns its sums for `summary`, as read from the file.
+    Returns the shard's sums for `summary`, as read from the file.
     """
     if not path.is_file():
         scored = _score(rows, range(len(rows)), scorer())
@@ -181,7 +181,7 @@ class TargetStore:
 
     @classmethod
     def of_files(cls, paths: Sequence[Path], rows: Rows, first: int = 0) -> TargetStore:
-        """Read some shards: those of `rows`, of which `first` is the first one's number."""
+        """Read the shards in `paths`, which hold `rows`, numbered from `first`."""
         folder = paths[0].parent if paths else Path()
         try:
             table = pa.concat_tables([pq.read_table(path, page_checksum_verification=True)

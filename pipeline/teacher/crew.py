@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.cluster.ray_nodes import living_nodes, pinned
+from pipeline.cluster.ray_nodes import living_nodes, no_node, pinned
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import Teacher
 from pipeline.errors import UserError
@@ -106,8 +106,7 @@ class Crew:
             return reasons[0]
         if now - self.seen < self.cluster.patience:
             return None
-        return (f"no node of the cluster could work for {now - self.seen:,.0f} s; add nodes and "
-                "run the same command again")
+        return no_node(now - self.seen)
 
     def end(self) -> None:
         """End the processes. What they have not stored others may ask for at once."""
@@ -155,7 +154,7 @@ class Crew:
                 "generate.teacher.vllm.data_parallel_size",
                 getattr(self.teacher, "vllm", {}).get("data_parallel_size", 1))):
             if value > 1:
-                raise UserError(f"{name}={value} cannot be where one server needs the GPUs of "
-                                "several nodes; leave it out: the cluster starts as many servers "
-                                "as its GPUs hold")
+                raise UserError(f"{name}={value} is not possible if one server needs the GPUs of "
+                                "several nodes; remove it: the cluster starts as many servers as "
+                                "its GPUs hold")
         return self.ray.util.placement_group([{"GPU": 1}] * self.gpus, strategy="PACK")

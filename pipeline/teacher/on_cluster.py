@@ -47,8 +47,7 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     with connected(cluster) as ray:
         # A ceiling counts what the answers that are there cost.
         run = ClusterRun(ray, cluster, requests if runtime.max_usd else left, teacher, sampling,
-                         runtime, store,
-                         Display(outcome, on_progress))
+                         runtime, store, Display(outcome, on_progress))
         try:
             run.main()
         finally:

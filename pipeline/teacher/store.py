@@ -257,14 +257,15 @@ class TraceStore:
     def _write_dead(self, path: Path, writer: str) -> None:
         """Write the segment of a dead writer's journal."""
         assert self._leases is not None
+        # A writer that lives after all notices that it is buried. One that was on this machine is
+        # dead; others must not learn it before they find what it stored.
+        first = self._mirror is None or path.parent != self.folder
         with self._writable(), suppress(FileNotFoundError):      # another was faster
-            # A writer that lives after all notices that it is buried. One that was on this machine
-            # is dead; others must not learn it before they find what it stored.
-            if writer and (self._mirror is None or path.parent != self.folder):
+            if writer and first:
                 self._leases.heartbeat.bury(writer)
             self._write_segment(path, read_journal(path))
         self._push()
-        if writer:
+        if writer and not first:
             self._leases.heartbeat.bury(writer)
 
     def _done_by(self, writer: str) -> dict[str, Ended]:

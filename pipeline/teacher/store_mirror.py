@@ -1,8 +1,8 @@
 """The trace store's part in an object store: every segment, and the journals of living writers.
 
-A journal is there as pieces, JOURNALS/STEM.OFFSET, the last of which is written again while it
-grows; its segment takes their place. Whoever pulls lists the journals first: one that is folded
-meanwhile is seen twice, never missed.
+A journal is stored as pieces, JOURNALS/STEM.OFFSET. The last piece is rewritten while the journal
+grows, and the journal's segment replaces them all. A pull lists the journals first, so one that is
+folded meanwhile is seen twice, never missed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Mirror:
         """Bring here what other machines have stored, and take note of what is there."""
         with self._mutex:
             pieces = _by_stem(self.journals.names())
-            self._there = {name for name in self.bucket.names() if name.endswith(".parquet")}
+            self._there = self._listed()
             self.folder.mkdir(parents=True, exist_ok=True)
             self.bucket.fetch(sorted(self._there - self._here()), self.folder)
             for stem, sizes in pieces.items():
@@ -52,7 +52,7 @@ class Mirror:
             if journal is not None and self.bucket.atomic:
                 self._push_rows(journal.path, journal.size)
             if self._there is None:
-                self._there = {name for name in self.bucket.names() if name.endswith(".parquet")}
+                self._there = self._listed()
             folded = list(self.folded)       # before their segments are looked for
             unsent = sorted(self._here() - self._there)
             self.bucket.send({name: self.folder / name for name in unsent})
@@ -97,6 +97,9 @@ class Mirror:
         half = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         half.write_bytes(have)
         half.replace(path)
+
+    def _listed(self) -> set[str]:
+        return {name for name in self.bucket.names() if name.endswith(".parquet")}
 
     def _here(self) -> set[str]:
         return {path.name for path in self.folder.glob("*.parquet")}

@@ -16,7 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.nodes import accelerate_flags, over_allocation, spans_nodes, srun
+from pipeline.cluster.nodes import (
+    ACCELERATE,
+    accelerate_flags,
+    over_allocation,
+    spans_nodes,
+    srun,
+)
 from pipeline.cluster.ray_launch import spans_cluster, train_on_nodes
 from pipeline.config.experiment import RayCluster
 from pipeline.config.job import Job
@@ -35,7 +41,7 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     """Build the accelerate command line from `options`, or plain Python's without options."""
     if spans_nodes(options):
         return srun([*accelerate_flags(over_allocation(options)), *arguments])
-    start = ["-m", "accelerate.commands.launch", *accelerate_flags(options)] if options else []
+    start = [*ACCELERATE, *accelerate_flags(options)] if options else []
     return [sys.executable, *start, *arguments]
 
 

@@ -28,7 +28,7 @@ from pipeline.train import launch
 from stages import rl
 from tests.cluster import accelerate_stand_in
 from tests.cluster.ray_nodes_here import ray_cluster
-from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs
+from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs, sft_jobs
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(
@@ -38,7 +38,7 @@ TWO = {"num_machines": 2}
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of three nodes without GPUs, one of which is lost."""
+    """A cluster of three nodes without GPUs; a test kills one of them."""
     with ray_cluster(3) as made:
         yield made
 
@@ -209,11 +209,7 @@ def test_rl_trains_on_the_nodes_with_engines_that_they_reach(tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_sft_that_lost_a_node_has_the_losses_of_one_process(tmp_path, capfd):
-    tiny = tiny_sft.build(tmp_path / "tiny", 16)
-    settings = {"train_sampling_strategy": "sequential", "save_steps": 2, "num_train_epochs": 30,
-                "save_strategy": "steps"}
-    alone, two = (tiny_sft.job(tiny, tmp_path / name, **settings, per_device_train_batch_size=rows)
-                  for name, rows in (("alone", 8), ("two", 4)))
+    alone, two = sft_jobs(tmp_path, epochs=30)
     sft.train(alone)
     with ray_cluster(3) as cluster, once_whole(two, 4, lambda: crash(cluster, two)):
         counts = trained(cluster, two)

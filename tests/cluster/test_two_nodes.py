@@ -147,17 +147,22 @@ def rl_jobs(folder: Path) -> list[RlJob]:
     return jobs
 
 
+def sft_jobs(folder, epochs):
+    """The same training by one process, and by two with half its rows each."""
+    tiny = tiny_sft.build(folder / "tiny", 16)
+    settings = {"train_sampling_strategy": "sequential", "save_steps": 2,
+                "num_train_epochs": epochs, "save_strategy": "steps"}
+    return [tiny_sft.job(tiny, folder / name, **settings, per_device_train_batch_size=rows)
+            for name, rows in (("alone", 8), ("two", 4))]
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("module", "options"), [("pipeline.sft.trainer", {}), ("sharded", FSDP)])
 def test_sft_on_two_nodes_that_lost_one_has_the_losses_of_one_process(two_nodes, monkeypatch,
                                                                       module, options):
     if options:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")     # as if there was a GPU
-    tiny = tiny_sft.build(two_nodes / "tiny", 16)
-    settings = {"train_sampling_strategy": "sequential", "save_steps": 2, "num_train_epochs": 12,
-                "save_strategy": "steps"}
-    alone, two = (tiny_sft.job(tiny, two_nodes / name, **settings, per_device_train_batch_size=rows)
-                  for name, rows in (("alone", 8), ("two", 4)))
+    alone, two = sft_jobs(two_nodes, epochs=12)
     sft.train(alone)
     counts = killed_and_resumed(two, module, {"num_processes": 2, **options},
                                 monkeypatch, 5)

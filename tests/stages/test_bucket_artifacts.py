@@ -126,24 +126,13 @@ def test_a_bucket_that_is_not_there_is_named_by_plan(server, monkeypatch):
 
 
 MAKER = """
-import sys
 from pipeline import heartbeat
 from pipeline.objects import local_copy
-from pipeline.stage import Stage, execute, make_plan
 from tests.bucket_server import join
+from tests.stages.one_stage import made
 join()
 heartbeat.BEAT = 0.2
-class Whole:
-    name, seed = "w", 0
-class Module:
-    def run(experiment, inputs, out):
-        (out / "by.txt").write_text(sys.argv[1])
-        print("making", flush=True)
-        sys.stdin.readline()
-        return {}
-place = local_copy("s3://group/made")
-plan = make_plan(Stage("one", lambda: Module), Whole(), {}, place.joinpath)
-print(execute(plan, Whole(), {}, {"by": sys.argv[1]}, wait=True)["by"], flush=True)
+plan = made(local_copy("s3://group/made").joinpath)
 print((plan.fetched() / "by.txt").read_text(), flush=True)
 """
 

@@ -73,21 +73,12 @@ def test_a_stage_that_another_process_makes_is_waited_for_and_taken(capsys):
 
 
 MAKER = """
-import sys, time
+import sys
 from pathlib import Path
-from pipeline import heartbeat, leases
-from pipeline.stage import Stage, execute, make_plan
+from pipeline import heartbeat
+from tests.stages.one_stage import made
 heartbeat.BEAT, heartbeat.machine = 0.05, lambda: sys.argv[1]
-class Whole:
-    name, seed = "w", 0
-class Module:
-    def run(experiment, inputs, out):
-        (out / "by.txt").write_text(sys.argv[1])
-        print("making", flush=True)
-        sys.stdin.readline()
-        return {}
-plan = make_plan(Stage("one", lambda: Module, resumable=True), Whole(), {}, Path("made").joinpath)
-print(execute(plan, Whole(), {}, {"by": sys.argv[1]}, wait=True)["by"], flush=True)
+made(Path("made").joinpath, resumable=True)
 """
 
 
