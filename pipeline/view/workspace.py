@@ -53,10 +53,10 @@ class Workspace:
         for table in self._tables.values():
             table.close()
 
-    def artifacts(self) -> list[Artifact]:
+    def artifacts(self, again: bool = False) -> list[Artifact]:
         """The artifacts in all folders, the newest first; of equal names the first."""
         with self._lock:
-            if time.monotonic() - self._scanned[0] > SECONDS:
+            if again or time.monotonic() - self._scanned[0] > SECONDS:
                 found: dict[str, Artifact] = {}
                 for root in self.places.roots:
                     for one in catalog.scan(root, self.places.planned) if root.is_dir() else ():
@@ -70,13 +70,10 @@ class Workspace:
 
     def artifact(self, name: str) -> Artifact:
         """The artifact called `name`, whole before half-made. Raises UserError if it is gone."""
-        found = [one for one in self.artifacts() if one.name == name]
-        if not found:                   # made just now, perhaps
-            self._scanned = (0.0, [])
-            found = [one for one in self.artifacts() if one.name == name]
-        if not found:
-            raise UserError(f"{name} is not there any more; it was deleted or renamed")
-        return sorted(found, key=lambda one: one.state == "made")[-1]
+        for again in (False, True):     # made just now, perhaps
+            if found := [one for one in self.artifacts(again) if one.name == name]:
+                return sorted(found, key=lambda one: one.state == "made")[-1]
+        raise UserError(f"{name} is not there any more; it was deleted or renamed")
 
     def sources(self) -> list[dict[str, Any]]:
         """The tables of traces that one can read in, those of this experiment first."""
@@ -170,9 +167,10 @@ class Workspace:
                 "reviews": list(by.values()), "review": reviews.consensus(by, self.places.need),
                 "tokens_known": self._packed(source) is not None}
 
-    def _packed(self, source: str) -> tuple[Artifact, Artifact, Artifact | None] | None:
+    def _packed(self, source: str,
+                again: bool = False) -> tuple[Artifact, Artifact, Artifact | None] | None:
         """The pack, student and logits artifacts made from the filter artifact `source`."""
-        made = [one for one in self.artifacts() if one.state == "made"]
+        made = [one for one in self.artifacts(again) if one.state == "made"]
         known = catalog.by_key(made)
         keys = {one.key for one in made if one.name == source}
         for one in made:
@@ -187,7 +185,7 @@ class Workspace:
 
     def tokens(self, source: str, row: int) -> dict[str, Any]:
         """The token row of a trace. Raises UserError if it was not packed."""
-        packed = self._packed(source)
+        packed = self._packed(source) or self._packed(source, again=True)
         if packed is None:
             raise UserError("no token rows were made from these traces; run `limbeck pack`")
         frame = self.table(source).frame

@@ -16,9 +16,10 @@ STEPS = 4
 def main():
     rank = int(sys.argv[sys.argv.index("--machine_rank") + 1])
     out = Path(sys.argv[-1]).parent
-    (out / f"started-{rank}.json").write_text(json.dumps(
-        {"argv": sys.argv[1:], "environment": dict(os.environ), "pid": os.getpid(),
-         "actor": os.getppid()}))
+    partial = out / f"started-{rank}.partial"
+    partial.write_text(json.dumps({"argv": sys.argv[1:], "environment": dict(os.environ),
+                                   "pid": os.getpid(), "actor": os.getppid()}))
+    partial.replace(out / f"started-{rank}.json")
     print(f"rank {rank} has begun", flush=True)
     fails, ends = out / "fails", (out / "counts.json", out / "stopped.txt")
     while not any(path.exists() for path in ends):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,19 +69,27 @@ def until(condition):
 
 @contextmanager
 def once_whole(job, step, act):
-    """Call `act` in a thread once `job` has saved `step`."""
+    """Call `act` in a thread once `job` has saved `step`; its failure is the test's."""
     def wait():
         until((job.out / f"checkpoints/checkpoint-{step}/whole.json").is_file)
         act()
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    yield
-    thread.join()
+    def ended(future):
+        if future.exception():
+            (job.out / "go").touch()        # or the stand-in waits for ever
+
+    with ThreadPoolExecutor() as pool:
+        future = pool.submit(wait)
+        future.add_done_callback(ended)
+        yield
+        future.result()
 
 
 def started(job, rank):
-    return json.loads((job.out / f"started-{rank}.json").read_text())
+    """What the process of `rank` was started with; the others do not wait for it."""
+    path = job.out / f"started-{rank}.json"
+    until(path.is_file)
+    return json.loads(path.read_text())
 
 
 def test_processes_of_two_nodes_find_each_other(cluster, job):
