@@ -124,7 +124,7 @@ def below_a_ceiling(killer, given):
     rows = TraceStore(store)
     requests = ray_run.requests(given.requests)
     found = len(rows.collect(requests, ray_run.REMOTE, ray_run.SAMPLING))
-    return {**out, "lost": given.requests - found, "stored_twice": len(rows._index()) - found,
+    return {**out, "lost": given.requests - found, "stored_twice": len(rows._index("key")) - found,
             "asked_again": len(server.calls) - given.requests,
             "passed": any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))}
 
@@ -135,7 +135,7 @@ def counts(folder, count):
     requests = ray_run.requests(count)
     found = len(store.collect(requests, ray_run.VLLM, ray_run.SAMPLING))
     asks = len(asked(folder / "bin"))
-    rows = len(store._index())
+    rows = len(store._index("key"))
     return {"lost": count - found, "stored_twice": rows - found, "asked_again": asks - count,
             "in_flight_at_deaths": in_flight(folder)}
 

@@ -43,6 +43,7 @@ from pipeline.prompts import chats
 from pipeline.stage import Counts
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.llm_judge import open_scorers
+from pipeline.teacher.request_table import RequestTable
 from stages.graph import MAKER
 
 BEFORE = {"sft": "untrained", "rl": "sft"}
@@ -250,7 +251,8 @@ def _ask_teacher(experiment: Experiment, model: Compared,
     samples = samples_of(experiment.evaluate.benchmarks, experiment.evaluate.samples)
     for benchmark, these in asked.items():
         frames: list[Any] = []
-        ask_teacher(experiment, these, samples[benchmark], frames.append)
+        ask_teacher(experiment, RequestTable.of(these, samples[benchmark]),
+                    frames.append)
         yield benchmark, [(row["problem_id"], row["sample"], as_completion(row),
                            row["completion_tokens"], row["cost_usd"])
                           for traces in frames for row in traces.iter_rows(named=True)]

@@ -13,7 +13,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
 from pipeline.config.teacher import FileTeacher, TransformersTeacher
 from pipeline.errors import LackingError, UserError
-from pipeline.problems.chats import teacher_chats
+from pipeline.problems.chats import teacher_chat, teacher_chats
 from pipeline.problems.files import is_small
 from pipeline.problems.sources import is_file
 from pipeline.stage import Counts
@@ -21,6 +21,7 @@ from pipeline.student.models import check_folder, check_sampling
 from pipeline.teacher.ask import ask_teacher
 from pipeline.teacher.budget import check_budget
 from pipeline.teacher.from_file import check_columns, import_traces
+from pipeline.teacher.request_table import RequestTable
 from pipeline.teacher.tally import TraceTally
 
 ASK_REMEDY = ("ask a model that thinks, or see with `limbeck probe` where the endpoint puts it (a "
@@ -51,10 +52,9 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
 def _asked(experiment: Experiment, problems: pl.DataFrame, tally: TraceTally) -> Counts:
     """Ask the teacher, and refuse to go on if too many traces are missing."""
     config = experiment.generate
-    asked = teacher_chats(config, problems.iter_rows(named=True))
-    counts = ask_teacher(experiment, asked, config.samples, tally, problems)
-    _refuse_gaps(counts["traces"], len(asked) * config.samples, config.max_missing,
-                 counts["stopped"])
+    requests = RequestTable(problems["problem_id"], teacher_chat(config, problems), config.samples)
+    counts = ask_teacher(experiment, requests, tally, problems)
+    _refuse_gaps(counts["traces"], len(requests), config.max_missing, counts["stopped"])
     return counts
 
 

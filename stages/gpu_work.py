@@ -15,8 +15,9 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import UserError
 from pipeline.problems.chats import teacher_chats
 from pipeline.stage import Plan
-from pipeline.teacher.ask import requests_of, running_teacher
+from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.estimate import PRIOR_TOKENS, Estimate, estimate
+from pipeline.teacher.request_table import RequestTable
 from pipeline.teacher.store import TraceStore
 from stages.graph import plans
 from stages.make import make, step_plan
@@ -207,7 +208,7 @@ def _estimate_teacher(generate: Plan, pilot: int, given: Given) -> Estimate | No
     config, runtime = generate.experiment.generate, generate.experiment.runtime
     if config.teacher.type in ("file", "transformers"):
         return None
-    requests = requests_of(_chats(generate, given), config.samples)
+    requests = RequestTable.of(_chats(generate, given), config.samples)
     there = running_teacher(config.teacher, runtime) if pilot else nullcontext(runtime.teacher)
     with TraceStore(runtime.traces) as store, there as address:
         asked = estimate(requests, teacher=config.teacher, sampling=config.sampling,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from pipeline.config.generate import GenerateConfig
 from pipeline.errors import UserError
@@ -31,6 +33,12 @@ def teacher_chats(config: GenerateConfig, rows: Iterable[Mapping[str, Any]]) -> 
     """
     before = teacher_preface(config)
     return {row["problem_id"]: [*before, *_hinted(config, row)] for row in rows}
+
+
+def teacher_chat(config: GenerateConfig, problems: pl.DataFrame) -> Callable[[int], Chat]:
+    """What gives the chat of teacher_chats for the problem at a position, formed at each call."""
+    before = teacher_preface(config)
+    return lambda at: [*before, *_hinted(config, problems.row(at, named=True))]
 
 
 def teacher_preface(config: GenerateConfig) -> Chat:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.completion import Messages
 from pipeline.config.experiment import Experiment, Runtime
 from pipeline.config.teacher import JudgeRuntime, LLMJudgeConfig, Teacher, TeacherRuntime
 from pipeline.errors import UserError
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 SUMMED_COLUMNS = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 
-def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: int,
+def ask_teacher(experiment: Experiment, requests: Sequence[Request],
                 write_batch: Callable[[pl.DataFrame], None],
                 problems: pl.DataFrame | None = None) -> dict[str, Any]:
-    """Get `samples` traces for each chat, by problem id, asking only what the trace store lacks.
+    """Get a trace for each request, asking only for those that the trace store lacks.
 
     `write_batch` gets tables.Trace frames of some thousand rows; returns their counts. With
     `problems` (tables.Problem) the share accepted so far is shown. Raises UserError if no trace
@@ -39,9 +38,9 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
     from pipeline.teacher.batch import generate_in_batches
 
     config, runtime = experiment.generate, experiment.runtime
-    requests = requests_of(chats, samples)
     with TraceStore(runtime.traces) as store:
-        missing = len(store.missing(requests, config.teacher, config.sampling))
+        left = store.missing(requests, config.teacher, config.sampling)
+        missing = len(left)
         outcome = Outcome(reused=len(requests) - missing)
         if missing and runtime.cluster and not (
                 runtime.teacher.batch or config.teacher.type == "transformers"):
@@ -54,7 +53,7 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
         elif missing:
             with (running_teacher(config.teacher, runtime) as address,
                   progress("asking the teacher", missing) as advance,
-                  _accept_rate(problems, chats, runtime.teacher) as options):
+                  _accept_rate(problems, left, runtime.teacher) as options):
                 ask: Any = generate_in_batches if runtime.teacher.batch else generate
                 if config.teacher.type == "transformers":
                     # By name: the folder of students stands after this one, and imports it.
@@ -76,7 +75,7 @@ def ask_teacher(experiment: Experiment, chats: Mapping[str, Messages], samples: 
 
 
 @contextmanager
-def _accept_rate(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
+def _accept_rate(problems: pl.DataFrame | None, left: Sequence[Request],
                  runtime: TeacherRuntime) -> Iterator[dict[str, Any]]:
     """Yield options of `generate` that show the share accepted so far, {} if it cannot be known."""
     if problems is None or runtime.batch or not runtime.quick_judge:
@@ -87,19 +86,13 @@ def _accept_rate(problems: pl.DataFrame | None, chats: Mapping[str, Messages],
     from pipeline.teacher.accept_rate import AcceptRate
     from pipeline.teacher.request import canonical_json
 
-    judged = [Problem.from_row(row) for row in problems.iter_rows(named=True) if has_gold(row)]
+    chats = {request.problem_id: request.messages for request in left}
+    judged = [Problem.from_row(row) for row in problems.filter(
+        pl.col("problem_id").is_in(list(chats))).iter_rows(named=True) if has_gold(row)]
     known = {canonical_json(chats[problem.problem_id]): problem for problem in judged
              if kind_of(problem).live}
     with AcceptRate(known) as judge:
         yield {"accept_rate": judge}
-
-
-def requests_of(chats: Mapping[str, Messages], samples: int) -> list[Request]:
-    """One Request for each chat and sample."""
-    from pipeline.teacher import Request
-
-    return [Request(name, sample, chat) for name, chat in chats.items()
-            for sample in range(samples)]
 
 
 @contextmanager

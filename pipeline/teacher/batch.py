@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ TRANSIENT_ERRORS = (openai.APIConnectionError, openai.InternalServerError, opena
 """While waiting for a batch these are ignored."""
 
 
-def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
+def generate_in_batches(requests: Sequence[Request], *, teacher: Teacher, sampling: Sampling,
                         runtime: TeacherRuntime, store: TraceStore,
                         on_progress: Callable[..., None] | None = None) -> Outcome:
     """Do as `generate` through the batch API; returns when every batch has ended and is stored.
@@ -42,7 +42,6 @@ def generate_in_batches(requests: Iterable[Request], *, teacher: Teacher, sampli
     neither the store nor a pending batch holds. One run submits a request once and leaves failed
     ones to the next, and to other runs what they are asking for directly.
     """
-    requests = list(requests)
     run = BatchScheduler(teacher, sampling, runtime, store, on_progress)
     try:
         run.submit(requests)
@@ -82,7 +81,7 @@ class BatchScheduler:
                                  base_url=runtime.base_url, timeout=runtime.timeout,
                                  max_retries=runtime.max_attempts - 1)
 
-    def submit(self, requests: list[Request]) -> None:
+    def submit(self, requests: Sequence[Request]) -> None:
         """Submit what is missing, in no pending batch and not yet sent by this run."""
         with self._api_errors(), self._writing() as leases:
             self._recover()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def job_of(line: dict[str, Any]) -> Job:
     return Job(key, line["body"]["messages"], range(int(sample), int(sample) + 1))
 
 
-def check_not_in_batch(missing: list[Request], keys: Keys, store: TraceStore) -> None:
+def check_not_in_batch(missing: Sequence[Request], keys: Keys, store: TraceStore) -> None:
     """Raises UserError if any of `missing`, about to be asked directly, is in a pending batch."""
     folder = folder_of(store, keys)
     waiting = {name for path in pending(folder) for name in sent_lines(path)}

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class NodeAsker:
         self.folder = local_copy(place)
         self.store, self.over_nodes = CountingStore(self.folder), over_nodes
 
-    def ask(self, requests: list[Request], key: str, digest: str) -> tuple[Outcome, Outcome]:
-        """Ask for those of `requests` that no other process asks for; returns when all are done.
+    def ask(self, key: str, digest: str, *requests: list[Request]) -> tuple[Outcome, Outcome]:
+        """Ask for those of `requests`, of all parts, that no other process asks for, until all end.
 
         Returns what came of it, and the part of it that `counts` has not told.
 
@@ -72,7 +73,7 @@ class NodeAsker:
         logs = self.folder / "logs" / f"{socket.gethostname()}-{os.getpid()}"
         # A dead server ends this process: others ask what it had, and another is started.
         with self._server(Runtime(teacher=self.runtime, traces=logs)) as address, self.store:
-            outcome = generate(requests, teacher=self.teacher, sampling=self.sampling,
+            outcome = generate(list(chain(*requests)), teacher=self.teacher, sampling=self.sampling,
                                runtime=address, store=self.store)
         return outcome, self.store.take_counts()
 

@@ -7,7 +7,7 @@ leases, which also keep the budget of all together.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.cluster.ray_nodes import code_digest, connected, first_line, lacks_code
@@ -24,9 +24,12 @@ from pipeline.teacher.store import TraceStore
 
 COUNT_SECONDS, END_SECONDS = 1.0, 10.0
 """Between two counts of what a node stored; for the others to see that nothing is left."""
+TOGETHER = 10_000
+"""Requests that are formed at a time, and then are in the cluster's memory and not in this one's.
+"""
 
 
-def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
+def generate(requests: Sequence[Request], *, teacher: Teacher, sampling: Sampling,
              runtime: TeacherRuntime, store: TraceStore, cluster: RayCluster,
              on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
     """Ask for those of `requests` that `store` lacks, as pipeline.teacher.scheduler.generate.
@@ -35,7 +38,6 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     nodes. A node that is lost is replaced where there is another. Raises UserError also if there is
     no cluster or one of its nodes has other code.
     """
-    requests = list(requests)
     left = store.missing(requests, teacher, sampling)
     missing = len(left)
     outcome = Outcome(wanted=missing, reused=len(requests) - missing)
@@ -64,18 +66,20 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
 class ClusterRun:
     """The members of one call of generate, and what they did so far."""
 
-    def __init__(self, ray: Any, cluster: RayCluster, requests: list[Request], teacher: Teacher,
+    def __init__(self, ray: Any, cluster: RayCluster, requests: Sequence[Request], teacher: Teacher,
                  sampling: Sampling, runtime: TeacherRuntime, store: TraceStore,
                  display: Display) -> None:
         self.ray, self.display, self.outcome = ray, display, display.outcome
-        shared, key = ray.put(requests), runtime.api_key().get_secret_value()
+        key = runtime.api_key().get_secret_value()
+        shared = [ray.put(list(requests[start:start + TOGETHER]))
+                  for start in range(0, len(requests), TOGETHER)]
         nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
         own = runtime.model_copy(update={name: rate / nodes for name in ("rpm", "tpm")
                                          if (rate := getattr(runtime, name))})
         # A node's copy of an object store is below its own user's cache.
         place = address(store.folder if bucket_of(store.folder) else store.folder.resolve())
         self.crew = Crew(ray, cluster, teacher, (teacher, sampling, own, place),
-                         lambda actor: actor.ask.remote(shared, key, code_digest()))
+                         lambda actor: actor.ask.remote(key, code_digest(), *shared))
         self.ended: float | None = None
         """When the first member found nothing more to ask for."""
 

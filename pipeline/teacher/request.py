@@ -50,10 +50,14 @@ class Keys:
         """32 hex digits."""
         known = self._seen.get(id(messages))
         if known is None:
-            text = f"{self.origin}\n{canonical_json(messages)}".encode("utf-8", "surrogatepass")
-            known = messages, hashlib.blake2b(text, digest_size=16).hexdigest()
+            known = messages, self.digest(messages).hex()
             self._seen[id(messages)] = known     # holding `messages` keeps its id from reuse
         return known[1]
+
+    def digest(self, messages: Messages) -> bytes:
+        """The 16 bytes of `of`, and nothing is kept."""
+        text = f"{self.origin}\n{canonical_json(messages)}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=16).digest()
 
 
 def jobs(requests: Iterable[Request], keys: Keys, n: int) -> Iterator[Job]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from pipeline.teacher.trace_rows import asked_row, trace_rows
 SOLVER_N = 64
 
 
-def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Sampling,
+def generate(requests: Sequence[Request], *, teacher: Teacher, sampling: Sampling,
              runtime: TeacherRuntime, store: TraceStore,
              on_progress: Callable[..., None] | None = None, accept_rate: Any = None) -> Outcome:
     """Ask for those of `requests` that `store` lacks; each finished trace is stored.
@@ -45,7 +45,6 @@ def generate(requests: Iterable[Request], *, teacher: Teacher, sampling: Samplin
     Raises UserError if no answer ever came and none can (no connection, a wrong key, an unknown
     model) or if a pending batch holds some.
     """
-    requests = list(requests)
     with store.writing() as leases:
         missing = store.missing(requests, teacher, sampling)
         outcome = Outcome(wanted=len(missing), reused=len(requests) - len(missing),
@@ -76,7 +75,7 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 class Scheduler:
     """One call of generate: queued jobs, tasks in flight, and their outcome."""
 
-    def __init__(self, missing: list[Request], teacher: Teacher, sampling: Sampling,
+    def __init__(self, missing: Sequence[Request], teacher: Teacher, sampling: Sampling,
                  runtime: TeacherRuntime, store: TraceStore, leases: Leases, display: Display
                  ) -> None:
         self.teacher, self.sampling, self.runtime, self.store = teacher, sampling, runtime, store

@@ -11,22 +11,24 @@ of 64 MB took 0.9 GB of memory, and so did 1.3 GB).
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.bucket_leases import open_leases
-from pipeline.completion import finish_reason_of
 from pipeline.config.teacher import Sampling, Teacher
 from pipeline.errors import LockedError, UserError
 from pipeline.leases import Ended, Leases
 from pipeline.teacher import store_segment
 from pipeline.teacher.request import Keys, Request
+from pipeline.teacher.request_table import part_of, problem_ids_of, wanted_of
 from pipeline.teacher.shorten import longer, shortened
+from pipeline.teacher.store_index import INDEX, by_parts, index_of, known_ends
 from pipeline.teacher.store_journal import Journal, read_journal
 from pipeline.teacher.store_mirror import mirror_of
 
@@ -36,8 +38,6 @@ LOGPROBS = {"token_ids": pl.List(pl.Int32), "token_texts": pl.List(pl.String),
 TRACE = {"thinking": pl.String, "answer": pl.String, "finish_reason": pl.String,
          "complete": pl.Boolean, "prompt_tokens": pl.Int64, "completion_tokens": pl.Int64,
          "cost_usd": pl.Float64, "seconds": pl.Float64, "model": pl.String}
-INDEX = {"key": pl.String, "sample": pl.Int64, "finish_reason": pl.String, "failure": pl.String,
-         "max_tokens": pl.Int64, "completion_tokens": pl.Int64, "cost_usd": pl.Float64}
 SCHEMA: dict[str, Any] = {"key": pl.String, "sample": pl.Int64, **TRACE, "max_tokens": pl.Int64,
           "failure": pl.String, "origin": pl.String, "messages": pl.String, **LOGPROBS}
 FOLD_ROWS, FOLD_BYTES = 20_000, 64 << 20
@@ -60,51 +60,52 @@ class TraceStore:
     def __exit__(self, *_: object) -> None:
         self._fold()
 
-    def missing(self, requests: Iterable[Request], teacher: Teacher,
-                sampling: Sampling) -> list[Request]:
+    def missing(self, requests: Sequence[Request], teacher: Teacher,
+                sampling: Sampling) -> Sequence[Request]:
         """Those of `requests` never answered, or truncated below today's max_tokens.
 
         Sorted by expected length, longest first, so that none of these is left for the end
         (Graham's longest job first); unknown lengths use the mean. Prompts that failed before go
         last, most failures at the end, since repeated refusals can stop the run.
         """
-        requests = list(requests)
-        wanted = self._wanted(requests, teacher, sampling)
-        index = self._index()
-        answered = index.filter(pl.col("failure").is_null())
-        failures = index.filter(pl.col("failure").is_not_null()).group_by("key").len("failures")
-        enough = answered.filter(_long_enough(sampling.max_tokens))
-        tokens = pl.col("completion_tokens")
-        rows = (wanted.join(enough, on=["key", "sample"], how="anti")
-                .join(answered.group_by("key").agg(tokens.mean()), on="key", how="left")
-                .join(failures, on="key", how="left")
-                .sort(pl.col("failures").fill_null(0), tokens.fill_null(tokens.mean()), "row",
-                      descending=[False, True, False]))
-        return [requests[row] for row in rows["row"]]
+        failed, tokens = pl.col("failure").is_not_null(), pl.col("completion_tokens")
+        left = []
+        for wanted, stored in self._stored(
+                requests, teacher, sampling, "completion_tokens", failed=failed,
+                enough=~failed & _long_enough(sampling.max_tokens)):
+            answered = stored.filter(~pl.col("failed")).group_by("key").agg(tokens.mean())
+            failures = stored.filter("failed").group_by("key").len("failures")
+            left.append(wanted.join(stored.filter("enough"), on=["key", "sample"], how="anti")
+                        .join(answered, on="key", how="left")
+                        .join(failures, on="key", how="left")
+                        .select("row", "completion_tokens", pl.col("failures").fill_null(0)))
+        rows = pl.concat(left).sort("failures", tokens.fill_null(tokens.mean()), "row",
+                                    descending=[False, True, False])
+        return part_of(requests, rows["row"])
 
-    def spent(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> float:
+    def spent(self, requests: Sequence[Request], teacher: Teacher, sampling: Sampling) -> float:
         """Dollars that the answers to `requests` cost so far, truncated ones included."""
-        wanted = self._wanted(list(requests), teacher, sampling)
-        found = self._index().join(wanted, on=["key", "sample"], how="semi")
         # Equal rows are one answer, stored twice by a run that was killed while collecting a batch.
-        return float(found.unique(list(INDEX))["cost_usd"].sum())
+        parts = self._stored(requests, teacher, sampling, *list(INDEX)[2:])
+        return sum(float(stored.join(wanted, on=["key", "sample"], how="semi")
+                         .unique(list(INDEX))["cost_usd"].sum()) for wanted, stored in parts)
 
-    def longer(self, requests: Iterable[Request], teacher: Teacher, sampling: Sampling) -> int:
+    def longer(self, requests: Sequence[Request], teacher: Teacher, sampling: Sampling) -> int:
         """How many of `requests` have an answer that `stream` cuts to today's max_tokens."""
         if sampling.max_tokens is None:
             return 0
-        wanted = self._wanted(list(requests), teacher, sampling)
-        found = self._index().filter(pl.col("failure").is_null(), longer(sampling.max_tokens))
-        return len(wanted.join(found, on=["key", "sample"], how="semi"))
+        there = pl.col("failure").is_null() & longer(sampling.max_tokens)
+        return sum(len(wanted.join(stored, on=["key", "sample"], how="semi"))
+                   for wanted, stored in self._stored(requests, teacher, sampling, where=there))
 
-    def collect(self, requests: Iterable[Request], teacher: Teacher,
+    def collect(self, requests: Sequence[Request], teacher: Teacher,
                 sampling: Sampling) -> pl.DataFrame:
         """All that `stream` yields, in one frame."""
         columns = ["problem_id", *_trace_columns(sampling)]
         empty = _frame([]).rename({"key": "problem_id"}).select(columns)
         return pl.concat([empty, *self.stream(requests, teacher, sampling)])
 
-    def stream(self, requests: Iterable[Request], teacher: Teacher,
+    def stream(self, requests: Sequence[Request], teacher: Teacher,
                sampling: Sampling) -> Iterator[pl.DataFrame]:
         """Yield the answered ones of `requests` in their order, as tables.Trace frames.
 
@@ -113,15 +114,18 @@ class TraceStore:
         LOGPROBS columns follow: one entry a token, and `top_*` flattened, top_logprobs entries a
         token, padded with null. At most OPEN_SEGMENTS segments and BATCH_ROWS traces are in memory.
         """
-        wanted = self._wanted(list(requests), teacher, sampling)
         journal = _frame(self._journal_rows())
-        best = (self._index(journal).join(wanted, on=["key", "sample"], how="semi")
-                .filter(pl.col("failure").is_null())
-                .sort(pl.col("finish_reason") != "length",
-                      pl.col("max_tokens").fill_null(NO_LIMIT), "segment", "position")
-                .unique(["key", "sample"], keep="last")
-                .select("key", "sample", "segment", "position"))
-        chosen = wanted.join(best, on=["key", "sample"], how="inner").sort("row")
+        places = []
+        for wanted, stored in self._stored(
+                requests, teacher, sampling, "segment", "position", journal=journal,
+                whole=pl.col("finish_reason") != "length",
+                limit=pl.col("max_tokens").fill_null(NO_LIMIT), where=pl.col("failure").is_null()):
+            best = (stored.join(wanted, on=["key", "sample"], how="semi")
+                    .sort("whole", "limit", "segment", "position")
+                    .unique(["key", "sample"], keep="last"))
+            places.append(wanted.join(best, on=["key", "sample"], how="inner")
+                          .select("row", "segment", "position"))
+        chosen = pl.concat(places).sort("row")
         columns = _trace_columns(sampling)
 
         @lru_cache(OPEN_SEGMENTS)        # traces asked together lie in few segments
@@ -131,7 +135,7 @@ class TraceStore:
 
         for part in chosen.iter_slices(BATCH_ROWS):
             found = [rows_of(str(name) if name else None)[rows["position"]].with_columns(
-                row=rows["row"], problem_id=rows["problem_id"])
+                row=rows["row"], problem_id=problem_ids_of(requests, rows["row"]))
                 for (name,), rows in part.group_by("segment", maintain_order=True)]
             yield pl.concat(found).sort("row").select("problem_id", *columns)
 
@@ -188,27 +192,21 @@ class TraceStore:
             if self._mirror is None:     # an append waits for no network
                 self._recover()
 
-    def _wanted(self, requests: list[Request], teacher: Teacher, sampling: Sampling
-                ) -> pl.DataFrame:
-        keys = Keys(teacher, sampling)
-        return pl.DataFrame({"row": range(len(requests)),
-                             "problem_id": [request.problem_id for request in requests],
-                             "key": [keys.of(request.messages) for request in requests],
-                             "sample": [request.sample for request in requests]},
-                            schema={"row": pl.Int64, "problem_id": pl.String, "key": pl.String,
-                                    "sample": pl.Int64})
+    def _stored(self, requests: Sequence[Request], teacher: Teacher, sampling: Sampling,
+                *columns: str, **options: Any) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        """(wanted_of some requests, `_index` of the rows with their keys), a part at a time."""
+        index = self._index("key", "sample", *columns, **options)
+        return by_parts(wanted_of(requests, Keys(teacher, sampling)), index)
 
-    def _index(self, journal: pl.DataFrame | None = None) -> pl.DataFrame:
-        """The INDEX columns of every row, with its file (`segment`, null: the journal) and row
-        in it (`position`)."""
+    def _index(self, *columns: str, journal: pl.DataFrame | None = None,
+               **options: Any) -> pl.DataFrame:
+        """Some columns of the index of all rows; `options` are those of index_of."""
         # Journals first: one that is folded meanwhile is seen twice, never missed.
         newest = (_frame(self._journal_rows()) if journal is None else journal).select(*INDEX)
-        parts = [(pl.lit(None, pl.String), newest)]
-        parts += [(pl.lit(path.name), store_segment.read_columns(path, list(INDEX)))
-                  for path in self._segments()]
-        index = pl.concat([frame.with_columns(segment=name).with_row_index("position")
-                           for name, frame in parts])
-        return index.with_columns(finish_reason=_ends(index))
+        segments = self._segments()
+        files = ((path.name, store_segment.read_columns(path, list(INDEX))) for path in segments)
+        return index_of(chain([(None, newest)], files), [path.name for path in segments],
+                        [*columns], **options)
 
     def _journal_rows(self) -> list[dict[str, Any]]:
         self._pull()
@@ -330,14 +328,8 @@ def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
-def _ends(frame: pl.DataFrame) -> pl.Series:
-    """The finish_reason column in our names: an older row holds what its endpoint said."""
-    said = frame["finish_reason"]
-    return said.replace({word: finish_reason_of(word) for word in said.drop_nulls().unique()})
-
-
 def _with_known_ends(frame: pl.DataFrame) -> pl.DataFrame:
-    ends = _ends(frame)
+    ends = known_ends(frame["finish_reason"])
     stopped = (ends == "stop") & (ends != frame["finish_reason"]) & (frame["answer"] != "")
     return frame.with_columns(finish_reason=ends, complete=frame["complete"] | stopped)
 

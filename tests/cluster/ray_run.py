@@ -7,11 +7,14 @@ endpoint's address, or none for vLLM servers, and max_usd.
 import sys
 from pathlib import Path
 
+import polars as pl
+
 from pipeline.config.experiment import RayCluster
 from pipeline.config.teacher import OpenAITeacher, Sampling, TeacherRuntime, VllmTeacher
 from pipeline.errors import UserError
-from pipeline.teacher import Request, TraceStore
+from pipeline.teacher import TraceStore
 from pipeline.teacher.on_cluster import generate
+from pipeline.teacher.request_table import RequestTable
 
 SAMPLING = Sampling(max_tokens=100)
 VLLM = VllmTeacher(model="m")
@@ -19,8 +22,8 @@ REMOTE = OpenAITeacher(model="m")
 
 
 def requests(count):
-    return [Request(f"p{i}", 0, [{"role": "user", "content": f"question {i}"}])
-            for i in range(count)]
+    ids = pl.Series([f"p{i}" for i in range(count)], dtype=pl.String)
+    return RequestTable(ids, lambda i: [{"role": "user", "content": f"question {i}"}], 1)
 
 
 def run(address, folder, count, concurrency, url=None, max_usd=None, **cluster):

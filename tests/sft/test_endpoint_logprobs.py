@@ -90,12 +90,12 @@ def scored(tiny, endpoint, folder):
     config = GenerateConfig(teacher=teacher, samples=1, prompt=str(folder / "plain.jinja"),
                             sampling=Sampling(top_logprobs=K, max_tokens=500))
     from pipeline.problems.chats import teacher_chats
-    from pipeline.teacher.ask import requests_of
+    from pipeline.teacher.request_table import RequestTable
 
     problems = [{"problem_id": f"sum-{i}", "problem": p, "answer": "1", "kind": "math",
                  "source": "x", "split": "problems", "meta": "{}"}
                 for i, (p, *_) in enumerate(tiny_sft.sums(24))]
-    requests = requests_of(teacher_chats(config, problems), 1)
+    requests = RequestTable.of(teacher_chats(config, problems), 1)
     with FaultServer(endpoint).running() as url, TraceStore(folder / "traces") as store:
         generate(requests, teacher=teacher, sampling=config.sampling, store=store,
                  runtime=TeacherRuntime(base_url=url, n=1, concurrency=1))

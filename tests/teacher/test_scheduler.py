@@ -103,7 +103,7 @@ def generate_whole(url, folder, count):
 
 def stored_rows(folder):
     store = TraceStore(folder)
-    return store._index().height
+    return store._index("key").height
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(8, marks=pytest.mark.slow)])
