@@ -278,7 +278,7 @@ def explain(error: ValidationError, model: type[BaseModel],
 
 def _no_such_step(name: str, layers: Sequence[tuple[str, dict]]) -> str:
     """What is wrong with a step that overrides alone name, and do not make."""
-    tree = reduce(merge, (tree for _, tree in layers), {})
+    tree: dict = reduce(merge, (layer for _, layer in layers), {})
     known = [step for step, part in tree["steps"].items() if step != name and "goal" in part]
     there = f"there are {', '.join(known)}" if known else "there are none"
     return (f"no config file has the step {name!r} (named on the {COMMAND_LINE}); {there}, and a "
