@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import tables
-from pipeline.cluster.ray_launch import check_launch, spans_cluster
+from pipeline.cluster.ray_launch import check_launch, machines, spans_cluster
+from pipeline.cluster.rollout_node import RolloutServer
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment, Runtime
 from pipeline.config.rl import LocalPrm, Prm, RlJob
@@ -26,7 +27,7 @@ from pipeline.rl.difficulty import check_band, student_scores, teacher_scores, w
 from pipeline.rl.judge_reward import all_weights, is_rewarded
 from pipeline.rl.rewards import REWARDS, check_rewards
 from pipeline.rl.schedule import check_phases, grpo_config, phase_settings
-from pipeline.serving.vllm_server import check_vllm, rollout_server
+from pipeline.serving.vllm_server import check_vllm, gpus_of, rollout_server
 from pipeline.stage import Counts, is_artifact
 from pipeline.student.models import check_folder
 from pipeline.student.positions import sampling_beyond, say
@@ -99,11 +100,12 @@ def _refined(job: RlJob, runtime: Runtime) -> Counts:
     """
     config, module, options = job.rl, "pipeline.rl.phases", runtime.launch
     if config.server is not None:
+        if spans_cluster(runtime.cluster, options):
+            return launch(job, module, options, cluster=runtime.cluster,
+                          server=RolloutServer(job.model, config.server, job.at))
         with rollout_server(job.model, config.server, config.server_gpus,
-                            job.out / "vllm.log") as (keys, left):
-            served = config.model_copy(update={"trainer": {**config.trainer, **keys}})
-            job = job.model_copy(update={"rl": served})
-            return launch(job, module, options, left)
+                            job.out / "vllm.log") as (address, left):
+            return launch(job.at(address), module, options, left)
     if not (config.phases or needs_processes(config.trainer, options)):
         from pipeline.rl.phases import train
 
@@ -185,9 +187,15 @@ def check(experiment: Experiment) -> None:
 
 
 def _check_server(experiment: Experiment) -> None:
-    """Raise UserError if rl.server has no GPUs of its own or the trainer runs on other machines."""
+    """Raise UserError if rl.server has no GPUs of its own."""
     config, runtime = experiment.rl, experiment.runtime
-    if (config.server is None) == bool(config.server_gpus):
+    if spans_cluster(runtime.cluster, runtime.launch):
+        if config.server_gpus:
+            raise UserError(f"rl.server_gpus={config.server_gpus} names GPUs of this machine, and "
+                            "on a cluster rl.server gets some that training leaves; remove it and "
+                            "give their number, rl.server.tensor_parallel_size")
+        gpus_of(config.server or {}, "rl.server")
+    elif (config.server is None) == bool(config.server_gpus):
         raise UserError("rl.server (options of vllm serve, {} for none) and rl.server_gpus (its "
                         "GPUs, e.g. 1) go together")
     if config.server is None:
@@ -195,11 +203,6 @@ def _check_server(experiment: Experiment) -> None:
     if config.phases:
         raise UserError("rl.server takes the weights of one trainer, so it has no rl.phases; "
                         "remove one of them, or sample with rl.trainer.use_vllm alone")
-    if spans_cluster(runtime.cluster, runtime.launch):
-        raise UserError("rl.server serves on this machine alone, and runtime.launch.num_machines "
-                        "trains on nodes of a cluster; remove it and set rl.trainer.use_vllm=true "
-                        "for an engine in each process, or add vllm_mode=server and "
-                        "vllm_server_base_url, the address of a server on a node of its own")
 
 
 def _check_overlap(experiment: Experiment) -> None:
@@ -209,7 +212,8 @@ def _check_overlap(experiment: Experiment) -> None:
     if not colocated and config.server is None:
         raise UserError("rl.overlap needs engines in processes of their own; set rl.server, or "
                         "rl.trainer.use_vllm=true and runtime.engines=2 or more")
-    if config.server is not None and runtime.launch.get("num_processes", 1) > 1:
+    processes = int(runtime.launch.get("num_processes") or machines(runtime.launch))
+    if config.server is not None and processes > 1:
         raise UserError("rl.overlap with rl.server works with one training process; set "
                         "runtime.launch.num_processes=1, or use runtime.engines")
     if config.dynamic_sampling:

@@ -70,10 +70,10 @@ def stream(thinking, answer, finish="stop", field_name="reasoning_content", piec
 
 
 class FaultServer:
-    """Answers with `script(call) -> Answer` on 127.0.0.1; `calls` holds what came."""
+    """Answers with `script(call) -> Answer` on `host`; `calls` holds what came."""
 
-    def __init__(self, script, port=0):
-        self.script, self.calls, self.port = script, [], port
+    def __init__(self, script, port=0, host="127.0.0.1"):
+        self.script, self.calls, self.port, self.host = script, [], port, host
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
 
@@ -129,7 +129,7 @@ class FaultServer:
             self.in_flight -= 1
 
     async def _main(self):
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096,
+        server = await asyncio.start_server(self._serve, self.host, self.port, backlog=4096,
                                             limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]
         self.loop = asyncio.get_running_loop()
@@ -146,7 +146,7 @@ class FaultServer:
         thread.start()
         assert self.ready.wait(10)
         try:
-            yield f"http://127.0.0.1:{self.port}/v1"
+            yield f"http://{self.host}:{self.port}/v1"
         finally:
             self.loop.call_soon_threadsafe(self.stop.set)
             thread.join(10)

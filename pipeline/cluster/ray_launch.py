@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,21 +15,25 @@ from typing import Any
 
 from pipeline.cluster.nodes import ACCELERATE, accelerate_flags, over_nodes
 from pipeline.cluster.ray_nodes import (
+    POLL_SECONDS,
+    Patience,
     check_cluster,
     code_digest,
     connected,
     first_line,
     lacks_code,
     living_nodes,
+    node_gpus,
     raised_by,
 )
+from pipeline.cluster.rollout_node import RolloutServer, Serving, gpus_to_train, serving_node
 from pipeline.cluster.train_node import TrainNode
 from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.disk import WHOLE_FILES
 
-POLL_SECONDS, END_SECONDS = 1.0, 60.0
-"""Between two looks at an attempt, and for the nodes to end one."""
+END_SECONDS = 60.0
+"""For the nodes to end an attempt."""
 PASSED = ("NCCL_", "GLOO_", "TORCH", "PYTORCH_", "OMP_", "HF_", "LIMBECK_", "WANDB_", "TRACKIO_")
 """Beginnings of the environment variables that training on each node takes from this machine."""
 
@@ -78,6 +81,10 @@ class Training:
     """-m MODULE JOB.json"""
     environment: dict[str, str]
     out: Path
+    patience: float
+    """Seconds to wait for nodes."""
+    asked: Callable[[], bool]
+    """Whether a stop was asked for."""
 
     @property
     def nodes(self) -> int:
@@ -97,24 +104,27 @@ class Node:
 
 
 def train_on_nodes(cluster: RayCluster, options: Mapping[str, Any], arguments: list[str],
-                   environment: Mapping[str, str], out: Path, asked: Callable[[], bool]) -> int:
+                   environment: Mapping[str, str], out: Path, asked: Callable[[], bool],
+                   server: RolloutServer | None = None) -> int:
     """Run `arguments` by accelerate on the nodes that `options` count; returns an exit code.
 
-    It ends when counts.json or failure.txt is in `out`, or a stop was `asked` for. An attempt that
-    ends otherwise is followed by another. Raises UserError if a second one comes no further, or if
-    the nodes are not there for `cluster.patience` seconds.
+    Each attempt has a `server` of its own. It all ends when counts.json or failure.txt is in `out`,
+    or a stop was `asked` for. An attempt that ends otherwise is followed by another. Raises
+    UserError if a second one comes no further, or if the nodes are not there for
+    `cluster.patience` seconds.
     """
-    passed = {name: value for name, value in os.environ.items()
-              if name.startswith(PASSED) or name.endswith("_API_KEY")}
+    keys = {name: value for name, value in os.environ.items() if name.endswith("_API_KEY")}
     with connected(cluster) as ray:
-        processes, gpus = layout(options, [node["Resources"] for node in
-                                           living_nodes(ray).values()])
+        processes, gpus = layout(options, node_gpus(ray), server)
         training = Training({**options, "num_processes": processes}, gpus, arguments,
-                            {**passed, **environment}, out.resolve())
+                            {**_passed(os.environ), **keys, **environment}, out.resolve(),
+                            cluster.patience, asked)
         before: list[str] | None = None
         while True:
-            with reserved(ray, training, cluster.patience, asked) as nodes:
-                lost = Attempt(ray, training, nodes).main() if nodes else None
+            with serving_node(ray, server, training.nodes, gpus, cluster.patience, asked) \
+                    as serving, reserved(ray, training) as nodes:
+                ready = nodes and (serving or not server)
+                lost = Attempt(ray, training, nodes, serving).main() if ready else None
             if lost is None or asked() or (out / "failure.txt").is_file():
                 return int(lost is not None)
             reached = whole_checkpoints(out)
@@ -125,16 +135,24 @@ def train_on_nodes(cluster: RayCluster, options: Mapping[str, Any], arguments: l
             print(f"training: {lost}; going on from {_last(reached)}", file=sys.stderr)
 
 
-def layout(options: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
-    """Return (processes of all nodes, GPUs of each) for a cluster whose `nodes` have resources.
+def _passed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(PASSED)}
 
-    Raises LackingError if FSDP needs GPUs that no node has.
+
+def layout(options: Mapping[str, Any], node_gpus: Mapping[str, int],
+           server: RolloutServer | None = None) -> tuple[int, int]:
+    """Return (processes of all nodes, GPUs of each) for a cluster with the GPUs `node_gpus`.
+
+    Raises LackingError if FSDP needs GPUs that no node has, or the `server` leaves too few.
     """
     count, given = machines(options), _number(options, "num_processes")
-    gpus = sorted((int(node.get("GPU", 0)) for node in nodes), reverse=True)
+    gpus = sorted(node_gpus.values(), reverse=True)
     if options.get("use_fsdp") and not any(gpus):
         raise LackingError("runtime.launch.use_fsdp shards over GPUs and no node of the cluster "
                            "has one; add nodes with GPUs, or set runtime.launch.use_fsdp=false")
+    if server is not None:
+        each = gpus_to_train(node_gpus, server, count, given // count if given else None)
+        return each * count, each
     # Of unequal nodes all of the smaller ones' GPUs, as each node starts as many processes.
     each = given // count if given else max([1, *gpus[count - 1:count]])
     return each * count, each if any(gpus) else 0
@@ -154,11 +172,10 @@ def _last(checkpoints: Sequence[str]) -> str:
 
 
 @contextmanager
-def reserved(ray: Any, training: Training, patience: float,
-             asked: Callable[[], bool]) -> Iterator[list[Node]]:
-    """Yield a node of its own for each rank, within the block; none if a stop was `asked` for.
+def reserved(ray: Any, training: Training) -> Iterator[list[Node]]:
+    """Yield a node of its own for each rank, within the block; none if a stop was asked for.
 
-    Raises UserError if they are not there within `patience` seconds.
+    Raises UserError if they are not there within the training's patience.
     """
     from ray.util import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -166,9 +183,12 @@ def reserved(ray: Any, training: Training, patience: float,
     needs = {"CPU": 1, **({"GPU": training.gpus} if training.gpus else {})}
     group = placement_group([needs] * training.nodes, strategy="STRICT_SPREAD")
     try:
-        if not _wait(ray, group, training, patience, asked):
-            yield []
-            return
+        patience = Patience(training.patience)
+        while not group.wait(POLL_SECONDS):
+            if training.asked():
+                yield []
+                return
+            patience.spend(_lacking(ray, training))
         table = ray.util.placement_group_table(group)["bundles_to_node_id"]
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         make = ray.remote(max_concurrency=2, max_restarts=0)(TrainNode)
@@ -178,24 +198,6 @@ def reserved(ray: Any, training: Training, patience: float,
                     .remote(), addresses[table[rank]], rank) for rank, place in enumerate(places)]
     finally:
         remove_placement_group(group)
-
-
-def _wait(ray: Any, group: Any, training: Training, patience: float,
-          asked: Callable[[], bool]) -> bool:
-    """Wait for the nodes of `group`; returns whether they are there, or a stop was `asked` for."""
-    began, said = time.monotonic(), ""
-    while not group.wait(POLL_SECONDS):
-        if asked():
-            return False
-        sentence = _lacking(ray, training)
-        if time.monotonic() - began >= patience:
-            raise UserError(f"{sentence}, after {patience:,.0f} s (runtime.cluster.patience); add "
-                            "nodes by `ray start --address=HOST:PORT`, and the same command goes "
-                            "on")
-        if sentence != said:
-            print(f"training: {sentence}; waiting for them", file=sys.stderr)
-        said = sentence
-    return True
 
 
 def _lacking(ray: Any, training: Training) -> str:
@@ -209,10 +211,11 @@ def _lacking(ray: Any, training: Training) -> str:
 
 
 class Attempt:
-    """One start of accelerate on `nodes`."""
+    """One start of accelerate on `nodes`, after that of the server that they sample from."""
 
-    def __init__(self, ray: Any, training: Training, nodes: list[Node]) -> None:
-        self.ray, self.training, self.nodes = ray, training, nodes
+    def __init__(self, ray: Any, training: Training, nodes: list[Node],
+                 serving: Serving | None = None) -> None:
+        self.ray, self.training, self.nodes, self.serving = ray, training, nodes, serving
         self.log = self.log_of(nodes[0])
         self.shown = self.log.stat().st_size if self.log.is_file() else 0
         """Bytes of the first node's output that the user has seen."""
@@ -245,37 +248,43 @@ class Attempt:
         """The file of a node's output."""
         return self.training.out / f"node-{node.rank}.log"
 
-    def _prepare(self) -> dict[Any, Node]:
-        """Start the training processes; returns the call that waits for each node's.
+    def _prepare(self) -> dict[Any, Node | Serving]:
+        """Start server and training; returns the calls that wait for them, none after a stop.
 
-        Raises UserError if a node has other code, or not the folders.
+        Raises UserError if a node has other code, or not the folders, or the server cannot start.
         """
         training, first = self.training, self.nodes[0]
         seen = [Path.cwd(), Path(training.arguments[-1])]
         port = self.ray.get([node.actor.prepare.remote(node.address, code_digest(), seen,
                                                        training.arguments)
                              for node in self.nodes])[0]
+        calls: dict[Any, Node | Serving] = {}
+        if self.serving is not None:
+            if not self.serving.start(_passed(training.environment), training.arguments[-1],
+                                      training.asked):
+                return {}
+            calls[self.serving.actor.wait.remote()] = self.serving
         options = over_nodes(training.options, training.nodes, training.gpus, first.address, port)
-        return {node.actor.run.remote(
+        return calls | {node.actor.run.remote(
             [*ACCELERATE, "--machine_rank", str(node.rank), *accelerate_flags(options),
              *training.arguments], node.address,
             training.environment, Path.cwd(), self.log_of(node)): node for node in self.nodes}
 
-    def _run(self, calls: dict[Any, Node]) -> str | None:
+    def _run(self, calls: dict[Any, Node | Serving]) -> str | None:
         """Wait for the nodes' `calls`; returns how the first one ended that did not succeed."""
-        while calls:
+        while any(one is not self.serving for one in calls.values()):
             done, _ = self.ray.wait(list(calls), timeout=POLL_SECONDS)
             self._show()
             for call in done:
-                node = calls.pop(call)
+                one = calls.pop(call)
                 try:
                     code, lines = self.ray.get(call)
                 except self.ray.exceptions.RayActorError:
-                    return f"{node} was lost"
-                if code:
-                    if node.rank:
+                    return f"{one} was lost"
+                if code or one is self.serving:
+                    if one is not self.nodes[0]:
                         print("\n".join(lines), file=sys.stderr)
-                    return f"{node} ended with code {code}"
+                    return f"{one} ended with code {code}"
         return None
 
     def _show(self) -> None:

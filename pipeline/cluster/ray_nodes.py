@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +20,8 @@ from pipeline.config.experiment import RayCluster, Runtime
 from pipeline.errors import LackingError, UserError
 from pipeline.serving.processes import STOP_SIGNALS
 
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS, POLL_SECONDS = 5.0, 1.0
+"""To reach the head, and between two looks at what is waited for."""
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -99,6 +102,28 @@ def living_nodes(ray: Any) -> dict[str, dict[str, Any]]:
     """Nodes that are up and have a processor for work, by id."""
     return {node["NodeID"]: node for node in ray.nodes()
             if node["Alive"] and node["Resources"].get("CPU", 0) > 0}
+
+
+def node_gpus(ray: Any) -> dict[str, int]:
+    """GPUs of each node that is up."""
+    return {node: int(one["Resources"].get("GPU", 0)) for node, one in living_nodes(ray).items()}
+
+
+class Patience:
+    """What is left of `seconds` to wait for nodes that train."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.began, self.said = seconds, time.monotonic(), ""
+
+    def spend(self, sentence: str) -> None:
+        """Say once what is waited for. Raises UserError with it when no time is left."""
+        if time.monotonic() - self.began >= self.seconds:
+            raise UserError(f"{sentence}, after {self.seconds:,.0f} s (runtime.cluster.patience); "
+                            "add nodes by `ray start --address=HOST:PORT`, and the same command "
+                            "goes on")
+        if sentence != self.said:
+            print(f"training: {sentence}; waiting for them", file=sys.stderr)
+        self.said = sentence
 
 
 def pinned(ray: Any, node: str, **options: Any) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class TrainNode:
     def run(self, line: Sequence[str], address: str, environment: Mapping[str, str],
             folder: Path, log: Path) -> tuple[int, list[str]]:
         """Run `python line` in `folder`; returns its exit code and last lines, kept in `log`."""
-        settings = {**gloo_interface(address), **os.environ, **environment}
+        # TRL tells a server that it sends weights to the address which vLLM has of this node.
+        settings = {"VLLM_HOST_IP": address, **gloo_interface(address), **os.environ, **environment}
         with log.open("ab") as sink, process_group(
                 [sys.executable, *line], settings, cwd=folder, stdout=sink,
                 stderr=subprocess.STDOUT) as process:

@@ -31,3 +31,7 @@ class Job(Config):
     """Seed of order and sampling."""
     engine: dict[str, Any] = {}
     """Options of a colocated vllm.LLM."""
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file that a launched process reads."""
+        path.write_text(self.model_dump_json(indent=1, context="everything"), encoding="utf-8")

@@ -192,9 +192,11 @@ class RlConfig(Config):
     it. The loss's ratio corrects for that (by TRL's importance sampling, if that is on)."""
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
-    completions and gets the new weights every step."""
+    completions and gets the new weights every step. Where nodes of a cluster train it lies on GPUs
+    that they leave, as many as its tensor_parallel_size and the like say."""
     server_gpus: str = Field(default="", coerce_numbers_to_str=True)
-    """GPUs of that server in the form of CUDA_VISIBLE_DEVICES, for example 1 or 2,3."""
+    """GPUs of that server in the form of CUDA_VISIBLE_DEVICES, for example 1 or 2,3; unset on a
+    cluster."""
     report_to: list[Literal["wandb", "trackio"]] = []
     """Trackers in addition to TensorBoard, which is always written."""
     trainer: dict[str, Any] = {}
@@ -222,3 +224,9 @@ class RlJob(Job):
     """Judge processes of each training process."""
     last: int | None = None
     """Index of the phase after which this process ends; null: the last phase."""
+
+    def at(self, server: str) -> RlJob:
+        """Return the job whose completions are sampled by the server at an address."""
+        trainer = {**self.rl.trainer, "use_vllm": True, "vllm_mode": "server",
+                   "vllm_server_base_url": server}
+        return self.model_copy(update={"rl": self.rl.model_copy(update={"trainer": trainer})})

@@ -149,25 +149,36 @@ def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any
 
 @contextmanager
 def rollout_server(model: str, options: Mapping[str, Any], gpus: str,
-                   log: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Serve `model` on `gpus` to a TRL trainer that samples there and sends its weights.
+                   log: Path) -> Iterator[tuple[str, str]]:
+    """Serve `model` by trl_server on `gpus` of this machine; yields (address, the other GPUs).
 
-    Yields (GRPOConfig keys for the trainer, the other GPUs). Raises UserError if no GPU is left.
+    Raises UserError if no GPU is left.
     """
     server_gpus = gpu_names(gpus)
     other_gpus = [name for name in visible_gpus() if name not in server_gpus]
     if not other_gpus:
         raise UserError(f"rl.server_gpus={gpus} leaves no GPU for training; give the server fewer "
                         "GPUs, or set rl.trainer.use_vllm=true without rl.server")
+    with trl_server(model, {"tensor_parallel_size": len(server_gpus), **options}, log,
+                    {"CUDA_VISIBLE_DEVICES": ",".join(server_gpus)}) as address:
+        yield address, ",".join(other_gpus)
+
+
+@contextmanager
+def trl_server(model: str, options: Mapping[str, Any], log: Path, environment: Mapping[str, str],
+               on_exit: Callable[[int], None] | None = None,
+               start: Starter | None = None) -> Iterator[str]:
+    """Serve `model` to a TRL trainer that samples there and sends its weights; yields the address.
+
+    The arguments are those of vllm_servers.
+    """
     # What trl/scripts/vllm_serve.py of TRL 1.16 sets: the endpoints of vLLM's development mode,
     # NCCL for the weights, log-probabilities after the temperature.
-    trl_options = {
-        "tensor_parallel_size": len(server_gpus), "dtype": "bfloat16", **options,
-        "weight_transfer_config": {"backend": "nccl"}, "logprobs_mode": "processed_logprobs"}
-    environment = {"CUDA_VISIBLE_DEVICES": ",".join(server_gpus), "VLLM_SERVER_DEV_MODE": "1"}
-    with vllm_server(model, trl_options, log=log, environment=environment) as url:
-        yield {"use_vllm": True, "vllm_mode": "server",
-               "vllm_server_base_url": url.removesuffix("/v1")}, ",".join(other_gpus)
+    trl_options = {"dtype": "bfloat16", **options, "weight_transfer_config": {"backend": "nccl"},
+                   "logprobs_mode": "processed_logprobs"}
+    with vllm_servers(model, trl_options, 1, log=log, on_exit=on_exit, start=start,
+                      environment={**environment, "VLLM_SERVER_DEV_MODE": "1"}) as (url,):
+        yield url.removesuffix("/v1")
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -196,9 +207,16 @@ def data_parallel_size(options: Mapping[str, Any]) -> int:
     return int(_all_gpus(options).get("data_parallel_size", 1))
 
 
-def gpus_of(options: Mapping[str, Any]) -> int:
-    """GPUs that one server or engine with `options` needs."""
-    return math.prod(int(options.get(name, 1)) for name in PARALLEL)
+def gpus_of(options: Mapping[str, Any], key: str = "vllm") -> int:
+    """GPUs that one server or engine with `options` needs.
+
+    Raises UserError, with the `key` that holds them, if one is no number.
+    """
+    for name in PARALLEL:
+        if not isinstance(options.get(name, 1), int) or options.get(name, 1) < 1:
+            raise UserError(f"{key}.{name}={options[name]!r} is no number of GPUs; give one such "
+                            "as 2")
+    return math.prod(options.get(name, 1) for name in PARALLEL)
 
 
 def has_vllm() -> bool:

@@ -24,6 +24,7 @@ from pipeline.cluster.nodes import (
     srun,
 )
 from pipeline.cluster.ray_launch import spans_cluster, train_on_nodes
+from pipeline.cluster.rollout_node import RolloutServer
 from pipeline.config.experiment import RayCluster
 from pipeline.config.job import Job
 from pipeline.errors import LackingError, StoppedError, UserError
@@ -84,12 +85,14 @@ def run(line: list[str], environment: Mapping[str, str]) -> int:
 
 
 def launch(job: Job, module: str, options: Mapping[str, Any], gpus: str | None = None,
-           cluster: RayCluster | None = None) -> dict[str, Any]:
+           cluster: RayCluster | None = None,
+           server: RolloutServer | None = None) -> dict[str, Any]:
     """Run `job` by `module` in accelerate's processes on `gpus` (all by default); returns counts.
 
     In a Slurm allocation of several nodes accelerate starts on each, on a `cluster` on as many as
-    num_machines says; elsewhere each node runs the same command with its own machine_rank. Raises
-    UserError with the message of a process that failed, StoppedError if they saved and stopped.
+    num_machines says, which sample from the `server` if given; elsewhere each node runs the same
+    command with its own machine_rank. Raises UserError with the message of a process that failed,
+    StoppedError if they saved and stopped.
     """
     from pipeline.train.stop import passed_on
 
@@ -101,13 +104,14 @@ def launch(job: Job, module: str, options: Mapping[str, Any], gpus: str | None =
                            "there are GPUs, or set runtime.launch.use_fsdp=false")
     path, failure, stopped, counts = (job.out.resolve() / name for name in (
         "job.json", "failure.txt", "stopped.txt", "counts.json"))
-    path.write_text(job.model_dump_json(indent=1, context="everything"), encoding="utf-8")
+    job.save(path)
     for old in (failure, stopped, counts):
         old.unlink(missing_ok=True)
     arguments = ["-m", module, str(path)]
     with passed_on(job.out) as (request, told):
         if on_cluster:
-            code = train_on_nodes(on_cluster, options, arguments, told, job.out, request.asked)
+            code = train_on_nodes(on_cluster, options, arguments, told, job.out, request.asked,
+                                  server)
         else:
             code = run(command(options, arguments), {**_own_environment(options, gpus), **told})
     if stopped.is_file():

@@ -12,6 +12,8 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": Fal
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time
 sys.path.insert(0, {root!r})
+if "--fail" in sys.argv:
+    sys.exit("no such model")
 from tests.fault_server import Answer, FaultServer, completion
 def placement():
     ray = sys.modules.get("ray")        # in an actor alone
@@ -28,8 +30,8 @@ def script(call):
     while (pathlib.Path(__file__).parent / "hold").exists():
         time.sleep(0.05)
     return Answer(completion("42"), delay={delay})
-port = int(sys.argv[sys.argv.index("--port") + 1])
-with FaultServer(script, port).running():
+port, host = (sys.argv[sys.argv.index(name) + 1] for name in ("--port", "--host"))
+with FaultServer(script, int(port), host).running():
     time.sleep(3600)
 """
 

@@ -85,7 +85,7 @@ def half(prompts, completions, trainer_state=None, **columns):
     rank = int(__import__("os").environ["RANK"])    # one process's group teaches, the other's not
     return [float(rank and i % 2) for i in range(len(completions))]
 
-phases.reward_functions = lambda *given: {"half": (1.0, half)}
+phases.reward_functions = lambda weights, context: dict.fromkeys(weights, (1.0, half))
 worker_main(RlJob, phases.train)
 """
 
