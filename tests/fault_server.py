@@ -144,9 +144,9 @@ class FaultServer:
         self.ready = threading.Event()
         thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         thread.start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(60)
         try:
             yield f"http://{self.host}:{self.port}/v1"
         finally:
             self.loop.call_soon_threadsafe(self.stop.set)
-            thread.join(10)
+            thread.join(60)

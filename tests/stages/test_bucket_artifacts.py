@@ -20,6 +20,7 @@ from pipeline.objects import bucket_of
 from stages.graph import STAGES, plans
 from stages.make import make, plan_rows
 from tests.bucket_server import bucket_server
+from tests.conftest import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/default.yaml"
@@ -160,8 +161,8 @@ def test_two_machines_that_want_the_same_make_it_once_and_one_that_dies_is_repla
     third = machine("cc")
     said = third.stderr.readline()
     assert f"process {second.pid} on" in said and "delete s3://group/made/.leases/alive/" in said
-    assert second.communicate("go\n", timeout=60)[0] == "bb\nbb\n"
-    assert third.communicate(timeout=60)[0] == "bb\nbb\n"        # it made nothing, and fetched
+    assert second.communicate("go\n", timeout=PATIENCE)[0] == "bb\nbb\n"
+    assert third.communicate(timeout=PATIENCE)[0] == "bb\nbb\n"    # it made nothing, and fetched
 
 
 def test_the_manifests_of_the_bucket_are_listed_by_runs(server, made, monkeypatch, capsys):

@@ -61,7 +61,7 @@ def test_a_stage_that_another_process_makes_is_waited_for_and_taken(capsys):
 
     other = threading.Thread(target=another)
     other.start()
-    assert held.wait(20)
+    assert held.wait(PATIENCE)
     with pytest.raises(UserError, match="--wait waits for it"):
         make(made, "prepare")
     try:

@@ -112,7 +112,7 @@ def test_several_processes_on_one_store_share_what_is_missing(processes, tmp_pat
     with server.running() as url:
         started = [child(url, tmp_path, 60, 2) for _ in range(processes)]
         for process in started:
-            error = process.communicate(timeout=120)[1]
+            error = process.communicate(timeout=PATIENCE)[1]
             assert not process.returncode, error
             assert len(TraceStore(tmp_path).missing(requests(60), TEACHER, SAMPLING)) == 0
     assert max(Counter(call.question for call in server.calls).values()) == 1
@@ -162,7 +162,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(tmp_path):
         kept = len(collected(tmp_path, 500))
         assert process.returncode and asked - 16 <= kept < 500
         assert not list(tmp_path.glob("*.journal"))
-        assert child(url, tmp_path, 500).wait(60) == 0
+        assert child(url, tmp_path, 500).wait(PATIENCE) == 0
     assert len(collected(tmp_path, 500)) == 500 and len(server.calls) <= 500 + 8
 
 
@@ -346,7 +346,7 @@ def test_it_runs_in_a_thread_beside_a_running_loop(tmp_path):
 
     thread = threading.Thread(target=work)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert outcome and outcome[0].asked == 5
 
 

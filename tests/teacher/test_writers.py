@@ -16,6 +16,7 @@ from pipeline.errors import LockedError, UserError
 from pipeline.heartbeat import Heartbeat
 from pipeline.leases import Leases
 from pipeline.teacher import TraceStore, generate
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 from tests.teacher.test_scheduler import PRICES, child, slowly, stored_rows
 from tests.teacher.test_store import TEACHER, missing, requests, row
@@ -44,7 +45,7 @@ def test_kills_of_any_of_three_processes_lose_nothing_and_double_nothing(kills, 
             victim = rng.randrange(3)
             if running[victim].poll() is None:
                 running[victim].send_signal(signal.SIGKILL)
-                assert running[victim].wait(60) == -signal.SIGKILL
+                assert running[victim].wait(PATIENCE) == -signal.SIGKILL
                 done += 1
                 running[victim].communicate()
                 running[victim] = child(url, folder, count, concurrency)
@@ -93,7 +94,7 @@ def test_a_ceiling_holds_over_three_processes_that_are_killed(tmp_path):
                 time.sleep(0.01)
             running[count].send_signal(signal.SIGKILL)
         for process in running:
-            process.communicate(timeout=120)
+            process.communicate(timeout=PATIENCE)
     assert 0 < len(server.calls) * 910 / 1e6 <= 0.1
 
 

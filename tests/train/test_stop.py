@@ -92,7 +92,7 @@ def test_launched_processes_save_and_stop_too(options, tmp_path):
             assert process.poll() is None
             time.sleep(0.2)
         process.send_signal(signal.SIGUSR1)
-        said = process.communicate(timeout=100)[0]
+        said = process.communicate(timeout=200)[0]
     [saved] = (job.out / "checkpoints").glob("checkpoint-*")
     assert process.returncode == 130 and f"({saved.name})" in said
     assert (saved / "whole.json").is_file()
