@@ -3,9 +3,10 @@
 Three nodes on this machine, a stand-in for a vLLM server on each.
 `python -m benchmarks.ray_kills --requests 5000 --kills 50` prints one JSON object.
 
-With `--ceiling` the nodes ask one endpoint that costs 0.02 dollars an answer, and not servers but
-the processes that ask are killed. max_usd is 0.6 of what all answers cost, so that the run stops
-there; the same command with three times as much then ends it. The endpoint counts what it billed.
+With `--ceiling` the nodes ask one endpoint whose answers cost 0.08 dollars, of at most 0.1, and not
+servers but the processes that ask are killed. max_usd is 0.9 of what all answers cost, so that the
+run stops there, after nine in ten of the kills; the same command with three times as much then ends
+it. The endpoint counts what it billed.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from tests.cluster.ray_nodes_here import (
 from tests.fault_server import Answer, FaultServer, completion
 
 DELAY, CONCURRENCY = 1.0, 8
-USD = 0.02
-"""What an answer costs."""
+TOKENS, USD = 80, 0.08
+"""Of an answer, and what it costs."""
 
 
 class Killer:
@@ -43,7 +44,9 @@ class Killer:
     def __init__(self, cluster, folder, count, seed, more=()):
         self.cluster, self.folder, self.count, self.more = cluster, folder, count, list(more)
         self.random, self.kills = random.Random(seed), []
-        self.driver = None
+        self.driver, self.server = None, None
+        self.in_flight = 0
+        """Requests that the endpoint had not answered when who asked was killed, at most."""
 
     def start(self):
         self.driver = subprocess.Popen([
@@ -68,6 +71,10 @@ class Killer:
         pids = self.alive()
         if not pids or (what == "node" and not self.cluster.worker_nodes):
             return
+        if self.server is not None:
+            now = time.monotonic()
+            waiting = sum(now - call.time < DELAY for call in self.server.calls[-200:])
+            self.in_flight += waiting if what == "driver" else min(waiting, CONCURRENCY)
         if what == "driver":
             self.driver.kill()
             self.driver.wait()
@@ -113,10 +120,10 @@ def below_a_ceiling(killer, given):
     """What was billed under each of two ceilings, and what is stored in the end."""
     (store := killer.folder / "store").mkdir()
     (store / "prices.yaml").write_text("m: {input: 0, output: 1000}\n")
-    server = FaultServer(lambda call: Answer(completion("42"), delay=DELAY))
-    out = {"codes": [], "max_usd": [], "billed_usd": []}
+    server = FaultServer(lambda call: Answer(completion("42", usage=(10, TOKENS)), delay=DELAY))
+    killer.server, out = server, {"codes": [], "max_usd": [], "billed_usd": []}
     with server.running() as url:
-        for part, kills in ((0.6, given.kills // 2), (3, given.kills)):
+        for part, kills in ((0.9, given.kills * 9 // 10), (3, given.kills)):
             killer.more = [url, str(round(part * given.requests * USD))]
             out["codes"].append(until_the_end(killer, kills))
             out["max_usd"].append(float(killer.more[1]))
@@ -126,6 +133,7 @@ def below_a_ceiling(killer, given):
     found = len(rows.collect(requests, ray_run.REMOTE, ray_run.SAMPLING))
     return {**out, "lost": given.requests - found, "stored_twice": len(rows._index("key")) - found,
             "asked_again": len(server.calls) - given.requests,
+            "in_flight_at_deaths": killer.in_flight,
             "passed": any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))}
 
 

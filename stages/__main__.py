@@ -403,8 +403,10 @@ def main() -> None:
             _complain(STOPPED, 130)
         raise
     except BaseException as error:
-        # Rust (polars) panics if Ctrl-C is raised in Python code that it calls.
-        if type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error):
+        # Rust (polars) panics if Ctrl-C is raised in Python code that it calls; and a stop may meet
+        # Typer while it deals with the first.
+        if isinstance(error, KeyboardInterrupt) or (
+                type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error)):
             sys.exit(_complain(STOPPED, 130))
         said = _of_the_disk(error)
         if debug or not said:

@@ -18,6 +18,9 @@ def run_in_job() -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         raise
+    except KeyboardInterrupt:
+        code = 130
+        raise
     finally:
         slurm.note_end(folder, code)
         if code == 130:

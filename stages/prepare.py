@@ -35,6 +35,7 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
               for row in _rows_of(name, one, experiment.seed)]
     rows, again = _distinct(loaded)
     _say_what_contradicts(again)
+    _refuse_set_of_repeats(rows, again)
     good = _check_golds(rows, config)
     good, repeats = _drop_near_duplicates(good, config.near_duplicates)
     golds = sum(map(has_gold, good))
@@ -113,6 +114,15 @@ def _say_what_contradicts(again: list[tuple[dict, dict]]) -> None:
         said = " and ".join(f"{row['problem_id']} says {row['answer']!r}" for row in apart[0])
         print(f"prepare: {len(apart):,} of the repeated problems disagree with the one kept "
               f"({said}); look which is right", file=sys.stderr)
+
+
+def _refuse_set_of_repeats(rows: list[dict], again: list[tuple[dict, dict]]) -> None:
+    """Raise UserError if every problem of a set is a repeat."""
+    left = {row["source"] for row in rows}
+    for first, row in again:
+        if row["source"] not in left:
+            raise UserError(f"every problem of prepare.sources.{row['source']} is in the sources "
+                            f"before it too, the first in {first['source']}; remove one of them")
 
 
 def _check_golds(rows: list[dict], config: PrepareConfig) -> list[dict]:

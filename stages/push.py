@@ -124,6 +124,11 @@ def _repositories(experiment: Experiment, inputs: Mapping[str, Path], origin: ca
 
 
 def _write(files: Files, folder: Path) -> None:
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if strange := sorted(there - set(files)):
+        # Weights of another push would be published beside these.
+        raise UserError(f"{folder} holds {strange[0]}, which is no part of this push; remove the "
+                        "folder, or give another --out")
     for path, given in files.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

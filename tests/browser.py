@@ -12,6 +12,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.conftest import PATIENCE
+
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome")
                  if (path := shutil.which(name))), None)
 
@@ -58,7 +60,7 @@ class Page:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    async def until(self, script, seconds=20):
+    async def until(self, script, seconds=PATIENCE):
         """Wait until an expression is true."""
         for _ in range(int(seconds / 0.05)):
             if await self.run(script):

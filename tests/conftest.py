@@ -7,11 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 PATIENCE = 200
 """Seconds that a test waits for a process, however busy the machine is, before it fails."""
+
+# The same examples every time, however busy the machine: a failure is never luck.
+settings.register_profile("same", deadline=None, derandomize=True,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 
 
 def pytest_configure(config):

@@ -46,7 +46,7 @@ def test_a_wrong_type_or_name_is_found_before_any_row_is_read(text, says):
 
 
 @given(st.text(alphabet="tokens<>=()[]. \"'not and01_,+-*/\\{}:", max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_text_gives_anything_but_an_expression_or_a_user_error(text):
     try:
         check_expression(text, COLUMNS)

@@ -98,6 +98,9 @@ def references(config: Config) -> list[str]:
     return found
 
 
+COMMAND_LINE = "command line"
+
+
 class Yaml(yaml.SafeLoader):
     """YAML whose scalars are those of version 1.2's core schema (section 10.3.2).
 
@@ -144,7 +147,7 @@ _as_in_version_12(Yaml)
 def read_layers(files: Sequence[Path], overrides: Sequence[str]) -> list[tuple[str, dict]]:
     """(origin, tree) per file and per override, in rising precedence."""
     layers = [(str(path), _read_yaml(path)) for path in files]
-    return layers + [(f"command line ({text})", parse_override(text)) for text in overrides]
+    return layers + [(f"{COMMAND_LINE} ({text})", parse_override(text)) for text in overrides]
 
 
 def load(model: type[C], files: Sequence[Path], overrides: Sequence[str] = ()) -> C:
@@ -258,6 +261,8 @@ def explain(error: ValidationError, model: type[BaseModel],
         hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
         return f"unknown config key {key!r}{where}{hint}"
     if first["type"] == "missing":
+        if location[0] == "steps" and origin_of(location[:2], layers).startswith(COMMAND_LINE):
+            return _no_such_step(location[1], layers)
         return f"config key {key!r} is not set; give {key}=... or a config file that does (-c)"
     if first["type"] == "union_tag_not_found":
         return f"config key {key!r}{where} names no type; give {key}.type=..."
@@ -269,6 +274,15 @@ def explain(error: ValidationError, model: type[BaseModel],
         said = "give a list, e.g. [A, B]" if first["type"] == "list_type" else \
             "give keys and values, e.g. {KEY: VALUE}"
     return f"config key {key!r}{where}: {said}, not {first['input']!r}"
+
+
+def _no_such_step(name: str, layers: Sequence[tuple[str, dict]]) -> str:
+    """What is wrong with a step that overrides alone name, and do not make."""
+    tree: dict = reduce(merge, (layer for _, layer in layers), {})
+    known = [step for step, part in tree["steps"].items() if step != name and "goal" in part]
+    there = f"there are {', '.join(known)}" if known else "there are none"
+    return (f"no config file has the step {name!r} (named on the {COMMAND_LINE}); {there}, and a "
+            f"new one needs steps.{name}.goal=...")
 
 
 def _written(location: Sequence[str | int], tree: Any) -> list[str]:

@@ -40,7 +40,7 @@ class SharedQueue(RequestQueue):
             if all(map(self.leases.is_mine, job.names())):
                 return job
             queue = self.new or self.failed_before
-            ahead = [queue.popleft() for _ in range(min(self._size, len(queue)))]
+            ahead = self._ahead(queue)
             await self._lease([job, *ahead])
             queue.extendleft(reversed([part for one in ahead for part in self._kept(one)]))
             mine, free = self._parts(job)
@@ -55,9 +55,30 @@ class SharedQueue(RequestQueue):
                 return None
         return None
 
+    def _ahead(self, queue: deque[Job]) -> list[Job]:
+        """Take the next jobs off `queue` until this process has its share of free ones."""
+        share, ahead, free = self._share(queue, 2), list[Job](), 0
+        while queue and free < share:
+            ahead.append(queue.popleft())
+            free += self._is_free(ahead[-1])
+        return ahead
+
+    def _share(self, queue: Collection[Job], parts: int) -> int:
+        """How many of `queue` to lease: towards the end 1 / `parts` of what is free for each that
+        asks, lest others stand idle while requests wait for a slot here (guided self-scheduling).
+        """
+        holders = {lease.by for lease in list(self.leases.held.values())}
+        parts *= len(holders | {self.leases.heartbeat.id})
+        if len(queue) >= 2 * parts * self._size:
+            return self._size
+        return min(self._size, sum(map(self._is_free, queue)) // parts)
+
+    def _is_free(self, job: Job) -> bool:
+        return any(map(self.leases.is_free, job.names()))
+
     async def look_elsewhere(self) -> list[tuple[Job, Ended]]:
         """Queue what others gave back or left behind; returns what they ended, a sample each."""
-        await self._lease(self.elsewhere, self._size)
+        await self._lease(self.elsewhere, self._share(self.elsewhere, 1) or 1)
         ended, jobs, self.elsewhere = [], self.elsewhere, deque()
         for job in jobs:
             for sample, name in zip(job.samples, job.names(), strict=True):

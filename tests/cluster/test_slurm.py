@@ -111,7 +111,7 @@ def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
         slurm.submit("", {}, "x", tmp_path, "limbeck all")
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -128,7 +128,8 @@ def test_a_stopped_job_is_queued_again_unless_a_user_ended_it(slurm_folder, stat
     with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE) as process:
         until(lambda: list(Path("data/artifacts").glob("generate-*.partial")))
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(PATIENCE) == 130
+        said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 130, said
     assert (jobs / "7.ends").read_text() == "130\n"
     file = slurm_folder / "scontrol.txt"
     assert (file.read_text().splitlines() if file.exists() else []) == asked

@@ -23,7 +23,7 @@ def test_words_are_runs_of_letters_and_digits_and_single_signs():
 
 
 @given(st.lists(st.text(max_size=40), max_size=6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_word_has_one_hash_wherever_it_stands(texts):
     found, alone = words(texts), [words([text]) for text in texts]
     for index, one in enumerate(alone):
@@ -32,7 +32,7 @@ def test_a_word_has_one_hash_wherever_it_stands(texts):
 
 
 @given(st.lists(st.text(alphabet="ab c", max_size=30), max_size=5), st.integers(1, 6))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_runs_have_one_hash_just_when_their_words_agree(texts, n):
     hashes, _firsts, offsets = ngrams(words(texts), n)
     runs = [tuple(text.split()[i:i + n]) for text in texts for i in

@@ -150,6 +150,16 @@ def test_a_key_in_any_file_stops_the_push(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_files_of_another_push_are_not_left_beside_this_one(tmp_path):
+    experiment, _ = finished(tmp_path)
+    given = {"model": "rl", "private": True, "accepted": False, "out": tmp_path / "out"}
+    for _ in range(2):
+        push(experiment, "student", ["model"], **given)
+    (tmp_path / "out/student/old.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds old\.safetensors, .*or give another --out"):
+        push(experiment, "student", ["model"], **given)
+
+
 def test_secrets_of_a_config_are_left_out_of_the_lineage():
     config = {"trainer": {"hub_token": CANARY, "max_steps": 3}, "list": [{"api_key": CANARY}]}
     assert lineage.without_secrets(config) == {

@@ -27,9 +27,13 @@ from pipeline.judge.gym import safe_for_scorer
 from pipeline.judge.judge import judge_by_rules, resolve
 from pipeline.judge.pool import WorkerKilledError
 from pipeline.judge.verdict import WorkerTask, judgement
+from tests.conftest import PATIENCE
 
 PAYLOAD = "__import__('pathlib').Path({path!r}).touch()"
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "resource_attacks.json"
+BOUND = 30
+"""Seconds in which a judgement ends however busy the machine; a hang or quadratic time is minutes.
+"""
 FIVE = Problem("p", "", "5")
 HEAVY = ["\\boxed{9^{9^{9^9}}}", "\\boxed{(10^8)!}",
          "\\boxed{" + "(" * 4000 + "5" + ")" * 4000 + "}",
@@ -70,7 +74,7 @@ def test_heavy_answers_are_judged_in_bounded_time_from_everywhere(
     for text in HEAVY:
         before = time.monotonic()
         verdict = mode(lambda text=text: judge(text, problem, pool=pool))
-        assert time.monotonic() - before < 6, text[:40]
+        assert time.monotonic() - before < BOUND, text[:40]
         assert verdict.score != 1.0, text[:40]
 
 
@@ -88,7 +92,7 @@ def test_pieces_repeated_in_any_order_are_judged_in_bounded_time() -> None:
         gold = draw.choice(["5", "x=3", "5 cm", "(1, 2)"])
         judge_by_rules(f"\\boxed{{{answer}}}", Problem("p", "", gold))
         safe_for_scorer("puzzle24", answer[:300])
-        assert time.monotonic() - before < 6, answer[:40]
+        assert time.monotonic() - before < BOUND, answer[:40]
 
 
 @pytest.mark.parametrize("mode", [lambda task: task(), in_a_thread, in_a_loop])
@@ -100,7 +104,7 @@ def test_known_resource_attacks_end_in_time_from_everywhere(
         before = time.monotonic()
         mode(lambda case=case: judge(case["prediction"], Problem("p", "", case["gold"]),
                                      pool=pool))
-        assert time.monotonic() - before < 6, case["id"]
+        assert time.monotonic() - before < BOUND, case["id"]
 
 
 def test_a_worker_that_hangs_or_dies_costs_its_own_request_alone() -> None:
@@ -108,11 +112,13 @@ def test_a_worker_that_hangs_or_dies_costs_its_own_request_alone() -> None:
         with pytest.raises(WorkerKilledError, match="timeout"):
             pool.ask("sleep", [30])
         assert pool.ask("sleep", [0.0]) is True
+    with JudgePool(workers=1, seconds=PATIENCE) as pool:
+        assert pool.ask("sleep", [0.0]) is True
         process = pool._all[0].process
         assert process is not None
-        threading.Timer(0.2, lambda: os.kill(process.pid, signal.SIGKILL)).start()
+        threading.Timer(1.0, lambda: os.kill(process.pid, signal.SIGKILL)).start()
         with pytest.raises(WorkerKilledError, match="error"):
-            pool.ask("sleep", [0.7])
+            pool.ask("sleep", [PATIENCE])
         assert pool.ask("sleep", [0.01]) is True
 
 
@@ -123,7 +129,7 @@ def test_an_answer_that_needs_more_than_a_gigabyte_dies_alone_as_an_error() -> N
         fine = threads.submit(pool.ask, "sleep", [0.2])
         before = time.monotonic()
         lost = resolve(deferred, pool)
-        assert (lost.verdict, lost.score) == ("error", None) and time.monotonic() - before < 6
+        assert (lost.verdict, lost.score) == ("error", None) and time.monotonic() - before < BOUND
         assert fine.result() is True and pool.ask("allocate", [300]) is True
 
 
@@ -153,11 +159,11 @@ def test_many_threads_may_share_one_pool() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
     assert list(out.values()) == ["correct"] * 6
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600, deadline=20_000)
 @given(st.text(max_size=200), st.text(max_size=40), st.sampled_from(NAMES))
 def test_judge_never_raises(text: str, gold: str, kind: str) -> None:
     for wrapped in (text, f"\\boxed{{{text}}}", f"<think>{text}</think>{text}"):
@@ -175,7 +181,7 @@ LATEX = st.recursive(
         inner.map(lambda t: f"\\sqrt{{{t}}}"), inner.map(lambda t: f"\\{{{t}\\}}")), max_leaves=6)
 
 
-@settings(max_examples=300, deadline=3000)
+@settings(max_examples=300, deadline=20_000)
 @given(LATEX)
 def test_every_answer_equals_itself(answer: str) -> None:
     problem = Problem("p", "", answer)

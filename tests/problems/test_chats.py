@@ -56,7 +56,7 @@ def own(folder, system, problem, completion, hint):
 TEXT = st.text("abcdefgh ", min_size=1, max_size=20).map(lambda text: f"QX{text}XQ says")
 
 
-@settings(max_examples=25, deadline=None,
+@settings(max_examples=25,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXT, TEXT, TEXT, TEXT)
 def test_no_text_of_the_teachers_own_stands_in_any_row_of_the_student(folders, tmp_path, system,

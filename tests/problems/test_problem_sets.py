@@ -188,6 +188,13 @@ def test_an_override_reaches_a_source_and_mistakes_are_one_sentence(files, tmp_p
         load(Experiment, [config])
 
 
+def test_a_source_that_only_repeats_those_before_it_is_named(files, tmp_path):
+    given = tree(files)
+    given["prepare"]["sources"].append({"name": "again", "problems": files["sums"]})
+    with pytest.raises(UserError, match=r"every problem of prepare\.sources\.again .* in sums"):
+        prepare.run(Experiment.model_validate(given), {}, tmp_path / "prepare")
+
+
 def test_one_set_stays_one_line():
     experiment = Experiment.model_validate({"generate": {"teacher": {"type": "solver"}}})
     dumped = experiment.model_dump(mode="json")

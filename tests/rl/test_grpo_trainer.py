@@ -540,7 +540,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
 
     def hanging(completion, problem, *, prompt_opens_thinking=False):
         if "hang" in getattr(completion, "answer", ""):
-            return WorkerTask("sleep", (60,), "4", "math-verify", lambda reply: reply)
+            return WorkerTask("sleep", (600,), "4", "math-verify", lambda reply: reply)
         return real(completion, problem, prompt_opens_thinking=prompt_opens_thinking)
 
     monkeypatch.setattr(rules, "judge_by_rules", hanging)
@@ -553,7 +553,7 @@ def test_a_verdict_that_hangs_costs_its_own_sample_in_a_real_step(tmp_path, monk
         before, started = weights(made), time.monotonic()
         made.train()
     first = made.state.log_history[0]
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 100
     assert first["judge/undecided"] == 0.25 and not torch.equal(before, weights(made))
     assert first["rewards/accuracy/mean"] == pytest.approx(1 / 4)  # abstaining earns nothing
 
@@ -581,4 +581,4 @@ def test_attacks_on_the_judge_neither_hang_nor_stop_a_training_run(tmp_path):
             return scores
 
         trainer(tmp_path, attacked, steps=-(-len(waiting) // 8)).train()
-    assert not waiting and max(took) < 6
+    assert not waiting and max(took) < 30

@@ -31,7 +31,7 @@ def alive(pid):
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def gone(pid, seconds=10):
+def gone(pid, seconds=PATIENCE):
     until = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < until:
         time.sleep(0.05)

@@ -33,13 +33,16 @@ def test_commands_print_json_and_nothing_else(tmp_path, monkeypatch):
     assert not check["ok"] and "nowhere" in check["sentence"]
 
 
-def test_a_ctrl_c_over_which_rust_panics_is_one_sentence(monkeypatch, capsys):
-    class PanicException(BaseException):
-        pass
+class PanicException(BaseException):
+    """Named as Rust's."""
 
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PanicException(
+    "called `Result::unwrap()` on an `Err` value: PyErr { type: <class 'KeyboardInterrupt'>, "
+    "value: KeyboardInterrupt() }")])
+def test_a_ctrl_c_that_typer_does_not_see_is_one_sentence(monkeypatch, capsys, error):
     def stop():
-        raise PanicException("called `Result::unwrap()` on an `Err` value: PyErr { type: <class "
-                             "'KeyboardInterrupt'>, value: KeyboardInterrupt() }")
+        raise error
 
     monkeypatch.setattr(command_line, "app", stop)
     monkeypatch.setattr(command_line.signal, "signal", lambda *given: None)

@@ -124,7 +124,7 @@ def test_nothing_to_train_on_is_one_sentence():
 
 
 @given(st.lists(st.integers(1, 64), max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_best_fit_places_every_row_once_and_never_overfills(lengths):
     blocks = best_fit(lengths, 64)
     assert sorted(i for block in blocks for i in block) == list(range(len(lengths)))

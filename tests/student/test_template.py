@@ -77,7 +77,7 @@ def test_control_tokens_that_a_text_spells_out_are_encoded_as_text(name):
 
 
 @given(st.text(max_size=60), st.text(min_size=1, max_size=60), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_text_whatever_changes_the_control_tokens_of_a_row(problem, thinking, data):
     tokenizer = tokenizer_of(data.draw(st.sampled_from(NAMES)))
     control = set(tokenizer.added_tokens_decoder)

@@ -19,7 +19,7 @@ ASK = [{"role": "user", "content": CORPUS[0]}]
 
 
 @given(st.text(max_size=80))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_survives_the_tokenizer(text):
     if not any(token in text for token in ("<|end|>", "<|pad|>", "<|user|>", "<|assistant|>")):
         assert TOKENIZER.decode(encode(TOKENIZER, text)) == text

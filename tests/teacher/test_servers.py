@@ -20,6 +20,7 @@ from pipeline.teacher import Request, TraceStore, generate
 from pipeline.teacher.ask import running_teacher
 from pipeline.teacher.balancer import LoadBalancer
 from pipeline.teacher.rate_limit import concurrency_limits
+from tests.conftest import PATIENCE
 from tests.fault_server import Answer, FaultServer, completion
 from tests.serving.test_engine_group import gone
 
@@ -118,7 +119,7 @@ def test_both_servers_work_and_are_stopped(log):
     ({"gpu_memory_utilization": 0.6}, 3, "0.2"), ({"gpu_memory_utilization": 0.8}, 1, "0.8"),
     ({}, 1, None), ({"kv_cache_memory_bytes": 1 << 30}, 2, "0.45")])
 def test_memory_is_divided_and_servers_that_measure_it_start_one_by_one(log, options, count, share):
-    with vllm_servers("m", options, count, log=log, timeout=20) as urls:
+    with vllm_servers("m", options, count, log=log, timeout=PATIENCE) as urls:
         assert len(set(urls)) == count
     texts = [log.read_text()] if count == 1 else [said(log, i + 1) for i in range(count)]
     found = [re.findall(r"'--gpu-memory-utilization', '([^']*)'", text) for text in texts]
@@ -127,7 +128,7 @@ def test_memory_is_divided_and_servers_that_measure_it_start_one_by_one(log, opt
 
 def test_the_first_server_ends_where_the_second_does_not_start(log):
     with (pytest.raises(UserError, match="no such kernel"),
-          vllm_servers("m", {"fail_as": 2}, 2, log=log, timeout=20)):
+          vllm_servers("m", {"fail_as": 2}, 2, log=log, timeout=PATIENCE)):
         pass
     assert all(gone(pid) for pid in pids(log))
 
