@@ -49,9 +49,10 @@ class Endpoint(FaultServer):
         self.answered, self.ended, self.in_flight_at_deaths = {}, [], 0
 
     async def _answer(self, writer, call):
-        more = await super()._answer(writer, call)
-        self.answered[writer] = time.monotonic()
-        return more
+        try:
+            return await super()._answer(writer, call)
+        finally:
+            self.answered[writer] = time.monotonic()
 
     async def _serve(self, reader, writer):
         await super()._serve(reader, writer)
