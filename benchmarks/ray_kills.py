@@ -56,7 +56,8 @@ class Endpoint(FaultServer):
 
     async def _serve(self, reader, writer):
         await super()._serve(reader, writer)
-        if time.monotonic() - self.answered.pop(writer, 0.0) < MOMENT:
+        unread = reader.exception() is not None      # reset, since an answer lay there
+        if time.monotonic() - self.answered.pop(writer, 0.0) < MOMENT or unread:
             self.ended.append(time.monotonic())
 
     def count_unread(self):
