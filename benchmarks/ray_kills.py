@@ -10,7 +10,6 @@ it. The endpoint counts what it billed.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from benchmarks.record import Record
 from pipeline.teacher.store import TraceStore
 from tests.cluster import ray_run
 from tests.cluster.ray_nodes_here import (
@@ -34,8 +34,40 @@ from tests.cluster.ray_nodes_here import (
 from tests.fault_server import Answer, FaultServer, completion
 
 DELAY, CONCURRENCY = 1.0, 8
+MOMENT = 0.25
+"""Seconds from an answer until it is stored, at most, on a busy machine."""
 TOKENS, USD = 80, 0.08
 """Of an answer, and what it costs."""
+
+
+class Endpoint(FaultServer):
+    """Counts the requests that were in flight when who asked was killed: whose connection ends
+    before the answer, or so soon after it that it may not have been stored."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.answered, self.ended, self.in_flight_at_deaths = {}, [], 0
+
+    async def _answer(self, writer, call):
+        try:
+            return await super()._answer(writer, call)
+        finally:
+            self.answered[writer] = time.monotonic()
+
+    async def _serve(self, reader, writer):
+        await super()._serve(reader, writer)
+        unread = reader.exception() is not None      # reset, since an answer lay there
+        if time.monotonic() - self.answered.pop(writer, 0.0) < MOMENT or unread:
+            self.ended.append(time.monotonic())
+
+    def count_unread(self):
+        """Count those of a run that ended; after its last question the connections end by it."""
+        last = self.calls[-1].time
+        self.in_flight_at_deaths += sum(when < last for when in self.ended)
+        self.ended.clear()
+
+    def idle(self):
+        return not self.calls or time.monotonic() - self.calls[-1].time > DELAY
 
 
 class Killer:
@@ -45,8 +77,6 @@ class Killer:
         self.cluster, self.folder, self.count, self.more = cluster, folder, count, list(more)
         self.random, self.kills = random.Random(seed), []
         self.driver, self.server = None, None
-        self.in_flight = 0
-        """Requests that the endpoint had not answered when who asked was killed, at most."""
 
     def start(self):
         self.driver = subprocess.Popen([
@@ -55,8 +85,10 @@ class Killer:
             stdout=(self.folder / "driver.log").open("ab"), stderr=subprocess.STDOUT)
 
     def alive(self):
-        """Processes of stand-ins that were asked in the last second, or all that ask."""
+        """Processes of stand-ins that were asked in the last second, or all that ask then."""
         if self.more:
+            if self.server.idle():
+                return []
             raylets = [node.all_processes["raylet"][0].process.pid
                        for node in self.cluster.list_all_nodes()]
             listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True,
@@ -71,10 +103,6 @@ class Killer:
         pids = self.alive()
         if not pids or (what == "node" and not self.cluster.worker_nodes):
             return
-        if self.server is not None:
-            now = time.monotonic()
-            waiting = sum(now - call.time < DELAY for call in self.server.calls[-200:])
-            self.in_flight += waiting if what == "driver" else min(waiting, CONCURRENCY)
         if what == "driver":
             self.driver.kill()
             self.driver.wait()
@@ -95,16 +123,18 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ceiling", action="store_true")
+    parser.add_argument("--into", help="the part of results/ray.json to write")
     given = parser.parse_args()
+    record = Record("ray.json", given.into)
     folder = Path(tempfile.mkdtemp(prefix="ray-kills-"))
     began = time.time()
     with ray_cluster(3, vllm_stand_in(folder, DELAY), num_gpus=1) as cluster:
         killer = Killer(cluster, folder, given.requests, given.seed)
         found = below_a_ceiling(killer, given) if given.ceiling else {
             "exit_code": until_the_end(killer, given.kills), **counts(folder, given.requests)}
-        print(json.dumps({"requests": given.requests, "kills": len(killer.kills),
-                          **{what: killer.kills.count(what) for what in set(killer.kills)}, **found,
-                          "seconds": round(time.time() - began)}, indent=1))
+        record.write({"requests": given.requests, "kills": len(killer.kills),
+                      **{what: killer.kills.count(what) for what in sorted(set(killer.kills))},
+                      **found, "seconds": round(time.time() - began)})
 
 
 def until_the_end(killer, kills):
@@ -120,12 +150,13 @@ def below_a_ceiling(killer, given):
     """What was billed under each of two ceilings, and what is stored in the end."""
     (store := killer.folder / "store").mkdir()
     (store / "prices.yaml").write_text("m: {input: 0, output: 1000}\n")
-    server = FaultServer(lambda call: Answer(completion("42", usage=(10, TOKENS)), delay=DELAY))
+    server = Endpoint(lambda call: Answer(completion("42", usage=(10, TOKENS)), delay=DELAY))
     killer.server, out = server, {"codes": [], "max_usd": [], "billed_usd": []}
     with server.running() as url:
         for part, kills in ((0.9, given.kills * 9 // 10), (3, given.kills)):
             killer.more = [url, str(round(part * given.requests * USD))]
             out["codes"].append(until_the_end(killer, kills))
+            server.count_unread()
             out["max_usd"].append(float(killer.more[1]))
             out["billed_usd"].append(round(USD * len(server.calls), 2))
     rows = TraceStore(store)
@@ -133,7 +164,7 @@ def below_a_ceiling(killer, given):
     found = len(rows.collect(requests, ray_run.REMOTE, ray_run.SAMPLING))
     return {**out, "lost": given.requests - found, "stored_twice": len(rows._index("key")) - found,
             "asked_again": len(server.calls) - given.requests,
-            "in_flight_at_deaths": killer.in_flight,
+            "in_flight_at_deaths": server.in_flight_at_deaths,
             "passed": any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))}
 
 

@@ -1,11 +1,10 @@
 """Three nodes of a Ray cluster against one: time to ask, memory of the driver, verdicts a second.
 
 The endpoint answers after a fixed delay, so that not the processor is measured. Prints one JSON
-object: `python -m benchmarks.ray_speed`.
+object: `python -m benchmarks.ray_speed [--into PART]`.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -16,6 +15,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.record import Record
 from benchmarks.trace_store import ROW
 from pipeline.cluster.judging import ClusterPool
 from pipeline.config.experiment import RayCluster
@@ -140,8 +140,9 @@ def main():
     parser.add_argument("--every", type=int, default=6)
     parser.add_argument("--known", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--only", choices=("asking", "judging", "memory"))
+    parser.add_argument("--into", help="the part of results/ray.json to write")
     given = parser.parse_args()
-    out = {}
+    record, out = Record("ray.json", given.into), {}
     if given.only in (None, "asking"):
         three, one = (asking(nodes, given.requests) for nodes in (3, 1))
         out |= {"requests": given.requests, "seconds_three": three[0], "seconds_one": one[0],
@@ -152,7 +153,7 @@ def main():
                 **judging(given.verdicts, given.sleep, given.slice, given.every)}
     if given.only in (None, "memory"):
         out["memory"] = [memory(known) for known in given.known]
-    print(json.dumps(out, indent=1))
+    record.write(out)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,8 @@ class Leases:
         self._state = threading.RLock()          # of what is known, never held while that lasts
         self._taken_as = self.heartbeat.id
         self._news: dict[str, Any] = {}
+        self._owes = False
+        """Whether the log says what was spent for nothing: then it stays."""
         self._alone: Callable[[], Any] | None = None       # gives up being the only one
         self._position, self._synced = 0, clock()
         self._load()
@@ -77,7 +79,7 @@ class Leases:
                 self.release(list(self.held))
                 if not self.is_lost():
                     self._flush()
-                    if not self.heartbeat.others():
+                    if not (self._owes or self.heartbeat.others()):
                         self._remove_before(self._position)
         finally:
             self.heartbeat.stop()
@@ -142,6 +144,7 @@ class Leases:
         costs = names if isinstance(names, Mapping) else dict.fromkeys(names, 0.0)
         with self._state:
             for name in list(filter(self.is_mine, costs)):
+                self._owes |= costs[name] > 0
                 del self.held[name]
                 self._news.setdefault("free", {})[name] = costs[name]
 
@@ -287,24 +290,29 @@ class Leases:
         if "held" in record:
             self.held = {name: Lease(*lease) for name, lease in record["held"].items()}
             for name, usd in record.get("forfeited", {}).items():
-                self.forfeited[name] = max(usd, self.forfeited.get(name, 0.0))
+                self._forfeit(name, max(usd - self.forfeited.get(name, 0.0), 0.0))
         for name, ended in record.get("found", {}).items():
             if self.held.pop(name, None):
                 self.ended[name] = Ended(*ended)
         if dead := record.get("dead"):
             self.heartbeat.lost |= self.heartbeat.id in dead
             for name in [name for name, lease in self.held.items() if lease.by in dead]:
-                self.forfeited[name] = self.forfeited.get(name, 0.0) + self.held.pop(name).usd
+                self._forfeit(name, self.held.pop(name).usd)
         for name, usd in record.get("free", {}).items():
             if name in self.held and self.held[name].by == by:
                 del self.held[name]
-            if by != self._taken_as and usd:
-                self.forfeited[name] = self.forfeited.get(name, 0.0) + usd
+            if by != self._taken_as:
+                self._forfeit(name, usd)
         for name, ended in record.get("end", {}).items():
             self.held.pop(name, None)
             if by != self._taken_as:
                 self.ended[name] = Ended(*ended)
         self.held.update({name: Lease(by, usd) for name, usd in record.get("take", {}).items()})
+
+    def _forfeit(self, name: str, usd: float) -> None:
+        if usd:
+            self._owes = True
+            self.forfeited[name] = self.forfeited.get(name, 0.0) + usd
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())

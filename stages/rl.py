@@ -214,8 +214,8 @@ def _check_overlap(experiment: Experiment) -> None:
                         "rl.trainer.use_vllm=true and runtime.engines=2 or more")
     processes = int(runtime.launch.get("num_processes") or machines(runtime.launch))
     if config.server is not None and processes > 1:
-        raise UserError("rl.overlap with rl.server works with one training process; set "
-                        "runtime.launch.num_processes=1, or use runtime.engines")
+        raise UserError("rl.overlap with rl.server works with one training process; train in one "
+                        "(runtime.launch.num_processes=1 on this machine), or use runtime.engines")
     if config.dynamic_sampling:
         raise UserError("rl.dynamic_sampling waits for each generation, which rl.overlap samples "
                         "ahead; remove one of them")

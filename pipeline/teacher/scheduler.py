@@ -53,7 +53,9 @@ def generate(requests: Sequence[Request], *, teacher: Teacher, sampling: Samplin
         if missing:
             display = Display(outcome, on_progress)
             run = Scheduler(missing, teacher, sampling, runtime, store, leases, display)
-            run.budget.resume(store.spent(requests, teacher, sampling) if runtime.max_usd else 0.0)
+            if runtime.max_usd:
+                run.budget.resume(store.spent(requests, teacher, sampling))
+                run.queue.count_lost(requests, run.keys)
             asyncio.run(run.main())
             outcome.unsure_usd = run.budget.unsure_usd()
             outcome.seconds = time.monotonic() - display.began

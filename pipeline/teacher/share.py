@@ -11,7 +11,7 @@ from itertools import islice
 
 from pipeline.leases import Ended, Leases
 from pipeline.teacher.budget import Budget
-from pipeline.teacher.request import Job, RequestQueue, consecutive
+from pipeline.teacher.request import Job, Keys, Request, RequestQueue, consecutive
 
 FEWEST, MOST = 8, 512
 """Jobs leased at once: so many that a lease is taken about once a second, lest a shared file system
@@ -96,6 +96,14 @@ class SharedQueue(RequestQueue):
             return True
         await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted))
         return all(self._reserved(name) >= wanted[name] for name in wanted)
+
+    def count_lost(self, requests: Iterable[Request], keys: Keys) -> None:
+        """Count too what those of `requests` may have cost that were in flight when who asked died,
+        and that another has asked again and stored since: they are missing no more."""
+        self.leases.take(())             # reads what has come since the store was looked at
+        if self.leases.forfeited:
+            names = (f"{keys.digest(one.messages).hex()}:{one.sample}" for one in requests)
+            self._names.update(filter(self.leases.forfeited.__contains__, names))
 
     async def count_others(self) -> None:
         """Read what others spent and hold, and free what the dead held."""

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import tiny_rl
 import tiny_sft
+import yaml
 
 from pipeline.cluster import ray_launch, train_node
 from pipeline.cluster.ray_nodes import code_digest
@@ -28,7 +29,7 @@ from pipeline.train import launch
 from stages import rl
 from tests.cluster import accelerate_stand_in
 from tests.cluster.ray_nodes_here import ray_cluster
-from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs, sft_jobs
+from tests.cluster.test_two_nodes import REWARDED, SHARDED, assert_same, rl_jobs, sft_jobs
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(
@@ -213,11 +214,22 @@ def test_rl_trains_on_the_nodes_with_engines_that_they_reach(tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_sft_that_lost_a_node_has_the_losses_of_one_process(tmp_path, capfd):
+@pytest.mark.parametrize("overlay", ["", "fsdp2", pytest.param("zero2", marks=pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="needs DeepSpeed: pip install deepspeed"))])
+def test_sft_that_lost_a_node_has_the_losses_of_one_process(tmp_path, monkeypatch, capfd, overlay):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    Path("sharded.py").write_text(SHARDED)
+    given = yaml.safe_load((ROOT / f"configs/{overlay}.yaml").read_text())["runtime"]["launch"] \
+        if overlay else {}
+    options = {**given, **TWO, "num_processes": 2, "mixed_precision": "no"}
+    module, gpus = ("sharded", 1) if overlay == "fsdp2" else ("pipeline.sft.trainer", 0)
     alone, two = sft_jobs(tmp_path, epochs=30)
     sft.train(alone)
-    with ray_cluster(3) as cluster, once_whole(two, 4, lambda: crash(cluster, two)):
-        counts = trained(cluster, two)
+    with ray_cluster(3, num_gpus=gpus) as cluster, \
+            once_whole(two, 4, lambda: crash(cluster, two)):
+        counts = trained(cluster, two, options, module)
     assert (counts["steps"], counts["processes"]) == (60, 2)
     assert "going on from checkpoint-" in capfd.readouterr().err
     assert_same(alone.out, two.out, 60)

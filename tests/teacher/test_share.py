@@ -1,12 +1,13 @@
-"""Processes that share requests by leases: none is left idle while another has many waiting."""
+"""Processes that share requests by leases: evenly, and below one ceiling."""
 
 import asyncio
+import os
 from contextlib import ExitStack
 
 from pipeline.config.teacher import OpenAITeacher, Sampling
 from pipeline.leases import Leases
-from pipeline.teacher.budget import Budget
-from pipeline.teacher.request import Job
+from pipeline.teacher.budget import Budget, Price
+from pipeline.teacher.request import Job, Keys, Request
 from pipeline.teacher.share import SharedQueue
 
 COUNT, PROCESSES = 120, 3
@@ -33,3 +34,22 @@ def test_the_last_requests_are_divided_evenly(tmp_path):
                   for _ in range(PROCESSES)]
         taken = asyncio.run(dealt(queues))
     assert sum(taken) == COUNT and max(taken) - min(taken) <= 6, taken
+
+
+def test_what_the_dead_may_have_cost_counts_though_another_stored_it_since(tmp_path):
+    teacher, sampling = OpenAITeacher(model="m"), Sampling(max_tokens=10)
+    keys, one = Keys(teacher, sampling), Request("p", 0, [{"role": "user", "content": "1 + 1"}])
+    name = f"{keys.of(one.messages)}:0"
+    if (child := os.fork()) == 0:
+        Leases(tmp_path).take({name: 0.5})
+        os._exit(0)
+    os.waitpid(child, 0)
+    with Leases(tmp_path) as other:
+        assert other.take({name: 0.5}) == {name}
+        other.end(name, stored=True, usd=0.25)
+    budget = Budget(Price(output=1.0), 2.0, teacher, sampling)
+    with Leases(tmp_path) as leases:     # its log stays, though nobody was left
+        queue = SharedQueue([], leases, budget)
+        queue.count_lost([Request("q", 0, []), one], keys)
+        asyncio.run(queue.count_others())
+    assert budget.others == 0.5 and not budget.allows(1.75) and budget.allows(1.5)
