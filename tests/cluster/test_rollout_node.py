@@ -27,6 +27,7 @@ from tests.cluster.ray_nodes_here import NODE, environment, of_nodes, ray_cluste
 from tests.cluster.test_ray_training import TWO, experiment, once_whole, started, until
 from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs
 from tests.conftest import ROOT
+from tests.serving.test_engine_group import gone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(
     find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")]
@@ -53,9 +54,9 @@ def job(tmp_path, monkeypatch):
                  judge_workers=1, out=tmp_path)
 
 
-def trained(cluster, job, **options):
+def trained(cluster, job, patience=600, **options):
     return launch.launch(job, "pipeline.rl.phases", TWO,
-                         cluster=RayCluster(address=cluster.address),
+                         cluster=RayCluster(address=cluster.address, patience=patience),
                          server=RolloutServer(job.model, options, job.at))
 
 
@@ -93,7 +94,7 @@ def test_a_lost_server_is_started_anew_and_ends_with_training(cluster, connectio
         assert trained(cluster, job, max_model_len=64) == {"steps": accelerate_stand_in.STEPS}
     until_free(connection)
     (one, words, _), (other, _, _) = servers
-    assert one != other and not psutil.pid_exists(other)
+    assert one != other and gone(other)
     assert words[:2] == ["serve", "some/model"] and words[6:] == [
         "--dtype", "bfloat16", "--max-model-len", "64", "--weight-transfer-config",
         '{"backend": "nccl"}', "--logprobs-mode", "processed_logprobs"]
@@ -114,7 +115,7 @@ def test_a_stop_ends_the_server(cluster, connection, bin_folder, job):
     with once_whole(job, 2, stop), pytest.raises(StoppedError, match="after step 2"):
         trained(cluster, job)
     until_free(connection)
-    assert not psutil.pid_exists(servers[0][0])
+    assert gone(servers[0][0])
 
 
 def test_a_server_may_lie_on_several_nodes(cluster, connection, bin_folder, job):
@@ -124,7 +125,7 @@ def test_a_server_may_lie_on_several_nodes(cluster, connection, bin_folder, job)
     [start] = bin_folder.glob("*.start")
     words, places = json.loads(start.read_text())
     assert words[words.index("--distributed-executor-backend") + 1] == "ray"
-    assert len({node for _, node in places}) == 2 and not psutil.pid_exists(int(start.stem))
+    assert len({node for _, node in places}) == 2 and gone(int(start.stem))
 
 
 def test_what_cannot_serve_is_refused_in_one_sentence(cluster, connection, bin_folder, job):
@@ -133,6 +134,13 @@ def test_what_cannot_serve_is_refused_in_one_sentence(cluster, connection, bin_f
         trained(cluster, job, tensor_parallel_size=5)
     with pytest.raises(UserError, match=r"ended with code 1 before .*vllm\.log:\nno such model"):
         trained(cluster, job, fail=True)
+    until_free(connection)
+    others = connection.util.placement_group([{"GPU": 1}] * 3, strategy="STRICT_SPREAD")
+    connection.get(others.ready())
+    with pytest.raises(UserError, match=r"wants 2 GPU\(s\) beside 2 on each of 2 machines, and the "
+                                        r"cluster has 6, not all of them free, after 0 s"):
+        trained(cluster, job, patience=0, tensor_parallel_size=2)
+    connection.util.remove_placement_group(others)
     until_free(connection)
 
 
