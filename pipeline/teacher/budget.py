@@ -113,8 +113,11 @@ class Budget:
 
     def stop_reason(self) -> str:
         """Why the next request is not sent."""
-        before = f" (earlier runs spent ${self.before:,.2f})" if self.before else ""
-        return f"the next request might exceed max_usd {self.max_usd:g}{before}"
+        counted = {"earlier runs spent": self.before, "others have spent, may still spend, or may "
+                   "have spent when they were killed": self.others}
+        said = "; ".join(f"{what} ${usd:,.2f}" for what, usd in counted.items() if usd)
+        return f"the next request might exceed max_usd {self.max_usd:g}" + (
+            f" ({said})" if said else "")
 
     def worst(self, job: Job) -> float:
         """Upper bound in dollars of one attempt at `job`; infinite without max_tokens."""

@@ -53,3 +53,4 @@ def test_what_the_dead_may_have_cost_counts_though_another_stored_it_since(tmp_p
         queue.count_lost([Request("q", 0, []), one], keys)
         asyncio.run(queue.count_others())
     assert budget.others == 0.5 and not budget.allows(1.75) and budget.allows(1.5)
+    assert budget.stop_reason().endswith("when they were killed $0.50)")
