@@ -95,6 +95,7 @@ class Scheduler:
         self.limiter = AdaptiveLimiter(*limits, runtime.rpm, runtime.tpm)
         self.tasks: set[asyncio.Task[None]] = set()
         self.task_ended = asyncio.Event()
+        """Set if an attempt has ended since the budget was looked at: that frees some of it."""
         self.fatal_error: BaseException | None = None
         self.typical_tokens = 500.0     # of an answer, learnt as they come
 
@@ -123,6 +124,7 @@ class Scheduler:
             if self.failures.give_up_reason is not None:     # an answer in flight resets it
                 await self._wait_or_stop(self.failures.give_up_reason)
                 continue
+            self.task_ended.clear()
             job = await self.queue.take_leased(self.failures.failed)
             if job is None and not await self._more_comes():
                 return None
@@ -158,6 +160,11 @@ class Scheduler:
         self.failures.record_elsewhere(job.key, 1)
         self.display.show(1, self.limiter.in_flight)
 
+    async def _fits(self, job: Job, worst: float) -> bool:
+        """Whether the budget has `worst` dollars for the job; they are reserved in its lease."""
+        self.task_ended.clear()
+        return self.budget.fits(worst) and await self.queue.reserve(job, worst)
+
     async def _wait_for_budget(self) -> bool:
         """Wait until an attempt ends, here or elsewhere; else end the run."""
         held = self.queue.others_hold       # when the next request was more than what was left
@@ -166,7 +173,7 @@ class Scheduler:
             await self._task_ends()
         elif self.queue.others_hold:
             await asyncio.sleep(LOOK_SECONDS)
-        elif not held:                      # else they gave it back meanwhile
+        elif not (held or self.task_ended.is_set()):        # else it was given back meanwhile
             self.outcome.stopped = self.budget.stop_reason()
         return self.outcome.stopped is None
 
@@ -182,7 +189,7 @@ class Scheduler:
     async def _start(self, job: Job) -> None:
         """Reserve budget and a slot for the job, then run it as a task."""
         worst = self.budget.worst(job)
-        while not (self.budget.fits(worst) and await self.queue.reserve(job, worst)):
+        while not await self._fits(job, worst):
             if not await self._wait_for_budget():
                 return
         self.budget.reserved += worst

@@ -67,8 +67,11 @@ class SharedQueue(RequestQueue):
         """How many of `queue` to lease: towards the end 1 / `parts` of what is free for each that
         asks, lest others stand idle while requests wait for a slot here (guided self-scheduling).
         """
-        holders = {lease.by for lease in list(self.leases.held.values())}
-        parts *= len(holders | {self.leases.heartbeat.id})
+        asking = {lease.by for lease in list(self.leases.held.values())} | {
+            self.leases.heartbeat.id}
+        if len(asking) == 1 and not self.leases.ended:
+            return self._size            # no other process has asked for anything
+        parts *= len(asking)
         if len(queue) >= 2 * parts * self._size:
             return self._size
         return min(self._size, sum(map(self._is_free, queue)) // parts)

@@ -34,6 +34,7 @@ from pipeline.judge import Problem
 from pipeline.teacher import Request, TraceStore, generate, scheduler
 from pipeline.teacher.accept_rate import AcceptRate
 from pipeline.teacher.request import canonical_json
+from pipeline.teacher.share import SharedQueue
 from pipeline.teacher.solver import serve
 from stages.generate import summary
 from tests.conftest import PATIENCE
@@ -405,6 +406,18 @@ def test_a_ceiling_counts_what_earlier_runs_of_the_same_command_spent(tmp_path):
     assert f"(earlier runs spent ${spent:.2f})" in again.stopped
     more, total, _ = budgeted(tmp_path, script, max_usd=0.02)
     assert 0.018 < total <= 0.02 and more.cost_usd == pytest.approx(total - spent)
+
+
+def test_what_an_answer_frees_of_a_ceiling_while_it_is_counted_is_spent(tmp_path, monkeypatch):
+    count_others = SharedQueue.count_others
+
+    async def slowly_counted(queue):
+        await asyncio.sleep(0.1)
+        await count_others(queue)
+
+    monkeypatch.setattr(SharedQueue, "count_others", slowly_counted)
+    _, spent, calls = budgeted(tmp_path, lambda call: Answer(completion("42", usage=(10, 90))))
+    assert len(calls) == 10 and spent == pytest.approx(10 * 0.00091)
 
 
 def test_the_share_that_the_judge_accepts_is_shown_while_traces_come(tmp_path):
