@@ -84,8 +84,9 @@ class Workers:
         left, waiting, tries = enumerate(parts), deque[tuple[int, Any]](), Counter[int]()
         running: dict[Any, tuple[Any, int, Any]] = {}
         shared, self.seen = self.ray.put(work), time.monotonic()
-        for actor in self.idle:
-            self.starting[actor.begin.remote(shared, code_digest())] = actor
+        # Those that have not begun the work before this one begin this after it.
+        self.starting = {actor.begin.remote(shared, code_digest()): actor
+                         for actor in [*self.idle, *self.starting.values()]}
         self.idle = []
         try:
             while True:

@@ -23,6 +23,28 @@ class Held:
         return number * number
 
 
+class Late:
+    """Makes -1 of a number, and is taken up late by all processes but the first."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(3)
+
+    def __call__(self, number):
+        return -1
+
+
+def slowly_squared(number):
+    time.sleep(0.3)
+    return number * number
+
+
 def pid_of(part):
     return os.getpid()
 

@@ -23,7 +23,7 @@ from pipeline.curate.select import summarise
 from pipeline.errors import UserError
 from pipeline.evaluate import drawing
 from stages import evaluate, logits
-from tests.cluster.part_work import Held, die, pid_of, refuse
+from tests.cluster.part_work import Held, Late, die, pid_of, refuse, slowly_squared
 from tests.cluster.ray_nodes_here import one_more
 from tests.conftest import ROOT
 from tests.curate.test_select import judged, trace
@@ -64,6 +64,12 @@ def test_blocks_share_their_processes_and_errors_are_the_works_own(address):
             list(crew.run(refuse, range(8)))
         assert len(list(crew.run(pid_of, range(4)))) == 4
     assert not parts._open
+
+
+def test_processes_that_come_late_to_one_work_do_the_next(address, tmp_path):
+    with workers(RayCluster(address=address)) as crew:
+        assert dict(crew.run(Late(tmp_path), range(4))) == dict.fromkeys(range(4), -1)
+        assert dict(crew.run(slowly_squared, range(30))) == {n: n * n for n in range(30)}
 
 
 def test_work_that_ends_every_process_ends_the_run_with_one_sentence(address, monkeypatch):
