@@ -10,8 +10,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 class Record:
-    """The part `name` of results/FILE; begun before the measuring, since load is told of both ends.
-    """
+    """The part `name` of results/FILE. It notes the load when it is made and after."""
 
     def __init__(self, file, name):
         self.path, self.name, self.load = RESULTS / file, name, os.getloadavg()[0]

@@ -251,8 +251,7 @@ def _ask_teacher(experiment: Experiment, model: Compared,
     samples = samples_of(experiment.evaluate.benchmarks, experiment.evaluate.samples)
     for benchmark, these in asked.items():
         frames: list[Any] = []
-        ask_teacher(experiment, RequestTable.of(these, samples[benchmark]),
-                    frames.append)
+        ask_teacher(experiment, RequestTable.of(these, samples[benchmark]), frames.append)
         yield benchmark, [(row["problem_id"], row["sample"], as_completion(row),
                            row["completion_tokens"], row["cost_usd"])
                           for traces in frames for row in traces.iter_rows(named=True)]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 PATIENCE = 200
 """Seconds that a test waits for a process, however busy the machine is, before it fails."""
+
+
+def until(condition, seconds=PATIENCE):
+    """Wait until `condition` holds; fails if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
 
 # The same examples every time, however busy the machine: a failure is never luck.
 settings.register_profile("same", deadline=None, derandomize=True,

@@ -33,7 +33,7 @@ OVER_NODES = ""
 
 @dataclass(frozen=True)
 class RolloutServer:
-    """A server for every attempt at a training."""
+    """What serves in each attempt at a training."""
 
     model: str
     options: Mapping[str, Any]

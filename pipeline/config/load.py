@@ -261,8 +261,9 @@ def explain(error: ValidationError, model: type[BaseModel],
         hint = f"; did you mean {close[0]!r}?" if close else "; `limbeck config` lists every key"
         return f"unknown config key {key!r}{where}{hint}"
     if first["type"] == "missing":
-        if location[0] == "steps" and origin_of(location[:2], layers).startswith(COMMAND_LINE):
-            return _no_such_step(location[1], layers)
+        of_files = [layer for layer in layers if not layer[0].startswith(COMMAND_LINE)]
+        if location[0] == "steps" and origin_of(location[:2], of_files) == "default":
+            return _no_such_step(location[1], [tree for _, tree in of_files])
         return f"config key {key!r} is not set; give {key}=... or a config file that does (-c)"
     if first["type"] == "union_tag_not_found":
         return f"config key {key!r}{where} names no type; give {key}.type=..."
@@ -276,10 +277,10 @@ def explain(error: ValidationError, model: type[BaseModel],
     return f"config key {key!r}{where}: {said}, not {first['input']!r}"
 
 
-def _no_such_step(name: str, layers: Sequence[tuple[str, dict]]) -> str:
-    """What is wrong with a step that overrides alone name, and do not make."""
-    tree: dict = reduce(merge, (layer for _, layer in layers), {})
-    known = [step for step, part in tree["steps"].items() if step != name and "goal" in part]
+def _no_such_step(name: str, files: Sequence[dict]) -> str:
+    """Say that no config file has the step that an override names, and which steps there are."""
+    tree: dict[str, Any] = reduce(merge, files, {})
+    known = tree.get("steps") or {}
     there = f"there are {', '.join(known)}" if known else "there are none"
     return (f"no config file has the step {name!r} (named on the {COMMAND_LINE}); {there}, and a "
             f"new one needs steps.{name}.goal=...")

@@ -192,8 +192,8 @@ class RlConfig(Config):
     it. The loss's ratio corrects for that (by TRL's importance sampling, if that is on)."""
     server: dict[str, Any] | None = None
     """Options of `vllm serve` under its own names: a server on GPUs of its own samples the
-    completions and gets the new weights every step. Where nodes of a cluster train it lies on GPUs
-    that they leave, as many as its tensor_parallel_size and the like say."""
+    completions and gets the new weights every step. If nodes of a cluster train, it gets GPUs that
+    training does not use, as many as its tensor_parallel_size and the like say."""
     server_gpus: str = Field(default="", coerce_numbers_to_str=True)
     """GPUs of that server in the form of CUDA_VISIBLE_DEVICES, for example 1 or 2,3; unset on a
     cluster."""

@@ -36,7 +36,7 @@ def teacher_chats(config: GenerateConfig, rows: Iterable[Mapping[str, Any]]) -> 
 
 
 def teacher_chat(config: GenerateConfig, problems: pl.DataFrame) -> Callable[[int], Chat]:
-    """What gives the chat of teacher_chats for the problem at a position, formed at each call."""
+    """Return a function that forms the chat of teacher_chats for the problem at a position."""
     before = teacher_preface(config)
     return lambda at: [*before, *_hinted(config, problems.row(at, named=True))]
 

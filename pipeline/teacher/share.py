@@ -101,8 +101,10 @@ class SharedQueue(RequestQueue):
         return all(self._reserved(name) >= wanted[name] for name in wanted)
 
     def count_lost(self, requests: Iterable[Request], keys: Keys) -> None:
-        """Count too what those of `requests` may have cost that were in flight when who asked died,
-        and that another has asked again and stored since: they are missing no more."""
+        """Count what dead processes may have spent on those of `requests` that are stored since.
+
+        These are missing no more, so that the queue does not hold their names.
+        """
         self.leases.take(())             # reads what has come since the store was looked at
         if self.leases.forfeited:
             names = (f"{keys.digest(one.messages).hex()}:{one.sample}" for one in requests)

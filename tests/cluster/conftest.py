@@ -28,7 +28,7 @@ def cluster(stand_in_folder):
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(cluster):
     return cluster.address
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,7 +29,7 @@ from stages import rl
 from tests.cluster import accelerate_stand_in
 from tests.cluster.ray_nodes_here import ray_cluster
 from tests.cluster.test_two_nodes import REWARDED, SHARDED, assert_same, rl_jobs, sft_jobs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(
     find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")]
@@ -61,18 +60,11 @@ def trained(cluster, job, options=TWO, module="pipeline.sft.trainer", **settings
                          cluster=RayCluster(address=cluster.address, **settings))
 
 
-def until(condition):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @contextmanager
 def once_whole(job, step, act):
     """Call `act` in a thread once `job` has saved `step`; its failure is the test's."""
     def wait():
-        until((job.out / f"checkpoints/checkpoint-{step}/whole.json").is_file)
+        until((job.out / f"checkpoints/checkpoint-{step}/whole.json").is_file, 300)
         act()
 
     def ended(future):

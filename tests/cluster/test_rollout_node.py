@@ -14,7 +14,6 @@ import tiny_rl
 import tiny_sft
 
 from pipeline.cluster import ray_launch
-from pipeline.cluster.ray_nodes import connected
 from pipeline.cluster.rollout_node import OVER_NODES, RolloutServer, left_to_train
 from pipeline.config.experiment import RayCluster
 from pipeline.config.rl import RlConfig, RlJob
@@ -24,9 +23,9 @@ from pipeline.train import launch
 from stages import rl
 from tests.cluster import accelerate_stand_in, trl_stand_in
 from tests.cluster.ray_nodes_here import NODE, environment, of_nodes, ray_cluster
-from tests.cluster.test_ray_training import TWO, experiment, once_whole, started, until
+from tests.cluster.test_ray_training import TWO, experiment, once_whole, started
 from tests.cluster.test_two_nodes import REWARDED, assert_same, rl_jobs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, until
 from tests.serving.test_engine_group import gone
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.skipif(
@@ -38,12 +37,6 @@ def cluster(stand_in_folder):
     """Three nodes with two GPUs each, as far as Ray knows; nothing runs there yet."""
     with ray_cluster(3, stand_in_folder, num_gpus=2) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def connection(cluster):
-    with connected(RayCluster(address=cluster.address)) as ray:
-        yield ray
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.train import launch
 from stages.__main__ import app
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 # A few minutes: preemption comes up to a minute late, and scores shall not all be zero.
@@ -109,13 +108,6 @@ def test_without_sbatch_submit_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="not on this machine's path"):
         slurm.submit("", {}, "x", tmp_path, "limbeck all")
-
-
-def until(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("state", "asked"), [("7 RUNNING", ["requeue 7"]), ("7 CANCELLED", [])])

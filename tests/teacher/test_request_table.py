@@ -1,4 +1,4 @@
-"""Requests as columns: the same as a list of them, of which no more than the missing are formed."""
+"""A RequestTable equals the list of its requests, and forms only those that are missing."""
 
 from collections import Counter
 
