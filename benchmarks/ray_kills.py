@@ -34,37 +34,48 @@ from tests.cluster.ray_nodes_here import (
 from tests.fault_server import Answer, FaultServer, completion
 
 DELAY, CONCURRENCY = 1.0, 8
-MOMENT = 0.25
-"""Seconds from an answer until it is stored, at most, on a busy machine."""
 TOKENS, USD = 80, 0.08
 """Of an answer, and what it costs."""
 
 
 class Endpoint(FaultServer):
-    """Counts the requests that were in flight when who asked was killed: whose connection ends
-    before the answer, or so soon after it that it may not have been stored."""
+    """Knows of each request when it was answered, and when its connection ended."""
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.answered, self.ended, self.in_flight_at_deaths = {}, [], 0
+        self.answered, self.writers, self.ended = {}, {}, {}
 
     async def _answer(self, writer, call):
-        try:
-            return await super()._answer(writer, call)
-        finally:
-            self.answered[writer] = time.monotonic()
+        self.writers[call.number] = writer
+        goes_on = await super()._answer(writer, call)
+        self.answered[call.number] = time.monotonic()
+        return goes_on
 
     async def _serve(self, reader, writer):
         await super()._serve(reader, writer)
-        unread = reader.exception() is not None      # reset, since an answer lay there
-        if time.monotonic() - self.answered.pop(writer, 0.0) < MOMENT or unread:
-            self.ended.append(time.monotonic())
+        self.ended[writer] = time.monotonic(), reader.exception() is not None
 
-    def count_unread(self):
-        """Count those of a run that ended; after its last question the connections end by it."""
-        last = self.calls[-1].time
-        self.in_flight_at_deaths += sum(when < last for when in self.ended)
-        self.ended.clear()
+    def asked_again(self):
+        """How many requests were asked again, and of how many of these who had asked was killed:
+        before the answer, or before it was read, or so many seconds after it."""
+        first, again = {}, []
+        for call in self.calls:
+            if call.question in first:
+                again.append(first[call.question])
+            first[call.question] = call.number
+        found = {"asked_again": len(again), "in_flight": 0, "unread": 0, "seconds_after": []}
+        for number in again:
+            when, unread = self.ended.get(self.writers[number], (time.monotonic(), False))
+            answered = self.answered.get(number, when)
+            last = number == max(n for n, one in self.writers.items()
+                                 if one is self.writers[number])
+            if when <= answered:
+                found["in_flight"] += 1
+            elif unread and last:        # reset, since an answer lay there
+                found["unread"] += 1
+            else:
+                found["seconds_after"].append(round(when - answered, 3))
+        return found
 
     def idle(self):
         return not self.calls or time.monotonic() - self.calls[-1].time > DELAY
@@ -156,16 +167,14 @@ def below_a_ceiling(killer, given):
         for part, kills in ((0.9, given.kills * 9 // 10), (3, given.kills)):
             killer.more = [url, str(round(part * given.requests * USD))]
             out["codes"].append(until_the_end(killer, kills))
-            server.count_unread()
             out["max_usd"].append(float(killer.more[1]))
             out["billed_usd"].append(round(USD * len(server.calls), 2))
     rows = TraceStore(store)
     requests = ray_run.requests(given.requests)
     found = len(rows.collect(requests, ray_run.REMOTE, ray_run.SAMPLING))
+    passed = any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))
     return {**out, "lost": given.requests - found, "stored_twice": len(rows._index("key")) - found,
-            "asked_again": len(server.calls) - given.requests,
-            "in_flight_at_deaths": server.in_flight_at_deaths,
-            "passed": any(b > m for b, m in zip(out["billed_usd"], out["max_usd"], strict=True))}
+            **server.asked_again(), "passed": passed}
 
 
 def counts(folder, count):

@@ -138,8 +138,6 @@ class Scheduler:
 
     async def _more_comes(self) -> bool:
         """Wait for what may bring another job; False if nothing does."""
-        if self.queue.unaffordable:
-            return await self._wait_for_budget()
         if self.queue.elsewhere:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._task_ends(), LOOK_SECONDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -25,17 +25,17 @@ class SharedQueue(RequestQueue):
         super().__init__(planned)
         self.leases, self.budget = leases, budget
         self.elsewhere: deque[Job] = deque()
-        self.unaffordable = self.others_hold = False
+        self.others_hold = False
         self.unsure: defaultdict[str, float] = defaultdict(float)
         """Dollars by name that requests without an answer may cost."""
         self._size, self._took = FEWEST, time.monotonic()
+        self._together, self._reserving, self._since = 1, 0.0, time.monotonic()
         self._priced = budget.max_usd is not None
         self._names = {name for job in self.new for name in job.names()} if self._priced else set()
         self._settled, self._counted = 0.0, 0
 
     async def take_leased(self, failed: Collection[str]) -> Job | None:
-        """As `take`, a job that is leased; None too if the next one might exceed the budget."""
-        self.unaffordable, before = False, self.last
+        """As `take`, a job that is leased; its dollars are not reserved yet."""
         while (job := self.take(failed)) is not None:
             if all(map(self.leases.is_mine, job.names())):
                 return job
@@ -49,10 +49,6 @@ class SharedQueue(RequestQueue):
                 self.new.extendleft(reversed(free))
                 return mine[0]
             queue.extendleft(reversed(free))
-            if free:                     # what the budget does not allow yet is the next again
-                self.last = before
-            if self.unaffordable:
-                return None
         return None
 
     def _ahead(self, queue: deque[Job]) -> list[Job]:
@@ -93,12 +89,38 @@ class SharedQueue(RequestQueue):
         return ended
 
     async def reserve(self, job: Job, usd: float) -> bool:
-        """Whether another request for `job`, which is leased, may cost so many dollars."""
-        wanted = {name: usd / len(job.samples) + self.unsure.get(name, 0.0) for name in job.names()}
-        if not self._priced or all(self._reserved(name) >= wanted[name] for name in wanted):
+        """Whether another request for `job`, which is leased, may cost so many dollars.
+
+        They are reserved as late as can be: a process that is killed may have spent them.
+        """
+        if not self._priced or self._has(job, usd):
             return True
-        await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted))
-        return all(self._reserved(name) >= wanted[name] for name in wanted)
+        wanted = self._dearest(job, usd)
+        for one in islice(self.new, self._together - 1):
+            if all(map(self.leases.is_mine, one.names())):
+                wanted |= self._dearest(one, self.budget.worst(one))
+        began = time.monotonic()
+        await asyncio.to_thread(self.leases.take, wanted, lambda _: self._affordable(wanted))
+        self._reserving += time.monotonic() - began
+        self._adapt()
+        return self._has(job, usd)
+
+    def _adapt(self) -> None:
+        """Reserve for more at once if a tenth of the time goes into it, as in an object store."""
+        if (passed := time.monotonic() - self._since) < 1:
+            return
+        if self._reserving > 0.1 * passed:
+            self._together = min(self._together * 2, MOST)
+        elif self._reserving < 0.025 * passed:
+            self._together = max(self._together // 2, 1)
+        self._reserving, self._since = 0.0, time.monotonic()
+
+    def _has(self, job: Job, usd: float) -> bool:
+        return all(self._reserved(name) >= most for name, most in self._dearest(job, usd).items())
+
+    def _dearest(self, job: Job, usd: float) -> dict[str, float]:
+        """The most that each name of `job` may cost in the end, if another request costs `usd`."""
+        return {name: usd / len(job.samples) + self.unsure.get(name, 0.0) for name in job.names()}
 
     def count_lost(self, requests: Iterable[Request], keys: Keys) -> None:
         """Count what dead processes may have spent on those of `requests` that are stored since.
@@ -137,10 +159,13 @@ class SharedQueue(RequestQueue):
 
     async def _lease(self, jobs: Collection[Job], most: int | None = None) -> None:
         """Lease what is free of `jobs`, and as the rate of leases wants it more or less next."""
-        wanted = {name: self.budget.worst(job) / len(job.samples) + self.unsure.get(name, 0.0)
-                  if self._priced else 0.0 for job in jobs for name in job.names()}
+        names = [name for job in jobs for name in job.names()]
+
+        def choose(free: list[str]) -> list[str]:
+            return [name for name in free if not self.leases.is_mine(name)][:most]
+
         began = time.monotonic()
-        await asyncio.to_thread(self.leases.take, wanted, self._choice(wanted, most))
+        await asyncio.to_thread(self.leases.take, names, choose)
         pause, self._took = time.monotonic() - self._took, time.monotonic()
         cost = self._took - began        # in an object store half a second, a tenth of the time
         if pause < max(0.5, 10 * cost):
@@ -166,24 +191,17 @@ class SharedQueue(RequestQueue):
         self.elsewhere.extend(parts["elsewhere"])
         return parts["mine"], parts["free"]
 
-    def _choice(self, wanted: Mapping[str, float], most: int | None = None
-                ) -> Callable[[list[str]], list[str]]:
-        """Picks of the free names at most so many, and those that the budget of all allows."""
-        def choose(free: list[str]) -> list[str]:
-            new = [name for name in free if self._reserved(name) < wanted[name]
-                   or not self.leases.is_mine(name)][:most]
-            if not self._priced:
-                return new
-            self._count_others()
-            held = sum(lease.usd for name, lease in self.leases.held.items()
-                       if self.leases.is_mine(name))
-            for count, name in enumerate(new):
-                held += wanted[name] - self._reserved(name)
-                if not self.budget.allows(held):
-                    self.unaffordable = True
-                    return new[:count]
-            return new
-        return choose
+    def _affordable(self, wanted: Mapping[str, float]) -> list[str]:
+        """The first of `wanted`, which are leased, that the budget of all still allows."""
+        self._count_others()
+        held = sum(lease.usd for name, lease in self.leases.held.items()
+                   if self.leases.is_mine(name))
+        more = [name for name in wanted if self._reserved(name) < wanted[name]]
+        for count, name in enumerate(more):
+            held += wanted[name] - self._reserved(name)
+            if not self.budget.allows(held):
+                return more[:count]
+        return more
 
     def _reserved(self, name: str) -> float:
         return self.leases.held[name].usd if self.leases.is_mine(name) else 0.0

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from contextlib import ExitStack
 
 from pipeline.config.teacher import OpenAITeacher, Sampling
@@ -54,3 +55,55 @@ def test_what_the_dead_may_have_cost_counts_though_another_stored_it_since(tmp_p
         asyncio.run(queue.count_others())
     assert budget.others == 0.5 and not budget.allows(1.75) and budget.allows(1.5)
     assert budget.stop_reason().endswith("when they were killed $0.50)")
+
+
+PRICED = OpenAITeacher(model="m"), Sampling(max_tokens=1_000_000)
+
+
+def jobs_of(count):
+    return [Job(f"{i:032x}", [], range(1)) for i in range(count)]
+
+
+def priced(leases, count, max_usd=1000.0):
+    return SharedQueue(jobs_of(count), leases, Budget(Price(output=1.0), max_usd, *PRICED))
+
+
+async def reserved(queue, count, usd=1.0):
+    """How many of `count` jobs the budget allows."""
+    found = 0
+    for _ in range(count):
+        job = await queue.take_leased(())
+        assert all(map(queue.leases.is_mine, job.names()))
+        found += await queue.reserve(job, usd)
+    return found
+
+
+def test_a_killed_process_may_have_spent_what_it_was_about_to_send_and_no_more(tmp_path):
+    if (child := os.fork()) == 0:
+        leases = Leases(tmp_path)
+        asyncio.run(reserved(priced(leases, 40), 3))
+        os._exit(0 if len(leases.held) > 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0             # it had leased more than it sent
+    with Leases(tmp_path) as leases:
+        queue = priced(leases, 40)
+        asyncio.run(reserved(queue, 40))
+        assert len(leases.forfeited) == 3 and queue.budget.others == 3.0
+
+
+def test_what_the_budget_does_not_allow_is_not_reserved(tmp_path):
+    with Leases(tmp_path) as leases:
+        assert asyncio.run(reserved(priced(leases, 20, max_usd=7.5), 20)) == 7
+
+
+def test_several_requests_are_reserved_at_once_where_a_lease_takes_long(tmp_path):
+    with Leases(tmp_path) as leases:
+        queue, take, takes = priced(leases, 200), leases.take, []
+
+        def slow(*given):
+            takes.append(given)
+            time.sleep(0.2)
+            return take(*given)
+
+        leases.take = slow
+        assert asyncio.run(reserved(queue, 200)) == 200
+    assert len(takes) < 60, len(takes)
