@@ -87,11 +87,11 @@ class Leases:
                 self._alone()
 
     def take(self, wanted: Iterable[str] | Mapping[str, float], choose: Callable[
-            [list[str]], Collection[str]] = lambda free: free) -> set[str]:
+            [Mapping[str, float]], Mapping[str, float]] = lambda free: free) -> set[str]:
         """Those of `wanted` (with the dollars each may cost) that are this process's now.
 
-        `choose` picks among the free ones, knowing all that others hold and spent. Raises UserError
-        if this process stood still for so long that others took its leases.
+        `choose` picks among the free ones, and of their dollars, knowing all that others hold and
+        spent. Raises UserError if this process stood still for so long that others took its leases.
         """
         costs = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, 0.0)
         with self._mutex:
@@ -100,9 +100,8 @@ class Leases:
                 dead = self._dead({self.held[name].by for name in costs if name in self.held})
                 found = self._left_by(dead)
                 with self._state:
-                    free = [name for name in costs
-                            if name not in found and self.is_free(name, dead)]
-                    chosen = {name: costs[name] for name in choose(free)}
+                    chosen = choose({name: usd for name, usd in costs.items()
+                                     if name not in found and self.is_free(name, dead)})
                 record: dict[str, Any] = {"take": chosen} if chosen else {}
                 record |= {"dead": sorted(dead), "found": found} if dead else {}
                 if not (record or self._news) or self._publish(record):

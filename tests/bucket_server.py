@@ -156,5 +156,5 @@ def _s3(patch):
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
             patch.setenv(name, value)
         urlopen(Request(f"{url}/moto-api/reset", method="POST")).close()     # one for a process
-        objects._file_system("s3", "s3://").mkdir(BUCKET)
+        objects._file_system("s3").mkdir(BUCKET)
         yield server

@@ -161,7 +161,7 @@ class Scheduler:
     async def _fits(self, job: Job, worst: float) -> bool:
         """Whether the budget has `worst` dollars for the job; they are reserved in its lease."""
         self.task_ended.clear()
-        return self.budget.fits(worst) and await self.queue.reserve(job, worst)
+        return self.budget.fits(worst) and await self.queue.reserve(job)
 
     async def _wait_for_budget(self) -> bool:
         """Wait until an attempt ends, here or elsewhere; else end the run."""
@@ -255,7 +255,7 @@ class Scheduler:
         may_retry = error.retry and job.attempts < self.runtime.max_attempts
         if may_retry and self._running():
             await asyncio.sleep(error.pause(job.attempts, self.runtime.max_wait))
-            if self._running() and self.budget.fits(0.0) and await self.queue.reserve(job, worst):
+            if self._running() and self.budget.fits(0.0) and await self.queue.reserve(job):
                 await self.limiter.acquire(self._expected_tokens(job), retry=True)
                 self.outcome.retries += 1
                 return True

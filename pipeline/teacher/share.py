@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, takewhile
 
 from pipeline.leases import Ended, Leases
 from pipeline.teacher.budget import Budget
 from pipeline.teacher.request import Job, Keys, Request, RequestQueue, consecutive
 
+Choice = Callable[[Mapping[str, float]], Mapping[str, float]]
 FEWEST, MOST = 8, 512
 """Jobs leased at once: so many that a lease is taken about once a second, lest a shared file system
 has much to do, and no more, lest others wait for the last ones."""
@@ -29,7 +30,7 @@ class SharedQueue(RequestQueue):
         self.unsure: defaultdict[str, float] = defaultdict(float)
         """Dollars by name that requests without an answer may cost."""
         self._size, self._took = FEWEST, time.monotonic()
-        self._together, self._reserving, self._since = 1, 0.0, time.monotonic()
+        self._together, self._taking, self._since = 1, 0.0, time.monotonic()
         self._priced = budget.max_usd is not None
         self._names = {name for job in self.new for name in job.names()} if self._priced else set()
         self._settled, self._counted = 0.0, 0
@@ -37,7 +38,7 @@ class SharedQueue(RequestQueue):
     async def take_leased(self, failed: Collection[str]) -> Job | None:
         """As `take`, a job that is leased; its dollars are not reserved yet."""
         while (job := self.take(failed)) is not None:
-            if all(map(self.leases.is_mine, job.names())):
+            if self._is_mine(job):
                 return job
             queue = self.new or self.failed_before
             ahead = self._ahead(queue)
@@ -72,6 +73,9 @@ class SharedQueue(RequestQueue):
             return self._size
         return min(self._size, sum(map(self._is_free, queue)) // parts)
 
+    def _is_mine(self, job: Job) -> bool:
+        return all(map(self.leases.is_mine, job.names()))
+
     def _is_free(self, job: Job) -> bool:
         return any(map(self.leases.is_free, job.names()))
 
@@ -88,39 +92,40 @@ class SharedQueue(RequestQueue):
                     (self.new if self.leases.is_mine(name) else self.elsewhere).append(one)
         return ended
 
-    async def reserve(self, job: Job, usd: float) -> bool:
-        """Whether another request for `job`, which is leased, may cost so many dollars.
+    async def reserve(self, job: Job) -> bool:
+        """Whether another request for `job`, which is leased, may be sent as to its cost.
 
-        They are reserved as late as can be: a process that is killed may have spent them.
+        Its dollars are reserved so late, since a process that is killed may have spent them.
         """
-        if not self._priced or self._has(job, usd):
+        if not self._priced or self._has(job):
             return True
-        wanted = self._dearest(job, usd)
-        for one in islice(self.new, self._together - 1):
-            if all(map(self.leases.is_mine, one.names())):
-                wanted |= self._dearest(one, self.budget.worst(one))
+        ahead = takewhile(self._is_mine, self.new)
+        await self._take(self._dollars(chain([job], self.retries, ahead)), self._affordable)
+        return self._has(job)
+
+    def _has(self, job: Job) -> bool:
+        return all(self._reserved(name) >= usd for name, usd in self._dollars([job]).items())
+
+    def _dollars(self, jobs: Iterable[Job]) -> dict[str, float]:
+        """The most that each name of the first of `jobs` costs in the end, if asked once more."""
+        return {name: self.budget.worst(job) / len(job.samples) + self.unsure.get(name, 0.0)
+                for job in islice(jobs, self._together) for name in job.names()}
+
+    async def _take(self, wanted: Mapping[str, float], choose: Choice) -> float:
+        """Take leases or reserve for them; returns the seconds of it.
+
+        Where a tenth of the time goes into that, as in an object store, more is reserved at once.
+        """
         began = time.monotonic()
-        await asyncio.to_thread(self.leases.take, wanted, lambda _: self._affordable(wanted))
-        self._reserving += time.monotonic() - began
-        self._adapt()
-        return self._has(job, usd)
-
-    def _adapt(self) -> None:
-        """Reserve for more at once if a tenth of the time goes into it, as in an object store."""
-        if (passed := time.monotonic() - self._since) < 1:
-            return
-        if self._reserving > 0.1 * passed:
-            self._together = min(self._together * 2, MOST)
-        elif self._reserving < 0.025 * passed:
-            self._together = max(self._together // 2, 1)
-        self._reserving, self._since = 0.0, time.monotonic()
-
-    def _has(self, job: Job, usd: float) -> bool:
-        return all(self._reserved(name) >= most for name, most in self._dearest(job, usd).items())
-
-    def _dearest(self, job: Job, usd: float) -> dict[str, float]:
-        """The most that each name of `job` may cost in the end, if another request costs `usd`."""
-        return {name: usd / len(job.samples) + self.unsure.get(name, 0.0) for name in job.names()}
+        await asyncio.to_thread(self.leases.take, wanted, choose)
+        self._taking += (cost := time.monotonic() - began)
+        if (passed := time.monotonic() - self._since) > 1:
+            if self._taking > 0.1 * passed:
+                self._together = min(max(self._together * 4, FEWEST), MOST)
+            elif self._taking < 0.025 * passed:
+                self._together = max(self._together // 2, 1)
+            self._taking, self._since = 0.0, time.monotonic()
+        return cost
 
     def count_lost(self, requests: Iterable[Request], keys: Keys) -> None:
         """Count what dead processes may have spent on those of `requests` that are stored since.
@@ -136,7 +141,7 @@ class SharedQueue(RequestQueue):
         """Read what others spent and hold, and free what the dead held."""
         theirs = [name for name in self._names & self.leases.held.keys()
                   if not self.leases.is_mine(name)]
-        await asyncio.to_thread(self.leases.take, theirs, lambda free: [])
+        await asyncio.to_thread(self.leases.take, theirs, lambda free: {})
         self._count_others()
 
     def end(self, job: Job, samples: Collection[int], usd: float = 0.0, stored: bool = True
@@ -159,15 +164,15 @@ class SharedQueue(RequestQueue):
 
     async def _lease(self, jobs: Collection[Job], most: int | None = None) -> None:
         """Lease what is free of `jobs`, and as the rate of leases wants it more or less next."""
-        names = [name for job in jobs for name in job.names()]
+        wanted = dict.fromkeys((name for job in jobs for name in job.names()), 0.0)
 
-        def choose(free: list[str]) -> list[str]:
-            return [name for name in free if not self.leases.is_mine(name)][:most]
+        def choose(free: Mapping[str, float]) -> Mapping[str, float]:
+            new = [name for name in free if not self.leases.is_mine(name)][:most]
+            chosen = {name: free[name] for name in new}
+            return dict.fromkeys(new, 0.0) | self._affordable(chosen) if self._priced else chosen
 
-        began = time.monotonic()
-        await asyncio.to_thread(self.leases.take, names, choose)
+        cost = await self._take(wanted | self._dollars(jobs) if self._priced else wanted, choose)
         pause, self._took = time.monotonic() - self._took, time.monotonic()
-        cost = self._took - began        # in an object store half a second, a tenth of the time
         if pause < max(0.5, 10 * cost):
             self._size = min(self._size * 2, MOST)
         elif pause > max(2, 40 * cost):
@@ -179,7 +184,7 @@ class SharedQueue(RequestQueue):
 
     def _parts(self, job: Job) -> tuple[list[Job], list[Job]]:
         """The parts of `job` that are leased, and those that are free; others are `elsewhere`."""
-        if all(map(self.leases.is_mine, job.names())):
+        if self._is_mine(job):
             return [job], []
         kinds: dict[str, list[int]] = {"mine": [], "free": [], "elsewhere": []}
         for sample, name in zip(job.samples, job.names(), strict=True):
@@ -191,17 +196,18 @@ class SharedQueue(RequestQueue):
         self.elsewhere.extend(parts["elsewhere"])
         return parts["mine"], parts["free"]
 
-    def _affordable(self, wanted: Mapping[str, float]) -> list[str]:
-        """The first of `wanted`, which are leased, that the budget of all still allows."""
+    def _affordable(self, wanted: Mapping[str, float]) -> dict[str, float]:
+        """The first of `wanted` whose dollars the budget of all still allows."""
         self._count_others()
         held = sum(lease.usd for name, lease in self.leases.held.items()
                    if self.leases.is_mine(name))
-        more = [name for name in wanted if self._reserved(name) < wanted[name]]
-        for count, name in enumerate(more):
-            held += wanted[name] - self._reserved(name)
-            if not self.budget.allows(held):
-                return more[:count]
-        return more
+        found = {}
+        for name, usd in wanted.items():
+            if (more := usd - self._reserved(name)) > 0:
+                if not self.budget.allows(held := held + more):
+                    break
+                found[name] = usd
+        return found
 
     def _reserved(self, name: str) -> float:
         return self.leases.held[name].usd if self.leases.is_mine(name) else 0.0
