@@ -18,9 +18,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (out / "numbers.json").write_text(text + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(experiment, inputs, numbers), encoding="utf-8")
-    page = out.with_name(out.name.removesuffix(".partial")) / "report.html"
-    return {"models": len(numbers["models"]), "page": str(page)}
+    return {"models": len(numbers["models"])}
 
 
 def summary(counts: Counts) -> str:
-    return f"{counts['models']} models compared; open {counts['page']}"
+    return f"{counts['models']} models compared in report.html"
