@@ -435,6 +435,10 @@ def _interrupt(*_: object) -> None:
 
 def _complain(sentence: str, code: int) -> int:
     print(f"limbeck: {sentence}", file=sys.stderr)
+    if code == 130:
+        # A Ctrl-C that met code in a string (a dataclass being made, say) ends `python -m` by that
+        # signal, whatever was caught since, unless other code in a string follows (CPython).
+        exec("")
     return code
 
 

@@ -1,7 +1,11 @@
 """Commands that a script reads print JSON and nothing else on standard output."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +13,7 @@ from typer.testing import CliRunner
 from stages import __main__ as command_line
 from stages.__main__ import app
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("prepare.limit=30", "prepare.held_out=10", "generate.samples=1")
 
 
@@ -49,6 +54,16 @@ def test_a_ctrl_c_that_typer_does_not_see_is_one_sentence(monkeypatch, capsys, e
     with pytest.raises(SystemExit) as stopped:
         command_line.main()
     assert stopped.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_ctrl_c_within_code_in_a_string_is_130_too(tmp_path):
+    (tmp_path / "stopped.py").write_text(
+        "from stages import __main__ as line\n"
+        "line.app = lambda: exec('raise KeyboardInterrupt')\n"
+        "line.main()\n")
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 130 and "the same command goes on" in done.stderr
 
 
 def of_numpy(path):
