@@ -43,10 +43,10 @@ class Endpoint(FaultServer):
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.answered, self.writers, self.ended = {}, {}, {}
+        self.answered, self.writers, self.last, self.ended = {}, {}, {}, {}
 
     async def _answer(self, writer, call):
-        self.writers[call.number] = writer
+        self.writers[call.number], self.last[writer] = writer, call.number
         goes_on = await super()._answer(writer, call)
         self.answered[call.number] = time.monotonic()
         return goes_on
@@ -58,20 +58,19 @@ class Endpoint(FaultServer):
     def asked_again(self):
         """How many requests were asked again, and of how many of these who had asked was killed:
         before the answer, or before it was read, or so many seconds after it."""
-        first, again = {}, []
+        before, again = {}, []
         for call in self.calls:
-            if call.question in first:
-                again.append(first[call.question])
-            first[call.question] = call.number
+            if call.question in before:
+                again.append(before[call.question])
+            before[call.question] = call.number
         found = {"asked_again": len(again), "in_flight": 0, "unread": 0, "seconds_after": []}
         for number in again:
-            when, unread = self.ended.get(self.writers[number], (time.monotonic(), False))
+            writer = self.writers[number]
+            when, unread = self.ended.get(writer, (time.monotonic(), False))
             answered = self.answered.get(number, when)
-            last = number == max(n for n, one in self.writers.items()
-                                 if one is self.writers[number])
             if when <= answered:
                 found["in_flight"] += 1
-            elif unread and last:        # reset, since an answer lay there
+            elif unread and number == self.last[writer]:     # reset, since an answer lay there
                 found["unread"] += 1
             else:
                 found["seconds_after"].append(round(when - answered, 3))

@@ -97,7 +97,7 @@ class SharedQueue(RequestQueue):
 
         Its dollars are reserved so late, since a process that is killed may have spent them.
         """
-        if not self._priced or self._has(job):
+        if self._has(job):
             return True
         ahead = takewhile(self._is_mine, self.new)
         await self._take(self._dollars(chain([job], self.retries, ahead)), self._affordable)
@@ -108,8 +108,11 @@ class SharedQueue(RequestQueue):
 
     def _dollars(self, jobs: Iterable[Job]) -> dict[str, float]:
         """The most that each name of the first of `jobs` costs in the end, if asked once more."""
-        return {name: self.budget.worst(job) / len(job.samples) + self.unsure.get(name, 0.0)
-                for job in islice(jobs, self._together) for name in job.names()}
+        found: dict[str, float] = {}
+        for job in islice(jobs, self._together if self._priced else 0):
+            usd = self.budget.worst(job) / len(job.samples)
+            found |= {name: usd + self.unsure.get(name, 0.0) for name in job.names()}
+        return found
 
     async def _take(self, wanted: Mapping[str, float], choose: Choice) -> float:
         """Take leases or reserve for them; returns the seconds of it.
@@ -168,10 +171,10 @@ class SharedQueue(RequestQueue):
 
         def choose(free: Mapping[str, float]) -> Mapping[str, float]:
             new = [name for name in free if not self.leases.is_mine(name)][:most]
-            chosen = {name: free[name] for name in new}
-            return dict.fromkeys(new, 0.0) | self._affordable(chosen) if self._priced else chosen
+            affordable = self._affordable({name: free[name] for name in new if free[name]})
+            return dict.fromkeys(new, 0.0) | affordable
 
-        cost = await self._take(wanted | self._dollars(jobs) if self._priced else wanted, choose)
+        cost = await self._take(wanted | self._dollars(jobs), choose)
         pause, self._took = time.monotonic() - self._took, time.monotonic()
         if pause < max(0.5, 10 * cost):
             self._size = min(self._size * 2, MOST)

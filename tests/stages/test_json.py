@@ -5,15 +5,14 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from stages import __main__ as command_line
 from stages.__main__ import app
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("prepare.limit=30", "prepare.held_out=10", "generate.samples=1")
 
 

@@ -14,6 +14,10 @@ from pipeline.teacher.share import SharedQueue
 COUNT, PROCESSES = 120, 3
 
 
+def jobs_of(count):
+    return [Job(f"{i:032x}", [], range(1)) for i in range(count)]
+
+
 async def dealt(queues):
     """How many jobs each queue gives until it has none, if all are asked in turn."""
     taken, left = dict.fromkeys(queues, 0), list(queues)
@@ -30,8 +34,7 @@ async def dealt(queues):
 def test_the_last_requests_are_divided_evenly(tmp_path):
     budget = Budget(None, None, OpenAITeacher(model="m"), Sampling())
     with ExitStack() as stack:
-        queues = [SharedQueue([Job(f"{i:032x}", [], range(1)) for i in range(COUNT)],
-                              stack.enter_context(Leases(tmp_path)), budget)
+        queues = [SharedQueue(jobs_of(COUNT), stack.enter_context(Leases(tmp_path)), budget)
                   for _ in range(PROCESSES)]
         taken = asyncio.run(dealt(queues))
     assert sum(taken) == COUNT and max(taken) - min(taken) <= 6, taken
@@ -58,10 +61,6 @@ def test_what_the_dead_may_have_cost_counts_though_another_stored_it_since(tmp_p
 
 
 PRICED = OpenAITeacher(model="m"), Sampling(max_tokens=1_000_000)
-
-
-def jobs_of(count):
-    return [Job(f"{i:032x}", [], range(1)) for i in range(count)]
 
 
 def priced(leases, count, max_usd=1000.0):
