@@ -185,7 +185,7 @@ def _located(experiment: Experiment, place: Callable[[Path], Path] = Path) -> Ex
 def _close(name: str, plan: Plan, manifest: Mapping[str, Any], given: Sequence[str] | None,
            cached: bool = False) -> None:
     """Print the closing line of a stage: what, where, how long, and what to run next."""
-    following = plan.stage.next
+    following, counts = plan.stage.next, manifest["counts"]
     took = "already made" if cached else f"{manifest['seconds']:.1f} s"
     follow = ""
     if given is not None and following:
@@ -193,8 +193,8 @@ def _close(name: str, plan: Plan, manifest: Mapping[str, Any], given: Sequence[s
         if at is not None and STAGES[following].of_the_whole:
             del again[at:at + 2]
         follow = f"; next: {shlex.join(['limbeck', following, *again])}"
-    print(f"{name}: {plan.stage.summary(manifest['counts'])} → {_shown(plan.folder)} "
-          f"({took}){follow}", file=sys.stderr)
+    shown = _shown(plan.folder / counts.get("page", ""))
+    print(f"{name}: {plan.stage.summary(counts)} → {shown} ({took}){follow}", file=sys.stderr)
 
 
 def _shown(folder: Path) -> str:

@@ -18,8 +18,8 @@ def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts
     text = json.dumps(numbers, indent=1, ensure_ascii=False)
     (out / "numbers.json").write_text(text + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(experiment, inputs, numbers), encoding="utf-8")
-    return {"models": len(numbers["models"])}
+    return {"models": len(numbers["models"]), "page": "report.html"}
 
 
 def summary(counts: Counts) -> str:
-    return f"{counts['models']} models compared in report.html"
+    return f"{counts['models']} models compared"

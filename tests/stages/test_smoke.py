@@ -42,7 +42,8 @@ def test_the_whole_line_runs_is_cached_and_remakes_only_what_follows_a_change(li
     assert "filter.keep" in plan and "cached" in plan
     limbeck("filter", *SMALL, *strict)
 
-    limbeck("report", *SMALL)
+    said = limbeck("report", *SMALL).stderr
+    assert f"→ data/artifacts/{path_of(limbeck, 'report').name}/report.html (" in said
     numbers = json.loads((path_of(limbeck, "report") / "numbers.json").read_text())
     assert set(numbers["models"]) == {"untrained", "sft", "rl", "teacher"}
     for scores in numbers["models"].values():
