@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +14,15 @@ SECONDS = 60.0
 
 
 @contextmanager
-def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
-    """Yield `advance(steps, note="")`, which shows the steps done so far on standard error."""
+def progress(label: str, total: float | None, seconds: float = math.inf
+             ) -> Iterator[Callable[..., None]]:
+    """Yield `advance(steps, note="")`, which shows the steps done so far on standard error.
+
+    The work ends after `total` steps or `seconds`, whichever comes first; the time left says so.
+    """
+    end = time.monotonic() + seconds
     if not sys.stderr.isatty():
-        yield Lines(label, total)
+        yield Lines(label, total, end)
         return
     from rich.console import Console
     from rich.progress import (
@@ -25,18 +31,19 @@ def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+               TextColumn("{task.fields[left]}"), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=total, note="", rate="")
+        task = bar.add_task(label, total=total, note="", rate="", left="-:--:--")
 
         def advance(steps: float = 1, note: str = "") -> None:
             speed = bar.tasks[task].speed or 0
             bar.update(task, advance=steps, note=note, rate=f"{speed:,.1f}/s")
+            if speed:
+                bar.update(task, left=_time_left(bar.tasks[task].remaining, speed, end))
 
         yield advance
 
@@ -44,8 +51,8 @@ def progress(label: str, total: float | None) -> Iterator[Callable[..., None]]:
 class Lines:
     """Prints a line a minute, if there is anything new to say."""
 
-    def __init__(self, label: str, total: float | None):
-        self.label, self.total, self.done = label, total, 0.0
+    def __init__(self, label: str, total: float | None, end: float):
+        self.label, self.total, self.end, self.done = label, total, end, 0.0
         self.printed: tuple[float, float] | None = None
         """(time, steps done) at the last line."""
 
@@ -65,8 +72,13 @@ class Lines:
         shown = f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:,.1f}/min"
         if self.total is None:
             return f"{self.label}: {self.done:,.0f}, {shown}"
-        left = timedelta(seconds=round(max(0.0, self.total - self.done) / rate))
+        left = _time_left(self.total - self.done, rate, self.end)
         return f"{self.label}: {self.done:,.0f}/{self.total:,.0f}, {shown}, {left} left"
+
+
+def _time_left(steps: float | None, rate: float, end: float) -> timedelta | str:
+    seconds = min(math.inf if steps is None else steps / rate, end - time.monotonic())
+    return "-:--:--" if math.isinf(seconds) else timedelta(seconds=round(max(0.0, seconds)))
 
 
 def quiet_libraries() -> None:

@@ -36,6 +36,16 @@ def test_slow_steps_are_counted_by_the_minute_and_a_total_may_be_unknown(clock, 
     assert capsys.readouterr().err == "rl: 1, 0.5/min\n"
 
 
+def test_a_time_limit_that_comes_before_the_last_step_is_what_is_left(clock, capsys):
+    with progress("rl", 400, seconds=300) as advance:
+        advance(0)
+        for _ in range(2):
+            clock[0] += 60
+            advance(6)
+    assert capsys.readouterr().err.splitlines() == [
+        "rl: 6/400, 6.0/min, 0:04:00 left", "rl: 12/400, 6.0/min, 0:03:00 left"]
+
+
 def test_short_work_says_nothing(clock, capsys):
     with progress("packing", 10) as advance:
         advance(0)

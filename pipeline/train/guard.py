@@ -89,8 +89,9 @@ class Guard(TrainerCallback):
     Shows progress and appends every logged value to `log`, a JSON Lines file.
     """
 
-    def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool):
-        self.label, self.log = label, log
+    def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool,
+                 minutes: float | None = None):
+        self.label, self.log, self.minutes = label, log, minutes
         self.zero_loss_is_wrong = zero_loss_is_wrong
         self.stack = ExitStack()
         self.advance: Any = lambda steps=1, note="": None
@@ -103,7 +104,10 @@ class Guard(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._check_weights(model, "before the first step; use another checkpoint")
         if state.is_world_process_zero:
-            self.advance = self.stack.enter_context(progress(self.label, state.max_steps))
+            spent = state.stateful_callbacks.get("Clock", Clock().state())["attributes"]["spent"]
+            seconds = math.inf if self.minutes is None else 60 * self.minutes - spent
+            self.advance = self.stack.enter_context(
+                progress(self.label, state.max_steps, seconds))
             self.advance(state.global_step)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
