@@ -21,7 +21,7 @@ from pipeline.student.packing import Packer, block_tables, table
 from pipeline.student.positions import rows_beyond, say
 from pipeline.student.template import check_template
 from pipeline.student.tiny import resolve
-from pipeline.student.tokenizer import load_tokenizer
+from pipeline.student.tokenizer import load_tokenizer, on_every_core
 
 
 def run(experiment: Experiment, inputs: Mapping[str, Path], out: Path) -> Counts:
@@ -57,9 +57,10 @@ def _rows(experiment: Experiment, inputs: Mapping[str, Path], packer: Packer) ->
             bare = [name for name, thinks in experiment.pack.thinking.items() if not thinks]
             kept = kept.with_columns(thinking=pl.when(pl.col("source").is_in(bare)).then(None)
                                      .otherwise("thinking")) if bare else kept
-            yield [row for trace in kept.iter_rows(named=True)
-                   for row in packer.rows_of(trace, asked, tokenizer, experiment.pack.too_long,
-                                             advance)]
+            with on_every_core():
+                rows = list(packer.rows_of(kept.iter_rows(named=True), asked, tokenizer,
+                                           experiment.pack.too_long, advance))
+            yield rows
 
 
 def _tables(batches: Iterator[list]) -> Iterator[Any]:

@@ -13,8 +13,10 @@ from pipeline import tables
 from pipeline.completion import Messages
 from pipeline.errors import UserError
 from pipeline.prompts import asking_length
-from pipeline.student.template import training_row
+from pipeline.student.template import TrainingRow, training_rows
 
+ENCODED_CHARACTERS = 1 << 22
+"""Characters that are encoded together: work for every core, and bounded memory."""
 WINDOW_TOKENS = 1 << 25
 """Tokens that are packed together: bounds memory, with enough rows to fill the blocks."""
 FRAME_TOKENS = 1 << 22
@@ -37,28 +39,39 @@ class Packer:
         self.counter: Counter[str] = Counter()
         self.longest = 0
 
-    def rows_of(self, trace: Mapping[str, Any], chats: Mapping[str, Messages], tokenizer: Any,
-                too_long: str, advance: Any) -> Iterator[Row]:
-        """Yield the rows of one trace: one, none, or several if it is split."""
-        advance(1)
-        if not (trace["answer"] or "").strip():
-            self.counter["without_answer"] += 1
-            return
-        name = trace["problem_id"], trace["sample"]
-        said = trace["thinking"], trace["answer"]
-        ids, mask = training_row(tokenizer, chats[name[0]], *said)
-        if self.name_length and name[1] % 2:
-            ids, mask = training_row(tokenizer, asking_length(chats[name[0]], sum(mask)), *said)
-        check_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
-        self.counter["too_long"] += len(ids) > self.max_tokens
-        pieces = [(ids, mask)] if len(ids) <= self.max_tokens else []
-        if len(ids) > self.max_tokens and too_long == "split":
-            pieces = list(split(ids, mask, self.max_tokens))
+    def rows_of(self, traces: Iterable[Mapping[str, Any]], chats: Mapping[str, Messages],
+                tokenizer: Any, too_long: str, advance: Any) -> Iterator[Row]:
+        """Yield the rows of `traces`: of each one, none, or several if it is split."""
+        for some in _encoded_together(traces):
+            advance(len(some))
+            answered = [trace for trace in some if (trace["answer"] or "").strip()]
+            self.counter["without_answer"] += len(some) - len(answered)
+            said = [(chats[trace["problem_id"]], trace["thinking"], trace["answer"])
+                    for trace in answered]
+            made = training_rows(tokenizer, said)
+            named = [i for i, trace in enumerate(answered)
+                     if self.name_length and trace["sample"] % 2]
+            again = training_rows(tokenizer, [(asking_length(said[i][0], sum(made[i][1])),
+                                               *said[i][1:]) for i in named])
+            for i, row in zip(named, again, strict=True):
+                made[i] = row
+            for trace, (ids, mask) in zip(answered, made, strict=True):
+                name = trace["problem_id"], trace["sample"]
+                check_mask(ids, mask, tokenizer.eos_token_id, f"{name[0]}#{name[1]}")
+                for piece in self._pieces(ids, mask, too_long):
+                    yield *name, *piece
+
+    def _pieces(self, ids: list[int], mask: list[int], too_long: str) -> list[TrainingRow]:
+        """The rows that a trace's row gives, counted."""
+        pieces = [(ids, mask)]
+        if len(ids) > self.max_tokens:
+            self.counter["too_long"] += 1
+            pieces = list(split(ids, mask, self.max_tokens)) if too_long == "split" else []
             self.counter["pieces"] += len(pieces)
         for piece, piece_mask in pieces:
             self.counter.update(rows=1, tokens=len(piece), loss_tokens=sum(piece_mask))
             self.longest = max(self.longest, len(piece))
-            yield *name, piece, piece_mask
+        return pieces
 
     def counts(self) -> dict[str, Any]:
         """Return counts of rows, tokens and dropped traces; raises UserError if no row was made."""
@@ -69,6 +82,19 @@ class Packer:
                 "no answer; raise pack.max_tokens or set pack.too_long=split")
         names = ("rows", "tokens", "loss_tokens", "too_long", "pieces", "without_answer")
         return {**{name: self.counter[name] for name in names}, "longest": self.longest}
+
+
+def _encoded_together(traces: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield runs of `traces` of about ENCODED_CHARACTERS each."""
+    run, size = [], 0
+    for trace in traces:
+        run.append(trace)
+        size += len(trace["thinking"] or "") + len(trace["answer"] or "")
+        if size >= ENCODED_CHARACTERS:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
 
 
 def check_mask(ids: list[int], mask: list[int], eos_token_id: int, name: str) -> None:

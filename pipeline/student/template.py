@@ -8,7 +8,7 @@ trace is encoded as text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -45,7 +45,7 @@ def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
     """Encode the prompt for `messages`; control tokens that they spell out stay text."""
     mark = _free_mark(messages)
     prompt = render_prompt(tokenizer, _with_marks(tokenizer, messages, mark))
-    return _encode_marked(tokenizer, prompt, mark)
+    return _encode_marked(tokenizer, [(prompt, mark)])[0]
 
 
 def end_of_turn_ids(tokenizer: Any, model: str) -> list[int]:
@@ -67,19 +67,33 @@ def opens_thinking(tokenizer: Any) -> bool:
     return prompt.rstrip().endswith(OPEN)
 
 
-def training_row(tokenizer: Any, messages: Messages, thinking: str | None,
-                 answer: str) -> tuple[list[int], list[int]]:
-    """Return (input_ids, completion_mask) of one conversation; the mask is 1 where loss counts.
+Conversation = tuple[Messages, str | None, str]
+"""(what is asked, thinking, answer)."""
+TrainingRow = tuple[list[int], list[int]]
+"""(input_ids, completion_mask); the mask is 1 where loss counts."""
+
+
+def training_row(tokenizer: Any, *conversation: Any) -> TrainingRow:
+    """Return `training_rows` of one conversation."""
+    return training_rows(tokenizer, [conversation])[0]
+
+
+def training_rows(tokenizer: Any, conversations: Iterable[Conversation]) -> list[TrainingRow]:
+    """Return the row of each conversation; all are encoded at once, on every core if that is on.
 
     Thinking and answer are stripped. Raises UserError if the template drops the thinking or breaks
-    the prefix property, or if the answer is empty.
+    the prefix property, or if an answer is empty.
     """
-    turn = _assistant_turn(tokenizer, thinking, answer)
-    mark = _free_mark([*messages, *({"content": part} for part in turn.values())])
-    prompt, full = _rendered(tokenizer, messages, turn, mark)
-    completion = _until_end_of_turn(full[len(prompt):], tokenizer.eos_token)
-    head, tail = (_encode_marked(tokenizer, text, mark) for text in (prompt, completion))
-    return head + tail, [0] * len(head) + [1] * len(tail)
+    texts = []
+    for messages, thinking, answer in conversations:
+        turn = _assistant_turn(tokenizer, thinking, answer)
+        mark = _free_mark([*messages, *({"content": part} for part in turn.values())])
+        prompt, full = _rendered(tokenizer, messages, turn, mark)
+        completion = _until_end_of_turn(full[len(prompt):], tokenizer.eos_token)
+        texts += [(prompt, mark), (completion, mark)]
+    ids = iter(_encode_marked(tokenizer, texts))
+    return [(head + tail, [0] * len(head) + [1] * len(tail))
+            for head, tail in zip(ids, ids, strict=True)]
 
 
 def check_template(tokenizer: Any, messages: Messages) -> None:
@@ -151,9 +165,12 @@ def _first_characters(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(patterns) or "(?!)")
 
 
-def _encode_marked(tokenizer: Any, text: str, mark: str) -> list[int]:
-    """Encode the pieces of `text` between the marks, which are dropped."""
-    return [index for piece in text.split(mark) if piece for index in encode(tokenizer, piece)]
+def _encode_marked(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> list[list[int]]:
+    """Encode the pieces of each (text, mark) between its marks, which are dropped."""
+    pieces = [[piece for piece in text.split(mark) if piece] for text, mark in texts]
+    flat = [piece for of_text in pieces for piece in of_text]
+    ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else ())
+    return [[index for _ in of_text for index in next(ids)] for of_text in pieces]
 
 
 def _until_end_of_turn(text: str, eos_token: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +14,7 @@ from urllib.request import getproxies
 from pipeline.errors import LackingError, UserError
 from pipeline.student.template import encode
 
+PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 def bare_tokenizer(model: str | Path) -> Any:
     """Load a tokenizer that need have neither chat template nor end of turn (a scoring teacher)."""
@@ -46,6 +50,19 @@ def load_tokenizer(model: str | Path, chat_template: Path | None = None) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def on_every_core() -> Iterator[None]:
+    """Let tokenizers encode many texts on every core in the block."""
+    # Elsewhere it is off, since a process that has done so must not fork.
+    before = os.environ.get(PARALLELISM)
+    os.environ[PARALLELISM] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(PARALLELISM)
+        os.environ.update({} if before is None else {PARALLELISM: before})
 
 
 def is_offline(error: BaseException) -> bool:

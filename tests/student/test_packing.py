@@ -1,6 +1,7 @@
 """Packing: masks, over-long rows, best-fit blocks, and that no row sees its neighbour."""
 
 import json
+import os
 import random
 from itertools import pairwise
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from pipeline.student.packing import (
     table,
 )
 from pipeline.student.token_rows import IGNORED, position_ids, read_rows
+from pipeline.student.tokenizer import on_every_core
 from stages import pack as stage
 
 CHATS = {"p": [{"role": "user", "content": "What is 12 + 30?"}]}
@@ -41,16 +43,40 @@ def traces(thinkings, answers=None):
 def token_rows(kept, tokenizer, max_tokens, too_long="drop"):
     """(frame, counts) of the rows that the stage makes of `kept`."""
     tally = Packer(max_tokens)
-    rows = [row for trace in kept.iter_rows(named=True)
-            for row in tally.rows_of(trace, CHATS, tokenizer, too_long, lambda n: None)]
-    return table(rows), tally.counts()
+    rows = tally.rows_of(kept.iter_rows(named=True), CHATS, tokenizer, too_long, lambda n: None)
+    return table(list(rows)), tally.counts()
+
+
+def test_rows_encoded_together_are_those_encoded_one_by_one(monkeypatch):
+    tokenizer, asked = tokenizer_of("qwen2_5"), []
+    kept = traces([f"step {i} <|im_end|> \ufdd0 so" for i in range(7)])
+    whole, _ = token_rows(kept, tokenizer, 4096)
+    encode = type(tokenizer)._encode_plus
+    monkeypatch.setattr(type(tokenizer), "_encode_plus", lambda self, text, **kwargs: (
+        asked.append(len(text)), encode(self, text, **kwargs))[1])
+    for characters, calls in ((1, 7), (100, 2), (10_000, 1)):
+        monkeypatch.setattr(pack, "ENCODED_CHARACTERS", characters)
+        asked.clear()
+        assert token_rows(kept, tokenizer, 4096)[0].equals(whole)
+        assert len(asked) == calls
+
+
+def test_only_pack_encodes_on_every_core(monkeypatch):
+    for before in ("false", None):
+        if before is None:
+            monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+        else:
+            monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
+        with pytest.raises(KeyError), on_every_core():
+            assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+            raise KeyError
+        assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 def test_every_second_trace_is_asked_for_by_its_own_length_if_so_wanted():
     tokenizer = tokenizer_of("base")
-    rows = [row for trace in traces(["so it is"] * 4).iter_rows(named=True)
-            for row in Packer(4096, name_length=True).rows_of(trace, CHATS, tokenizer, "drop",
-                                                              lambda steps: None)]
+    rows = list(Packer(4096, name_length=True).rows_of(
+        traces(["so it is"] * 4).iter_rows(named=True), CHATS, tokenizer, "drop", lambda n: None))
     prompts = [tokenizer.decode([i for i, loss in zip(ids, mask, strict=True) if not loss])
                for _, _, ids, mask in rows]
     length = sum(rows[0][3])
