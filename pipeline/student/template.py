@@ -73,9 +73,10 @@ TrainingRow = tuple[list[int], list[int]]
 """(input_ids, completion_mask); the mask is 1 where loss counts."""
 
 
-def training_row(tokenizer: Any, *conversation: Any) -> TrainingRow:
-    """Return `training_rows` of one conversation."""
-    return training_rows(tokenizer, [conversation])[0]
+def training_row(tokenizer: Any, messages: Messages, thinking: str | None,
+                 answer: str) -> TrainingRow:
+    """Return the row of one conversation, as `training_rows`."""
+    return training_rows(tokenizer, [(messages, thinking, answer)])[0]
 
 
 def training_rows(tokenizer: Any, conversations: Iterable[Conversation]) -> list[TrainingRow]:

@@ -16,6 +16,7 @@ from pipeline.student.template import encode
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 
+
 def bare_tokenizer(model: str | Path) -> Any:
     """Load a tokenizer that need have neither chat template nor end of turn (a scoring teacher)."""
     from transformers import AutoTokenizer
