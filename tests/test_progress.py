@@ -8,6 +8,7 @@ import tiny_sft
 from pipeline import progress as module
 from pipeline.progress import progress
 from pipeline.sft import trainer as sft
+from pipeline.train import guard
 
 
 @pytest.fixture
@@ -59,3 +60,12 @@ def test_training_says_its_loss(tmp_path, capsys, monkeypatch):
     sft.train(tiny_sft.job(tiny_sft.build(tmp_path / "tiny", 24), tmp_path / "out"))
     said = capsys.readouterr().err
     assert "sft: 3/3, " in said and "left, loss " in said
+
+
+def test_training_knows_what_is_left_of_its_time_limit(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(guard, "progress", lambda *given: (told.append(given), progress(*given))[1])
+    folder = tiny_sft.build(tmp_path / "tiny", 24)
+    for minutes in (2.0, None):
+        sft.train(tiny_sft.job(folder, tmp_path / f"{minutes}", {"minutes": minutes}))
+    assert told == [("sft", 3, 120.0), ("sft", 3, float("inf"))]

@@ -98,8 +98,7 @@ def make_trainer(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[st
         policy=make_policy(config.policy, RL_POLICY)))
     args.reward_weights = [weight for weight, _ in rewards.values()]
     lora = lora_config(config.lora, "rl.lora", job.model)
-    guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False,
-                  minutes=config.minutes)
+    guard = Guard("rl", folder / "log.jsonl", zero_loss_is_wrong=False)
     trainer = DynamicSamplingTrainer(
         model=load_student(job.model, args, config.layers), args=args, processing_class=tokenizer,
         reward_funcs=_named_functions(rewards, config.language, *config.languages),

@@ -147,8 +147,7 @@ def make_trainer(job: SftJob) -> tuple[Any, Guard, Any]:
     chosen = inputs(job, rows, tokenizer, args, held_out_problems(rows, job.sft.held_out))
     if chosen["eval_dataset"] is None:
         args.eval_strategy = "no"
-    guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True,
-                  minutes=job.sft.minutes)
+    guard = Guard("sft", job.out / "log.jsonl", zero_loss_is_wrong=True)
     callbacks = [guard, *chosen.pop("callbacks"), Clock(job.sft.minutes, job.sft.schedule)]
     lora = lora_config(job.sft.lora, "sft.lora", job.model)
     student = load_student(job.model, args, job.sft.layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Packer:
     def rows_of(self, traces: Iterable[Mapping[str, Any]], chats: Mapping[str, Messages],
                 tokenizer: Any, too_long: str, advance: Any) -> Iterator[Row]:
         """Yield the rows of `traces`: of each one, none, or several if it is split."""
-        for some in _encoded_together(traces):
+        for some in _runs(traces, lambda trace: sum(len(trace[part] or "") for part in (
+                "thinking", "answer")), ENCODED_CHARACTERS):
             advance(len(some))
             answered = [trace for trace in some if (trace["answer"] or "").strip()]
             self.counter["without_answer"] += len(some) - len(answered)
@@ -84,13 +85,13 @@ class Packer:
         return {**{name: self.counter[name] for name in names}, "longest": self.longest}
 
 
-def _encoded_together(traces: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield runs of `traces` of about ENCODED_CHARACTERS each."""
+def _runs(items: Iterable[Any], size_of: Callable[[Any], int], limit: int) -> Iterator[list]:
+    """Yield runs of `items` whose sizes first reach `limit` together, and the rest."""
     run, size = [], 0
-    for trace in traces:
-        run.append(trace)
-        size += len(trace["thinking"] or "") + len(trace["answer"] or "")
-        if size >= ENCODED_CHARACTERS:
+    for item in items:
+        run.append(item)
+        size += size_of(item)
+        if size >= limit:
             yield run
             run, size = [], 0
     if run:
@@ -122,7 +123,9 @@ def block_tables(rows: Iterable[Row], block: int,
     Rows are packed WINDOW_TOKENS at a time, so any number of them fits in memory.
     """
     lengths: list[list[int]] = []
-    for window in _windows(rows):
+    arrays = ((name, sample, np.asarray(ids, np.int32), np.asarray(mask, np.int8))
+              for name, sample, ids, mask in rows)
+    for window in _runs(arrays, lambda row: len(row[2]), WINDOW_TOKENS):
         sizes = [len(ids) for _, _, ids, _ in window]
         blocks = best_fit(sizes, block)
         lengths += [[sizes[index] for index in members] for members in blocks]
@@ -133,18 +136,6 @@ def block_tables(rows: Iterable[Row], block: int,
     shape.update(blocks=len(lengths), block_tokens=block,
                  fill=round(filled / max(1, len(lengths) * block), 5),
                  attention_balance=round(attention_balance(lengths), 4))
-
-
-def _windows(rows: Iterable[Row]) -> Iterator[list[tuple[str, int, np.ndarray, np.ndarray]]]:
-    window, size = [], 0
-    for name, sample, ids, mask in rows:
-        window.append((name, sample, np.asarray(ids, np.int32), np.asarray(mask, np.int8)))
-        size += len(ids)
-        if size >= WINDOW_TOKENS:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
 
 
 def _frame(window: list[tuple[str, int, np.ndarray, np.ndarray]],

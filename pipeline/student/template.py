@@ -38,7 +38,12 @@ def render(tokenizer: Any, messages: Messages, **options: Any) -> str:
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Encode rendered text: control tokens are recognised, none are added."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encode_all(tokenizer, [text])[0]
+
+
+def encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Encode each text as `encode` does, all at once."""
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
 def prompt_ids(tokenizer: Any, messages: Messages) -> list[int]:
@@ -170,7 +175,7 @@ def _encode_marked(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> list[lis
     """Encode the pieces of each (text, mark) between its marks, which are dropped."""
     pieces = [[piece for piece in text.split(mark) if piece] for text, mark in texts]
     flat = [piece for of_text in pieces for piece in of_text]
-    ids = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else ())
+    ids = iter(encode_all(tokenizer, flat))
     return [[index for _ in of_text for index in next(ids)] for of_text in pieces]
 
 

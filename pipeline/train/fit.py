@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from pipeline.errors import StoppedError, UserError
 from pipeline.train import attention, checkpoints
-from pipeline.train.guard import Clock, Guard, non_finite_weight
+from pipeline.train.guard import Guard, clock_of, non_finite_weight
 from pipeline.train.layers import fuse_layers
 from pipeline.train.stop import SaveAndStop, launched_request
 
@@ -66,9 +66,8 @@ def fit(trainer: Any, guard: Guard, out: Path, tokenizer: Any) -> dict[str, Any]
         raise UserError(f"{guard.label}: weights {name} are not finite; nothing is saved")
     save_student(trainer, out / "model", tokenizer)
     processes = trainer.accelerator.num_processes
-    clock = trainer.state.stateful_callbacks.get("Clock", Clock().state())
     return {"steps": trainer.state.global_step,
-            "train_seconds": round(clock["attributes"]["spent"], 1),
+            "train_seconds": round(clock_of(trainer.state)["spent"], 1),
             # Each adds a batch of its own to a step, and how many there are is no part of the key.
             **({"processes": processes} if processes > 1 else {})}
 

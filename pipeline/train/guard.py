@@ -83,15 +83,20 @@ class Clock(TrainerCallback, ExportableState):
         return max(step, self.warm_up + share * (self.planned - self.warm_up))
 
 
+def clock_of(state: Any) -> dict[str, Any]:
+    """Return {"minutes": limit or None, "spent": seconds} of a trainer's state."""
+    kept = state.stateful_callbacks.get("Clock", Clock().state())
+    return {**kept["args"], **kept["attributes"]}
+
+
 class Guard(TrainerCallback):
     """Stops a run before weights that are not finite are saved; marks checkpoints complete.
 
     Shows progress and appends every logged value to `log`, a JSON Lines file.
     """
 
-    def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool,
-                 minutes: float | None = None):
-        self.label, self.log, self.minutes = label, log, minutes
+    def __init__(self, label: str, log: Path, *, zero_loss_is_wrong: bool):
+        self.label, self.log = label, log
         self.zero_loss_is_wrong = zero_loss_is_wrong
         self.stack = ExitStack()
         self.advance: Any = lambda steps=1, note="": None
@@ -104,8 +109,8 @@ class Guard(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._check_weights(model, "before the first step; use another checkpoint")
         if state.is_world_process_zero:
-            spent = state.stateful_callbacks.get("Clock", Clock().state())["attributes"]["spent"]
-            seconds = math.inf if self.minutes is None else 60 * self.minutes - spent
+            clock = clock_of(state)
+            seconds = 60 * (clock["minutes"] or math.inf) - clock["spent"]
             self.advance = self.stack.enter_context(
                 progress(self.label, state.max_steps, seconds))
             self.advance(state.global_step)
