@@ -17,7 +17,7 @@ from pipeline.student.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)  # these models are so small that threads only wait for each other
 TEMPLATE = Path(__file__).parents[1] / "prompts" / "chat_templates" / "tiny.jinja"
-TWO = {"multi_gpu": True, "num_processes": 2, "main_process_port": 0}
+TWO = {"multi_gpu": True, "num_processes": 2}
 """What accelerate starts two processes by, on processors too."""
 SHAPE = TinyModel(layers=2, width=32, heads=2, vocabulary=420)
 

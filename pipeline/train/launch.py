@@ -42,7 +42,10 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     """Build the accelerate command line from `options`, or plain Python's without options."""
     if spans_nodes(options):
         return srun([*accelerate_flags(over_allocation(options)), *arguments])
-    start = [*ACCELERATE, *accelerate_flags(options)] if options else []
+    # accelerate's default is one port for every run of a host; a file or the nodes agree on theirs.
+    theirs = "config_file" in options or int(options.get("num_machines") or 1) > 1
+    port = {} if theirs else {"main_process_port": free_port()}
+    start = [*ACCELERATE, *accelerate_flags({**port, **options})] if options else []
     return [sys.executable, *start, *arguments]
 
 

@@ -452,6 +452,19 @@ def test_accelerate_takes_every_option_of_the_shipped_overlays(overlay):
     assert given.num_processes == 8 and given.mixed_precision == "bf16"
 
 
+@pytest.mark.parametrize(("options", "port"), [
+    ({}, "free"), ({"num_machines": 1}, "free"), ({"main_process_port": 29600}, "29600"),
+    ({"num_machines": 2, "machine_rank": 1}, None), ({"config_file": "theirs.yaml"}, None)])
+def test_trainings_of_one_host_get_ports_of_their_own(options, port):
+    ports = []
+    for _ in range(2):
+        line = launch.command({"num_processes": 2, **options}, ["-m", MODULE, "j"])
+        assert line.count("--main_process_port") == (port is not None)
+        ports.append(line[line.index("--main_process_port") + 1] if port else None)
+    assert ports[0] != ports[1] and "29500" not in ports if port == "free" else \
+        ports == [port, port]
+
+
 @pytest.mark.parametrize(("gpus", "trainer", "launched"), [
     (0, {}, False), (1, {}, False), (2, {}, True), (1, {"use_vllm": True}, True)])
 def test_one_process_never_deals_a_batch_out_to_several_gpus(
