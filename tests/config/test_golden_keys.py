@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden_keys.json").read_text())
 # Overlays, or read a file that is given.
 LATER = {"fsdp2", "length", "zero2", "prices", "qwen-distill", "on-policy", "one-gpu",
-         "qwen-ablation", "context", "cross-tokenizer"}
+         "qwen-ablation", "context", "cross-tokenizer", "qwen-seeds"}
 
 
 @pytest.mark.parametrize("names", GOLDEN)

@@ -55,7 +55,8 @@ def test_a_recipe_passes_the_checks_before_a_run_and_needs_no_teacher(recipe, mo
 
 @pytest.mark.parametrize("files", [
     ("qwen-distill", "qwen-ablation"), ("qwen-distill", "on-policy"), ("qwen-distill", "context"),
-    ("qwen-distill", "cross-tokenizer"), ("r1", "one-gpu"), ("countdown-qwen-0.5b", "one-gpu")])
+    ("qwen-distill", "cross-tokenizer"), ("qwen-distill", "qwen-seeds"), ("r1", "one-gpu"),
+    ("countdown-qwen-0.5b", "one-gpu")])
 def test_a_study_on_real_models_passes_the_checks_of_every_step(files, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.serving.vllm_server.has_vllm", lambda: True)
     monkeypatch.chdir(tmp_path)
