@@ -21,6 +21,7 @@ from pipeline.sft.loss import DistillationLoss, loss_and_targets
 from pipeline.sft.settings import arguments
 from pipeline.student.token_rows import (
     Collator,
+    EvenSampler,
     LengthGroupedSampler,
     Rows,
     held_out_problems,
@@ -106,12 +107,15 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
         lengths = [len(self.rows.ids[i]) for i in self.train_rows]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(lengths, batch, self.args.seed,
-                                    lambda: int(self.state.epoch or 0))
+        size, steps = self.args.train_batch_size, self.args.gradient_accumulation_steps
+        sampler = super()._get_train_sampler(train_dataset) \
+            if self.args.train_sampling_strategy != "group_by_length" else LengthGroupedSampler(
+                lengths, size * steps, self.args.seed, lambda: int(self.state.epoch or 0))
+        # accelerate deals micro-batch k to process k % processes; it must see a random order.
+        together = self.args.world_size > 1 and cast(Any, self.data_collator).padding_free
+        return EvenSampler(sampler, lengths, self.args.world_size * steps, size) \
+            if together and not isinstance(sampler, torch.utils.data.RandomSampler) else sampler
 
     def _get_eval_sampler(self, eval_dataset):
         return torch.utils.data.SequentialSampler(eval_dataset)

@@ -11,7 +11,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from heapq import heappop, heappush
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,37 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
         return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+class EvenSampler(torch.utils.data.Sampler[int]):
+    """Reorders each block of groups * size rows of `sampler` into groups of about equal tokens.
+
+    A block is an optimizer step's, a group a micro-batch of one process. The last, smaller block
+    stays as it is.
+    """
+
+    # Without padding a process takes as long as its tokens, and a step as long as its slowest.
+
+    def __init__(self, sampler: Any, lengths: Sequence[int], groups: int, size: int):
+        self.sampler, self.lengths, self.groups, self.size = sampler, lengths, groups, size
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        order, step = list(self.sampler), self.groups * self.size
+        for start in range(0, len(order), step):
+            block = order[start:start + step]
+            yield from self._evened(block) if len(block) == step else block
+
+    def _evened(self, block: Sequence[int]) -> Iterator[int]:
+        open_groups: list[tuple[int, int, list[int]]] = [(0, k, []) for k in range(self.groups)]
+        full: dict[int, list[int]] = {}
+        for row in sorted(block, key=lambda row: -self.lengths[row]):
+            tokens, k, rows = heappop(open_groups)
+            rows.append(row)
+            if len(rows) == self.size:
+                full[k] = rows
+            else:
+                heappush(open_groups, (tokens + self.lengths[row], k, rows))
+        return chain.from_iterable(full[k] for k in range(self.groups))

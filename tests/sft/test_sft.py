@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from dataclasses import replace
 from itertools import count
@@ -23,7 +24,13 @@ from pipeline.config.sft import SftConfig
 from pipeline.errors import UserError
 from pipeline.sft import settings
 from pipeline.sft import trainer as sft
-from pipeline.student.token_rows import IGNORED, Collator, held_out_problems, read_rows
+from pipeline.student.token_rows import (
+    IGNORED,
+    Collator,
+    EvenSampler,
+    held_out_problems,
+    read_rows,
+)
 from pipeline.train import attention, checkpoints, launch
 from stages import sft as stage
 
@@ -427,14 +434,47 @@ def test_what_a_launched_process_complains_of_reaches_the_user(tiny, tmp_path, m
         launch.launch(tiny_sft.job(tiny, tmp_path), MODULE, {"num_processes": 2})
 
 
+@pytest.mark.parametrize("groups", [2, 8])
+def test_processes_without_padding_get_about_equal_tokens_of_each_step(groups):
+    draw = random.Random(0)
+    lengths = [int(draw.lognormvariate(6, 0.6)) for _ in range(5 * groups * 16 + 7)]
+    order = draw.sample(range(len(lengths)), len(lengths))
+    made = list(EvenSampler(order, lengths, groups, 16))
+    assert len(EvenSampler(order, lengths, groups, 16)) == len(made)
+    worst = {"before": [], "after": []}
+    for start in range(0, 5 * groups * 16, groups * 16):
+        block = slice(start, start + groups * 16)
+        assert sorted(made[block]) == sorted(order[block])
+        for when, rows in (("before", order[block]), ("after", made[block])):
+            tokens = [sum(lengths[row] for row in rows[k:k + 16])
+                      for k in range(0, groups * 16, 16)]
+            worst[when].append(max(tokens) * groups / sum(tokens))
+    assert made[5 * groups * 16:] == order[5 * groups * 16:]
+    assert max(worst["after"]) < 1.02 < 1.05 < max(worst["before"])
+
+
+@pytest.mark.parametrize(("processes", "padding_free", "strategy", "even"), [
+    (1, True, "sequential", False), (4, True, "sequential", True), (4, True, "random", False),
+    (4, True, "group_by_length", True), (4, False, "group_by_length", False)])
+def test_only_processes_without_padding_are_dealt_rows_by_tokens(
+        tiny, tmp_path, monkeypatch, processes, padding_free, strategy, even):
+    trainer, *_ = sft.make_trainer(tiny_sft.job(tiny, tmp_path, padding_free=padding_free,
+                                                train_sampling_strategy=strategy))
+    monkeypatch.setattr(type(trainer.args), "world_size", processes)
+    sampler = trainer._get_train_sampler()
+    assert isinstance(sampler, EvenSampler) == even
+    assert sorted(sampler) == list(range(64))
+    assert not even or (sampler.groups, sampler.size) == (4, 8)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["trl", "limbeck"])
-def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch, head):
+@pytest.mark.parametrize(("head", "free"), [("trl", False), ("limbeck", False), ("trl", True)])
+def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch, head, free):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone, two = tmp_path / "alone", tmp_path / "two"
     sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
-                       per_device_train_batch_size=4, save_steps=2)
+                       per_device_train_batch_size=4, save_steps=2, padding_free=free)
     assert launch.launch(job, MODULE, tiny_sft.TWO)["steps"] == 8
     assert all(checkpoints.is_complete(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
