@@ -63,7 +63,9 @@ def trainer_arguments(kind: Any, section: str, settings: Mapping[str, Any], out:
     quiet_libraries()
     cuda = torch.cuda.is_available()
     machine = {"output_dir": str(out / "checkpoints"), "seed": seed, "bf16": cuda,
-               "use_cpu": not cuda, "report_to": ["tensorboard"], "disable_tqdm": True}
+               "use_cpu": not cuda, "report_to": ["tensorboard"], "disable_tqdm": True,
+               # A causal model uses all it trains; the library's default walks the graph for more.
+               "ddp_find_unused_parameters": False}
     try:
         return kind(**{**machine, **SHARED_TRAINER_DEFAULTS, **typed})
     except (ImportError, TypeError, ValueError) as error:

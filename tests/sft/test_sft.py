@@ -469,13 +469,15 @@ def test_only_processes_without_padding_are_dealt_rows_by_tokens(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "free"), [("trl", False), ("limbeck", False), ("trl", True)])
-def test_two_launched_processes_learn_what_one_does(tiny, tmp_path, monkeypatch, head, free):
+def test_two_launched_processes_learn_what_one_does(
+        tiny, tmp_path, monkeypatch, capfd, head, free):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     alone, two = tmp_path / "alone", tmp_path / "two"
     sft.train(tiny_sft.job(tiny, alone, train_sampling_strategy="sequential"))
     job = tiny_sft.job(tiny, two, {"head": head}, train_sampling_strategy="sequential",
                        per_device_train_batch_size=4, save_steps=2, padding_free=free)
     assert launch.launch(job, MODULE, tiny_sft.TWO)["steps"] == 8
+    assert "find_unused_parameters" not in capfd.readouterr().err
     assert all(checkpoints.is_complete(path) for path in checkpoints.steps(two / "checkpoints"))
     one, both = (load_file(path / "model" / "model.safetensors") for path in (alone, two))
     assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)
