@@ -49,6 +49,10 @@ def check_settings(sft: SftConfig) -> None:
             raise UserError(f"sft.trainer.{key} does not apply, because the rows are ready-made; "
                             f"set {sft.KEYS_SET_ELSEWHERE[key]} instead")
     check_trainer_keys(kind, "sft.trainer", sft.trainer)
+    if sft.trainer.get("train_sampling_strategy") == "batch_rebalance":
+        raise UserError("sft.trainer.train_sampling_strategy=batch_rebalance reads texts, and the "
+                        "rows are ready-made; remove it: processes without padding get equal "
+                        "tokens of each step anyway")
     check_layers(sft, "sft")
     check_schedule(sft, "sft")
     if sft.method.type in ("logits", "cross_tokenizer") or sft.head == "limbeck":

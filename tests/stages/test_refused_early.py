@@ -59,6 +59,7 @@ LATER = [
     ("rl.rewards={own.py:mine: 1}", "own.py defines no 'mine'"),
     ("rl.trainer.learning_rat=1", "rl.trainer.learning_rat is not a key .*'learning_rate'"),
     ("sft.trainer.max_step=1", "sft.trainer.max_step is not a key .*'max_steps'"),
+    ("sft.trainer.train_sampling_strategy=batch_rebalance", "the rows are ready-made; remove it"),
     ("sft.method={type: on_policy, teacher: ./nowhere}", "teacher of sft.method, ./nowhere, is"),
     ("rl.policy={markr: box}", "markr"), ("rl.start=nowhere", "rl.start"),
     ("rl={rewards: {accuracy: 1, process: 1}, process: {type: local, model: ./nowhere}}",
