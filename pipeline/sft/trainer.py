@@ -107,15 +107,18 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
-        lengths = [len(self.rows.ids[i]) for i in self.train_rows]
-        size, steps = self.args.train_batch_size, self.args.gradient_accumulation_steps
-        sampler = super()._get_train_sampler(train_dataset) \
-            if self.args.train_sampling_strategy != "group_by_length" else LengthGroupedSampler(
-                lengths, size * steps, self.args.seed, lambda: int(self.state.epoch or 0))
-        # accelerate deals micro-batch k to process k % processes; it must see a random order.
-        together = self.args.world_size > 1 and cast(Any, self.data_collator).padding_free
-        return EvenSampler(sampler, lengths, self.args.world_size * steps, size) \
-            if together and not isinstance(sampler, torch.utils.data.RandomSampler) else sampler
+        args, lengths = self.args, [len(self.rows.ids[i]) for i in self.train_rows]
+        size, steps = args.train_batch_size, args.gradient_accumulation_steps
+        if args.train_sampling_strategy == "group_by_length":
+            sampler: Any = LengthGroupedSampler(lengths, size * steps, args.seed,
+                                                lambda: int(self.state.epoch or 0))
+        else:
+            sampler = super()._get_train_sampler(train_dataset)
+        even = args.world_size > 1 and cast(Any, self.data_collator).padding_free
+        if not even or args.train_sampling_strategy == "random":    # whose seed accelerate shares
+            return sampler
+        # accelerate deals micro-batch k to process k % processes.
+        return EvenSampler(sampler, lengths, args.world_size * steps, size)
 
     def _get_eval_sampler(self, eval_dataset):
         return torch.utils.data.SequentialSampler(eval_dataset)
