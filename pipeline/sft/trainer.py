@@ -107,15 +107,17 @@ class StudentTrainer(StepCheckMixin, SFTTrainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset=None):
-        args, lengths = self.args, [len(self.rows.ids[i]) for i in self.train_rows]
+        args = self.args
+        if args.train_sampling_strategy == "random":    # whose seed accelerate shares
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(self.rows.ids[i]) for i in self.train_rows]
         size, steps = args.train_batch_size, args.gradient_accumulation_steps
         if args.train_sampling_strategy == "group_by_length":
             sampler: Any = LengthGroupedSampler(lengths, size * steps, args.seed,
                                                 lambda: int(self.state.epoch or 0))
         else:
             sampler = super()._get_train_sampler(train_dataset)
-        even = args.world_size > 1 and cast(Any, self.data_collator).padding_free
-        if not even or args.train_sampling_strategy == "random":    # whose seed accelerate shares
+        if args.world_size == 1 or not cast(Any, self.data_collator).padding_free:
             return sampler
         # accelerate deals micro-batch k to process k % processes.
         return EvenSampler(sampler, lengths, args.world_size * steps, size)

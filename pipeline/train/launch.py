@@ -23,7 +23,7 @@ from pipeline.cluster.nodes import (
     spans_nodes,
     srun,
 )
-from pipeline.cluster.ray_launch import spans_cluster, train_on_nodes
+from pipeline.cluster.ray_launch import machines, spans_cluster, train_on_nodes
 from pipeline.cluster.rollout_node import RolloutServer
 from pipeline.config.experiment import RayCluster
 from pipeline.config.job import Job
@@ -43,7 +43,7 @@ def command(options: Mapping[str, Any], arguments: list[str]) -> list[str]:
     if spans_nodes(options):
         return srun([*accelerate_flags(over_allocation(options)), *arguments])
     # accelerate's default is one port for every run of a host; a file or the nodes agree on theirs.
-    theirs = "config_file" in options or int(options.get("num_machines") or 1) > 1
+    theirs = "config_file" in options or machines(options) > 1
     port = {} if theirs else {"main_process_port": free_port()}
     start = [*ACCELERATE, *accelerate_flags({**port, **options})] if options else []
     return [sys.executable, *start, *arguments]
