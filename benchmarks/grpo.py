@@ -1,6 +1,7 @@
 """Prompts a second of GRPO with a colocated vLLM: TRL's GRPOTrainer beside limbeck.
 
   python benchmarks/grpo.py --model FOLDER --problems FILE.jsonl [--steps 8] [--set KEY=VALUE]...
+  accelerate launch --multi_gpu --num_processes 4 benchmarks/grpo.py … --contender limbeck
 
 All get the same model, problems, order, seed, sampling, group size and prompts a step, and a
 process of their own; with --runs they take turns. `TRL` keeps its defaults for everything else
@@ -10,7 +11,8 @@ checkpointing nor correction, has limbeck's micro-batches, Liger's layers and th
 TRL 1.16 has no padding-free GRPO, computes the loss by its own fused head whatever Liger offers,
 and hands no compilation option to vLLM. `ahead` samples for four updates at once, which makes three
 of four off-policy. `rows 64` has micro-batches of 64, `compiled` those and rl.layers. TRL's
-async_grpo has its attention from the hub's kernels and is not among them.
+async_grpo has its attention from the hub's kernels and is not among them. Several processes share
+a step's problems; what is said of a GPU or of shares of a step is then the first one's.
 
 One JSON line each: prompts and completion tokens a second after the warm-up, the shares of a step
 spent in generation and in verification, the share of the time in which the GPU ran any kernel and
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -52,6 +55,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL best, rows 64": {**BEST, "per_device_train_batch_size": 64},
     "TRL best, ahead": BEST, "limbeck": {}, "limbeck, rows 64": {"per_device_train_batch_size": 64},
     "limbeck, compiled": COMPILED, "limbeck, compiled, 4 engines": {**COMPILED, "engines": 4}}
+PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 AHEAD = 4
 """Updates that `TRL best, ahead` samples for at once."""
 
@@ -119,7 +123,7 @@ def trl_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
 
     settings = {**SHARED, **CONTENDERS[given.contender], **options(given)}
     size = settings.get("per_device_train_batch_size", 8)
-    settings["gradient_accumulation_steps"] = given.prompts * GROUP // size
+    settings["gradient_accumulation_steps"] = given.prompts * GROUP // size // PROCESSES
     if "ahead" in given.contender:
         settings["steps_per_generation"] = AHEAD * settings["gradient_accumulation_steps"]
     args = GRPOConfig(output_dir=out, max_steps=given.steps, **settings)
@@ -143,7 +147,7 @@ def our_trainer(given: argparse.Namespace, rows: list[dict], out: str, verify: l
                 **CONTENDERS[given.contender], **options(given)}
     layers, engines = settings.pop("layers", "transformers"), settings.pop("engines", 0)
     settings["gradient_accumulation_steps"] = \
-        given.prompts * GROUP // settings["per_device_train_batch_size"]
+        given.prompts * GROUP // settings["per_device_train_batch_size"] // PROCESSES
     pool = JudgePool(config["runtime"]["judge_workers"]).__enter__()
     pool.start()
     args = grpo_config(phase_settings(RlConfig(trainer=settings))[0], Path(out), 0)
@@ -178,7 +182,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     tokens = sum(entry[LENGTH] for entry in logs) * given.prompts * GROUP
     per_step = len(logs) * given.prompts
     first = warm // (AHEAD if "ahead" in given.contender else 1)
-    return {"contender": given.contender, "prompts_per_second": round(per_step / wall, 2),
+    return {"contender": given.contender, "processes": PROCESSES,
+            "prompts_per_second": round(per_step / wall, 2),
             "completion_tokens_per_second": round(tokens / wall),
             "mean_length": round(tokens / per_step / GROUP, 1),
             "generation_share": round(sum(generate[first:]) / wall, 3),
@@ -268,7 +273,9 @@ def main() -> None:
     if not given.compare and not (given.model and given.problems):
         parser.error("--model and --problems are needed, or --compare")
     if given.contender:
-        print(json.dumps(measure(given)), flush=True)
+        measured = measure(given)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(measured), flush=True)
         return
     contenders = parsed([path.read_text(encoding="utf-8") for path in given.compare]
                         if given.compare else [in_turn(given)])
