@@ -6,11 +6,14 @@ import json
 import math
 import random
 import re
+import signal
+import time
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,10 @@ from pipeline.problems.columns import (
     is_conversation,
     question_in,
 )
+from pipeline.progress import progress
+
+ALONE = 2.0
+"""Seconds of making problems after which all cores do."""
 
 
 def evaluation_sets(entries: Sequence[str | EvaluationSet], key: str,
@@ -107,8 +114,8 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
 
     task = source.problems.removeprefix(GYM)
     try:
-        made = list(reasoning_gym.create_dataset(task, size=source.limit or 1000, seed=seed,
-                                                 **source.options))
+        made = _made(reasoning_gym.create_dataset(task, size=source.limit or 1000, seed=seed,
+                                                  **source.options), source.problems)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"reasoning-gym makes no {task!r} problems: {error}; fix "
                         "prepare.problems or prepare.options") from None
@@ -118,6 +125,24 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
              "answer": entry["answer"] or "", "kind": "gym", "source": source.problems,
              "meta": json.dumps({"task": task, "entry": entry, **more}, default=str)}
             for index, (entry, more) in enumerate(zip(made, known, strict=True))]
+
+
+def _made(dataset: Any, name: str) -> list[dict[str, Any]]:
+    """The entries of a reasoning-gym `dataset`, by every core if that takes longer than ALONE."""
+    size, made, begun = len(dataset), list[dict[str, Any]](), time.monotonic()
+    with progress(f"making {name}", size) as advance:
+        while len(made) < size and time.monotonic() - begun < ALONE:
+            made.append(dataset[len(made)])
+            advance(1)
+        if len(made) < size:
+            # Ctrl-C is for this process, which then ends those.
+            with get_context("spawn").Pool(None, signal.signal,
+                                           (signal.SIGINT, signal.SIG_IGN)) as pool:
+                # An entry depends on the seed and its own number alone.
+                for entry in pool.imap(dataset.__getitem__, range(len(made), size), chunksize=20):
+                    made.append(entry)
+                    advance(1)
+    return made
 
 
 def load_rows(source: Source, seed: int, needs_answer: Callable[[str], bool] = bool,

@@ -32,10 +32,21 @@ DEVICE_ARGUMENT = 6
 
 
 def start_engines(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Make a vllm.LLM, or an EngineGroup if `options` has `engines` above 1."""
+    """Make a vllm.LLM, or an EngineGroup if `options` has `engines` above 1.
+
+    Raises UserError if it does not start.
+    """
     options = dict(options)
     count = options.pop("engines", 1)
-    return make(**options) if count == 1 else EngineGroup(count, options)
+    if count > 1:
+        return EngineGroup(count, options)
+    try:
+        return make(**split_gpu_memory(options, 1))
+    except (ValueError, RuntimeError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"the vLLM engine did not start ({said[0]}); its messages are above. If "
+                        "memory of the GPU is short, lower runtime.vllm's "
+                        "gpu_memory_utilization, or give kv_cache_memory_bytes") from None
 
 
 def check_engines(count: int, args: Any, section: str) -> None:

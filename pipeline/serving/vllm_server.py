@@ -26,6 +26,8 @@ from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_
 
 GPU_MEMORY_UTILIZATION = 0.9
 """Share of a GPU's memory for several servers together, by default."""
+UNASKED = 0.01
+"""The share of each where the bytes of its cache are given."""
 TAIL_LINES = 25
 
 
@@ -138,9 +140,12 @@ def _child(command: list[str], environment: Mapping[str, str],
 
 def split_gpu_memory(options: Mapping[str, Any], count: int) -> Mapping[str, Any]:
     """The options of one of `count` engines or servers on the same GPUs."""
-    if count == 1:
+    # vLLM refuses to start where that share is not free, though a cache of given bytes ignores it.
+    fixed = options.get("kv_cache_memory_bytes") is not None
+    if count == 1 and not fixed:
         return options
-    total = options.get("gpu_memory_utilization") or GPU_MEMORY_UTILIZATION
+    default = UNASKED * count if fixed else GPU_MEMORY_UTILIZATION
+    total = options.get("gpu_memory_utilization") or default
     if not isinstance(total, int | float):
         raise UserError(f"gpu_memory_utilization={total!r} is not a number, so {count} engines "
                         "cannot share it; set a number such as 0.9")

@@ -98,7 +98,8 @@ def _by_vllm(model: str, eos_token_ids: list[int], longest: int, sampling: Stude
 
     # vLLM refuses to go beyond the model's positions; what reaches them counts as truncated.
     longest = min(longest, positions(model) or sys.maxsize)
-    defaults = {"dtype": "bfloat16", "max_model_len": longest, "gpu_memory_utilization": 0.85}
+    memory = {} if engine.get("kv_cache_memory_bytes") else {"gpu_memory_utilization": 0.85}
+    defaults = {"dtype": "bfloat16", "max_model_len": longest, **memory}
     llm = start_engines(LLM, {"model": model, "seed": seed, **defaults, **engine})
 
     def params(limit: int) -> Any:

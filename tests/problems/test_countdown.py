@@ -76,6 +76,13 @@ def test_reasoning_gym_tasks_are_problems_whose_gold_the_judge_accepts(task, opt
         assert [j.score for j in wrong] == [0.0] * 4
 
 
+def test_reasoning_gym_problems_of_many_processes_are_those_of_one(monkeypatch):
+    source = Source(problems="reasoning-gym/countdown", limit=30)
+    alone = load_rows(source, 1)
+    monkeypatch.setattr("pipeline.problems.sources.ALONE", 0.0)
+    assert load_rows(source, 1) == alone
+
+
 @pytest.mark.parametrize(("task", "options"), [("nothing", {}), ("countdown", {"size_": 1}),
                                                ("countdown", {"min_numbers": 9})])
 def test_a_task_or_setting_that_reasoning_gym_lacks_is_named(task, options):

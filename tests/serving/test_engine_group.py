@@ -199,6 +199,21 @@ def test_a_stopped_trainer_ends_at_once_and_its_engines_say_and_make_nothing(num
     assert err.count("Traceback") == (number == signal.SIGINT)      # the trainer's own
 
 
+@pytest.mark.parametrize("error", [ValueError("Free memory is less\nmore"), RuntimeError()])
+def test_one_engine_that_cannot_start_is_one_sentence(error):
+    def refuse(**options):
+        raise error
+
+    first = str(error).partition("\n")[0] or "RuntimeError"
+    with pytest.raises(UserError, match=f"did not start .{first}.; its messages are above"):
+        start_engines(refuse, {"model": "m"})
+
+
+def test_one_engine_whose_cache_is_given_needs_no_share_of_the_gpu_free():
+    assert start_engines(dict, {"kv_cache_memory_bytes": 8}) == {
+        "kv_cache_memory_bytes": 8, "gpu_memory_utilization": 0.01}
+
+
 def test_one_engine_is_what_it_was():
     assert start_engines(dict, {"model": "m", "engines": 1}) == start_engines(dict, {"model": "m"})
     vllm = {"max_num_seqs": 8}

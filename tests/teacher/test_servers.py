@@ -117,7 +117,8 @@ def test_both_servers_work_and_are_stopped(log):
 
 @pytest.mark.parametrize(("options", "count", "share"), [
     ({"gpu_memory_utilization": 0.6}, 3, "0.2"), ({"gpu_memory_utilization": 0.8}, 1, "0.8"),
-    ({}, 1, None), ({"kv_cache_memory_bytes": 1 << 30}, 2, "0.45")])
+    ({}, 1, None), ({"kv_cache_memory_bytes": 1 << 30}, 2, "0.01"),
+    ({"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.5}, 2, "0.25")])
 def test_memory_is_divided_and_servers_that_measure_it_start_one_by_one(log, options, count, share):
     with vllm_servers("m", options, count, log=log, timeout=PATIENCE) as urls:
         assert len(set(urls)) == count
