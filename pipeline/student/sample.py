@@ -104,7 +104,7 @@ def _by_vllm(model: str, eos_token_ids: list[int], longest: int, sampling: Stude
 
     def params(limit: int) -> Any:
         return SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p,
-                              max_tokens=limit, stop_token_ids=eos_token_ids)
+                              max_tokens=limit, stop_token_ids=eos_token_ids, detokenize=False)
 
     try:
         yield lambda prompts, limits: [list(output.outputs[0].token_ids) for output in llm.generate(
