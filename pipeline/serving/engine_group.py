@@ -42,9 +42,9 @@ def start_engines(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
         return EngineGroup(count, options)
     try:
         return make(**split_gpu_memory(options, 1))
-    except (ValueError, RuntimeError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"the vLLM engine did not start ({said[0]}); its messages are above. If "
+    except (ImportError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:400] or type(error).__name__
+        raise UserError(f"the vLLM engine did not start ({said}); its messages are above. If "
                         "memory of the GPU is short, lower runtime.vllm's "
                         "gpu_memory_utilization, or give kv_cache_memory_bytes") from None
 

@@ -199,13 +199,14 @@ def test_a_stopped_trainer_ends_at_once_and_its_engines_say_and_make_nothing(num
     assert err.count("Traceback") == (number == signal.SIGINT)      # the trainer's own
 
 
-@pytest.mark.parametrize("error", [ValueError("Free memory is less\nmore"), RuntimeError()])
-def test_one_engine_that_cannot_start_is_one_sentence(error):
+@pytest.mark.parametrize(("error", "said"), [
+    (ValueError("1 error\n  Free memory is less"), "1 error Free memory is less"),
+    (RuntimeError(), "RuntimeError"), (ImportError("no module foo"), "no module foo")])
+def test_one_engine_that_cannot_start_is_one_sentence(error, said):
     def refuse(**options):
         raise error
 
-    first = str(error).partition("\n")[0] or "RuntimeError"
-    with pytest.raises(UserError, match=f"did not start .{first}.; its messages are above"):
+    with pytest.raises(UserError, match=f"did not start .{said}.; its messages are above"):
         start_engines(refuse, {"model": "m"})
 
 
