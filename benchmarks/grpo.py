@@ -56,6 +56,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "TRL best, ahead": BEST, "limbeck": {}, "limbeck, rows 64": {"per_device_train_batch_size": 64},
     "limbeck, compiled": COMPILED, "limbeck, compiled, 4 engines": {**COMPILED, "engines": 4}}
 PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
+"""Of the launched run that this one is of."""
 AHEAD = 4
 """Updates that `TRL best, ahead` samples for at once."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import signal
@@ -30,7 +31,9 @@ from pipeline.problems.columns import (
 from pipeline.progress import progress
 
 ALONE = 2.0
-"""Seconds of making problems after which all cores do."""
+"""Seconds of making problems after which several processes do."""
+MAKERS = 16
+"""Most of them."""
 
 
 def evaluation_sets(entries: Sequence[str | EvaluationSet], key: str,
@@ -128,7 +131,7 @@ def gym_rows(source: Source, seed: int) -> list[dict[str, str]]:
 
 
 def _made(dataset: Any, name: str) -> list[dict[str, Any]]:
-    """The entries of a reasoning-gym `dataset`, by every core if that takes longer than ALONE."""
+    """The entries of a reasoning-gym `dataset`, in processes if that takes longer than ALONE."""
     size, made, begun = len(dataset), list[dict[str, Any]](), time.monotonic()
     with progress(f"making {name}", size) as advance:
         while len(made) < size and time.monotonic() - begun < ALONE:
@@ -136,7 +139,7 @@ def _made(dataset: Any, name: str) -> list[dict[str, Any]]:
             advance(1)
         if len(made) < size:
             # Ctrl-C is for this process, which then ends those.
-            with get_context("spawn").Pool(None, signal.signal,
+            with get_context("spawn").Pool(min(MAKERS, os.cpu_count() or 1), signal.signal,
                                            (signal.SIGINT, signal.SIG_IGN)) as pool:
                 # An entry depends on the seed and its own number alone.
                 for entry in pool.imap(dataset.__getitem__, range(len(made), size), chunksize=20):

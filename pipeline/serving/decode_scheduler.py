@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from vllm import __version__
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.core.sched.utils import check_stop, remove_all
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
+
+CHECKED = "0.24."
+"""Releases of vLLM whose plans it was compared with; their scheduler's inside is no interface."""
 
 
 class Ends(NamedTuple):
@@ -32,7 +36,7 @@ class Ends(NamedTuple):
 class DecodeScheduler(AsyncScheduler):
     """vLLM's asynchronous scheduler with a short way for steps that only decode.
 
-    Raises ValueError if asynchronous scheduling is off.
+    Raises ValueError with another release than CHECKED, or if asynchronous scheduling is off.
     """
 
     running: list[Request]
@@ -40,6 +44,9 @@ class DecodeScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not __version__.startswith(CHECKED):
+            raise ValueError(f"DecodeScheduler knows vLLM {CHECKED}x, and this is {__version__}; "
+                             "leave runtime.vllm.scheduler_cls out")
         if not self.scheduler_config.async_scheduling:
             raise ValueError("DecodeScheduler needs vLLM's async_scheduling, which is off here")
         self._ends: dict[str, Ends | None] = {}

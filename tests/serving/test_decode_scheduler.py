@@ -120,6 +120,25 @@ def test_requests_that_come_later_or_are_aborted_change_no_other(model):
     assert ours == own and plans == own_plans and seen["short"] > 10
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_random_settings_change_no_step_and_no_completion(model, seed):
+    rng = random.Random(seed)
+    options = {"enable_prefix_caching": rng.random() < 0.6, "block_size": rng.choice([16, 32]),
+               "max_num_seqs": rng.randrange(1, 60),
+               "max_num_batched_tokens": rng.randrange(60, 400)}
+    if rng.random() < 0.4:
+        options |= {"kv_cache_memory_bytes": 16 * 512 * rng.randrange(20, 60), "max_model_len": 200}
+    asked = asking(rng.randrange(1, 50), seed)
+    if rng.random() < 0.3:      # prompts that begin alike
+        start = [rng.randrange(60) for _ in range(48)]
+        asked = {name: (start + prompt[:20], params) for name, (prompt, params) in asked.items()}
+    later = rng.choice([0, 0, 1, 5, 20])
+    aborted = rng.sample(list(asked), 1) if later and rng.random() < 0.5 else ()
+    own, _, own_plans, _ = answers(model, None, asked, options, later, aborted)
+    ours, _, plans, _ = answers(model, OURS, asked, options, later, aborted)
+    assert ours == own and plans == own_plans
+
+
 @pytest.mark.parametrize("more", [{"min_tokens": 9}, {"logprobs": 0}])
 def test_what_the_short_way_does_not_know_is_vllms(model, more):
     asked = asking(12, seed=2, max_tokens=40)
@@ -135,6 +154,12 @@ def test_tokens_that_are_streamed_arrive_one_by_one(model):
     _, parts, _, _ = answers(model, OURS, asked, {})
     assert len(parts["2"]) > 1 and all(len(part) == 1 for part in parts["2"] if part)
     assert parts == answers(model, None, asked, {})[1]
+
+
+def test_it_refuses_another_release(model, monkeypatch):
+    monkeypatch.setattr("pipeline.serving.decode_scheduler.__version__", "0.25.0")
+    with pytest.raises(ValueError, match=r"knows vLLM 0\.24\.x, and this is 0\.25\.0"):
+        engine(model, OURS, draw, skip_tokenizer_init=True)
 
 
 def test_it_refuses_to_run_without_asynchronous_scheduling(model, monkeypatch):
