@@ -1,11 +1,11 @@
 """A scheduler for vLLM that spends less Python on each token that a rollout decodes.
 
-vLLM 0.24 takes some 17 microseconds of Python for each sequence of a decoding step to plan it and
+vLLM 0.24 takes some 14 microseconds of Python for each sequence of a decoding step to plan it and
 to hand its token on (benchmarks/decode_steps.py). While all that runs decodes, a step differs from
 the last in one token a sequence; this scheduler plans it so, and hands a completion's tokens on
 when it ends, which is when vllm.LLM looks at them. The plans are vLLM's own to the last field. What
-is not plain decoding (prefills, preemption, speculation, structured output, log-probabilities,
-tokens that are streamed) is left to vLLM.
+is not plain decoding by full attention (prefills, preemption, speculation, structured output,
+log-probabilities, adapters, tokens that are streamed) is left to vLLM.
 
     runtime.vllm.scheduler_cls=pipeline.serving.decode_scheduler.DecodeScheduler
 """
@@ -20,6 +20,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.core.sched.utils import check_stop, remove_all
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request, RequestStatus
 
 CHECKED = "0.24."
@@ -51,11 +52,11 @@ class DecodeScheduler(AsyncScheduler):
             raise ValueError("DecodeScheduler needs vLLM's async_scheduling, which is off here")
         self._ends: dict[str, Ends | None] = {}
         self._told: dict[str, int] = {}     # tokens of a completion that were handed on
-        self._short = not (
-            self.connector or self.ec_connector or self.use_v2_model_runner or self.num_spec_tokens
-            or self.log_stats or self.defer_block_free or self.needs_kv_cache_zeroing
-            or self.enable_return_routed_experts or self.lora_config or self.use_pp
-            or len(self.kv_cache_config.kv_cache_groups) != 1
+        groups = [type(group.kv_cache_spec) for group in self.kv_cache_config.kv_cache_groups]
+        self._short = groups == [FullAttentionSpec] and not (
+            self.connector or self.ec_connector or self.num_spec_tokens or self.log_stats
+            or self.defer_block_free or self.needs_kv_cache_zeroing or self.lora_config
+            or self.enable_return_routed_experts or self.use_pp
             or getattr(self.vllm_config, "kv_events_config", None))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -63,9 +64,6 @@ class DecodeScheduler(AsyncScheduler):
         if self._short and not (self.waiting or self.skipped_waiting or self._inflight_prefills
                                 or self._pause_state.value) and (step := self._decode_all()):
             return step
-        if len(self._ends) > 2 * len(self.requests) + 1000:     # of requests that were aborted
-            self._ends = {name: self._ends[name] for name in self.requests if name in self._ends}
-            self._told = {name: self._told[name] for name in self.requests if name in self._told}
         return super().schedule(throttle_prefills)
 
     def _decode_all(self) -> SchedulerOutput | None:
@@ -95,7 +93,8 @@ class DecodeScheduler(AsyncScheduler):
             request, 1, num_lookahead_tokens=self.num_lookahead_tokens).get_block_ids(
                 allow_none=True) for request in full}
         names = [request.request_id for request in planned]
-        before = self.prev_step_scheduled_req_ids
+        # What the first model runner has not had in its last step; the second keeps it.
+        before = names if self.use_v2_model_runner else self.prev_step_scheduled_req_ids
         step = SchedulerOutput(
             scheduled_new_reqs=[],
             scheduled_cached_reqs=CachedRequestData(
@@ -111,11 +110,14 @@ class DecodeScheduler(AsyncScheduler):
             num_common_prefix_blocks=manager.get_num_common_prefix_blocks(names[0]),
             finished_req_ids=self.finished_req_ids, preempted_req_ids=set(),
             free_encoder_mm_hashes=self.encoder_cache_manager.get_freed_mm_hashes())
-        before.clear()
-        before.update(names)
         for request in planned:
             request.num_computed_tokens += 1
             request.num_output_placeholders += 1
+            if self.use_v2_model_runner:
+                request.next_decode_eligible_step = self.current_step + self.pp_size
+        if not self.use_v2_model_runner:
+            self.prev_step_scheduled_req_ids.clear()
+            self.prev_step_scheduled_req_ids.update(names)
         self.finished_req_ids = set()
         return step
 
@@ -138,6 +140,8 @@ class DecodeScheduler(AsyncScheduler):
     def update_from_output(self, scheduler_output: SchedulerOutput,
                            model_runner_output: Any) -> dict[int, EngineCoreOutputs]:
         """Take the tokens of a step; returns those of completions that ended."""
+        if not self._short:
+            return super().update_from_output(scheduler_output, model_runner_output)
         requests = {name: self.requests.get(name) for name in scheduler_output.num_scheduled_tokens}
         size, places = self.block_size, model_runner_output.req_id_to_index
         sampled = model_runner_output.sampled_token_ids
@@ -187,14 +191,20 @@ class DecodeScheduler(AsyncScheduler):
         for some in outputs.values():
             for output in some.outputs:
                 request = requests.get(output.request_id)
-                if request is None or not self._admitted(request):
-                    continue
-                tokens = request._output_token_ids
-                output.new_token_ids = tokens[self._told.get(output.request_id, 0):]
-                self._told[output.request_id] = len(tokens)
+                if request is not None and self._admitted(request):
+                    tokens = request._output_token_ids
+                    output.new_token_ids = tokens[self._told.get(output.request_id, 0):]
+                    self._told[output.request_id] = len(tokens)
                 if output.finish_reason is not None:
                     self._forget(output.request_id)
         return outputs
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> list[tuple[str, int]]:
+        """End requests from outside, by all that is known of them."""
+        ended = super().finish_requests(request_ids, finished_status)
+        for name, _ in ended:
+            self._forget(name)
+        return ended
 
     def _forget(self, name: str) -> int:
         """Drop what is known of a completion; returns how many of its tokens were handed on."""

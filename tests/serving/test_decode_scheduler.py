@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM, which is not a part of the test environment")
 
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
 from benchmarks.decode_steps import OURS, engine, sampling
 
 EOS = 3
@@ -137,6 +139,42 @@ def test_random_settings_change_no_step_and_no_completion(model, seed):
     own, _, own_plans, _ = answers(model, None, asked, options, later, aborted)
     ours, _, plans, _ = answers(model, OURS, asked, options, later, aborted)
     assert ours == own and plans == own_plans
+
+
+def test_with_the_second_model_runner_the_plans_are_vllms_too(model, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    asked, options = asking(40, seed=5), {"kv_cache_memory_bytes": 16 * 512 * 30,
+                                          "max_model_len": 200}
+    own, _, own_plans, _ = answers(model, None, asked, options)
+    ours, _, plans, seen = answers(model, OURS, asked, options)
+    assert ours == own and plans == own_plans and seen["short"] > 10 and seen["preempted"]
+
+
+def test_where_it_may_not_plan_every_step_is_vllms(model, monkeypatch):
+    made = engine(model, OURS, draw, skip_tokenizer_init=True, disable_log_stats=True)
+    core = made.engine_core.engine_core.scheduler
+    core._short, steps = False, Counter()
+    took = AsyncScheduler.update_from_output
+    monkeypatch.setattr(AsyncScheduler, "update_from_output",
+                        lambda *given: steps.update(vllm=1) or took(*given))
+    for name, (prompt, params) in asking(5).items():
+        made.add_request(name, {"prompt_token_ids": prompt}, sampling(**params))
+    while made.has_unfinished_requests():
+        made.step()
+    assert steps["vllm"] > 20 and not core._ends and not core._told
+
+
+def test_a_name_that_was_aborted_may_come_again(model, monkeypatch):
+    monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
+    made = engine(model, OURS, lambda name, place: 50, skip_tokenizer_init=True)
+    for length, steps in ((5, 3), (12, 40)):
+        made.add_request("x", {"prompt_token_ids": [1] * 20},
+                         sampling(max_tokens=length, ignore_eos=True))
+        done = [output for _ in range(steps) for output in made.step()]
+        made.abort_request(["x"])
+    assert len(done[-1].outputs[0].token_ids) == 12
+    core = made.engine_core.engine_core.scheduler
+    assert not core._ends and not core._told
 
 
 @pytest.mark.parametrize("more", [{"min_tokens": 9}, {"logprobs": 0}])
