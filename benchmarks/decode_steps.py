@@ -3,7 +3,7 @@
   python -m benchmarks.decode_steps --model FOLDER [--sequences 64 256 1024] [--runs 3]
 
 An engine plans steps, takes tokens and hands completions on as in a rollout, but no model runs:
-tokens are drawn from a sequence's number and their place. So a step's time is what the scheduler
+a token follows from its place. So a step's time is what the scheduler
 and the engine's output cost, without the model runner's own Python and kernels. Needs vLLM, no GPU.
 One JSON line for each number of sequences: milliseconds a step of each (median, low and high of the
 runs, which take turns) and their ratio.

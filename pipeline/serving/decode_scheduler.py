@@ -93,14 +93,16 @@ class DecodeScheduler(AsyncScheduler):
             request, 1, num_lookahead_tokens=self.num_lookahead_tokens).get_block_ids(
                 allow_none=True) for request in full}
         names = [request.request_id for request in planned]
-        # What the first model runner has not had in its last step; the second keeps it.
-        before = names if self.use_v2_model_runner else self.prev_step_scheduled_req_ids
+        # The second model runner keeps the tokens of what its last step did not hold.
+        fresh = [] if self.use_v2_model_runner else [
+            request for request in planned
+            if request.request_id not in self.prev_step_scheduled_req_ids]
         step = SchedulerOutput(
             scheduled_new_reqs=[],
             scheduled_cached_reqs=CachedRequestData(
                 req_ids=names, resumed_req_ids=set(), new_token_ids=[],
                 all_token_ids={request.request_id: request.all_token_ids.copy()
-                               for request in planned if request.request_id not in before},
+                               for request in fresh},
                 new_block_ids=[blocks.get(name) for name in names],
                 num_computed_tokens=[request.num_computed_tokens for request in planned],
                 num_output_tokens=[len(request._output_token_ids) + request.num_output_placeholders

@@ -28,21 +28,23 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+def asked_as(name):
+    return name.partition("-")[0]       # vLLM adds a random end
+
+
 def draw(name, place):
-    return random.Random(f"{name.split('-')[0]} {place}").randrange(60)
+    return random.Random(f"{asked_as(name)} {place}").randrange(60)
 
 
 def planned(step):
     """What a model runner is told of a step, with the requests' own names."""
-    name = str.partition
-
     def own(value):
         if isinstance(value, dict):
-            return {name(key, "-")[0]: one for key, one in value.items()}
-        return type(value)(name(one, "-")[0] for one in value)
+            return {asked_as(key): one for key, one in value.items()}
+        return type(value)(asked_as(one) for one in value)
 
     cached = step.scheduled_cached_reqs
-    return ([(name(new.req_id, "-")[0], new.block_ids, new.num_computed_tokens)
+    return ([(asked_as(new.req_id), new.block_ids, new.num_computed_tokens)
              for new in step.scheduled_new_reqs],
             own(cached.req_ids), own(cached.resumed_req_ids), cached.new_token_ids,
             own(cached.all_token_ids), cached.new_block_ids, cached.num_computed_tokens,
@@ -200,7 +202,7 @@ def test_it_refuses_another_release(model, monkeypatch):
         engine(model, OURS, draw, skip_tokenizer_init=True)
 
 
-def test_it_refuses_to_run_without_asynchronous_scheduling(model, monkeypatch):
+def test_it_refuses_to_run_without_asynchronous_scheduling(model):
     made = engine(model, OURS, draw, skip_tokenizer_init=True)
     core = made.engine_core.engine_core.scheduler
     core.vllm_config.scheduler_config.async_scheduling = False
