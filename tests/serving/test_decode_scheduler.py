@@ -144,12 +144,14 @@ def test_random_settings_change_no_step_and_no_completion(model, seed):
 
 
 def test_with_the_second_model_runner_the_plans_are_vllms_too(model, monkeypatch):
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)     # without a GPU it is not
+    monkeypatch.setattr("vllm.config.VllmConfig.use_v2_model_runner", property(lambda _: True))
     asked, options = asking(40, seed=5), {"kv_cache_memory_bytes": 16 * 512 * 30,
                                           "max_model_len": 200}
     own, _, own_plans, _ = answers(model, None, asked, options)
     ours, _, plans, seen = answers(model, OURS, asked, options)
     assert ours == own and plans == own_plans and seen["short"] > 10 and seen["preempted"]
+    assert not any(cached[4] for cached in plans)    # all_token_ids, which it keeps itself
 
 
 def test_where_it_may_not_plan_every_step_is_vllms(model, monkeypatch):
