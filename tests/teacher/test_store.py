@@ -1,7 +1,10 @@
 """The trace store: nothing lost, nothing twice, no damage unnoticed."""
 
+import os
 import random
 import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from pipeline.teacher.request import Job, Keys, Request, consecutive, jobs
 from pipeline.teacher.store import TraceStore
 from pipeline.teacher.store_journal import read_journal
 from pipeline.teacher.trace_rows import asked_row
+from tests.conftest import PATIENCE, ROOT
 
 TEACHER = OpenAITeacher(model="m")
 
@@ -219,6 +223,31 @@ def test_every_flipped_bit_and_every_truncation_is_detected(trials, tmp_path):
             TraceStore(tmp_path).collect(wanted, TEACHER, Sampling())
         detected += 1
     print(f"{detected} of {trials} detected")
+
+
+ENDING = """
+import os, sys
+from pathlib import Path
+import pyarrow.dataset
+from pipeline.teacher.store_segment import read_segment
+ends = set()
+for number in range(44):
+    if number < 40 and not os.fork():
+        read_segment(Path(sys.argv[1]))
+        break    # and ends as any program does, at once
+    if number >= 4:    # so many at once that each waits for a core now and then
+        ends.add(os.wait()[1])
+else:
+    assert ends == {0}, ends
+"""
+
+
+def test_a_process_may_end_right_after_it_has_read(tmp_path):
+    fill(tmp_path, requests(40, 5), Sampling())
+    done = subprocess.run([sys.executable, "-c", ENDING, str(next(tmp_path.glob("*.parquet")))],
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_damaged_journal_line_is_named(tmp_path):
