@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import parent_process
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.serving.processes import die_with_parent, visible_gpus
@@ -187,6 +189,8 @@ def _engine_main(pipe: Any, options: Mapping[str, Any], make: Callable[..., Any]
     trainer = parent_process()
     if trainer is None or not trainer.is_alive():     # it died while this process imported torch
         return
+    # Its own lock is a semaphore, which Python reports as leaked when the engine is terminated.
+    tqdm.set_lock(threading.RLock())
     llm = make(**options)
     with contextlib.suppress(EOFError, ConnectionError):
         pipe.send("ready")
