@@ -11,7 +11,13 @@ from pipeline import tables
 from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.config.generate import GenerateConfig
-from pipeline.config.teacher import FileTeacher, TransformersTeacher
+from pipeline.config.teacher import (
+    FileTeacher,
+    Sampling,
+    Teacher,
+    TransformersTeacher,
+    VllmTeacher,
+)
 from pipeline.errors import LackingError, UserError
 from pipeline.problems.chats import teacher_chat, teacher_chats
 from pipeline.problems.files import is_small
@@ -98,8 +104,17 @@ def check(experiment: Experiment) -> None:
             check_folder("generate.teacher.model", teacher.model)
         elif not isinstance(teacher, FileTeacher):
             check_budget(teacher, experiment.runtime.teacher, config.sampling)
+            _check_room(teacher, config.sampling)
         elif is_file(teacher.traces) and is_small(teacher.traces):
             check_columns(teacher)
+
+
+def _check_room(teacher: Teacher, sampling: Sampling) -> None:
+    room = teacher.vllm.get("max_model_len") if isinstance(teacher, VllmTeacher) else None
+    if isinstance(room, int) and sampling.max_tokens and sampling.max_tokens >= room:
+        raise UserError(f"generate.sampling.max_tokens is {sampling.max_tokens}, and "
+                        f"generate.teacher.vllm.max_model_len={room} holds prompt and answer; "
+                        "raise it, or lower max_tokens")
 
 
 def summary(counts: Counts) -> str:

@@ -94,6 +94,8 @@ class FailureTracker:
             remedy = "top up the account"
         elif self.unreached:
             remedy = f"check that it runs and that {runtime.where}.base_url is right"
+            if self.teacher.type == "vllm":
+                remedy = f"see vllm*.log in runtime.traces; if you serve it yourself, {remedy}"
         if proxies := sorted(set(filter(None, map(proxy_of, runtime.addresses())))):
             remedy += (f"; it is asked through the proxy {' and '.join(proxies)}: if that is what "
                        "fails, add its host to NO_PROXY")

@@ -54,6 +54,8 @@ LATER = [
     ("prepare={problems: two.jsonl, held_out: 2}", "asks for as many"),
     ("prepare.limit=600", "leaves no problem beside prepare.held_out=600"),
     ("prepare.kind=maths", "is no kind; there are math, choice"),
+    ("generate={teacher: {type: vllm, model: m/m, vllm: {max_model_len: 512}}, "
+     "sampling: {max_tokens: 512}}", "max_model_len=512 holds prompt and answer"),
     ("generate.teacher={type: file, traces: asked.jsonl}", "asked.jsonl has no column 'problem'"),
     ("rl.rewards={acuracy: 1}", "rl.rewards names 'acuracy'"),
     ("rl.rewards={own.py:mine: 1}", "own.py defines no 'mine'"),

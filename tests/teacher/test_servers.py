@@ -185,9 +185,12 @@ def test_a_server_that_fails_fast_does_not_draw_all_requests(tmp_path):
     assert traces == 100 and outcome.failed == 0 and len(ill.calls) <= 4
 
 
-def test_servers_that_are_all_dead_end_the_run_with_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=re.escape(", ".join(DEAD))):
-        ask(tmp_path, TeacherRuntime(base_url=DEAD[0], mirrors=DEAD[1:]), 500)
+@pytest.mark.parametrize(("teacher", "remedy"), [
+    (TEACHER, "; check that it runs and that runtime.teacher.base_url is right"),
+    (VllmTeacher(model="m"), r"; see vllm\*.log in runtime.traces; if you serve it yourself, ")])
+def test_servers_that_are_all_dead_end_the_run_with_one_sentence(teacher, remedy, tmp_path):
+    with pytest.raises(UserError, match=re.escape(", ".join(DEAD)) + ".*" + remedy):
+        ask(tmp_path, TeacherRuntime(base_url=DEAD[0], mirrors=DEAD[1:]), 500, teacher)
 
 
 def test_no_server_idles_while_another_queues(tmp_path):
