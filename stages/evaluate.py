@@ -17,6 +17,7 @@ from pipeline.cluster.judging import judge_pool
 from pipeline.cluster.ray_nodes import check_cluster
 from pipeline.config.experiment import Experiment
 from pipeline.config.problems import EvaluationSet
+from pipeline.config.trainer_keys import check_engine_keys
 from pipeline.errors import LackingError, UserError
 from pipeline.evaluate.budgets import asked_within, benchmark_of, budgets_of, named, nested
 from pipeline.evaluate.drawing import Drawing, draw_on_cluster
@@ -280,6 +281,7 @@ def check(experiment: Experiment) -> None:
                         "nothing new; leave `teacher` out of evaluate.models")
     check_cluster(experiment.runtime)
     check_trackers(experiment.runtime.trackers)
+    check_engine_keys("runtime.vllm", experiment.runtime.vllm)
     judges = experiment.evaluate.judges
     check_judges(judges, experiment.runtime.for_judges(judges))
     sources = {f"heldout/{one.name}": one.held_out for one in experiment.prepare.sources}

@@ -14,6 +14,7 @@ from pipeline.cluster.parts import each_part
 from pipeline.cluster.ray_nodes import check_cluster, check_sees
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import Traces, Vllm
+from pipeline.config.trainer_keys import check_engine_keys
 from pipeline.errors import UserError
 from pipeline.problems.chats import student_chats, teacher_chats
 from pipeline.progress import progress
@@ -117,6 +118,8 @@ def check(experiment: Experiment) -> None:
     """Refuse a scorer that lacks its teacher, or what it needs of generate and pack."""
     config = experiment.logits
     check_cluster(experiment.runtime)
+    if isinstance(config.scorer, Vllm):
+        check_engine_keys("logits.scorer.engine", config.scorer.engine)
     if isinstance(config.scorer, Traces):
         if experiment.generate.teacher.type == "file":
             raise UserError("logits.scorer.type=traces takes what an endpoint gave with its "

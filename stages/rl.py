@@ -16,6 +16,7 @@ from pipeline.cluster.rollout_node import RolloutServer
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import Experiment, Runtime
 from pipeline.config.rl import LocalPrm, Prm, RlJob
+from pipeline.config.trainer_keys import check_engine_keys
 from pipeline.curate.language_share import check_languages
 from pipeline.errors import LackingError, UserError
 from pipeline.judge import JudgePool, has_gold
@@ -163,6 +164,7 @@ def check(experiment: Experiment) -> None:
     check_schedule(config, "rl")
     check_whole_layers(config, "rl", experiment.runtime.launch)
     check_launch(experiment.runtime)
+    check_engine_keys("runtime.vllm", experiment.runtime.vllm)
     if ("length" in config.rewards) != (config.lengths is not None):
         raise UserError("rl.rewards.length and rl.lengths (the lengths that prompts ask for) go "
                         "together")

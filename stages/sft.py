@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.cluster.ray_launch import check_launch
 from pipeline.config.experiment import Experiment
 from pipeline.config.sft import CrossTokenizerMethod, SftJob
+from pipeline.config.trainer_keys import check_engine_keys
 from pipeline.serving.vllm_server import check_vllm
 from pipeline.sft.settings import arguments, check_settings
 from pipeline.stage import Counts
@@ -38,6 +39,7 @@ def check(experiment: Experiment) -> None:
     check_settings(experiment.sft)
     check_whole_layers(experiment.sft, "sft", experiment.runtime.launch)
     check_launch(experiment.runtime)
+    check_engine_keys("runtime.vllm", experiment.runtime.vllm)
     if teacher := experiment.sft.teacher_model():
         check_folder("the teacher of sft.method", teacher)
 

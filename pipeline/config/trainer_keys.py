@@ -1,12 +1,13 @@
-"""Knows the keys of TRL's config classes without importing them, which takes seconds."""
+"""Knows the keys of TRL's and vLLM's config classes without importing them, which takes seconds."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 from collections.abc import Collection
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,18 +18,30 @@ CLASSES = {
     "GRPOConfig": "trl/trainer/grpo_config.py",
     "DistillationConfig": "trl/trainer/distillation_config.py",
     "_BaseConfig": "trl/trainer/base_config.py",
-    "TrainingArguments": "transformers/training_args.py"}
+    "TrainingArguments": "transformers/training_args.py",
+    "EngineArgs": "vllm/engine/arg_utils.py"}
 """Where each class and those it inherits from are defined."""
+OF_LLM = {"chat_template"}
+"""What vllm.LLM takes besides."""
 
 
-def check_trainer_keys(kind: str, section: str, keys: Collection[str]) -> None:
-    """Raise UserError if the config class `kind` of TRL does not know one of `keys`."""
+def check_trainer_keys(kind: str, section: str, keys: Collection[str], by: str = "TRL") -> None:
+    """Raise UserError if the config class `kind` of package `by` does not know one of `keys`."""
     known = keys_of(kind)
     for key in sorted(set(keys) - known):
         close = difflib.get_close_matches(key, sorted(known), n=1)
         hint = f"did you mean {close[0]!r}? S" if close else "s"
+        release = ""
+        with suppress(PackageNotFoundError):        # a build of another name
+            release = f" {version(by.lower())}"
         raise UserError(f"{section}.{key} is not a key of {kind}; {hint}ee its documentation in "
-                        f"TRL {version('trl')}")
+                        f"{by}{release}")
+
+
+def check_engine_keys(section: str, keys: Collection[str]) -> None:
+    """Raise UserError if vLLM, where it is installed, has no engine option of a name in `keys`."""
+    if keys and find_spec("vllm") is not None:
+        check_trainer_keys("EngineArgs", section, set(keys) - OF_LLM, "vLLM")
 
 
 @cache
@@ -38,7 +51,7 @@ def keys_of(kind: str) -> frozenset[str]:
         return frozenset()
     package, _, rest = CLASSES[kind].partition("/")
     found = find_spec(package)
-    assert found is not None and found.origin is not None       # the project requires both
+    assert found is not None and found.origin is not None       # required, or looked for
     tree = ast.parse((Path(found.origin).parent / rest).read_text(encoding="utf-8"))
     (defined,) = (node for node in tree.body
                   if isinstance(node, ast.ClassDef) and node.name == kind)

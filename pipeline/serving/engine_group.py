@@ -47,7 +47,7 @@ def start_engines(make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     except (ImportError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:400] or type(error).__name__
         raise UserError(f"the vLLM engine did not start ({said}); its messages are above. If "
-                        "memory of the GPU is short, lower runtime.vllm's "
+                        "memory of the GPU is short, lower the engine's "
                         "gpu_memory_utilization, or give kv_cache_memory_bytes") from None
 
 

@@ -140,8 +140,10 @@ class VllmScorer:
     def __init__(self, config: LogitsConfig, engine: dict[str, Any], vocabulary: int):
         from vllm import LLM, SamplingParams
 
-        settings = {"enable_prefix_caching": False, "max_logprobs": config.top_k, **engine}
-        self.engine = LLM(model=config.teacher, **settings)
+        from pipeline.serving.engine_group import start_engines
+
+        self.engine = start_engines(LLM, {"model": config.teacher, "enable_prefix_caching": False,
+                                          "max_logprobs": config.top_k, **engine})
         self.k, self.vocabulary = config.top_k, vocabulary
         self.params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k,
                                      flat_logprobs=True, detokenize=False)

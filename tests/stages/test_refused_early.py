@@ -1,11 +1,13 @@
 """What a later stage would refuse is refused by `plan` and by the first stage, before any work."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from fault_server import Answer, FaultServer, completion
 
+from pipeline.config import trainer_keys
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
 from pipeline.errors import LackingError, UserError
@@ -133,3 +135,25 @@ def test_own_problems_and_the_embedded_teacher_do_not_go_together_but_may_be_pre
     make(made, "prepare")
     with pytest.raises(UserError, match=r"countdown alone, not two\.jsonl"):
         make(made, "generate")
+
+
+@pytest.mark.parametrize(("given", "named"), [
+    ({"runtime.vllm": "{max_num_seq: 4}"}, "runtime.vllm.max_num_seq is not a key of EngineArgs; "
+     "did you mean 'max_num_seqs'?"),
+    ({"sft.method.type": "logits", "logits": "{teacher: m/m, scorer: {type: vllm, engine: "
+      "{max_num_seq: 4}}}"}, "logits.scorer.engine.max_num_seq is not a key")])
+def test_an_option_that_vllm_does_not_have_is_refused_where_it_is_installed(
+        given, named, tmp_path, monkeypatch):
+    made = experiment(*(f"{key}={value}" for key, value in given.items()))
+    if find_spec("vllm") is None:
+        plan_rows(made)
+    engine = tmp_path / "there" / "vllm" / "engine"
+    engine.mkdir(parents=True)
+    (engine / "arg_utils.py").write_text("class EngineArgs:\n    max_num_seqs: int = 1\n")
+    (engine.parent / "__init__.py").write_text("raise ImportError('takes seconds')\n")
+    monkeypatch.syspath_prepend(engine.parent.parent)
+    trainer_keys.keys_of.cache_clear()
+    with pytest.raises(UserError, match=named):
+        plan_rows(made)
+    plan_rows(experiment("runtime.vllm={max_num_seqs: 4, chat_template: x}"))
+    trainer_keys.keys_of.cache_clear()
