@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -144,6 +145,8 @@ class VllmScorer:
 
         self.engine = start_engines(LLM, {"model": config.teacher, "enable_prefix_caching": False,
                                           "max_logprobs": config.top_k, **engine})
+        # Or its threads are cut off inside C++ when the interpreter ends, which aborts the process.
+        atexit.register(self.engine.llm_engine.engine_core.shutdown)
         self.k, self.vocabulary = config.top_k, vocabulary
         self.params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=config.top_k,
                                      flat_logprobs=True, detokenize=False)

@@ -106,3 +106,13 @@ def test_the_engine_of_an_evaluation_samples_as_transformers_does(run, tmp_path)
     engine, transformers = [json.loads(line) for line in done.stdout.splitlines()
                             if line.startswith("[[")]
     assert engine == transformers and {len(row) for row in engine[10:]} == {9}
+
+
+def test_both_scorers_store_the_same_distributions(run, tmp_path):
+    run("student", *LINE)
+    for scorer in (f"{{type: vllm, engine: {ENGINE}}}", "{type: transformers, dtype: float32}"):
+        run("logits", *LINE, "sft.method.type=logits", f"logits.scorer={scorer}", "logits.top_k=8",
+            f"logits.teacher={made(tmp_path, 'student') / 'model'}")
+    first, second = ([pl.read_parquet(path) for path in sorted(folder.glob("shard-*.parquet"))]
+                     for folder in (tmp_path / "data/artifacts").glob("logits-*"))
+    assert first and all(map(pl.DataFrame.equals, first, second))

@@ -238,6 +238,8 @@ def test_vllms_flat_log_probabilities_become_the_same_columns(tiny, teacher, mon
     asked = {}
 
     class Engine:
+        llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None))
+
         def __init__(self, **settings):
             asked.update(settings)
 
