@@ -113,6 +113,9 @@ def test_both_scorers_store_the_same_distributions(run, tmp_path):
     for scorer in (f"{{type: vllm, engine: {ENGINE}}}", "{type: transformers, dtype: float32}"):
         run("logits", *LINE, "sft.method.type=logits", f"logits.scorer={scorer}", "logits.top_k=8",
             f"logits.teacher={made(tmp_path, 'student') / 'model'}")
-    first, second = ([pl.read_parquet(path) for path in sorted(folder.glob("shard-*.parquet"))]
-                     for folder in (tmp_path / "data/artifacts").glob("logits-*"))
-    assert first and all(map(pl.DataFrame.equals, first, second))
+    first, second = (pl.concat(pl.read_parquet(path) for path in folder.glob("shard-*.parquet"))
+                     .sort("row") for folder in (tmp_path / "data/artifacts").glob("logits-*"))
+    assert first.select("row", "check", "counts").equals(second.select("row", "check", "counts"))
+    for name, apart in (("logps", 1), ("rest", 1), ("ids", 0)):     # of 256 levels; two may tie
+        gap = (first[name].explode().cast(pl.Int64) - second[name].explode().cast(pl.Int64)).abs()
+        assert (gap <= apart).mean() > 0.999 and len(gap) >= len(first)
