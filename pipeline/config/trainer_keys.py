@@ -38,9 +38,15 @@ def check_trainer_keys(kind: str, section: str, keys: Collection[str], by: str =
                         f"{by}{release}")
 
 
+def has_vllm() -> bool:
+    """Whether vLLM is installed, without importing it; a folder of that name is not."""
+    found = find_spec("vllm")
+    return found is not None and found.origin is not None
+
+
 def check_engine_keys(section: str, keys: Collection[str]) -> None:
     """Raise UserError if vLLM, where it is installed, has no engine option of a name in `keys`."""
-    if keys and find_spec("vllm") is not None:
+    if keys and has_vllm():
         check_trainer_keys("EngineArgs", section, set(keys) - OF_LLM, "vLLM")
 
 

@@ -11,9 +11,10 @@ from pipeline.cluster.parts import workers
 from pipeline.cluster.ray_nodes import check_sees
 from pipeline.config.evaluate import StudentSampling
 from pipeline.config.experiment import RayCluster
+from pipeline.config.trainer_keys import has_vllm
 from pipeline.evaluate.sample_store import Chats, Sample, SampleStore
 from pipeline.progress import progress
-from pipeline.serving.vllm_server import gpus_of, has_vllm
+from pipeline.serving.vllm_server import gpus_of
 from pipeline.student.sample import sample_sets
 from pipeline.student.thinking_budget import Budget
 from pipeline.student.tiny import resolve

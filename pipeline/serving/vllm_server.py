@@ -15,11 +15,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config.experiment import PARALLEL
+from pipeline.config.trainer_keys import has_vllm
 from pipeline.errors import LackingError, UserError
 from pipeline.proxies import keep_loopback_direct
 from pipeline.serving.processes import free_port, gpu_count, gpu_names, process_group, visible_gpus
@@ -222,11 +222,6 @@ def gpus_of(options: Mapping[str, Any], key: str = "vllm") -> int:
             raise UserError(f"{key}.{name}={options[name]!r} is no number of GPUs; give one such "
                             "as 2")
     return math.prod(options.get(name, 1) for name in PARALLEL)
-
-
-def has_vllm() -> bool:
-    """Whether vLLM is installed, without importing it."""
-    return find_spec("vllm") is not None
 
 
 def check_vllm(section: str, more: str = "") -> None:

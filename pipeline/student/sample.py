@@ -82,7 +82,7 @@ def sampler(model: str, eos_token_ids: list[int], longest: int, sampling: Studen
 def _vllm_available() -> bool:
     import torch
 
-    from pipeline.serving.vllm_server import has_vllm
+    from pipeline.config.trainer_keys import has_vllm
 
     return torch.cuda.is_available() and has_vllm()
 

@@ -1,7 +1,6 @@
 """What a later stage would refuse is refused by `plan` and by the first stage, before any work."""
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from fault_server import Answer, FaultServer, completion
 from pipeline.config import trainer_keys
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import load
+from pipeline.config.trainer_keys import has_vllm
 from pipeline.errors import LackingError, UserError
 from stages.graph import STAGES
 from stages.make import make, plan_rows
@@ -145,7 +145,9 @@ def test_own_problems_and_the_embedded_teacher_do_not_go_together_but_may_be_pre
 def test_an_option_that_vllm_does_not_have_is_refused_where_it_is_installed(
         given, named, tmp_path, monkeypatch):
     made = experiment(*(f"{key}={value}" for key, value in given.items()))
-    if find_spec("vllm") is None:
+    Path("vllm").mkdir()        # only a folder of that name
+    monkeypatch.syspath_prepend(".")
+    if not has_vllm():
         plan_rows(made)
     engine = tmp_path / "there" / "vllm" / "engine"
     engine.mkdir(parents=True)
