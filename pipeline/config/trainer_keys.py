@@ -45,7 +45,7 @@ def has_vllm() -> bool:
 
 
 def check_engine_keys(section: str, keys: Collection[str]) -> None:
-    """Raise UserError if vLLM, where it is installed, has no engine option of a name in `keys`."""
+    """Raise UserError if vLLM is installed and has no engine option of a name in `keys`."""
     if keys and has_vllm():
         check_trainer_keys("EngineArgs", section, set(keys) - OF_LLM, "vLLM")
 
@@ -57,7 +57,7 @@ def keys_of(kind: str) -> frozenset[str]:
         return frozenset()
     package, _, rest = CLASSES[kind].partition("/")
     found = find_spec(package)
-    assert found is not None and found.origin is not None       # required, or looked for
+    assert found is not None and found.origin is not None       # required, or has_vllm
     tree = ast.parse((Path(found.origin).parent / rest).read_text(encoding="utf-8"))
     (defined,) = (node for node in tree.body
                   if isinstance(node, ast.ClassDef) and node.name == kind)

@@ -142,7 +142,7 @@ def test_own_problems_and_the_embedded_teacher_do_not_go_together_but_may_be_pre
      "did you mean 'max_num_seqs'?"),
     ({"sft.method.type": "logits", "logits": "{teacher: m/m, scorer: {type: vllm, engine: "
       "{max_num_seq: 4}}}"}, "logits.scorer.engine.max_num_seq is not a key")])
-def test_an_option_that_vllm_does_not_have_is_refused_where_it_is_installed(
+def test_an_option_that_vllm_does_not_have_is_refused_if_it_is_installed(
         given, named, tmp_path, monkeypatch):
     made = experiment(*(f"{key}={value}" for key, value in given.items()))
     Path("vllm").mkdir()        # only a folder of that name
