@@ -3,8 +3,8 @@
   python -m benchmarks.rollouts --model FOLDER --problems FILE.jsonl [--engines 1 2 4]
 
 An EngineGroup samples a group of completions of each problem, as rl.trainer.use_vllm does, without
-training. The first round warms up; the last is greedy, where both schedulers should say the same
-(but for ties that a batch of other rows rounds otherwise). One JSON line for each setting.
+training. The first round warms up; the last is greedy, and greedy_equal is the share of completions
+that both schedulers gave alike. One JSON line for each setting.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from pipeline.serving.engine_group import EngineGroup
 VLLM = {"dtype": "bfloat16", "max_model_len": 4096, "max_num_seqs": 1024,
         "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY",
                                "max_cudagraph_capture_size": 1024}}
+SCHEDULERS: dict[str, dict[str, Any]] = {"vLLM": {}, "limbeck": {"scheduler_cls": OURS}}
 
 
 def measure(given: argparse.Namespace, asked: list[list[int]], stops: list[int], engines: int,
-            scheduler: str | None) -> tuple[dict[str, Any], list[list[int]]]:
+            scheduler: str) -> tuple[dict[str, Any], list[list[int]]]:
     """The figures of a setting and its greedy completions."""
     from vllm import SamplingParams
 
     begun = time.perf_counter()
-    named = {"scheduler_cls": scheduler} if scheduler else {}
     group = EngineGroup(engines, {**VLLM, "model": given.model, "seed": 0,
-                                  "kv_cache_memory_bytes": given.cache, **named, **given.engine})
+                                  "kv_cache_memory_bytes": given.cache, **SCHEDULERS[scheduler],
+                                  **given.engine})
     started, seconds, tokens = time.perf_counter() - begun, [], []
     for index in range(given.rounds + 2):
         greedy = index == given.rounds + 1
@@ -47,7 +48,7 @@ def measure(given: argparse.Namespace, asked: list[list[int]], stops: list[int],
         group.reset_prefix_cache()
     group.close()
     measured = seconds[1:-1]
-    return {"engines": engines, "scheduler": "limbeck" if scheduler else "vLLM",
+    return {"engines": engines, "scheduler": scheduler,
             "start_s": round(started, 1), "seconds": [round(value, 2) for value in seconds],
             "median": round(statistics.median(measured), 2), "low": round(min(measured), 2),
             "high": round(max(measured), 2), "tokens": tokens,
@@ -67,6 +68,8 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
     parser.add_argument("--longest", type=int, default=512, help="tokens of a completion")
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--schedulers", nargs="+", choices=list(SCHEDULERS), default=SCHEDULERS,
+                        help="DecodeScheduler needs vLLM 0.24")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cache", type=int, default=8_000_000_000, help="bytes of each engine's")
     parser.add_argument("--engine", type=json.loads, default={}, help="vllm.LLM options, in JSON")
@@ -76,9 +79,8 @@ def main() -> None:
              for row in prompts(given.problems)[:given.prompts] for _ in range(given.group)]
     for engines in given.engines:
         said: dict[str, list[list[int]]] = {}
-        for scheduler in (None, OURS):
-            line, rows = measure(given, asked, [tokenizer.eos_token_id], engines, scheduler)
-            said[line["scheduler"]] = rows
+        for name in given.schedulers:
+            line, said[name] = measure(given, asked, [tokenizer.eos_token_id], engines, name)
             if len(said) > 1:
                 line["greedy_equal"] = round(statistics.mean(
                     map(list.__eq__, said["vLLM"], said["limbeck"])), 4)

@@ -162,7 +162,7 @@ class RlConfig(Config):
     """Steps after which a run stops in which no completion was right; without `accuracy`: in which
     your own rewards (and process) were the same for every completion."""
     minutes: float | None = Field(default=None, gt=0)
-    """Time limit of a phase, which may end earlier by the trainer's own limit."""
+    """Time limit of all phases together, which may end earlier by the trainer's own limit."""
     schedule: Literal["steps", "minutes"] = "steps"
     """What a falling learning rate follows, as sft.schedule."""
     phases: list[Phase] = []

@@ -35,6 +35,9 @@ from pipeline.train.guard import Clock, Guard
 from pipeline.train.launch import worker_main
 from pipeline.train.log import read_log, write_lines
 
+TENTH = 0.1
+"""Of a second, to which a phase's train_seconds are rounded."""
+
 
 def train(job: RlJob, pool: JudgePool | None = None) -> dict[str, Any]:
     """Train `job`'s model phase by phase, judged by `pool` or one of its own.
@@ -52,8 +55,12 @@ def train(job: RlJob, pool: JudgePool | None = None) -> dict[str, Any]:
     model, done = job.model, list[dict[str, Any]]()
     for index, settings in enumerate(schedule[:until]):
         steps_before = sum(counts["steps"] for counts in done)
+        left = _minutes_left(job.rl.minutes, done)
+        if left == 0:
+            break
         # With one seed every phase would begin with the same problems.
-        turn = job.model_copy(update={"model": model, "seed": job.seed + index})
+        turn = job.model_copy(update={"model": model, "seed": job.seed + index,
+                                      "rl": job.rl.model_copy(update={"minutes": left})})
         if not phases:
             done.append(train_phase(turn, pool, Phase(), settings, job.out))
         elif settings["max_steps"] > steps_before:
@@ -67,6 +74,14 @@ def train(job: RlJob, pool: JudgePool | None = None) -> dict[str, Any]:
         _place_result(job, len(done) - 1)
     return {name: round(sum(counts[name] for counts in done), 1)
             for name in ("steps", "train_seconds")}
+
+
+def _minutes_left(limit: float | None, done: Sequence[Mapping[str, Any]]) -> float | None:
+    """What the phases that are `done` left of `limit`; None without one."""
+    if limit is None or not done:
+        return limit
+    left = 60 * limit - sum(counts["train_seconds"] for counts in done)
+    return left / 60 if left > TENTH else 0.0
 
 
 def train_phase(job: RlJob, pool: JudgePool, phase: Phase, settings: Mapping[str, Any],

@@ -1,5 +1,8 @@
 """Phases hand on when they should; the difficulty band keeps what it says."""
 
+import itertools
+from types import SimpleNamespace
+
 import polars as pl
 import pytest
 import tiny_rl
@@ -52,6 +55,18 @@ def test_a_phase_never_cut_off_goes_on_to_the_last_step(start, tmp_path):
         {"until_cut_off": 0.99, "cut_off_steps": 9}, LONGER])
     assert [line["phase"] for line in tiny_rl.log(tmp_path)] == [0, 0]
     assert (tmp_path / "model/config.json").is_file()
+
+
+def test_the_time_limit_is_that_of_all_phases_together(start, tmp_path, monkeypatch):
+    clock = itertools.count(step=20.0)      # seconds; read at the start of a phase and at each step
+    monkeypatch.setattr("pipeline.train.guard.time", SimpleNamespace(monotonic=clock.__next__))
+    counts = tiny_rl.refined(start, tmp_path, minutes=1.0, trainer={"max_steps": 9},
+                             phases=[{"until_step": 2}, {"until_step": 6}, {}])
+    assert [line["phase"] for line in tiny_rl.log(tmp_path)] == [0, 0, 1]
+    assert counts == {"steps": 3, "train_seconds": 60.0}
+    assert (tmp_path / "model/config.json").is_file() and not (tmp_path / "phase-2").exists()
+    assert tiny_rl.refined(start, tmp_path, minutes=1.0, trainer={"max_steps": 9}, phases=[
+        {"until_step": 2}, {"until_step": 6}, {}]) == counts
 
 
 def test_a_finished_run_is_not_trained_again(start, tmp_path, monkeypatch):
