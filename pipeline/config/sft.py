@@ -96,7 +96,7 @@ class LogitsMethod(Config):
 class CrossTokenizerMethod(Config):
     """Learn from a teacher with another tokenizer, where both split the traces at the same byte.
 
-    The distributions are compared over the tokens of both, all others being one more outcome.
+    Each of the teacher's tokens counts for the student's token that it begins with.
     """
 
     type: Literal["cross_tokenizer"] = "cross_tokenizer"

@@ -1,14 +1,17 @@
 """Learns from a teacher with another tokenizer: `sft.method.type=cross_tokenizer`.
 
 Both tokenizers are aligned by bytes, as in TRL's GOLDTrainer (ULD, arXiv 2402.12030, extended).
-Where both split the trace at the same byte, both models predict from the same text: there their
-distributions are compared over the tokens that both have, and all others as one more outcome. What
-GOLD does beyond it is left out: sorted probabilities of tokens that only one has, and products over
-several tokens. With equal tokenizers it is the loss of `logits` with an online teacher.
+Where both split the trace at the same byte, both models predict from the same text, and each of the
+teacher's tokens counts for the student's token that it begins with: a teacher's ".\\n" is the
+student's "." if the student writes the line's end by itself. A place is compared if the trace's own
+next tokens begin alike so. What GOLD does beyond it is left out: sorted probabilities of tokens
+that only one has, and products over several tokens. With equal tokenizers it is the loss of
+`logits` with an online teacher.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,9 +24,9 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pipeline.config.sft import CrossTokenizerMethod
 from pipeline.errors import UserError
-from pipeline.sft.divergence import Dense, LossWeights, distillation_loss
+from pipeline.sft.divergence import Dense, Groups, LossWeights, distillation_loss
 from pipeline.sft.teacher_scorer import hidden_states, load_teacher, output_layer
-from pipeline.student.template import encode
+from pipeline.student.template import encode, encode_all
 from pipeline.student.token_rows import IGNORED
 from pipeline.student.tokenizer import bare_tokenizer
 
@@ -51,22 +54,27 @@ def byte_tokenizer(model: str, tokenizer: Any = None) -> Any:
 
 
 class Aligner:
-    """Reads a student's samples as the teacher does; `shared` are the ids of tokens of both.
+    """Reads a student's samples as the teacher does; `into` are the student's ids by the teacher's.
 
     The teacher reads the prompt as the student's template wrote it.
     """
 
     def __init__(self, student: Any, teacher: Any):
         self.student, self.teacher = student, teacher
-        theirs, self.end = teacher.get_vocab(), teacher.eos_token_id
-        same = {index: theirs[token] for token, index in student.get_vocab().items()
-                if token in theirs and self.end not in (None, theirs[token])}
-        if self.end is not None:
-            same[student.eos_token_id] = self.end
-        self.shared = torch.tensor(sorted(same.items())).T.contiguous().unbind()
-        self.widths = [byte_widths(tokenizer) for tokenizer in (student, teacher)]
+        self.end = teacher.eos_token_id
+        self.into = first_tokens(student, teacher)
         first = teacher("a")["input_ids"][0]
         self.start = [first] if first == teacher.bos_token_id else []
+        self.widths = [byte_widths(tokenizer) for tokenizer in (student, teacher)]
+
+    def groups(self, outcomes: int, vocabulary: int, device: Any) -> Groups:
+        """The teacher's `outcomes` by the tokens of a student that has `vocabulary` of its own."""
+        ids = np.unique(self.into[self.into >= 0])
+        of = np.full(outcomes, len(ids))
+        known = self.into[:outcomes]
+        of[:len(known)] = np.where(known >= 0, np.searchsorted(ids, known), len(ids))
+        return Groups(torch.from_numpy(ids).to(device), torch.from_numpy(of).to(device),
+                      bool((of == len(ids)).any()) and len(ids) < vocabulary)
 
     def __call__(self, ids: list[int], labels: np.ndarray) -> Aligned:
         """Align one sample of token ids with its labels (IGNORED: no loss)."""
@@ -85,13 +93,35 @@ class Aligner:
         if ours[-1] == theirs[-1] == len(text.encode()):    # else a broken letter was replaced
             mine, its = np.intersect1d(ours[:len(body) + ended], theirs[:len(more) + ended],
                                        return_indices=True)[1:]
-        has_loss = labels[first + mine] != IGNORED
-        return Aligned(start + more + [self.end] * ended, first + mine[has_loss],
-                       len(start) + its[has_loss])
+        read = start + more + [self.end] * ended
+        mine, its = first + mine, len(start) + its
+        kept = (labels[mine] != IGNORED) & (self.into[np.array(read, int)[its]]
+                                            == np.array(ids, int)[mine])
+        return Aligned(read, mine[kept], its[kept])
 
     def _text(self, ids: list[int]) -> str:
         return self.student.decode(ids, skip_special_tokens=False,
                                    clean_up_tokenization_spaces=False)
+
+
+def first_tokens(student: Any, teacher: Any) -> np.ndarray:
+    """Return [teacher's ids] the student's token that each one's text begins with, or -1."""
+    ours, theirs, added = student.get_vocab(), teacher.get_vocab(), teacher.get_added_vocab()
+    same = ours == theirs
+    into = np.full(max(theirs.values()) + 1, -1)
+    byte = {letter: value for value, letter in bytes_to_unicode().items()}
+    texts = dict[int, str]()
+    for token, index in theirs.items():
+        into[index] = ours.get(token, -1)       # broken letters and control tokens
+        if same or token in added:
+            continue
+        with contextlib.suppress(UnicodeDecodeError, KeyError):
+            texts[index] = bytes(byte[letter] for letter in token).decode()
+    for index, found in zip(texts, encode_all(student, list(texts.values())), strict=True):
+        into[index] = found[0] if found else -1
+    if teacher.eos_token_id is not None:
+        into[teacher.eos_token_id] = student.eos_token_id
+    return into
 
 
 def byte_widths(tokenizer: Any) -> dict[int, int]:
@@ -110,6 +140,7 @@ class CrossTokenizerLoss:
         self.teacher = load_teacher(method.teacher, method.dtype)
         self.weights = LossWeights(method.beta, method.temperature)
         self.share = method.cross_entropy
+        self.groups: Groups | None = None
 
     def __call__(self, model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         labels = inputs.pop("labels").flatten()
@@ -119,7 +150,7 @@ class CrossTokenizerLoss:
         ours = torch.from_numpy(np.concatenate([at + found.ours for at, found in samples]))
         ours = ours.to(device)
         gap = distillation_loss(states[ours - 1], *head, labels[ours],
-                                self._signal([found for _, found in samples], device),
+                                self._signal([found for _, found in samples], device, len(head[0])),
                                 self.weights)[0]
         metrics = {"divergence": gap, "aligned": gap.new_tensor(float(len(ours)))}
         if not self.share:
@@ -130,7 +161,7 @@ class CrossTokenizerLoss:
         return ((1 - self.share) * gap + self.share * nll, {**metrics, "cross_entropy": nll})
 
     @torch.no_grad()
-    def _signal(self, samples: list[Aligned], device: Any) -> Dense:
+    def _signal(self, samples: list[Aligned], device: Any, vocabulary: int) -> Dense:
         """The teacher's distributions at the aligned tokens of `samples`."""
         rows = [torch.tensor(sample.ids) for sample in samples]
         inputs = {"input_ids": pad_sequence(rows, True).to(device), "attention_mask": pad_sequence(
@@ -138,9 +169,10 @@ class CrossTokenizerLoss:
         states = hidden_states(self.teacher, inputs)
         found = [states[row, torch.from_numpy(sample.theirs).to(device) - 1]
                  for row, sample in enumerate(samples)]
-        ours, theirs = self.align.shared
-        return Dense(torch.cat(found), *output_layer(self.teacher),
-                     (ours.to(device), theirs.to(device)))
+        weight, bias = output_layer(self.teacher)
+        if self.groups is None:
+            self.groups = self.align.groups(len(weight), vocabulary, device)
+        return Dense(torch.cat(found), weight, bias, self.groups)
 
 
 def split(inputs: dict[str, Any],

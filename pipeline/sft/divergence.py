@@ -19,6 +19,8 @@ from pipeline.errors import UserError
 from pipeline.train.layers import compiled
 
 ABSENT = -1e4
+SMALLEST = 1e-38
+"""A probability of none, whose logarithm is finite."""
 """Logit of an outcome that the teacher does not have: finite, or a gradient would be 0 * inf."""
 FLOOR = math.log(1e-30)
 """Lowest log-probability of an outcome, which keeps every loss finite."""
@@ -103,21 +105,54 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Which of the student's tokens `ids` [K] each of the teacher's V' tokens counts for.
+
+    `of` [V'] are places in `ids`, and K of a token that counts for none. If there are such on both
+    sides (`rest`), they are one outcome more; else they are left out.
+    """
+
+    ids: torch.Tensor
+    of: torch.Tensor
+    rest: bool
+
+    def student(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [n, K] of the outcomes, and [n, 1] of all others as one if `rest`."""
+        kept = logits[:, self.ids]
+        if not self.rest:
+            return kept
+        others = logits.index_fill(1, self.ids, -math.inf).logsumexp(1, keepdim=True)
+        return torch.cat([kept, others], 1)
+
+    def teacher(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the same outcomes: the sums of what counts for each."""
+        mass = logits.new_zeros(len(logits), len(self.ids) + 1)
+        mass.index_add_(1, self.of, logits.softmax(1))
+        return (mass if self.rest else mass[:, :-1]).clamp(min=SMALLEST).log()
+
+    def parted(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Gradient [n, V] by `logits` of what `student` made of them."""
+        whole = grad.new_zeros(logits.shape)
+        if self.rest:        # the others share the last by probability
+            whole += logits.index_fill(1, self.ids, -math.inf).softmax(1) * grad[:, -1:]
+        return whole.index_copy_(1, self.ids, grad[:, :len(self.ids)].contiguous())
+
+
+@dataclass(frozen=True)
 class Dense:
     """The teacher's full distribution: `hidden` [N, H'] and its output `weight` [V', H'].
 
-    With another vocabulary `shared` are the outcomes of both, as ids of the student and of the
-    teacher; all others of each count as one more.
+    With another vocabulary `groups` say what of it is which of the student's tokens.
     """
 
     hidden: torch.Tensor
     weight: torch.Tensor
     bias: torch.Tensor | None = None
-    shared: tuple[torch.Tensor, torch.Tensor] | None = None
+    groups: Groups | None = None
 
     def fitted(self, vocabulary: int, dtype: torch.dtype) -> Dense:
         """Cut or pad the output matrix to the student's `vocabulary`; products are in `dtype`."""
-        if self.shared:
+        if self.groups:
             return replace(self, hidden=self.hidden.to(dtype), weight=self.weight.to(dtype))
         weight, bias = self.weight[:vocabulary], self.bias
         bias = bias if bias is None else bias[:vocabulary]
@@ -239,37 +274,18 @@ def _chunk(logits: torch.Tensor, labels: torch.Tensor, teacher: TopK | Dense | N
 
 def _dense(logits: torch.Tensor, teacher: Dense,
            loss: LossWeights) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (sums, gradient) over all outcomes, or the shared ones and the rest."""
+    """Return (sums, gradient) over all outcomes, or those of the teacher's groups."""
     ours, heat = logits, loss.temperature
     theirs = _project(teacher.hidden, teacher.weight, teacher.bias, wide=True)
-    if teacher.shared:
+    sides = [ours, theirs]
+    if teacher.groups:
         ours, theirs, heat = logits.float() / heat, theirs.float() / heat, 1.0
-        rest = all(len(ids) < x.shape[1]
-                   for ids, x in zip(teacher.shared, (ours, theirs), strict=True))
-        sides = [_joined(x, ids, rest)
-                 for ids, x in zip(teacher.shared, (ours, theirs), strict=True)]
-    else:
-        sides = [ours, theirs]
+        sides = [teacher.groups.student(ours), teacher.groups.teacher(theirs)]
     gap, entropy, grad = _on_gpu(dense_divergence, *sides, loss.beta, heat,
                                  (1 - loss.cross_entropy) / loss.temperature, teacher.weight.dtype)
-    if teacher.shared:
-        grad = _parted(grad, ours, teacher.shared[0])
+    if teacher.groups:
+        grad = teacher.groups.parted(grad, ours)
     return torch.stack([gap.sum(), gap.new_zeros(()), entropy.sum()]), grad
-
-
-def _joined(logits: torch.Tensor, ids: torch.Tensor, rest: bool) -> torch.Tensor:
-    """Logits [n, K] of the outcomes `ids`, and [n, 1] of all others as one if `rest`."""
-    kept = logits[:, ids]
-    others = logits.index_fill(1, ids, -math.inf) if rest else logits[:, :0]
-    return torch.cat([kept, others.logsumexp(1, keepdim=True)], 1) if rest else kept
-
-
-def _parted(grad: torch.Tensor, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Gradient [n, V] by `logits` of what _joined made of them."""
-    whole = grad.new_zeros(logits.shape)
-    if grad.shape[1] > len(ids):        # the others share the last by probability
-        whole += logits.index_fill(1, ids, -math.inf).softmax(1) * grad[:, -1:]
-    return whole.index_copy_(1, ids, grad[:, :len(ids)].contiguous())
 
 
 def dense_divergence(logits: torch.Tensor, theirs: torch.Tensor, beta: float | str,

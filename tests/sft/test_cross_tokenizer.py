@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tiny_sft
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pipeline.config.sft import CrossTokenizerMethod
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
 from pipeline.sft.cross_tokenizer import Aligner, byte_tokenizer
-from pipeline.sft.divergence import Dense, LossWeights, distillation_loss
+from pipeline.sft.divergence import Dense, Groups, LossWeights, distillation_loss
 from pipeline.student.token_rows import IGNORED, read_rows
 from tests.sft.test_sft import packed
 
@@ -85,28 +86,61 @@ def test_tokens_are_compared_where_both_have_read_the_same_text(tiny, foreign):
     assert len(nothing.ours) == 0
 
 
-@pytest.mark.parametrize(("beta", "widths"), [(0.0, (20, 30)), (0.5, (20, 30)), (1.0, (9, 30))])
-def test_other_tokens_are_one_more_outcome_unless_one_side_has_none(beta, widths):
+@pytest.mark.parametrize(("beta", "width", "unknown"), [
+    (0.0, 20, 4), (0.5, 20, 4), (0.5, 20, 0), (1.0, 9, 4)])
+def test_the_teachers_tokens_count_together_and_others_are_one_more_outcome(beta, width, unknown):
     torch.manual_seed(0)
     hidden, states = torch.randn(5, 8, requires_grad=True), torch.randn(5, 6)
-    weight, matrix = torch.randn(widths[0], 8), torch.randn(widths[1], 6)
-    shared = torch.randperm(widths[0])[:9], torch.randperm(widths[1])[:9]
+    weight, matrix = torch.randn(width, 8), torch.randn(30, 6)
+    ids = torch.randperm(width)[:9]
+    of = torch.cat([torch.arange(9), torch.randint(9, (21 - unknown,)), torch.full((unknown,), 9)])
+    rest = bool(unknown) and width > 9
     mix = LossWeights(beta, 1.5, chunk_elements=40)
     loss, *_ = distillation_loss(hidden, weight, None, torch.zeros(5, dtype=torch.long),
-                                 Dense(states, matrix, shared=shared), mix)
+                                 Dense(states, matrix, groups=Groups(ids, of, rest)), mix)
 
-    def outcomes(logits, ids):
-        others = np.setdiff1d(np.arange(logits.shape[1]), ids)
-        rest = logits[:, others].logsumexp(1, keepdim=True)
-        return torch.cat([logits[:, ids], *([rest] if min(widths) > 9 else [])], 1).log_softmax(1)
+    def outcomes(logits, members):
+        some = [logits[:, one].logsumexp(1) for one in members[:9 + rest]]
+        return torch.stack(some, 1).log_softmax(1)
 
-    s, t = (outcomes(x @ w.T / 1.5, ids) for x, w, ids in
-            ((hidden, weight, shared[0]), (states, matrix, shared[1])))
+    others = np.setdiff1d(np.arange(width), ids)
+    s = outcomes(hidden @ weight.T / 1.5, [[one] for one in ids.tolist()] + [others])
+    t = outcomes(states @ matrix.T / 1.5, [(of == one).nonzero()[:, 0] for one in range(10)])
     m = torch.logaddexp(s + math.log(1 - beta or 1), t + math.log(beta or 1))
     wanted = {0.0: (t.exp() * (t - s)).sum(), 1.0: (s.exp() * (s - t)).sum()}.get(
         beta, (beta * t.exp() * (t - m) + (1 - beta) * s.exp() * (s - m)).sum())
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(x, hidden)[0] for x in (loss, wanted)))
+
+
+def byte_level(folder, *merged):
+    """A tokenizer of single bytes and of the texts `merged`, whose beginnings it has too."""
+    letters = list(bytes_to_unicode().values())
+    parts = [text[:size] for text in merged for size in range(2, len(text) + 1)]
+    merges = list(dict.fromkeys((part[:-1], part[-1]) for part in parts))
+    core = Tokenizer(models.BPE({token: index for index, token in enumerate(
+        [*letters, *dict.fromkeys(parts), "<end>"])}, merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>")
+    made.save_pretrained(folder)
+    return made
+
+
+def test_a_longer_token_of_the_teacher_counts_for_the_one_that_it_begins_with(tmp_path):
+    student, teacher = byte_level(tmp_path / "s", "7"), byte_level(tmp_path / "t", "7.\u010a", "77")
+    ids = student.encode("7.\n77 7.")
+    align = Aligner(student, teacher)
+    found = align(ids, np.array(ids))
+    assert teacher.convert_ids_to_tokens(found.ids) == ["7.\u010a", "77", "\u0120", "7."]
+    assert [ids[place] for place in found.ours] == student.encode("77 7")
+    groups = align.groups(len(teacher), len(student), "cpu")
+    [seven] = student.encode("7")
+    counted = teacher.convert_ids_to_tokens(
+        (groups.ids[groups.of.clamp(max=len(groups.ids) - 1)] == seven).nonzero()[:, 0].tolist())
+    assert set(counted) - {"<end>"} == {"7", "7.", "7.\u010a", "77"}
+    back = Aligner(teacher, student)(found.ids, np.array(found.ids))
+    assert [found.ids[place] for place in back.ours] == teacher.encode(" ")
 
 
 def test_the_student_learns_held_out_traces_from_a_foreign_teachers_distributions(tiny, foreign,
