@@ -19,8 +19,6 @@ from pipeline.errors import UserError
 from pipeline.train.layers import compiled
 
 ABSENT = -1e4
-SMALLEST = 1e-38
-"""A probability of none, whose logarithm is finite."""
 """Logit of an outcome that the teacher does not have: finite, or a gradient would be 0 * inf."""
 FLOOR = math.log(1e-30)
 """Lowest log-probability of an outcome, which keeps every loss finite."""
@@ -128,7 +126,7 @@ class Groups:
         """Log-probabilities of the same outcomes: the sums of what counts for each."""
         mass = logits.new_zeros(len(logits), len(self.ids) + 1)
         mass.index_add_(1, self.of, logits.softmax(1))
-        return (mass if self.rest else mass[:, :-1]).clamp(min=SMALLEST).log()
+        return (mass if self.rest else mass[:, :-1]).log().clamp(min=FLOOR)
 
     def parted(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Gradient [n, V] by `logits` of what `student` made of them."""
