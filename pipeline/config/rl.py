@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config.job import SHARED_TRAINER_DEFAULTS, TRACKING, Job
 from pipeline.config.judges import Judges
@@ -131,10 +131,10 @@ class RlConfig(Config):
     """`sft` (the sft stage's student), `base` (the student before training), a checkpoint, or
     STEP.STAGE."""
     rewards: dict[str, float] = Field(default={"accuracy": 1.0, "format": 0.1}, min_length=1)
-    """Weight of each reward: accuracy, format, r1_format, language, overlong, repetition,
-    process, length, a name of `judges`, or path/to/file.py:function (relative to the working
-    folder) for your own, called as TRL calls a reward function: it returns a number or None
-    (undecided) for each completion."""
+    """Weight of each reward, null for one to take out: accuracy, format, r1_format, language,
+    overlong, repetition, process, length, a name of `judges`, or path/to/file.py:function (relative
+    to the working folder) for your own, called as TRL calls a reward function: it returns a number
+    or None (undecided) for each completion."""
     source_rewards: dict[str, dict[str, float]] = {}
     """By source the rewards of its problems, in the place of `rewards` (prepare.sources: rewards).
     """
@@ -201,6 +201,13 @@ class RlConfig(Config):
     """Trackers in addition to TensorBoard, which is always written."""
     trainer: dict[str, Any] = {}
     """Passed to TRL's GRPOConfig under its own names (learning_rate, num_generations, ...)."""
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _given(cls, rewards: Any) -> Any:
+        """Leave out what is null: nothing else takes a key out of a mapping laid over another."""
+        return {name: weight for name, weight in rewards.items() if weight is not None} \
+            if isinstance(rewards, dict) else rewards
 
     def trainer_defaults(self) -> dict[str, Any]:
         """GRPOConfig keys that hold unless `trainer` or a phase sets them."""

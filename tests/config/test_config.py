@@ -113,6 +113,19 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
         load(Outer, [tmp_path / "a.yaml"])
 
 
+def test_null_takes_out_a_reward_that_a_file_gives(tmp_path):
+    file = write(tmp_path / "a.yaml", "rl: {rewards: {accuracy: 1.0, r1_format: 0.1}}\n")
+    files = [ROOT / "configs/default.yaml", file]
+
+    def rewards(*overrides):
+        return load(Experiment, files, overrides).rl.rewards
+
+    assert rewards("rl.rewards={accuracy: 1.0}") == {"accuracy": 1.0, "r1_format": 0.1}
+    assert rewards("rl.rewards.r1_format=null") == {"accuracy": 1.0}
+    with pytest.raises(UserError, match=r"rl\.rewards"):
+        rewards("rl.rewards={accuracy: null, r1_format: null}")
+
+
 def test_changing_a_type_replaces_the_whole_mapping():
     below = {"teacher": {"type": "a", "only_a": 1}, "x": 1}
     assert merge(below, {"teacher": {"type": "b"}}) == {"teacher": {"type": "b"}, "x": 1}

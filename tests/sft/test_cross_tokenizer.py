@@ -16,7 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from pipeline.config.sft import CrossTokenizerMethod
 from pipeline.errors import UserError
 from pipeline.sft import trainer as sft
-from pipeline.sft.cross_tokenizer import Aligner, byte_tokenizer
+from pipeline.sft.cross_tokenizer import Aligner, CrossTokenizerLoss, byte_tokenizer
 from pipeline.sft.divergence import Dense, Groups, LossWeights, distillation_loss
 from pipeline.student.token_rows import IGNORED, read_rows
 from tests.sft.test_sft import packed
@@ -141,6 +141,23 @@ def test_a_longer_token_of_the_teacher_counts_for_the_one_that_it_begins_with(tm
     assert set(counted) - {"<end>"} == {"7", "7.", "7.\u010a", "77"}
     back = Aligner(teacher, student)(found.ids, np.array(found.ids))
     assert [found.ids[place] for place in back.ours] == teacher.encode(" ")
+
+
+def test_a_token_that_is_not_compared_teaches_by_its_cross_entropy(tiny, foreign):
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "tokenizer")
+    loss = CrossTokenizerLoss(CrossTokenizerMethod(teacher=str(foreign), dtype="float32"),
+                              tokenizer)
+    model, rows = AutoModelForCausalLM.from_pretrained(tiny / "model"), read_rows(
+        tiny / "rows.parquet")
+    ids, labels = (torch.tensor(part[3].tolist())[None] for part in (rows.ids, rows.labels))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    total, parts = loss(model, {**inputs, "labels": labels.clone()})
+    alone = set(np.flatnonzero(labels[0] != IGNORED)) - set(
+        loss.align(ids[0].tolist(), labels[0].numpy()).ours)
+    logps = model(**inputs).logits[0].log_softmax(-1)
+    assert len(alone) > 2
+    torch.testing.assert_close(total - parts["divergence"],
+                               -sum(logps[at - 1, ids[0, at]] for at in alone))
 
 
 def test_the_student_learns_held_out_traces_from_a_foreign_teachers_distributions(tiny, foreign,
