@@ -33,6 +33,10 @@ class Config(BaseModel):
     """Fields, and FIELD.ITEM of mappings, that do not change what is made: the dump that a key is
     computed from holds their default."""
 
+    REVISION: ClassVar[int] = 0
+    """Raised when what these keys stand for changes, so that what was made with them is remade (a
+    stage's version: all that the stage made)."""
+
     @model_serializer(mode="wrap")
     def _as_in_a_key(self, dump: Any, info: Any) -> dict[str, Any]:
         tree = dump(self)
@@ -42,9 +46,10 @@ class Config(BaseModel):
         for name, _, item in (path.partition(".") for path in self.UNKEYED):
             tree[name] = {key: value for key, value in tree[name].items() if key != item} \
                 if item else fields[name].default
-        return {name: value for name, value in tree.items()
+        kept = {name: value for name, value in tree.items()
                 if name not in self.ADDED or (name not in self.UNKEYED
                                               and getattr(self, name) != fields[name].default)}
+        return kept | ({"revision": self.REVISION} if self.REVISION else {})
 
 
 C = TypeVar("C", bound=Config)

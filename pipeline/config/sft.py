@@ -96,8 +96,11 @@ class LogitsMethod(Config):
 class CrossTokenizerMethod(Config):
     """Learn from a teacher with another tokenizer, where both split the traces at the same byte.
 
-    Each of the teacher's tokens counts for the student's token that it begins with.
+    Each of the teacher's tokens counts for the student's token that it begins with; what cannot be
+    compared is learnt as the `sequence` method does.
     """
+
+    REVISION: ClassVar[int] = 1     # before, what cannot be compared was not learnt
 
     type: Literal["cross_tokenizer"] = "cross_tokenizer"
     teacher: Annotated[str, REFERENCE]

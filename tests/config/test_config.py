@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.experiment import Experiment
 from pipeline.config.load import Config, load, merge, origin_of, parse_override, read_layers
+from pipeline.config.sft import CrossTokenizerMethod, SequenceMethod
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +112,13 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "a.yaml").write_bytes("name: Übung".encode("latin-1"))
     with pytest.raises(UserError, match=r"a\.yaml is not UTF-8"):
         load(Outer, [tmp_path / "a.yaml"])
+
+
+def test_a_section_whose_meaning_changed_has_another_key_and_is_read_back_as_it_was():
+    method = CrossTokenizerMethod(teacher="T")
+    assert method.model_dump()["revision"] == CrossTokenizerMethod.REVISION > 0
+    assert "revision" not in SequenceMethod().model_dump()
+    assert CrossTokenizerMethod(**method.model_dump(context="everything")) == method
 
 
 def test_null_takes_out_a_reward_that_a_file_gives(tmp_path):
