@@ -275,7 +275,8 @@ def explain(error: ValidationError, model: type[BaseModel],
     if first["type"] == "union_tag_invalid":
         return (f"config key '{key}.type'{where}: {context['tag']!r} is none of "
                 f"{context['expected_tags']}")
-    said = first["msg"].removeprefix("Value error, ")
+    said = f"give at least {context['min_length']}" if first["type"] == "too_short" else \
+        first["msg"].removeprefix("Value error, ")
     if first["type"] in ("list_type", "dict_type"):
         said = "give a list, e.g. [A, B]" if first["type"] == "list_type" else \
             "give keys and values, e.g. {KEY: VALUE}"

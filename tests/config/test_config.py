@@ -130,7 +130,7 @@ def test_null_takes_out_a_reward_that_a_file_gives(tmp_path):
 
     assert rewards("rl.rewards={accuracy: 1.0}") == {"accuracy": 1.0, "r1_format": 0.1}
     assert rewards("rl.rewards.r1_format=null") == {"accuracy": 1.0}
-    with pytest.raises(UserError, match=r"rl\.rewards"):
+    with pytest.raises(UserError, match=r"'rl\.rewards'.*: give at least 1, not"):
         rewards("rl.rewards={accuracy: null, r1_format: null}")
 
 
